@@ -73,7 +73,7 @@ def extensions() -> tuple[list, dict]:
             "ZEROSUM_EXT_PURE=1 to install without compiled kernels."
         )
 
-    common = dict(include_dirs=[str(ROOT / "csrc")], py_limited_api=True)
+    common = {"include_dirs": [str(ROOT / "csrc")], "py_limited_api": True}
     macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DPy_LIMITED_API=0x030A0000"]
     # No -ffast-math and no -march: errno and traps are the only parts of IEEE arithmetic given up.
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
@@ -105,7 +105,14 @@ def extensions() -> tuple[list, dict]:
                 cuda_sources,
                 extra_compile_args={
                     "cxx": [*flags, *macros, "-DUSE_CUDA"],
-                    "nvcc": ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr", *macros, "-DUSE_CUDA"],
+                    "nvcc": [
+                        "-O3",
+                        "-std=c++17",
+                        "-lineinfo",
+                        "--expt-relaxed-constexpr",
+                        *macros,
+                        "-DUSE_CUDA",
+                    ],
                 },
                 extra_link_args=[*stub, "-Wl,--as-needed"],
                 **common,

@@ -1,5 +1,28 @@
-"""zerosum_ext: train recommenders that do not just push what is popular."""
+"""zerosum_ext: train recommenders that do not just push what is popular.
+
+Fused BPR, Zerosum and Pos2Neg2 losses, exact negative sampling, matrix factorization and bias metrics for PyTorch.
+"""
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from zerosum_ext._extension import build_info
+from zerosum_ext.losses import (
+    BPRLoss,
+    Pos2Neg2Loss,
+    ZerosumLoss,
+    bpr_loss,
+    pos2neg2_loss,
+    zerosum_loss,
+)
+
+__all__ = [
+    "BPRLoss",
+    "Pos2Neg2Loss",
+    "ZerosumLoss",
+    "bpr_loss",
+    "build_info",
+    "pos2neg2_loss",
+    "zerosum_loss",
+]

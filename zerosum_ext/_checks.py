@@ -1,0 +1,75 @@
+"""Argument checks shared by the public functions. Messages name the argument, the value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def require_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
+
+
+def require_floating(name: str, value: Any) -> None:
+    require_tensor(name, value)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
+
+
+def require_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected a tensor on {other.device}, where {other_name} is, got {describe(value)}")
+
+
+def require_finite_number(
+    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
+) -> float:
+    """Returns the value as a float, or raises where it is not a finite number within the (closed) bounds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if minimum is not None and maximum is not None:
+        expected = f"a number in [{minimum:g}, {maximum:g}]"
+    elif minimum is not None:
+        expected = f"a number >= {minimum:g}"
+    else:
+        expected = "a finite number"
+    if (
+        not math.isfinite(value)
+        or (minimum is not None and value < minimum)
+        or (maximum is not None and value > maximum)
+    ):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return float(value)
+
+
+def require_positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {describe(value)}")
+    number = value.__index__()
+    if number < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {number}")
+    return int(number)
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def require_index_tensor(name: str, value: Any) -> None:
+    require_tensor(name, value)
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected an int32 or int64 tensor, got {describe(value)}")

@@ -1,0 +1,105 @@
+"""Finds and loads the compiled libraries, and says what is loaded and why something is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGE = Path(__file__).parent
+_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+
+class _Library:
+    """One compiled library: its file, whether it is loaded, and otherwise the reason and the remedy."""
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        self.loaded = False
+        self.reason = ""
+        self.remedy = ""
+        files = sorted(_PACKAGE.glob(f"{stem}.*so")) + sorted(_PACKAGE.glob(f"{stem}.*pyd"))
+        self.file: Path | None = files[0] if files else None
+
+    def load(self) -> None:
+        try:
+            torch.ops.load_library(str(self.file))
+            self.loaded = True
+        except (OSError, RuntimeError) as error:
+            self.reason = f"{self.file} does not load: {str(error).splitlines()[0]}"
+            self.remedy = f"rebuild it for this torch ({torch.__version__}): {_REBUILD}"
+
+    def describe(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"loaded": self.loaded, "file": str(self.file) if self.file else None}
+        if not self.loaded:
+            out |= {"reason": self.reason, "remedy": self.remedy}
+        return out
+
+
+def _load_cpu() -> _Library:
+    library = _Library("_C")
+    if library.file is None:
+        library.reason = "the package was installed without its compiled part"
+        library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {_REBUILD}"
+    else:
+        library.load()
+    if not library.loaded:
+        warnings.warn(
+            f"zerosum_ext runs on plain PyTorch, slowly: {library.reason}. To mend it: {library.remedy}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return library
+
+
+def _load_cuda(cpu: _Library) -> _Library:
+    library = _Library("_C_cuda")
+    if library.file is None:
+        library.reason = "the package was built without CUDA kernels"
+        library.remedy = f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {_REBUILD}"
+    elif torch.version.cuda is None:
+        library.reason = f"torch {torch.__version__} is a CPU build"
+        library.remedy = "install a CUDA build of torch"
+    elif not cpu.loaded:
+        library.reason = "_C, which defines the ops, is not loaded"
+        library.remedy = cpu.remedy
+    else:
+        library.load()
+    return library
+
+
+CPU = _load_cpu()
+CUDA = _load_cuda(CPU)
+
+
+def build_info() -> dict[str, Any]:
+    """What is installed and loaded.
+
+    Returns:
+        A dictionary with the versions of zerosum_ext, Python and torch; ``cpu`` and ``cuda``: whether that compiled
+        library is ``loaded``, its ``file``, and otherwise the ``reason`` and a ``remedy``; ``isa``: the instruction
+        set of the CPU kernels (``avx512``, ``avx2`` or ``baseline``; None without them); ``losses``: the names of
+        the compiled losses; ``threads``: torch's intra-op threads; ``cuda_devices``: names of the GPUs torch sees.
+    """
+    try:
+        version = importlib.metadata.version("zerosum-ext")
+    except importlib.metadata.PackageNotFoundError:
+        from zerosum_ext import __version__ as version
+    ops = torch.ops.zerosum_ext
+    return {
+        "zerosum_ext": version,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "torch": torch.__version__,
+        "cpu": CPU.describe(),
+        "cuda": CUDA.describe(),
+        "isa": ops.cpu_isa() if CPU.loaded else None,
+        "losses": ops.loss_names().split(",") if CPU.loaded else [],
+        "threads": torch.get_num_threads(),
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
