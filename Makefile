@@ -1,0 +1,68 @@
+# Two commands do everything, set-up included:  make demo   make test
+# TORCH is the torch that is installed, e.g. a CPU build: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu" test
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+OUTPUT ?= runs/demo
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
+SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
+
+.PHONY: demo test bench lint format types sanitize cuda-check wheel clean help
+
+help:
+	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
+	@echo "make test        the whole test suite"
+	@echo "make bench       the benchmarks (minutes)"
+	@echo "make lint types  ruff, clang-format, mypy"
+	@echo "make sanitize    CUDA kernels on the host under ASan, UBSan and TSan"
+	@echo "make cuda-check  compile the CUDA library for every architecture, read registers and spills"
+	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
+
+# ---- set-up: a virtual environment, torch, the package with its compiled part
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install -q --upgrade "pip<27" "setuptools>=77" wheel ninja
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.created
+	$(RUN)/python -m pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	MAX_JOBS=$(JOBS) $(RUN)/python -m pip install -q --no-build-isolation ".[test]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(RUN)/python -m pip install -q ".[dev]" --no-build-isolation
+	touch $@
+
+# Tests and the demo run from a folder that holds no zerosum_ext/, so that they meet the installed package.
+demo: $(VENV)/.installed
+	$(RUN)/zerosum-ext demo --output $(OUTPUT)
+
+test: $(VENV)/.installed
+	$(RUN)/pytest -q $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed
+	$(RUN)/pytest -q benchmarks --benchmark-only $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.dev
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+	$(RUN)/clang-format -i $(CXX_FILES)
+
+types: $(VENV)/.dev
+	$(RUN)/mypy
+
+wheel: $(VENV)/.torch
+	MAX_JOBS=$(JOBS) $(RUN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) zerosum_ext/*.so
