@@ -1,0 +1,536 @@
+"""Evaluating a recommender: every accuracy and bias metric from one pass over users x items.
+
+:func:`rank` streams over blocks of users. For each it takes the scores of all items, leaves out the
+interactions to exclude, *counts* how many candidates are above and level with each held-out positive (nothing
+is sorted) and selects the top k. What it keeps is small: two counts per positive and k items per user. Every
+metric then comes from these (:func:`compute`); :func:`evaluate` does both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from zerosum_ext import metrics as m
+
+__all__ = ["AT_K_METRICS", "METRICS", "Ranking", "compute", "evaluate", "rank"]
+
+# Metrics that have a cut-off, reported as "name@k" for each k.
+AT_K_METRICS = (
+    "hr",
+    "recall",
+    "precision",
+    "ndcg",
+    "mrr",
+    "map",
+    "arp",
+    "aplt",
+    "aclt",
+    "tail_share",
+    "coverage",
+    "gini",
+    "entropy",
+    "novelty",
+)
+# Everything evaluate computes by default.
+METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
+# On request only: they need negatives to be given or drawn.
+SAMPLED_METRICS = ("sampled_hit", "sampled_ndcg")
+
+# Elements of a [users, items] block of scores in the streaming pass (64 MiB of float32).
+_BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where each user's held-out positives stand among all candidates, and each user's top k.
+
+    Candidates are all items but the excluded ones; a held-out positive is always a candidate. Only users with
+    a held-out positive appear.
+
+    Attributes:
+        users: int64 [n], the evaluated users, ascending.
+        indptr: int64 [n + 1], where each user's positives lie in the next four arrays.
+        items: int64 [P], the held-out positives.
+        scores: float [P], their scores.
+        greater: int64 [P], candidates with a higher score.
+        equal: int64 [P], other candidates with the same score.
+        num_candidates: int64 [n].
+        top_items: int64 [n, k], best first, equal scores by ascending item; -1 pads. Items scored -inf are
+            never in it.
+        num_users, num_items: the shape of the interaction matrix.
+    """
+
+    users: np.ndarray
+    indptr: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+    greater: np.ndarray
+    equal: np.ndarray
+    num_candidates: np.ndarray
+    top_items: np.ndarray
+    num_users: int
+    num_items: int
+
+    @property
+    def positive_users(self) -> np.ndarray:
+        """int64 [P], the user of each positive."""
+        return np.repeat(self.users, np.diff(self.indptr))
+
+    def select(self, users: Any) -> Ranking:
+        """The part of this ranking that belongs to the given users (integers, or a mask over all users)."""
+        chosen = np.asarray(users)
+        if chosen.dtype == bool:
+            if chosen.shape != (self.num_users,):
+                raise ValueError(f"users: expected a mask of shape ({self.num_users},), got {chosen.shape}")
+            keep = chosen[self.users]
+        else:
+            keep = np.isin(self.users, chosen)
+        counts = np.diff(self.indptr)
+        positive = np.repeat(keep, counts)
+        return Ranking(
+            users=self.users[keep],
+            indptr=np.concatenate(([0], np.cumsum(counts[keep]))),
+            items=self.items[positive],
+            scores=self.scores[positive],
+            greater=self.greater[positive],
+            equal=self.equal[positive],
+            num_candidates=self.num_candidates[keep],
+            top_items=self.top_items[keep],
+            num_users=self.num_users,
+            num_items=self.num_items,
+        )
+
+
+def _csr(matrix: Any, name: str) -> sparse.csr_matrix:
+    """A canonical scipy CSR (sorted, no duplicates) of the stored entries of an interaction matrix."""
+    if hasattr(matrix, "to_scipy"):
+        return matrix.to_scipy()
+    if not sparse.issparse(matrix):
+        raise TypeError(
+            f"{name}: expected Interactions or a scipy sparse matrix, got {type(matrix).__name__}"
+        )
+    result = matrix.tocsr()
+    if not result.has_canonical_format:
+        result = result.copy()
+        result.sum_duplicates()
+    return result
+
+
+def _same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
+    if train != test:
+        raise ValueError(
+            f"test: expected the shape of the train or excluded interactions {train}, got {test}"
+        )
+
+
+def _rows(matrix: sparse.csr_matrix, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(indptr, indices) of the given rows."""
+    if users.size == matrix.shape[0]:
+        return matrix.indptr.astype(np.int64), matrix.indices
+    start, count = matrix.indptr[users].astype(np.int64), np.diff(matrix.indptr)[users]
+    indptr = np.concatenate(([0], np.cumsum(count, dtype=np.int64)))
+    where = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], count)
+    return indptr, matrix.indices[where]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The pass over a block of scores, in plain PyTorch
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _rank_block(
+    scores: Tensor, ex_indptr: Tensor, ex_items: Tensor, pos_indptr: Tensor, pos_items: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(positive scores, greater, equal, candidates, top items) of a block of scores [B, I]."""
+    num_items = scores.shape[1]
+    rows = torch.arange(scores.shape[0], device=scores.device)
+    ex_row = rows.repeat_interleave(ex_indptr.diff(), output_size=ex_items.numel())
+    pos_row = rows.repeat_interleave(pos_indptr.diff(), output_size=pos_items.numel())
+    candidate = torch.ones_like(scores, dtype=torch.bool)
+    candidate[ex_row, ex_items] = False
+    candidate[pos_row, pos_items] = True
+    if bool((torch.isnan(scores) & candidate).any()):
+        row = int((torch.isnan(scores) & candidate).any(1).nonzero()[0])
+        raise _NaNScore(row)
+    target = scores[pos_row, pos_items]
+    greater = torch.empty_like(pos_items)
+    equal = torch.empty_like(pos_items)
+    step = max(1, _BLOCK_ELEMENTS // max(1, num_items))
+    for start in range(0, target.numel(), step):
+        part = slice(start, start + step)
+        others, level = scores[pos_row[part]], target[part, None]
+        valid = candidate[pos_row[part]]
+        greater[part] = ((others > level) & valid).sum(1)
+        equal[part] = ((others == level) & valid).sum(1) - 1
+    masked = torch.where(candidate, scores, -torch.inf)
+    return target, greater, equal, candidate.sum(1), _top_k(masked, k)
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    """Items of the k highest scores of each row, ties by ascending item, -1 where the score is -inf."""
+    width = min(k, scores.shape[1])
+    if width == 0 or scores.shape[0] == 0:
+        return torch.full((scores.shape[0], k), -1, dtype=torch.int64, device=scores.device)
+    last = scores.topk(width, dim=1).values[:, -1:]
+    above = scores > last
+    level = scores == last
+    room = width - above.sum(1, keepdim=True)
+    items = (above | (level & (level.cumsum(1) <= room))).nonzero()[:, 1].reshape(-1, width)
+    values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
+    items = items.gather(1, order).masked_fill_(values == -torch.inf, -1)
+    return torch.nn.functional.pad(items, (0, k - width), value=-1)
+
+
+class _NaNScore(Exception):
+    """Carries the row of a block that has a NaN score."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(row)
+        self.row = row
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Models
+# ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """No gradients, and evaluation mode for the time being where the model is a Module."""
+    training = isinstance(model, torch.nn.Module) and model.training
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def _scorer(model: Any, num_users: int, num_items: int) -> Callable[[Tensor], Tensor]:
+    """A function from users [B] to scores [B, num_items] for anything evaluate takes as a model."""
+    if hasattr(model, "factors"):
+        model = tuple(model.factors())
+    elif hasattr(model, "score_all_items"):
+        return model.score_all_items
+    if isinstance(model, (tuple, list)):
+        if len(model) not in (2, 3):
+            raise ValueError(
+                f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries"
+            )
+        user, item = torch.as_tensor(model[0]), torch.as_tensor(model[1])
+        bias = None if len(model) == 2 or model[2] is None else torch.as_tensor(model[2])
+        if user.ndim != 2 or item.ndim != 2 or user.shape[1] != item.shape[1]:
+            raise ValueError(
+                f"model: expected factors [U, d] and [I, d], got {[*user.shape]} and {[*item.shape]}"
+            )
+        _check_shape("user factors", user.shape[0], num_users, "users")
+        _check_shape("item factors", item.shape[0], num_items, "items")
+        if bias is not None and bias.shape != (num_items,):
+            raise ValueError(f"model: expected an item bias of shape [{num_items}], got {[*bias.shape]}")
+        if user.dtype in (torch.bfloat16, torch.float16):
+            user, item = user.float(), item.float()
+
+        def dot(users: Tensor) -> Tensor:
+            scores = user[users.to(user.device)] @ item.T
+            return scores if bias is None else scores + bias
+
+        return dot
+    if isinstance(model, (np.ndarray, Tensor)):
+        matrix = torch.as_tensor(model)
+        if matrix.shape != (num_users, num_items):
+            raise ValueError(f"model: expected scores [{num_users}, {num_items}], got {[*matrix.shape]}")
+        return lambda users: matrix[users.to(matrix.device)]
+    raise TypeError(
+        "model: expected an object with factors() or score_all_items(users), (user factors, item "
+        f"factors[, item bias]), or a matrix of scores, got {type(model).__name__}"
+    )
+
+
+def _check_shape(what: str, got: int, expected: int, axis: str) -> None:
+    if got != expected:
+        raise ValueError(f"model: {what} has {got} rows, the interactions have {expected} {axis}")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Ranking
+# ----------------------------------------------------------------------------------------------------------
+
+
+def rank(
+    model: Any,
+    train: Any,
+    test: Any,
+    *,
+    k: int = 20,
+    exclude: Any = "train",
+    users: Any = None,
+    batch_size: int | None = None,
+) -> Ranking:
+    """Ranks every user's held-out positives among all items and selects the user's top k.
+
+    Args:
+        model: an object with ``factors() -> (user [U, d], item [I, d], item_bias [I] | None)`` or with
+            ``score_all_items(users [B]) -> [B, I]``, such factors as a tuple, or a matrix of scores [U, I].
+            NumPy or torch, on any device; fp16 and bf16 are widened to fp32 (exact).
+        train: interactions the model was trained on (Interactions or scipy sparse [U, I]); None for none.
+        test: the held-out positives, of the same shape.
+        k: length of the lists to keep, at least 0.
+        exclude: interactions that are no candidates: ``"train"``, None for none, or an interaction matrix. A
+            held-out positive is a candidate even where it is excluded.
+        users: evaluate only these (integers); by default all who have a held-out positive.
+        batch_size: users per block of scores; by default as many as fit in 64 MiB. Does not affect the
+            result.
+
+    Raises:
+        ValueError: a candidate's score is NaN; shapes do not agree.
+    """
+    held_out = _csr(test, "test")
+    num_users, num_items = held_out.shape
+    if isinstance(exclude, str):
+        if exclude != "train":
+            raise ValueError(f"exclude: expected 'train', None or an interaction matrix, got {exclude!r}")
+        exclude = train
+    excluded = (
+        sparse.csr_matrix(held_out.shape, dtype=np.int8) if exclude is None else _csr(exclude, "exclude")
+    )
+    _same_shape(excluded.shape, held_out.shape)
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+        raise ValueError(f"k: expected an int >= 0, got {k!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+
+    evaluated = np.flatnonzero(np.diff(held_out.indptr))
+    if users is not None:
+        chosen = np.unique(np.asarray(users, dtype=np.int64))
+        if chosen.size and (chosen[0] < 0 or chosen[-1] >= num_users):
+            raise ValueError(f"users: expected integers in [0, {num_users}), got {chosen[0]} .. {chosen[-1]}")
+        evaluated = np.intersect1d(evaluated, chosen)
+    pos_indptr, pos_items = _rows(held_out, evaluated)
+    ex_indptr, ex_items = _rows(excluded, evaluated)
+    step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
+    parts: list[tuple[Tensor, ...]] = []
+    with _inference(model):
+        score = _scorer(model, num_users, num_items)
+        for start in range(0, evaluated.size, step):
+            block = evaluated[start : start + step]
+            scores = torch.as_tensor(score(torch.from_numpy(block)))
+            if scores.shape != (block.size, num_items):
+                raise ValueError(f"model: expected scores [{block.size}, {num_items}], got {[*scores.shape]}")
+            if scores.dtype in (torch.bfloat16, torch.float16):
+                scores = scores.float()
+            csr = [
+                torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64)).to(scores.device)
+                for x in (
+                    *_slice(ex_indptr, ex_items, start, step),
+                    *_slice(pos_indptr, pos_items, start, step),
+                )
+            ]
+            try:
+                parts.append(_rank_block(scores, csr[0], csr[1], csr[2], csr[3], k))
+            except _NaNScore as error:
+                raise ValueError(f"model: NaN among the scores of user {block[error.row]}") from None
+    empty = torch.zeros(0, dtype=torch.int64)
+    columns: list[Any] = (
+        list(zip(*parts, strict=True)) if parts else [(empty,)] * 4 + [(empty.reshape(0, k),)]
+    )
+    target, greater, equal, candidates, top = (torch.cat(c).cpu().numpy() for c in columns)
+    return Ranking(
+        evaluated,
+        pos_indptr,
+        pos_items.astype(np.int64),
+        target,
+        greater,
+        equal,
+        candidates,
+        top,
+        num_users,
+        num_items,
+    )
+
+
+def _slice(indptr: np.ndarray, indices: np.ndarray, start: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    part = indptr[start : start + step + 1]
+    return part - part[0], indices[part[0] : part[-1]]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Metrics
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _negative_counts(ranking: Ranking) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per positive: (negatives below, negatives level), and per user the number of negatives."""
+    group = np.repeat(np.arange(ranking.users.size), np.diff(ranking.indptr))
+    positives = np.diff(ranking.indptr)
+    order, run, start, size = m._tie_blocks(group, -ranking.scores)
+    above = np.empty(group.size, np.int64)
+    level = np.empty(group.size, np.int64)
+    above[order], level[order] = start[run], size[run] - 1
+    negatives = ranking.num_candidates - positives
+    level = ranking.equal - level
+    return negatives[group] - (ranking.greater - above) - level, level, negatives
+
+
+def _per_user_auc(ranking: Ranking) -> np.ndarray:
+    below, level, negatives = _negative_counts(ranking)
+    total = np.add.reduceat(below + level / 2, ranking.indptr[:-1]) if ranking.users.size else np.zeros(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / (np.diff(ranking.indptr) * negatives)
+
+
+def _pairwise_accuracy(ranking: Ranking) -> float:
+    below, _, negatives = _negative_counts(ranking)
+    pairs = float(np.diff(ranking.indptr) @ negatives)
+    return float(below.sum() / pairs) if pairs else float("nan")
+
+
+def _parse(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int]]:
+    """[(key, name, cut-off or 0)] of the metrics asked for, in order, each once."""
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics: expected a sequence of names, got the string {metrics!r}")
+    wanted: dict[str, tuple[str, str, int]] = {}
+    for entry in metrics:
+        name, at, cut = entry.partition("@")
+        if name not in (*METRICS, *SAMPLED_METRICS):
+            raise ValueError(
+                f"metrics: unknown {entry!r}; known are {', '.join((*METRICS, *SAMPLED_METRICS))}"
+            )
+        if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
+            if at:
+                raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
+            wanted[name] = (name, name, 0)
+            continue
+        if at and not cut.isdecimal():
+            raise ValueError(f"metrics: expected {name}@k with an integer k, got {entry!r}")
+        for value in (int(cut),) if at else k:
+            cutoff = m._cutoff(value)
+            wanted[f"{name}@{cutoff}"] = (f"{name}@{cutoff}", name, cutoff)
+    return list(wanted.values())
+
+
+def compute(
+    ranking: Ranking,
+    popularity: Any,
+    *,
+    metrics: Sequence[str] = METRICS,
+    k: int | Sequence[int] = (10, 20),
+    ties: m.Ties = "average",
+    tail_mass: float = 0.2,
+) -> dict[str, float]:
+    """Every metric asked for, from a :class:`Ranking`; means are over the ranking's users.
+
+    Args:
+        ranking: of :func:`rank`, whose k is at least the largest cut-off of a metric of lists.
+        popularity: interaction counts [num_items], or an interaction matrix.
+        metrics, k, ties, tail_mass: as in :func:`evaluate`.
+    """
+    counts = m.popularity_counts(popularity)
+    if counts.size != ranking.num_items:
+        raise ValueError(f"popularity: expected {ranking.num_items} items, got {counts.size}")
+    wanted = _parse(metrics, (k,) if isinstance(k, (int, np.integer)) else k)
+    users = ranking.positive_users
+    ranks = m.positive_ranks(users, ranking.scores, ranking.greater, ranking.equal, ties)
+    positives = (users, ranking.items, ranking.scores, counts)
+    by_rank = {
+        "hr": m.hit_rate,
+        "recall": m.recall,
+        "precision": m.precision,
+        "ndcg": m.ndcg,
+        "mrr": m.mrr,
+        "map": m.mean_average_precision,
+    }
+    by_list: dict[str, Callable[[np.ndarray], float]] = {
+        "arp": lambda x: m.arp(x, counts),
+        "aplt": lambda x: m.aplt(x, counts, tail_mass),
+        "aclt": lambda x: m.aclt(x, counts, tail_mass),
+        "tail_share": lambda x: m.tail_share(x, counts, tail_mass),
+        "coverage": lambda x: m.coverage(x, ranking.num_items),
+        "gini": lambda x: m.gini(x, ranking.num_items),
+        "entropy": lambda x: m.entropy(x, ranking.num_items),
+        "novelty": lambda x: m.novelty(x, counts, ranking.num_users),
+    }
+    whole: dict[str, Callable[[], float]] = {
+        "auc": lambda: _nanmean(_per_user_auc(ranking)),
+        "pairwise_accuracy": lambda: _pairwise_accuracy(ranking),
+        "pri": lambda: m.pri(*positives),
+        "pop_q_at_1": lambda: m.pop_q_at_1(*positives),
+        "upo": lambda: m.upo(*positives),
+        "pcc": lambda: m.pcc(*positives),
+        "pru": lambda: m.pru(*positives),
+    }
+    result: dict[str, float] = {}
+    for key, name, cutoff in wanted:
+        if name in by_rank:
+            result[key] = by_rank[name](users, ranks, cutoff)
+        elif name in by_list:
+            if cutoff > ranking.top_items.shape[1] < ranking.num_items:
+                raise ValueError(
+                    f"ranking: keeps {ranking.top_items.shape[1]} items per user, {key} needs {cutoff}"
+                )
+            result[key] = by_list[name](ranking.top_items[:, :cutoff])
+        elif name in whole:
+            result[key] = whole[name]()
+        else:
+            raise ValueError(f"metrics: {name} needs the scores of negatives; ask evaluate for it")
+    return result
+
+
+def _nanmean(values: np.ndarray) -> float:
+    return m._mean(values[~np.isnan(values)])
+
+
+def evaluate(
+    model: Any,
+    train: Any,
+    test: Any,
+    *,
+    metrics: Sequence[str] = METRICS,
+    k: int | Sequence[int] = (10, 20),
+    popularity: Any = None,
+    exclude: Any = "train",
+    ties: m.Ties = "average",
+    tail_mass: float = 0.2,
+    users: Any = None,
+    batch_size: int | None = None,
+) -> dict[str, float]:
+    """Evaluates a model on held-out interactions: accuracy, popularity bias and exposure in one pass.
+
+    Means are over the users with a held-out positive. Definitions, ranges and sources:
+    :mod:`zerosum_ext.metrics`.
+
+    Args:
+        model, train, test, exclude, users, batch_size: as in :func:`rank`.
+        metrics: names of :data:`METRICS`; those of :data:`AT_K_METRICS` are reported at each of ``k``, or at
+            a cut-off of their own ("ndcg@5").
+        k: one cut-off or several.
+        popularity: interaction counts [num_items] or an interaction matrix; None counts train + test.
+        ties: what happens to equal scores, see :func:`zerosum_ext.metrics.positive_ranks`. AUC counts a tie
+            1/2 and pairwise accuracy counts it as wrong, whatever this says; lists take the lower item
+            number.
+        tail_mass: share of the interactions that the long tail has, see
+            :func:`zerosum_ext.metrics.long_tail`.
+
+    Returns:
+        {"hr@10": .., "hr@20": .., ..., "pri": .., "pop_q_at_1": ..}, in the order of ``metrics``.
+    """
+    cutoffs = (k,) if isinstance(k, (int, np.integer)) else tuple(k)
+    wanted = _parse(metrics, cutoffs)
+    if popularity is None:
+        popularity = np.asarray(_csr(test, "test").getnnz(axis=0), dtype=np.float64)
+        if train is not None:
+            trained = _csr(train, "train")
+            _same_shape(trained.shape, test.shape)
+            popularity = popularity + trained.getnnz(axis=0)
+    length = max((cutoff for _, _, cutoff in wanted), default=0)
+    ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
+    return compute(ranking, popularity, metrics=metrics, k=cutoffs, ties=ties, tail_mass=tail_mass)
