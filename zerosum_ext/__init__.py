@@ -1,13 +1,16 @@
 """zerosum_ext: train recommenders that do not just push what is popular.
 
-Fused BPR, Zerosum and Pos2Neg2 losses, exact negative sampling, matrix factorization and bias metrics for PyTorch.
+Fused BPR, Zerosum and Pos2Neg2 losses, exact negative sampling, matrix factorization and bias metrics for
+PyTorch.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from zerosum_ext import metrics
 from zerosum_ext._extension import build_info
+from zerosum_ext.evaluation import Ranking, evaluate, rank
 from zerosum_ext.losses import (
     BPRLoss,
     Pos2Neg2Loss,
@@ -20,9 +23,13 @@ from zerosum_ext.losses import (
 __all__ = [
     "BPRLoss",
     "Pos2Neg2Loss",
+    "Ranking",
     "ZerosumLoss",
     "bpr_loss",
     "build_info",
+    "evaluate",
+    "metrics",
     "pos2neg2_loss",
+    "rank",
     "zerosum_loss",
 ]
