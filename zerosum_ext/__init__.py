@@ -8,9 +8,10 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from zerosum_ext import metrics
+from zerosum_ext import datasets, metrics
 from zerosum_ext._extension import build_info
 from zerosum_ext.evaluation import Ranking, evaluate, rank
+from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import (
     BPRLoss,
     Pos2Neg2Loss,
@@ -22,11 +23,13 @@ from zerosum_ext.losses import (
 
 __all__ = [
     "BPRLoss",
+    "Interactions",
     "Pos2Neg2Loss",
     "Ranking",
     "ZerosumLoss",
     "bpr_loss",
     "build_info",
+    "datasets",
     "evaluate",
     "metrics",
     "pos2neg2_loss",
