@@ -1,0 +1,194 @@
+// What a sample is: every positive and negative as a function of (seed, epoch, sample number). CPU and CUDA kernels
+// call these functions, or compute the same integers faster; zerosum_ext/_sampling_reference.py says the same in
+// PyTorch.
+//
+// A negative is drawn by rejection, two tries to a Philox block and a bounded number of blocks, and after that exactly
+// from the complement of the row. A row that holds more than half of the items goes to the complement at once:
+// rejection would be slow there and would magnify the 2^-64 of the multiply-high draw. Nothing loops without a bound,
+// and nothing depends on how membership is found out.
+#pragma once
+
+#include <cstdint>
+
+#include "alias.h"
+#include "csr.h"
+#include "permutation.h"
+#include "philox.h"
+
+namespace zx {
+
+constexpr uint32_t kRejectionBlocks = 16;
+
+// ---- Distributions over items ---------------------------------------------------------------------------------------
+// item(draw)         the item that a 64-bit draw stands for
+// mass_below(i)      integer mass of the items below i
+// item_at(m)         the item that owns unit m of the mass
+// and, of the items outside a row: complement_mass(row), complement_item(row, m), the owner of unit m.
+
+struct UniformItems {
+  static constexpr Stream kStream = Stream::kNegative;
+  int64_t num_items;
+
+  ZX_HD int64_t item(uint64_t draw) const {
+    return static_cast<int64_t>(mulhi64(draw, static_cast<uint64_t>(num_items)));
+  }
+  ZX_HD uint64_t mass_below(int64_t i) const { return static_cast<uint64_t>(i); }
+  template <class Index>
+  ZX_HD uint64_t complement_mass(Row<Index> row) const {
+    return static_cast<uint64_t>(num_items - row.count);
+  }
+  template <class Index>
+  ZX_HD int64_t complement_item(Row<Index> row, uint64_t m) const {
+    return complement_select(row, static_cast<int64_t>(m));
+  }
+};
+
+// The complement of a row under a distribution that is not uniform: a walk along the row.
+template <class Items, class Index>
+ZX_HD uint64_t walk_complement_mass(const Items& items, Row<Index> row) {
+  uint64_t mass = items.mass_below(items.num_items);
+  for (int64_t j = 0; j < row.count; ++j) {
+    const int64_t item = static_cast<int64_t>(row.items[j]);
+    mass -= items.mass_below(item + 1) - items.mass_below(item);
+  }
+  return mass;
+}
+
+template <class Items, class Index>
+ZX_HD int64_t walk_complement_item(const Items& items, Row<Index> row, uint64_t m) {
+  uint64_t skipped = 0;  // mass of the row's items below the answer
+  for (int64_t j = 0; j < row.count; ++j) {
+    const int64_t item = static_cast<int64_t>(row.items[j]);
+    const uint64_t below = items.mass_below(item);
+    if (below - skipped > m) break;
+    skipped += items.mass_below(item + 1) - below;
+  }
+  return items.item_at(m + skipped);
+}
+
+// Weighted by an alias table; prefix[i] is the mass below item i, prefix[num_items] = 2^(bits + 31).
+struct AliasItems {
+  static constexpr Stream kStream = Stream::kAlias;
+  int64_t num_items;
+  const uint64_t* slots;
+  int bits;
+  const int64_t* prefix;
+
+  ZX_HD int64_t item(uint64_t draw) const { return alias_item(slots, bits, draw); }
+  ZX_HD uint64_t mass_below(int64_t i) const { return static_cast<uint64_t>(prefix[i]); }
+  ZX_HD int64_t item_at(uint64_t m) const { return upper_bound(prefix + 1, num_items, static_cast<int64_t>(m)); }
+  template <class Index>
+  ZX_HD uint64_t complement_mass(Row<Index> row) const {
+    return walk_complement_mass(*this, row);
+  }
+  template <class Index>
+  ZX_HD int64_t complement_item(Row<Index> row, uint64_t m) const {
+    return walk_complement_item(*this, row, m);
+  }
+};
+
+// Uniform over an ascending list of candidates.
+struct CandidateItems {
+  static constexpr Stream kStream = Stream::kCandidate;
+  int64_t num_items;
+  const int64_t* candidates;
+  int64_t num_candidates;
+
+  ZX_HD int64_t item(uint64_t draw) const { return candidates[mulhi64(draw, static_cast<uint64_t>(num_candidates))]; }
+  ZX_HD uint64_t mass_below(int64_t i) const {
+    return static_cast<uint64_t>(lower_bound(candidates, num_candidates, i));
+  }
+  ZX_HD int64_t item_at(uint64_t m) const { return candidates[m]; }
+  template <class Index>
+  ZX_HD uint64_t complement_mass(Row<Index> row) const {
+    return walk_complement_mass(*this, row);
+  }
+  template <class Index>
+  ZX_HD int64_t complement_item(Row<Index> row, uint64_t m) const {
+    return walk_complement_item(*this, row, m);
+  }
+};
+
+// ---- Negatives ------------------------------------------------------------------------------------------------------
+
+ZX_HD bool is_among(const int64_t* previous, int64_t count, int64_t item) {
+  bool found = false;
+  for (int64_t i = 0; i < count; ++i) found |= previous[i] == item;
+  return found;
+}
+
+// Mass of those of previous[0 .. count) that are at most `item` (-1: a draw that found nothing).
+template <class Items>
+ZX_HD uint64_t mass_among(const Items& items, const int64_t* previous, int64_t count, int64_t item) {
+  uint64_t mass = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (previous[i] >= 0 && previous[i] <= item)
+      mass += items.mass_below(previous[i] + 1) - items.mass_below(previous[i]);
+  return mass;
+}
+
+ZX_HD bool draws_by_rejection(int64_t row_count, int64_t num_items) { return 2 * row_count <= num_items; }
+
+// The exact draw that ends every negative: from the complement of the row without previous[0 .. num_previous).
+// -1 if nothing is left to draw.
+template <class Items, class Index>
+ZX_HD int64_t draw_from_complement(const Items& items, Row<Index> row, SampleKey key, uint64_t sample, uint32_t j,
+                                   const int64_t* previous, int64_t num_previous) {
+  const uint64_t taken = mass_among(items, previous, num_previous, items.num_items);
+  const uint64_t mass = items.complement_mass(row) - taken;
+  if (mass == 0) return -1;
+  const uint64_t unit = mulhi64(draws(key, sample, Items::kStream, j, kRejectionBlocks).first, mass);
+  // Without previous items this is the answer. With them the wanted item is the least x that leaves more than `unit`
+  // units at or below it once the previous ones are taken out; each step raises x towards it, at most num_previous
+  // times.
+  int64_t item = items.complement_item(row, unit);
+  for (int64_t step = 0; step < num_previous; ++step) {
+    const int64_t next = items.complement_item(row, unit + mass_among(items, previous, num_previous, item));
+    if (next == item) break;
+    item = next;
+  }
+  return item;
+}
+
+// Negative number j of a sample: an item outside the row, and outside previous[0 .. num_previous) (drawing without
+// replacement); -1 if there is none. `contains` answers whether the row holds an item.
+template <class Items, class Index, class Contains>
+ZX_HD int64_t draw_negative(const Items& items, Row<Index> row, const Contains& contains, SampleKey key,
+                            uint64_t sample, uint32_t j, const int64_t* previous, int64_t num_previous) {
+  if (draws_by_rejection(row.count, items.num_items)) {
+    for (uint32_t attempt = 0; attempt < kRejectionBlocks; ++attempt) {
+      const Draws d = draws(key, sample, Items::kStream, j, attempt);
+      const int64_t first = items.item(d.first);
+      if (!contains(first) && !is_among(previous, num_previous, first)) return first;
+      const int64_t second = items.item(d.second);
+      if (!contains(second) && !is_among(previous, num_previous, second)) return second;
+    }
+  }
+  return draw_from_complement(items, row, key, sample, j, previous, num_previous);
+}
+
+// ---- Positives ------------------------------------------------------------------------------------------------------
+// The interactions of the users who take part ("kept") are numbered in the order of the matrix. Sample s of an epoch
+// is, by order:
+//   sequential    interaction s % kept
+//   shuffled      interaction permute(s) % kept, the permutation being that of all samples of the epoch
+//   replacement   interaction mulhi64(first draw of (s, kReplacementPositive, 0, 0), kept)
+//   users         user mulhi64(first draw, users), and of that user's row the item mulhi64(second draw, count)
+
+// Where in the row, of which the first positive has `position`, the second one is: uniform over the others, or the same
+// where there is no other. The draw is the first of (sample, kSecondPositive, 0, 0).
+ZX_HD int64_t second_position(uint64_t draw, int64_t position, int64_t count) {
+  if (count < 2) return position;
+  const int64_t other = static_cast<int64_t>(mulhi64(draw, static_cast<uint64_t>(count - 1)));
+  return other + (other >= position);
+}
+
+// Interactions of users who are left out are skipped by a short sorted list: gap_start[g] is the number of kept
+// interactions before gap g, gap_total[g] the number of interactions left out up to and including it.
+ZX_HD int64_t kept_interaction(const int64_t* gap_start, const int64_t* gap_total, int64_t num_gaps, int64_t kept) {
+  if (num_gaps == 0) return kept;
+  const int64_t gaps = upper_bound(gap_start, num_gaps, kept);
+  return gaps == 0 ? kept : kept + gap_total[gaps - 1];
+}
+
+}  // namespace zx

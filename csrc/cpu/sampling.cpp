@@ -1,0 +1,473 @@
+// Sampling on the CPU. What a sample is, is defined in csrc/common/sampler.h; here the same integers are computed for 64
+// samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the samples that
+// a filter leaves open by a search in the row. The samples that were refused go on together to their next try.
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/sampler.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+#include "torch_stable.h"
+
+namespace zx::cpu {
+namespace {
+
+constexpr int kLanes = 64;
+constexpr int64_t kRowsPerTask = 4096;
+
+// ---- Random bits of many samples ------------------------------------------------------------------------------------
+
+// draws() of sample[0 .. n) for n <= kLanes. Lanes of 64 bits that hold 32: the widening multiplication of SIMD units.
+ZX_HD void draw_lanes(SampleKey key, const uint64_t* sample, int n, Stream stream, uint32_t j, uint32_t attempt,
+                      uint64_t* first, uint64_t* second) {
+  constexpr uint64_t kLow = 0xffffffffu;
+  const uint32_t purpose = static_cast<uint32_t>(stream) << 24 | j << 8 | attempt;
+  for (int i = 0; i < n; ++i) {
+    uint64_t c0 = sample[i] & kLow, c1 = sample[i] >> 32, c2 = key.epoch, c3 = purpose;
+    uint32_t k0 = key.seed_lo, k1 = key.seed_hi;
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      const uint64_t p0 = (c0 & kLow) * kPhiloxMultiplier0;
+      const uint64_t p1 = (c2 & kLow) * kPhiloxMultiplier1;
+      c0 = (p1 >> 32) ^ c1 ^ k0;
+      c2 = (p0 >> 32) ^ c3 ^ k1;
+      c1 = p1 & kLow;
+      c3 = p0 & kLow;
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
+    }
+    first[i] = c0 | c1 << 32;
+    second[i] = c2 | c3 << 32;
+  }
+}
+
+// mulhi64(draw, bound) for bounds below 2^32, in operations that SIMD units have.
+ZX_HD uint64_t mulhi64_small(uint64_t draw, uint64_t bound) {
+  const uint64_t low = (draw & 0xffffffffu) * bound;
+  return ((draw >> 32) * bound + (low >> 32)) >> 32;
+}
+
+constexpr int64_t kSmallBound = int64_t{1} << 32;
+
+// ---- Negatives ------------------------------------------------------------------------------------------------------
+
+template <class Items, class Index>
+struct NegativeProblem {
+  Items items;
+  SampleKey key;
+  int64_t num_users, k, offset;
+  bool replacement;
+  const int64_t* users;
+  const int64_t* indptr;
+  const Index* indices;
+  const uint16_t* filter;  // or nullptr
+  int64_t* out;            // [rows, k]
+};
+
+// Items of many draws. The generic form is scalar; the uniform one vectorises.
+template <class Items>
+ZX_HD void item_lanes(const Items& items, const uint64_t* draw, int n, int64_t* item) {
+  for (int i = 0; i < n; ++i) item[i] = items.item(draw[i]);
+}
+ZX_HD void item_lanes(const UniformItems& items, const uint64_t* draw, int n, int64_t* item) {
+  const uint64_t bound = static_cast<uint64_t>(items.num_items);
+  if (items.num_items < kSmallBound) {
+    for (int i = 0; i < n; ++i) item[i] = static_cast<int64_t>(mulhi64_small(draw[i], bound));
+  } else {
+    for (int i = 0; i < n; ++i) item[i] = items.item(draw[i]);
+  }
+}
+
+// The rows of up to kLanes users.
+struct RowLanes {
+  int64_t begin[kLanes], count[kLanes];
+  uint64_t range[kLanes];  // bits of a hashed filter; 0 for an exact one
+  uint64_t sample[kLanes];
+};
+
+// Draws negative j of rows [row, row + n).
+template <class Items, class Index>
+struct NegativeLanes {
+  ZX_HD static void run(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int n, uint32_t j, int64_t* out) {
+    const int64_t num_items = p.items.num_items;
+    int lane[kLanes], open = 0;
+    uint64_t sample[kLanes];
+    for (int i = 0; i < n; ++i) {
+      lane[open] = i;
+      sample[open] = rows.sample[i];
+      open += draws_by_rejection(rows.count[i], num_items);
+    }
+    if (open < n) {
+      for (int i = 0; i < n; ++i)
+        if (!draws_by_rejection(rows.count[i], num_items)) exhaust(p, rows, i, j, out);
+    }
+    uint64_t draw[2][kLanes];
+    for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0; ++attempt) {
+      draw_lanes(p.key, sample, open, Items::kStream, j, attempt, draw[0], draw[1]);
+      for (int half = 0; half < 2 && open > 0; ++half) {
+        int64_t item[kLanes];
+        item_lanes(p.items, draw[half], open, item);
+        // One load from the filter for each lane. A clear bit settles it; of the others, those with an exact filter are
+        // refused and those with a hashed one are looked up in the row.
+        uint64_t word[kLanes], bit[kLanes], exact[kLanes];
+        for (int t = 0; t < open; ++t) {
+          const uint64_t range = rows.range[lane[t]];
+          const uint64_t position = filter_bit(range, item[t]);
+          exact[t] = range == 0;
+          word[t] = static_cast<uint64_t>(rows.begin[lane[t]]) + (position >> 4);
+          bit[t] = position & 15;
+        }
+        for (int t = 0; t < open; ++t) word[t] = p.filter[word[t]];
+        for (int t = 0; t < open; ++t) word[t] = (word[t] >> bit[t]) & 1;
+        int left = 0;
+        for (int t = 0; t < open; ++t) {
+          const int i = lane[t];
+          bool refused = word[t] != 0;
+          if (refused && !exact[t]) refused = row_contains(Row<Index>{p.indices + rows.begin[i], rows.count[i]}, item[t]);
+          if (!p.replacement && j > 0 && !refused) refused = is_among(out + i * p.k, j, item[t]);
+          out[i * p.k + j] = item[t];
+          lane[left] = i;
+          sample[left] = sample[t];
+          draw[1][left] = draw[1][t];
+          left += refused;
+        }
+        open = left;
+      }
+    }
+    for (int t = 0; t < open; ++t) exhaust(p, rows, lane[t], j, out);
+  }
+
+  ZX_HD static void exhaust(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int i, uint32_t j,
+                            int64_t* out) {
+    out[i * p.k + j] = complement(p, Row<Index>{p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], j,
+                                  out + i * p.k);
+  }
+
+  // Rare or long: kept out of the loop's code.
+  __attribute__((noinline)) static int64_t complement(const NegativeProblem<Items, Index>& p, Row<Index> row,
+                                                      uint64_t sample, uint32_t j, const int64_t* previous) {
+    return draw_from_complement(p.items, row, p.key, sample, j, previous, p.replacement ? 0 : j);
+  }
+};
+
+// Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or INT64_MAX.
+template <class Items, class Index>
+struct NegativeRows {
+  ZX_HD static int64_t run(const NegativeProblem<Items, Index>* problem, int64_t begin, int64_t end) {
+    const NegativeProblem<Items, Index>& p = *problem;
+    int64_t failed = std::numeric_limits<int64_t>::max();
+    for (int64_t row = begin; row < end; row += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
+      const int64_t* users = p.users + row;
+      // The next block's rows are on their way while this one is drawn.
+      const int ahead = static_cast<int>(std::min<int64_t>(kLanes, end - row - n));
+      for (int i = 0; i < ahead; ++i)
+        if (static_cast<uint64_t>(users[n + i]) < static_cast<uint64_t>(p.num_users))
+          __builtin_prefetch(p.indptr + users[n + i]);
+      RowLanes rows;
+      bool valid = true;
+      for (int i = 0; i < n; ++i) valid &= static_cast<uint64_t>(users[i]) < static_cast<uint64_t>(p.num_users);
+      if (!valid) {
+        for (int i = n - 1; i >= 0; --i)
+          if (static_cast<uint64_t>(users[i]) >= static_cast<uint64_t>(p.num_users)) failed = std::min(failed, row + i);
+        continue;
+      }
+      for (int i = 0; i < n; ++i) {
+        rows.begin[i] = p.indptr[users[i]];
+        rows.count[i] = p.indptr[users[i] + 1] - rows.begin[i];
+      }
+      int64_t* out = p.out + row * p.k;
+      for (int i = 0; i < n; ++i) rows.sample[i] = static_cast<uint64_t>(p.offset + row + i);
+      if (p.filter != nullptr) {
+        for (int i = 0; i < n; ++i) rows.range[i] = filter_range(rows.count[i], p.items.num_items);
+        for (int64_t j = 0; j < p.k; ++j)
+          NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
+      } else {
+        for (int i = 0; i < n; ++i) one_by_one(p, {p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], out + i * p.k);
+      }
+      int64_t least = 0;
+      for (int64_t i = 0; i < n * p.k; ++i) least = std::min(least, out[i]);
+      if (least < 0)
+        for (int64_t i = n * p.k - 1; i >= 0; --i)
+          if (out[i] < 0) failed = std::min(failed, row + i / p.k);
+    }
+    return failed;
+  }
+
+  __attribute__((noinline)) static void one_by_one(const NegativeProblem<Items, Index>& p, Row<Index> row,
+                                                   uint64_t sample, int64_t* out) {
+    const RowMembership<Index> contains{row, nullptr, p.items.num_items};
+    for (int64_t j = 0; j < p.k; ++j)
+      out[j] = draw_negative(p.items, row, contains, p.key, sample, static_cast<uint32_t>(j), out,
+                             p.replacement ? 0 : j);
+  }
+};
+
+template <class Items, class Index>
+int64_t run_negatives(const NegativeProblem<Items, Index>& problem, int64_t rows) {
+  std::atomic<int64_t> failed{std::numeric_limits<int64_t>::max()};
+  const int64_t rows_per_task = std::max<int64_t>(kLanes, kRowsPerTask / std::max<int64_t>(problem.k, 1) / kLanes * kLanes);
+  for_each_block((rows + rows_per_task - 1) / rows_per_task, 1, [&](int64_t task) {
+    const int64_t begin = task * rows_per_task, end = std::min(rows, begin + rows_per_task);
+    const int64_t row = simd<NegativeRows<Items, Index>>(&problem, begin, end);
+    int64_t seen = failed.load();
+    while (row < seen && !failed.compare_exchange_weak(seen, row)) {
+    }
+  });
+  const int64_t row = failed.load();
+  return row == std::numeric_limits<int64_t>::max() ? -1 : row;
+}
+
+int64_t table_bits(const Tensor& table) {
+  int64_t bits = 0;
+  while ((int64_t{1} << bits) < table.size(0)) ++bits;
+  return bits;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
+                                            std::optional<Tensor> filter, std::optional<Tensor> slots,
+                                            std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
+                                            int64_t epoch, int64_t offset, bool replacement) {
+  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
+           "users must be a contiguous int64 vector");
+  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long,
+           "indptr must be an int64 vector");
+  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536]");
+  ZX_CHECK(num_items > 0, "num_items must be positive");
+  const int64_t rows = users.size(0);
+  Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
+  Tensor failed = new_tensor(users, {1}, ScalarType::Long);
+  *data<int64_t>(failed) = dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    const auto run = [&](auto items) {
+      return run_negatives(
+          NegativeProblem<decltype(items), Index>{items, make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)),
+                                                  indptr.size(0) - 1, k, offset, replacement, data<int64_t>(users),
+                                                  data<int64_t>(indptr), data<Index>(indices),
+                                                  filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out)},
+          rows);
+    };
+    if (slots)
+      return run(AliasItems{num_items, data<uint64_t>(*slots), static_cast<int>(table_bits(*slots)), data<int64_t>(*masses)});
+    if (masses) return run(CandidateItems{num_items, data<int64_t>(*masses), masses->size(0)});
+    return run(UniformItems{num_items});
+  });
+  return {out, failed};
+}
+
+// ---- The row filter -------------------------------------------------------------------------------------------------
+
+Tensor row_filter(const Tensor& indptr, const Tensor& indices, int64_t num_items) {
+  const int64_t num_users = indptr.size(0) - 1;
+  Tensor filter = new_tensor(indptr, {indices.size(0) + 1}, ScalarType::Short);
+  uint16_t* bits = data<uint16_t>(filter);
+  bits[indices.size(0)] = 0;
+  const int64_t* start = data<int64_t>(indptr);
+  dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    const Index* items = data<Index>(indices);
+    for_each_block((num_users + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
+      const int64_t last = std::min(num_users, (task + 1) * kRowsPerTask);
+      for (int64_t u = task * kRowsPerTask; u < last; ++u) {
+        const int64_t begin = start[u], count = start[u + 1] - begin;
+        std::fill_n(bits + begin, count, uint16_t{0});
+        const uint64_t range = filter_range(count, num_items);
+        for (int64_t e = begin; e < begin + count; ++e) {
+          const uint64_t bit = filter_bit(range, static_cast<int64_t>(items[e]));
+          bits[begin + static_cast<int64_t>(bit >> 4)] |= static_cast<uint16_t>(1u << (bit & 15));
+        }
+      }
+    });
+  });
+  return filter;
+}
+
+// ---- Membership -----------------------------------------------------------------------------------------------------
+
+// result[r, c] = whether users[r] has items[c] (or items[r, c]).
+Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr, const Tensor& indices,
+                 std::optional<Tensor> filter, int64_t num_items) {
+  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
+           "users must be a contiguous int64 vector");
+  ZX_CHECK((items.dim() == 1 || items.dim() == 2) && items.scalar_type() == ScalarType::Long && items.is_contiguous(),
+           "items must be a contiguous int64 vector or matrix");
+  const int64_t rows = users.size(0), columns = items.dim() == 2 ? items.size(1) : items.size(0);
+  const int64_t stride = items.dim() == 2 ? columns : 0;
+  ZX_CHECK(items.dim() == 1 || items.size(0) == rows, "items must have one row a user");
+  Tensor result = new_tensor(users, {rows, columns}, ScalarType::Bool);
+  bool* out = data<bool>(result);
+  const int64_t* start = data<int64_t>(indptr);
+  dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    const int64_t per_task = std::max<int64_t>(1, kRowsPerTask / std::max<int64_t>(columns, 1));
+    for_each_block((rows + per_task - 1) / per_task, 1, [&](int64_t task) {
+      for (int64_t r = task * per_task; r < std::min(rows, (task + 1) * per_task); ++r) {
+        const int64_t u = data<int64_t>(users)[r], begin = start[u];
+        const RowMembership<Index> contains{{data<Index>(indices) + begin, start[u + 1] - begin},
+                                            filter ? data<uint16_t>(*filter) + begin : nullptr,
+                                            num_items};
+        const int64_t* item = data<int64_t>(items) + r * stride;
+        for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = contains(item[c]);
+      }
+    });
+  });
+  return result;
+}
+
+// ---- Positives ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+enum class Order : int64_t { kSequential = 0, kShuffled = 1, kReplacement = 2, kUsers = 3 };
+
+template <class Index>
+struct PositiveProblem {
+  SampleKey key;
+  Order order;
+  int64_t num_users, offset, positives;
+  int64_t kept;  // interactions of the users who take part
+  const int64_t* indptr;
+  const Index* indices;
+  const int64_t* hint;
+  int64_t hint_size;
+  int shift;
+  const int64_t* gap_start;
+  const int64_t* gap_total;
+  int64_t num_gaps;
+  const int64_t* active;  // users who take part, for Order::kUsers
+  int64_t num_active;
+  Permutation permutation;  // for Order::kShuffled
+  int64_t* out_users;
+  int64_t* out_positives;  // [rows, positives]
+};
+
+template <class Index>
+struct PositiveRows {
+  ZX_HD static void run(const PositiveProblem<Index>* problem, int64_t begin, int64_t end) {
+    const PositiveProblem<Index>& p = *problem;
+    for (int64_t row = begin; row < end; row += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
+      uint64_t sample[kLanes], first[kLanes], second[kLanes];
+      int64_t user[kLanes], edge[kLanes];
+      for (int i = 0; i < n; ++i) sample[i] = static_cast<uint64_t>(p.offset + row + i);
+      if (p.order == Order::kUsers) {
+        draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
+        for (int i = 0; i < n; ++i) user[i] = p.active[mulhi64(first[i], static_cast<uint64_t>(p.num_active))];
+        for (int i = 0; i < n; ++i) {
+          const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
+          edge[i] = start + static_cast<int64_t>(mulhi64(second[i], static_cast<uint64_t>(count)));
+        }
+      } else {
+        if (p.order == Order::kReplacement) {
+          draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
+          for (int i = 0; i < n; ++i)
+            edge[i] = static_cast<int64_t>(mulhi64(first[i], static_cast<uint64_t>(p.kept)));
+        } else {
+          if (p.order == Order::kShuffled)
+            shuffle(p.permutation, sample, n, edge);
+          else
+            for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(sample[i]);
+          if (static_cast<int64_t>(p.permutation.size) > p.kept)
+            for (int i = 0; i < n; ++i) edge[i] %= p.kept;  // several draws of each interaction
+        }
+        if (p.num_gaps > 0)
+          for (int i = 0; i < n; ++i) edge[i] = kept_interaction(p.gap_start, p.gap_total, p.num_gaps, edge[i]);
+        find_owners(p, edge, n, user);
+      }
+      for (int i = 0; i < n; ++i) p.out_users[row + i] = user[i];
+      int64_t* out = p.out_positives + row * p.positives;
+      for (int i = 0; i < n; ++i) out[i * p.positives] = static_cast<int64_t>(p.indices[edge[i]]);
+      if (p.positives == 2) {
+        draw_lanes(p.key, sample, n, Stream::kSecondPositive, 0, 0, first, second);
+        for (int i = 0; i < n; ++i) {
+          const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
+          out[i * 2 + 1] =
+              static_cast<int64_t>(p.indices[start + second_position(first[i], edge[i] - start, count)]);
+        }
+      }
+    }
+  }
+
+  // Consecutive samples are consecutive cells of the permutation's grid: no division for each of them.
+  ZX_HD static void shuffle(const Permutation& permutation, const uint64_t* sample, int n, int64_t* edge) {
+    const uint32_t columns = permutation.columns;
+    if (columns < kLanes) {
+      for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(permute(permutation, sample[i]));
+      return;
+    }
+    const uint32_t left = static_cast<uint32_t>(sample[0] / columns), right = static_cast<uint32_t>(sample[0] % columns);
+    uint64_t beyond = 0;
+    for (int i = 0; i < n; ++i) {
+      const uint64_t r = static_cast<uint64_t>(right) + static_cast<uint32_t>(i);
+      const bool next = r >= columns;
+      const uint64_t cell =
+          permute_cell(permutation, left + next, static_cast<uint32_t>(next ? r - columns : r));
+      edge[i] = static_cast<int64_t>(cell);
+      beyond |= cell >= permutation.size;
+    }
+    if (beyond != 0)
+      for (int i = 0; i < n; ++i)
+        if (static_cast<uint64_t>(edge[i]) >= permutation.size)
+          edge[i] = static_cast<int64_t>(permute(permutation, static_cast<uint64_t>(edge[i])));
+  }
+
+  ZX_HD static void find_owners(const PositiveProblem<Index>& p, const int64_t* edge, int n, int64_t* user) {
+    int64_t first[kLanes], last[kLanes];
+    for (int i = 0; i < n; ++i) {
+      const int64_t block = edge[i] >> p.shift;
+      first[i] = p.hint[block];
+      last[i] = block + 1 < p.hint_size ? p.hint[block + 1] : p.num_users - 1;
+      __builtin_prefetch(p.indptr + first[i]);
+      __builtin_prefetch(p.indices + edge[i]);
+    }
+    for (int i = 0; i < n; ++i) user[i] = owner_between(p.indptr, first[i], last[i], edge[i]);
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
+                                            int64_t hint_shift, std::optional<Tensor> gaps, std::optional<Tensor> active,
+                                            int64_t order, int64_t kept, int64_t total, int64_t begin, int64_t rows,
+                                            int64_t positives, int64_t seed, int64_t epoch) {
+  ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
+  ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
+  ZX_CHECK(hint.scalar_type() == ScalarType::Long && indptr.scalar_type() == ScalarType::Long,
+           "indptr and hint must be int64 vectors");
+  Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
+  Tensor items = positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long)
+                                : new_tensor(indptr, {rows}, ScalarType::Long);
+  dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    PositiveProblem<Index> p{};
+    p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
+    p.order = static_cast<Order>(order);
+    p.num_users = indptr.size(0) - 1, p.offset = begin, p.positives = positives, p.kept = kept;
+    p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
+    p.hint = data<int64_t>(hint), p.hint_size = hint.size(0), p.shift = static_cast<int>(hint_shift);
+    if (gaps) {
+      p.num_gaps = gaps->size(1);
+      p.gap_start = data<int64_t>(*gaps), p.gap_total = p.gap_start + p.num_gaps;
+    }
+    if (active) p.active = data<int64_t>(*active), p.num_active = active->size(0);
+    p.permutation = make_permutation(p.key, static_cast<uint64_t>(total));
+    p.out_users = data<int64_t>(users), p.out_positives = data<int64_t>(items);
+    for_each_block((rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
+      simd<PositiveRows<Index>>(&p, task * kRowsPerTask, std::min(rows, (task + 1) * kRowsPerTask));
+    });
+  });
+  return {users, items};
+}
+
+}  // namespace zx::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
+  m.impl("sample_negatives", TORCH_BOX(&zx::cpu::sample_negatives));
+  m.impl("sample_positives", TORCH_BOX(&zx::cpu::sample_positives));
+  m.impl("row_filter", TORCH_BOX(&zx::cpu::row_filter));
+  m.impl("has_items", TORCH_BOX(&zx::cpu::has_items));
+}
