@@ -32,6 +32,20 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def(
       "pair_loss(Tensor pos, Tensor neg, Tensor? weight, int loss, float a, float b, float c, int reduction, "
       "bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg)");
+
+  // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
+  // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or
+  // -1.
+  m.def(
+      "sample_negatives(Tensor users, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, Tensor? masses, "
+      "int num_items, int k, int seed, int epoch, int offset, bool replacement) -> (Tensor items, Tensor failed)");
+  m.def(
+      "sample_positives(Tensor indptr, Tensor indices, Tensor hint, int hint_shift, Tensor? gaps, Tensor? active, "
+      "int order, int kept, int total, int begin, int rows, int positives, int seed, int epoch) -> (Tensor users, "
+      "Tensor positives)");
+  m.def("row_filter(Tensor indptr, Tensor indices, int num_items) -> Tensor");
+  m.def(
+      "has_items(Tensor users, Tensor items, Tensor indptr, Tensor indices, Tensor? filter, int num_items) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CompositeExplicitAutograd, m) {

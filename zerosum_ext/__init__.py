@@ -20,19 +20,24 @@ from zerosum_ext.losses import (
     pos2neg2_loss,
     zerosum_loss,
 )
+from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 
 __all__ = [
     "BPRLoss",
     "Interactions",
     "Pos2Neg2Loss",
     "Ranking",
+    "TripletLoader",
     "ZerosumLoss",
     "bpr_loss",
     "build_info",
     "datasets",
     "evaluate",
+    "hardest_negatives",
+    "in_batch_mask",
     "metrics",
     "pos2neg2_loss",
     "rank",
+    "sample_negatives",
     "zerosum_loss",
 ]

@@ -5,10 +5,12 @@ The fake kernels (shapes and dtypes without data, for torch.compile and torch.ex
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from zerosum_ext import _extension, reference
+from zerosum_ext import _extension, _sampling_reference, reference
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 # Numbers of the compiled losses, as csrc/common/losses.h counts them.
@@ -78,3 +80,148 @@ def pair_loss(
     if has_kernel(pos.device):
         return _pair_loss(pos, neg, weight, LOSS_IDS[loss], a, b, c, REDUCTIONS[reduction], grad)
     return reference.pair_loss(pos, neg, weight, loss, a, b, c, reduction, grad)
+
+
+# -------------------------------------------------------------------------------------------------------- sampling
+
+
+def has_op(name: str, device: torch.device) -> bool:
+    """Whether this op has a compiled kernel for tensors of this device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
+    return key is not None and has_kernel(device) and _dispatch_has_kernel(f"zerosum_ext::{name}", key)
+
+
+_dispatch_has_kernel = functools.cache(torch._C._dispatch_has_kernel_for_dispatch_key)
+
+
+if _extension.CPU.loaded:
+    _sample_negatives = torch.ops.zerosum_ext.sample_negatives.default
+    _sample_positives = torch.ops.zerosum_ext.sample_positives.default
+    _has_items = torch.ops.zerosum_ext.has_items.default
+
+    @torch.library.register_fake("zerosum_ext::sample_negatives")
+    def _(
+        users: Tensor,
+        indptr: Tensor,
+        indices: Tensor,
+        filter: Tensor | None,
+        slots: Tensor | None,
+        masses: Tensor | None,
+        num_items: int,
+        k: int,
+        seed: int,
+        epoch: int,
+        offset: int,
+        replacement: bool,
+    ) -> tuple[Tensor, Tensor]:
+        torch._check(users.device == indptr.device, lambda: f"users is on {users.device}, indptr on {indptr.device}")
+        return users.new_empty((users.shape[0], k)), users.new_empty((1,))
+
+    @torch.library.register_fake("zerosum_ext::sample_positives")
+    def _(
+        indptr: Tensor,
+        indices: Tensor,
+        hint: Tensor,
+        hint_shift: int,
+        gaps: Tensor | None,
+        active: Tensor | None,
+        order: int,
+        kept: int,
+        total: int,
+        begin: int,
+        rows: int,
+        positives: int,
+        seed: int,
+        epoch: int,
+    ) -> tuple[Tensor, Tensor]:
+        torch._check(
+            indptr.device == indices.device, lambda: f"indptr is on {indptr.device}, indices on {indices.device}"
+        )
+        return indptr.new_empty((rows,)), indptr.new_empty((rows,) if positives == 1 else (rows, positives))
+
+    @torch.library.register_fake("zerosum_ext::row_filter")
+    def _(indptr: Tensor, indices: Tensor, num_items: int) -> Tensor:
+        return indptr.new_empty((indices.shape[0] + 1,), dtype=torch.int16)
+
+    @torch.library.register_fake("zerosum_ext::has_items")
+    def _(
+        users: Tensor, items: Tensor, indptr: Tensor, indices: Tensor, filter: Tensor | None, num_items: int
+    ) -> Tensor:
+        return users.new_empty((users.shape[0], items.shape[-1]), dtype=torch.bool)
+
+
+def sample_negatives(
+    users: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    filter: Tensor | None,
+    slots: Tensor | None,
+    masses: Tensor | None,
+    num_items: int,
+    k: int,
+    seed: int,
+    epoch: int,
+    offset: int,
+    replacement: bool,
+) -> tuple[Tensor, Tensor]:
+    """Negatives int64 [rows, k] of users int64 [rows]; row r is sample number offset + r.
+
+    ``filter`` (from :func:`row_filter`, or None) changes only the speed. Uniform over all items; with ``masses`` alone
+    uniform over these ascending item numbers (int64); with ``slots`` int64 [2**bits] and ``masses`` int64
+    [num_items + 1] weighted, by an alias table and its prefix sums. Second result int64 [1]: the first row that has no
+    (or not enough) items to draw from, or whose user does not exist, else -1.
+    """
+    if has_op("sample_negatives", users.device):
+        return _sample_negatives(
+            users, indptr, indices, filter, slots, masses, num_items, k, seed, epoch, offset, replacement
+        )
+    return _sampling_reference.sample_negatives(
+        users, indptr, indices, slots, masses, num_items, k, seed, epoch, offset, replacement
+    )
+
+
+def sample_positives(
+    indptr: Tensor,
+    indices: Tensor,
+    hint: Tensor,
+    hint_shift: int,
+    gaps: Tensor | None,
+    active: Tensor | None,
+    order: int,
+    kept: int,
+    total: int,
+    begin: int,
+    rows: int,
+    positives: int,
+    seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    """Users int64 [rows] and positives int64 [rows] or [rows, 2] of samples begin .. begin + rows of an epoch of total.
+
+    ``order``: 0 as stored, 1 shuffled, 2 interactions with replacement, 3 users with replacement, then one of their
+    items. ``hint[b]`` is the user of interaction ``b << hint_shift``. ``gaps`` int64 [2, G] leaves users out (starts
+    among the ``kept`` interactions, running totals of what is left out); ``active`` lists the users for order 3.
+    """
+    if has_op("sample_positives", indptr.device):
+        return _sample_positives(
+            indptr, indices, hint, hint_shift, gaps, active, order, kept, total, begin, rows, positives, seed, epoch
+        )
+    return _sampling_reference.sample_positives(
+        indptr, indices, gaps, active, order, kept, total, begin, rows, positives, seed, epoch
+    )
+
+
+def row_filter(indptr: Tensor, indices: Tensor, num_items: int) -> Tensor | None:
+    """The row filter (csrc/common/csr.h) int16 [nnz + 1]; None where no compiled kernel would use it."""
+    if has_op("row_filter", indptr.device):
+        return torch.ops.zerosum_ext.row_filter(indptr, indices, num_items)
+    return None
+
+
+def has_items(
+    users: Tensor, items: Tensor, indptr: Tensor, indices: Tensor, filter: Tensor | None, num_items: int
+) -> Tensor:
+    """Whether users int64 [B] have items int64 [C] (every pair) or [B, C] (row by row): bool [B, C]."""
+    if has_op("has_items", users.device):
+        return _has_items(users, items, indptr, indices, filter, num_items)
+    return _sampling_reference.has_items(users, items, indptr, indices)

@@ -1,6 +1,6 @@
-// Sampling on the CPU. What a sample is, is defined in csrc/common/sampler.h; here the same integers are computed for 64
-// samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the samples that
-// a filter leaves open by a search in the row. The samples that were refused go on together to their next try.
+// Sampling on the CPU. What a sample is, is defined in csrc/common/sampler.h; here the same integers are computed for
+// 64 samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the samples
+// that a filter leaves open by a search in the row. The samples that were refused go on together to their next try.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -125,7 +125,8 @@ struct NegativeLanes {
         for (int t = 0; t < open; ++t) {
           const int i = lane[t];
           bool refused = word[t] != 0;
-          if (refused && !exact[t]) refused = row_contains(Row<Index>{p.indices + rows.begin[i], rows.count[i]}, item[t]);
+          if (refused && !exact[t])
+            refused = row_contains(Row<Index>{p.indices + rows.begin[i], rows.count[i]}, item[t]);
           if (!p.replacement && j > 0 && !refused) refused = is_among(out + i * p.k, j, item[t]);
           out[i * p.k + j] = item[t];
           lane[left] = i;
@@ -141,8 +142,8 @@ struct NegativeLanes {
 
   ZX_HD static void exhaust(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int i, uint32_t j,
                             int64_t* out) {
-    out[i * p.k + j] = complement(p, Row<Index>{p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], j,
-                                  out + i * p.k);
+    out[i * p.k + j] =
+        complement(p, Row<Index>{p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], j, out + i * p.k);
   }
 
   // Rare or long: kept out of the loop's code.
@@ -182,10 +183,10 @@ struct NegativeRows {
       for (int i = 0; i < n; ++i) rows.sample[i] = static_cast<uint64_t>(p.offset + row + i);
       if (p.filter != nullptr) {
         for (int i = 0; i < n; ++i) rows.range[i] = filter_range(rows.count[i], p.items.num_items);
-        for (int64_t j = 0; j < p.k; ++j)
-          NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
+        for (int64_t j = 0; j < p.k; ++j) NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
       } else {
-        for (int i = 0; i < n; ++i) one_by_one(p, {p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], out + i * p.k);
+        for (int i = 0; i < n; ++i)
+          one_by_one(p, {p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], out + i * p.k);
       }
       int64_t least = 0;
       for (int64_t i = 0; i < n * p.k; ++i) least = std::min(least, out[i]);
@@ -200,15 +201,16 @@ struct NegativeRows {
                                                    uint64_t sample, int64_t* out) {
     const RowMembership<Index> contains{row, nullptr, p.items.num_items};
     for (int64_t j = 0; j < p.k; ++j)
-      out[j] = draw_negative(p.items, row, contains, p.key, sample, static_cast<uint32_t>(j), out,
-                             p.replacement ? 0 : j);
+      out[j] =
+          draw_negative(p.items, row, contains, p.key, sample, static_cast<uint32_t>(j), out, p.replacement ? 0 : j);
   }
 };
 
 template <class Items, class Index>
 int64_t run_negatives(const NegativeProblem<Items, Index>& problem, int64_t rows) {
   std::atomic<int64_t> failed{std::numeric_limits<int64_t>::max()};
-  const int64_t rows_per_task = std::max<int64_t>(kLanes, kRowsPerTask / std::max<int64_t>(problem.k, 1) / kLanes * kLanes);
+  const int64_t rows_per_task =
+      std::max<int64_t>(kLanes, kRowsPerTask / std::max<int64_t>(problem.k, 1) / kLanes * kLanes);
   for_each_block((rows + rows_per_task - 1) / rows_per_task, 1, [&](int64_t task) {
     const int64_t begin = task * rows_per_task, end = std::min(rows, begin + rows_per_task);
     const int64_t row = simd<NegativeRows<Items, Index>>(&problem, begin, end);
@@ -245,14 +247,15 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
     using Index = decltype(index);
     const auto run = [&](auto items) {
       return run_negatives(
-          NegativeProblem<decltype(items), Index>{items, make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)),
-                                                  indptr.size(0) - 1, k, offset, replacement, data<int64_t>(users),
-                                                  data<int64_t>(indptr), data<Index>(indices),
-                                                  filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out)},
+          NegativeProblem<decltype(items), Index>{
+              items, make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)), indptr.size(0) - 1, k, offset,
+              replacement, data<int64_t>(users), data<int64_t>(indptr), data<Index>(indices),
+              filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out)},
           rows);
     };
     if (slots)
-      return run(AliasItems{num_items, data<uint64_t>(*slots), static_cast<int>(table_bits(*slots)), data<int64_t>(*masses)});
+      return run(
+          AliasItems{num_items, data<uint64_t>(*slots), static_cast<int>(table_bits(*slots)), data<int64_t>(*masses)});
     if (masses) return run(CandidateItems{num_items, data<int64_t>(*masses), masses->size(0)});
     return run(UniformItems{num_items});
   });
@@ -364,8 +367,7 @@ struct PositiveRows {
       } else {
         if (p.order == Order::kReplacement) {
           draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
-          for (int i = 0; i < n; ++i)
-            edge[i] = static_cast<int64_t>(mulhi64(first[i], static_cast<uint64_t>(p.kept)));
+          for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(mulhi64(first[i], static_cast<uint64_t>(p.kept)));
         } else {
           if (p.order == Order::kShuffled)
             shuffle(p.permutation, sample, n, edge);
@@ -385,8 +387,7 @@ struct PositiveRows {
         draw_lanes(p.key, sample, n, Stream::kSecondPositive, 0, 0, first, second);
         for (int i = 0; i < n; ++i) {
           const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
-          out[i * 2 + 1] =
-              static_cast<int64_t>(p.indices[start + second_position(first[i], edge[i] - start, count)]);
+          out[i * 2 + 1] = static_cast<int64_t>(p.indices[start + second_position(first[i], edge[i] - start, count)]);
         }
       }
     }
@@ -399,13 +400,13 @@ struct PositiveRows {
       for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(permute(permutation, sample[i]));
       return;
     }
-    const uint32_t left = static_cast<uint32_t>(sample[0] / columns), right = static_cast<uint32_t>(sample[0] % columns);
+    const uint32_t left = static_cast<uint32_t>(sample[0] / columns),
+                   right = static_cast<uint32_t>(sample[0] % columns);
     uint64_t beyond = 0;
     for (int i = 0; i < n; ++i) {
       const uint64_t r = static_cast<uint64_t>(right) + static_cast<uint32_t>(i);
       const bool next = r >= columns;
-      const uint64_t cell =
-          permute_cell(permutation, left + next, static_cast<uint32_t>(next ? r - columns : r));
+      const uint64_t cell = permute_cell(permutation, left + next, static_cast<uint32_t>(next ? r - columns : r));
       edge[i] = static_cast<int64_t>(cell);
       beyond |= cell >= permutation.size;
     }
@@ -431,16 +432,17 @@ struct PositiveRows {
 }  // namespace
 
 std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
-                                            int64_t hint_shift, std::optional<Tensor> gaps, std::optional<Tensor> active,
-                                            int64_t order, int64_t kept, int64_t total, int64_t begin, int64_t rows,
-                                            int64_t positives, int64_t seed, int64_t epoch) {
+                                            int64_t hint_shift, std::optional<Tensor> gaps,
+                                            std::optional<Tensor> active, int64_t order, int64_t kept, int64_t total,
+                                            int64_t begin, int64_t rows, int64_t positives, int64_t seed,
+                                            int64_t epoch) {
   ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
   ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
   ZX_CHECK(hint.scalar_type() == ScalarType::Long && indptr.scalar_type() == ScalarType::Long,
            "indptr and hint must be int64 vectors");
   Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
-  Tensor items = positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long)
-                                : new_tensor(indptr, {rows}, ScalarType::Long);
+  Tensor items =
+      positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long) : new_tensor(indptr, {rows}, ScalarType::Long);
   dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     PositiveProblem<Index> p{};

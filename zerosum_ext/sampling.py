@@ -1,0 +1,642 @@
+"""Negatives and training triplets: exact, reproducible on any device, resumable.
+
+Every sample is a function of ``(seed, epoch, number of the sample)``: the random bits come from Philox4x32-10 with the
+sample's number as its counter. So the same samples result for any number of threads or processes, any batch size, on
+the CPU and on a GPU, and from the middle of an epoch as well as from its start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerosum_ext import _checks, _ops
+from zerosum_ext.interactions import Interactions
+
+__all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"]
+
+STRATEGIES = ("uniform", "popularity", "candidates")
+POSITIVES = ("epoch", "interactions", "users")
+MAX_NEGATIVES = 1 << 16  # their number is 16 bits of the counter
+
+_HINT_SHIFT = 6  # one entry of the coarse index (the user of an interaction) per 64 interactions
+_UNIT = 1 << 31  # probability units of an alias slot
+
+
+class _Index:
+    """What speeds sampling up beside the CSR, made when first needed and kept as long as the interactions live."""
+
+    def __init__(self) -> None:
+        self.filter: Tensor | None = None
+        self.hint: Tensor | None = None
+        self.tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self.lookups = 0  # memberships asked for so far without a filter
+
+
+_indexes: WeakKeyDictionary[Interactions, _Index] = WeakKeyDictionary()
+# Of interactions and exclude: their union, or None where exclude holds the interactions already.
+_unions: WeakKeyDictionary[Interactions, WeakKeyDictionary[Interactions, Interactions | None]] = WeakKeyDictionary()
+
+
+def _index(interactions: Interactions) -> _Index:
+    found = _indexes.get(interactions)
+    if found is None:
+        found = _indexes[interactions] = _Index()
+    return found
+
+
+def _filter(interactions: Interactions, lookups: int) -> Tensor | None:
+    """The row filter, once as many memberships were asked for as make up for the pass that makes it."""
+    index = _index(interactions)
+    index.lookups += lookups
+    if index.filter is None and 16 * index.lookups >= interactions.nnz:
+        index.filter = _ops.row_filter(interactions.indptr, interactions.indices, interactions.num_items)
+    return index.filter
+
+
+def _hint(interactions: Interactions) -> Tensor:
+    index = _index(interactions)
+    if index.hint is None:
+        starts = torch.arange(0, interactions.nnz, 1 << _HINT_SHIFT, device=interactions.device)
+        index.hint = torch.searchsorted(interactions.indptr, starts, right=True) - 1
+    return index.hint
+
+
+def _excluded(interactions: Interactions, exclude: Any) -> Interactions:
+    """What negatives must avoid: the interactions and, if given, those of ``exclude``."""
+    if exclude is None or exclude is interactions:
+        return interactions
+    other = exclude if isinstance(exclude, Interactions) else Interactions.from_any(exclude)
+    if other.shape != interactions.shape:
+        raise ValueError(f"exclude: expected shape {interactions.shape}, that of interactions, got {other.shape}")
+    if other.device != interactions.device:
+        raise ValueError(f"exclude: expected {interactions.device}, where interactions are, got {other.device}")
+    cached = _unions.setdefault(interactions, WeakKeyDictionary())
+    if other not in cached:
+        union = interactions.union(other)
+        cached[other] = union if union.nnz > other.nnz else None
+    return cached[other] or other
+
+
+# ------------------------------------------------------------------------------------------------------ distributions
+
+
+def _integer_weights(popularity: np.ndarray, alpha: float, total: int) -> np.ndarray:
+    """popularity**alpha as positive integers (zero for popularity 0, unless alpha is 0) that sum to ``total``."""
+    counts, inverse = np.unique(popularity, return_inverse=True)
+    top = max(int(counts[-1]), 1)
+    if alpha == 0:
+        powers = [1.0] * len(counts)
+    else:
+        # math.pow, not numpy's: the table should not depend on which vector unit this machine has. Scaled so that the
+        # largest weight is 1.
+        base = top if alpha > 0 else int(counts[counts > 0][0])
+        powers = [math.pow(c / base, alpha) if c > 0 else 0.0 for c in counts.tolist()]
+    sizes = np.bincount(inverse, minlength=len(counts)).tolist()
+    scale = total / math.fsum(p * n for p, n in zip(powers, sizes, strict=True))
+    per_count = np.array([max(int(p * scale), 1) if p > 0 else 0 for p in powers], np.int64)
+    weights = per_count[inverse.reshape(-1)]
+    # What rounding left over is spread over the items of at least half the mean weight, which it does not change by
+    # more than a few units in 2**30.
+    rest = total - int(weights.sum())
+    large = np.flatnonzero(weights >= total // (2 * len(weights)))
+    each, more = divmod(rest, len(large))
+    weights[large] += each
+    weights[large[:more]] += 1
+    return weights
+
+
+def _alias_table(weights: np.ndarray, slots: int) -> np.ndarray:
+    """Alias table of integer weights that sum to ``slots * 2**31``: int64 [slots], threshold << 32 | alias.
+
+    Items below the mean (light) are filled up by those above (heavy), both in ascending order. A heavy item that has
+    given too much is filled up by the next. With running totals of what is missing and of what is to spare, every slot
+    is known at once (Huebschle-Schneider and Sanders, "Parallel weighted random sampling", ESA 2019).
+    """
+    weights = np.concatenate((weights, np.zeros(slots - len(weights), np.int64)))
+    threshold, alias = weights.copy(), np.arange(slots)
+    light, heavy = np.flatnonzero(weights < _UNIT), np.flatnonzero(weights >= _UNIT)
+    missing, spare = np.cumsum(_UNIT - weights[light]), np.cumsum(weights[heavy] - _UNIT)
+    threshold[heavy] = _UNIT
+    if len(light):
+        before = missing - (_UNIT - weights[light])
+        alias[light] = heavy[np.searchsorted(spare, before, side="right")]
+        threshold[heavy] -= missing[np.searchsorted(missing, spare, side="left")] - spare
+        alias[heavy[:-1]] = heavy[1:]
+    return (threshold.astype(np.uint64) << np.uint64(32) | alias.astype(np.uint64)).view(np.int64)
+
+
+@dataclass(frozen=True)
+class _Strategy:
+    """Which items are drawn, with which weights, and which ones must be avoided."""
+
+    slots: Tensor | None
+    masses: Tensor | None
+    excluded: Interactions
+    replacement: bool
+    name: str
+
+    def support(self) -> Tensor | None:
+        """Whether an item can be drawn at all, bool [num_items]; None: all can."""
+        if self.masses is None:
+            return None
+        if self.slots is not None:
+            return self.masses.diff() > 0
+        mask = torch.zeros(self.excluded.num_items, dtype=torch.bool, device=self.masses.device)
+        mask[self.masses] = True
+        return mask
+
+    def available(self, first: int, last: int) -> Tensor:
+        """How many items each of the users [first, last) can draw from, int64."""
+        excluded = self.excluded
+        support = self.support()
+        if support is None:
+            return excluded.num_items - excluded.user_counts[first:last]
+        begin, end = int(excluded.indptr[first]), int(excluded.indptr[last])
+        hits = support[excluded.indices[begin:end].long()].cumsum(0)
+        hits = torch.cat((hits.new_zeros(1), hits))
+        row = excluded.indptr[first : last + 1] - begin
+        return int(support.sum()) - (hits[row[1:]] - hits[row[:-1]])
+
+    def lacking(self, need: int) -> Tensor:
+        """Which users can draw from fewer than ``need`` items, bool [num_users]."""
+        counts = self.excluded.user_counts
+        support = self.support()
+        total = self.excluded.num_items if support is None else int(support.sum())
+        # Even if all of a row's items could be drawn otherwise, this many are left; the other rows are looked at.
+        lacking = total - counts < need
+        if support is not None and bool(lacking.any()):
+            for first in range(0, counts.numel(), 1 << 16):
+                part = slice(first, min(first + (1 << 16), counts.numel()))
+                if bool(lacking[part].any()):
+                    lacking[part] = self.available(part.start, part.stop) < need
+        return lacking
+
+    def draw(self, users: Tensor, k: int, seed: int, epoch: int, offset: int) -> tuple[Tensor, Tensor]:
+        excluded = self.excluded
+        return _ops.sample_negatives(
+            users,
+            excluded.indptr,
+            excluded.indices,
+            _filter(excluded, users.numel() * k),
+            self.slots,
+            self.masses,
+            excluded.num_items,
+            k,
+            seed,
+            epoch,
+            offset,
+            self.replacement,
+        )
+
+
+def _strategy(
+    interactions: Interactions, name: str, exclude: Any, alpha: float, candidates: Any, replacement: bool
+) -> _Strategy:
+    _checks.require_choice("strategy", name, STRATEGIES)
+    if interactions.num_items == 0:
+        raise ValueError(f"interactions: expected at least one item, got shape {interactions.shape}")
+    excluded = _excluded(interactions, exclude)
+    slots = masses = None
+    if name == "popularity":
+        alpha = _checks.require_finite_number("alpha", alpha)
+        tables = _index(interactions).tables
+        if alpha not in tables:
+            tables[alpha] = _popularity_table(interactions, alpha)
+        slots, masses = tables[alpha]
+    if (candidates is None) == (name == "candidates"):
+        raise ValueError(
+            f"candidates: expected {'item numbers' if candidates is None else 'None'} with strategy={name!r}, got "
+            f"{_checks.describe(candidates)}"
+        )
+    if candidates is not None:
+        masses = _item_numbers("candidates", candidates, interactions).unique()
+        if masses.numel() == 0:
+            raise ValueError("candidates: expected at least one item, got none")
+    return _Strategy(slots, masses, excluded, bool(replacement), name)
+
+
+def _popularity_table(interactions: Interactions, alpha: float) -> tuple[Tensor, Tensor]:
+    num_items = interactions.num_items
+    if num_items >= 1 << 30:
+        raise ValueError(f"strategy: 'popularity' handles fewer than 2**30 items, got {num_items}")
+    if interactions.nnz == 0:
+        raise ValueError("strategy: 'popularity' needs at least one interaction, got none")
+    size = 1 << (num_items - 1).bit_length()
+    weights = _integer_weights(interactions.popularity.cpu().numpy(), alpha, size * _UNIT)
+    slots = torch.from_numpy(_alias_table(weights, size)).to(interactions.device)
+    masses = torch.from_numpy(np.concatenate((np.zeros(1, np.int64), np.cumsum(weights)))).to(interactions.device)
+    return slots, masses
+
+
+def _item_numbers(name: str, values: Any, interactions: Interactions) -> Tensor:
+    return _numbers(name, values, interactions.num_items, interactions.device)
+
+
+def _numbers(name: str, values: Any, size: int, device: torch.device, *, check: bool = True) -> Tensor:
+    """A vector of indices as contiguous int64 on the device; with ``check``, all within [0, size)."""
+    if isinstance(values, Tensor):
+        if values.device != device:
+            raise ValueError(f"{name}: expected a tensor on {device}, where interactions are, got {values.device}")
+    else:
+        array = np.asarray(values)
+        values = torch.from_numpy(np.array(array, np.int64 if array.size == 0 else None, copy=True)).to(device)
+    if values.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected integers, got {_checks.describe(values)}")
+    if values.dim() != 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {tuple(values.shape)}")
+    values = values.long().contiguous()
+    if check and values.numel():
+        wrong = ((values < 0) | (values >= size)).nonzero()
+        if wrong.numel():
+            at = int(wrong[0])
+            raise ValueError(f"{name}: expected numbers from 0 to {size - 1}, got {int(values[at])} at position {at}")
+    return values
+
+
+def _signed_seed(seed: Any) -> int:
+    number = _checks.require_positive_int("seed", seed, minimum=0)
+    if number >= 1 << 64:
+        raise ValueError(f"seed: expected a number below 2**64, got {number}")
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _epoch_number(epoch: Any) -> int:
+    number = _checks.require_positive_int("epoch", epoch, minimum=0)
+    if number >= 1 << 32:
+        raise ValueError(f"epoch: expected a number below 2**32, got {number}")
+    return number
+
+
+def _num_negatives(name: str, k: Any, minimum: int) -> int:
+    number = _checks.require_positive_int(name, k, minimum=minimum)
+    if number > MAX_NEGATIVES:
+        raise ValueError(f"{name}: expected at most {MAX_NEGATIVES}, got {number}")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------- functions
+
+
+def sample_negatives(
+    interactions: Any,
+    users: Any,
+    k: int = 1,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    strategy: str = "uniform",
+    offset: int = 0,
+    exclude: Any = None,
+    alpha: float = 1.0,
+    candidates: Any = None,
+    replacement: bool = True,
+) -> Tensor:
+    """Draws ``k`` negatives for each user: items that the user has not interacted with.
+
+    Row r is sample number ``offset + r`` of ``(seed, epoch)``: two calls, the second with the first one's length as
+    offset, give what one call gives. The draws are exact: bounded rejection, then directly from the complement of the
+    user's row. A probability differs from the stated one by at most the number of the user's negatives times 2**-64.
+
+    Parameters
+    ----------
+    interactions : Interactions, or anything that :meth:`Interactions.from_any` takes
+        Pass :class:`Interactions` where you call this often: what speeds up drawing is kept with them.
+    users : integers [B]
+        A tensor on the interactions' device, an array or a sequence. A user may occur any number of times.
+    k : int
+        1 to 65536.
+    seed, epoch : int
+        Below 2**64 and below 2**32.
+    strategy : "uniform", "popularity" or "candidates"
+        Uniform over the user's negatives; proportional to (number of the item's interactions)**alpha, where items
+        without interactions have weight 0 unless alpha is 0; or uniform over those of ``candidates`` that are
+        negatives.
+    exclude : Interactions or what ``from_any`` takes, of the same shape
+        Further pairs that must not be drawn, such as validation positives.
+    alpha : float
+        Exponent for "popularity"; the weights are integers whose rounding error is below 2**-30 of the mean weight.
+    candidates : integers
+        For "candidates": the items to draw from; repeated ones count once.
+    replacement : bool
+        False: the k negatives of a row are distinct (each is drawn from what the ones before leave).
+
+    Returns
+    -------
+    Tensor
+        int64 [B, k] on the interactions' device.
+
+    Raises
+    ------
+    ValueError
+        A user that does not exist, or who has no negative to draw (or fewer than ``k`` without replacement); the
+        message names the user.
+    """
+    data = Interactions.from_any(interactions)
+    k = _num_negatives("k", k, 1)
+    offset = _checks.require_positive_int("offset", offset, minimum=0)
+    chosen = _strategy(data, strategy, exclude, alpha, candidates, replacement)
+    rows = _numbers("users", users, data.num_users, data.device, check=False)
+    out, failed = chosen.draw(rows, k, _signed_seed(seed), _epoch_number(epoch), offset)
+    row = int(failed)
+    if row >= 0:
+        user = int(rows[row])
+        if not 0 <= user < data.num_users:
+            raise ValueError(f"users: expected numbers from 0 to {data.num_users - 1}, got {user} at position {row}")
+        available = int(chosen.available(user, user + 1))
+        wanted = "at least one" if replacement else f"{k} distinct ones"
+        raise ValueError(
+            f"users: user {user} (position {row}) has {available} of {data.num_items} items to draw a negative from "
+            f"with strategy={strategy!r}, expected {wanted}"
+        )
+    return out
+
+
+def in_batch_mask(interactions: Any, users: Any, items: Any, *, exclude: Any = None) -> Tensor:
+    """Which items of a batch can serve as negatives of which of its users.
+
+    For in-batch negatives: score all pairs of a batch, ``scores[r, c]`` of user r and the positive of row c, and use
+    column c as a negative of row r only where this mask says so. Row r's own positive, and whatever else of the batch
+    the user has interacted with, is masked.
+
+    Parameters
+    ----------
+    interactions, exclude
+        As in :func:`sample_negatives`.
+    users : integers [B]
+    items : integers [C]
+        Usually the batch's positives.
+
+    Returns
+    -------
+    Tensor
+        bool [B, C], True where ``items[c]`` is a negative of ``users[r]``.
+    """
+    data = Interactions.from_any(interactions)
+    excluded = _excluded(data, exclude)
+    rows = _numbers("users", users, data.num_users, data.device)
+    columns = _item_numbers("items", items, data)
+    lookup = _filter(excluded, rows.numel() * columns.numel())
+    return ~_ops.has_items(rows, columns, excluded.indptr, excluded.indices, lookup, excluded.num_items)
+
+
+def hardest_negatives(negatives: Tensor, scores: Tensor, k: int = 1) -> Tensor:
+    """Of each row's candidates, the ``k`` with the highest scores (dynamic negative sampling, Zhang et al. 2013).
+
+    Parameters
+    ----------
+    negatives : integer tensor [B, K]
+    scores : floating-point tensor [B, K]
+        The model's present scores of these items. NaN counts as highest, so that it does not go unseen.
+    k : int
+        At most K.
+
+    Returns
+    -------
+    Tensor
+        [B] for k = 1, else [B, k], hardest first; among equal scores the one further left comes first.
+    """
+    _checks.require_tensor("negatives", negatives)
+    _checks.require_floating("scores", scores)
+    if negatives.dim() != 2 or negatives.shape != scores.shape:
+        raise ValueError(
+            f"negatives and scores: expected one shape [B, K], got {tuple(negatives.shape)} and {tuple(scores.shape)}"
+        )
+    k = _checks.require_positive_int("k", k)
+    if k > negatives.shape[1]:
+        raise ValueError(f"k: expected at most {negatives.shape[1]}, the candidates of a row, got {k}")
+    order = torch.sort(scores.detach(), dim=1, descending=True, stable=True).indices[:, :k]
+    hardest = negatives.gather(1, order)
+    return hardest[:, 0] if k == 1 else hardest
+
+
+# ------------------------------------------------------------------------------------------------------------- loader
+
+
+class TripletLoader:
+    """Batches of (users, positives, negatives), made on the interactions' device without workers or copies.
+
+    Iterating goes through one epoch: every interaction ``draws`` times, in an order that is shuffled without storing
+    it. After a complete pass ``epoch`` has advanced by one, so a plain loop sees another order and other negatives
+    every time; :meth:`set_epoch` chooses. Batch contents depend only on the arguments and ``(seed, epoch)``.
+
+    Users who have no negative (their row is full) have no triplets and are left out; see ``skipped_users``.
+
+    Parameters
+    ----------
+    interactions : Interactions, or anything that :meth:`Interactions.from_any` takes
+    batch_size : int
+        Samples in a batch; the last batch may be smaller. Nothing is dropped.
+    seed : int
+    positives : 1 or 2
+        2: a second positive of the same user, distinct from the first where the user has two.
+    negatives : int
+        Negatives of each sample, 0 to 65536.
+    draws : int
+        How often each interaction occurs in an epoch.
+    exclude, strategy, alpha, candidates, replacement
+        As in :func:`sample_negatives`. Without replacement, users with fewer than ``negatives`` negatives are left out.
+    shuffle : bool
+        False: interactions in stored order.
+    positive_strategy : "epoch", "interactions" or "users"
+        Each interaction as often as any other; interactions with replacement; or a user uniformly, then one of the
+        user's items. An epoch has ``draws`` times the number of interactions in any case.
+    rank, world_size : int
+        This process's share under data parallelism. Of each group of ``world_size`` batches the process takes number
+        ``rank``: together the processes see exactly the epoch of a single one, all make the same number of steps, and
+        none of their batches is empty.
+
+    Yields
+    ------
+    users, positives, negatives : int64 tensors
+        [B]; [B], or [B, 2] with ``positives=2``; [B] with ``negatives=1``, else [B, negatives].
+
+    Examples
+    --------
+    >>> loader = TripletLoader(interactions, 65536, seed=1)        # doctest: +SKIP
+    >>> for epoch in range(20):                                    # doctest: +SKIP
+    ...     for users, positives, negatives in loader:
+    ...         ...
+    """
+
+    def __init__(
+        self,
+        interactions: Any,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        positives: int = 1,
+        negatives: int = 1,
+        draws: int = 1,
+        exclude: Any = None,
+        strategy: str = "uniform",
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        positive_strategy: str = "epoch",
+        alpha: float = 1.0,
+        candidates: Any = None,
+        replacement: bool = True,
+    ) -> None:
+        self.interactions = Interactions.from_any(interactions)
+        self.batch_size = _checks.require_positive_int("batch_size", batch_size)
+        self._signed_seed = _signed_seed(seed)
+        self.seed = int(seed)
+        if positives not in (1, 2):
+            raise ValueError(f"positives: expected 1 or 2, got {positives!r}")
+        self.positives = int(positives)
+        self.negatives = _num_negatives("negatives", negatives, 0)
+        self.draws = _checks.require_positive_int("draws", draws)
+        self.world_size = _checks.require_positive_int("world_size", world_size)
+        self.rank = _checks.require_positive_int("rank", rank, minimum=0)
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank: expected a number below world_size = {self.world_size}, got {self.rank}")
+        _checks.require_choice("positive_strategy", positive_strategy, POSITIVES)
+        self._strategy = _strategy(self.interactions, strategy, exclude, alpha, candidates, replacement)
+        if positive_strategy == "epoch":
+            self._order = 1 if shuffle else 0
+        else:
+            self._order = 2 if positive_strategy == "interactions" else 3
+        self._leave_out()
+        self._samples = self.draws * self._kept
+        if self._samples >= 1 << 62:
+            raise ValueError(f"draws: expected an epoch of fewer than 2**62 samples, got {self._samples}")
+        if self._samples < self.world_size:
+            raise ValueError(f"world_size: expected at most {self._samples}, the samples of an epoch, got {world_size}")
+        self._epoch = 0
+        self._step = 0
+        self._resume = False
+
+    def _leave_out(self) -> None:
+        data = self.interactions
+        counts = data.user_counts
+        need = min(self.negatives, 1) if self._strategy.replacement else self.negatives
+        lacking = self._strategy.lacking(need)
+        skipped = (lacking & (counts > 0)).nonzero().flatten()
+        self._skipped = skipped
+        self._gaps = None
+        self._kept = data.nnz
+        if skipped.numel():
+            total = counts[skipped].cumsum(0)
+            self._gaps = torch.stack((data.indptr[skipped] - total + counts[skipped], total)).contiguous()
+            self._kept -= int(total[-1])
+        if self._kept == 0:
+            raise ValueError(
+                f"interactions: expected a user with a positive and {self.negatives} negative(s) to draw, got none "
+                f"(shape {data.shape}, {data.nnz} interactions)"
+            )
+        self._active = (~lacking & (counts > 0)).nonzero().flatten() if self._order == 3 else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration yields, or that is under way."""
+        return self._epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all processes."""
+        return self._samples
+
+    @property
+    def skipped_users(self) -> Tensor:
+        """Users with positives who are left out because they lack negatives, int64, ascending."""
+        return self._skipped
+
+    def __len__(self) -> int:
+        """Batches that each process yields in an epoch."""
+        return -(-self._samples // (self.batch_size * self.world_size))
+
+    def _slice(self, step: int) -> tuple[int, int]:
+        """The sample numbers [begin, end) of this process's batch."""
+        together = self.batch_size * self.world_size
+        steps = len(self)
+        begin, end = step * together, min((step + 1) * together, self._samples)
+        last = self._samples - (steps - 1) * together
+        if last < self.world_size and steps > 1:  # too few for all: the last but one step leaves them some
+            if step == steps - 2:
+                end = self._samples - self.world_size
+            elif step == steps - 1:
+                begin = self._samples - self.world_size
+        size = end - begin
+        if size == together:
+            return begin + self.rank * self.batch_size, begin + (self.rank + 1) * self.batch_size
+        return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size
+
+    def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        data = self.interactions
+        begin, end = self._slice(step)
+        users, positives = _ops.sample_positives(
+            data.indptr,
+            data.indices,
+            _hint(data),
+            _HINT_SHIFT,
+            self._gaps,
+            self._active,
+            self._order,
+            self._kept,
+            self._samples,
+            begin,
+            end - begin,
+            self.positives,
+            self._signed_seed,
+            epoch,
+        )
+        negatives = self._strategy.draw(users, self.negatives, self._signed_seed, epoch, begin)[0]
+        return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        start = self._step if self._resume else 0
+        self._resume = False
+        self._step = start
+        return self._run(start, self._epoch)
+
+    def _run(self, start: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for step in range(start, len(self)):
+            batch = self._batch(step, epoch)
+            self._epoch, self._step = epoch, step + 1
+            yield batch
+        self._epoch, self._step = (epoch + 1) % (1 << 32), 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration yields this epoch; from its start, unless just resumed in the middle of the same one."""
+        number = _epoch_number(epoch)
+        if number != self._epoch or not self._resume:
+            self._epoch, self._step, self._resume = number, 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, also in the middle of an epoch: after the batch that was yielded last."""
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "step": self._step,
+            "num_samples": self._samples,
+            "samples_per_step": self.batch_size * self.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration goes on where ``state`` was taken.
+
+        The loader must have been made with the same arguments; another ``world_size`` is allowed where ``batch_size *
+        world_size`` is the same.
+        """
+        expected = self.state_dict()
+        missing = sorted(set(expected) - set(state))
+        if missing:
+            raise ValueError(f"state: expected the keys {', '.join(expected)}, got none of {', '.join(missing)}")
+        for name in ("seed", "num_samples", "samples_per_step"):
+            if state[name] != expected[name]:
+                raise ValueError(f"state: expected {name} = {expected[name]}, as this loader has, got {state[name]}")
+        step = _checks.require_positive_int("state['step']", state["step"], minimum=0)
+        if step > len(self):
+            raise ValueError(f"state['step']: expected at most {len(self)}, got {step}")
+        epoch = _epoch_number(state["epoch"])
+        if step == len(self):  # taken after the last batch, before the loop had ended
+            epoch, step = (epoch + 1) % (1 << 32), 0
+        self._epoch, self._step, self._resume = epoch, step, True
