@@ -165,19 +165,21 @@ struct NegativeRows {
       // The next block's rows are on their way while this one is drawn.
       const int ahead = static_cast<int>(std::min<int64_t>(kLanes, end - row - n));
       for (int i = 0; i < ahead; ++i)
-        if (static_cast<uint64_t>(users[n + i]) < static_cast<uint64_t>(p.num_users))
-          __builtin_prefetch(p.indptr + users[n + i]);
+        if (exists(p, users[n + i])) __builtin_prefetch(p.indptr + users[n + i]);
       RowLanes rows;
       bool valid = true;
-      for (int i = 0; i < n; ++i) valid &= static_cast<uint64_t>(users[i]) < static_cast<uint64_t>(p.num_users);
-      if (!valid) {
-        for (int i = n - 1; i >= 0; --i)
-          if (static_cast<uint64_t>(users[i]) >= static_cast<uint64_t>(p.num_users)) failed = std::min(failed, row + i);
-        continue;
-      }
-      for (int i = 0; i < n; ++i) {
-        rows.begin[i] = p.indptr[users[i]];
-        rows.count[i] = p.indptr[users[i] + 1] - rows.begin[i];
+      for (int i = 0; i < n; ++i) valid &= exists(p, users[i]);
+      if (valid) {
+        for (int i = 0; i < n; ++i) {
+          rows.begin[i] = p.indptr[users[i]];
+          rows.count[i] = p.indptr[users[i] + 1] - rows.begin[i];
+        }
+      } else {  // users who do not exist are drawn for like users without items, and -1 is put in place afterwards
+        for (int i = 0; i < n; ++i) {
+          const bool known = exists(p, users[i]);
+          rows.begin[i] = known ? p.indptr[users[i]] : 0;
+          rows.count[i] = known ? p.indptr[users[i] + 1] - rows.begin[i] : 0;
+        }
       }
       int64_t* out = p.out + row * p.k;
       for (int i = 0; i < n; ++i) rows.sample[i] = static_cast<uint64_t>(p.offset + row + i);
@@ -188,6 +190,12 @@ struct NegativeRows {
         for (int i = 0; i < n; ++i)
           one_by_one(p, {p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], out + i * p.k);
       }
+      if (!valid)
+        for (int i = n - 1; i >= 0; --i)
+          if (!exists(p, users[i])) {
+            std::fill_n(out + i * p.k, p.k, int64_t{-1});
+            failed = std::min(failed, row + i);
+          }
       int64_t least = 0;
       for (int64_t i = 0; i < n * p.k; ++i) least = std::min(least, out[i]);
       if (least < 0)
@@ -195,6 +203,10 @@ struct NegativeRows {
           if (out[i] < 0) failed = std::min(failed, row + i / p.k);
     }
     return failed;
+  }
+
+  ZX_HD static bool exists(const NegativeProblem<Items, Index>& p, int64_t user) {
+    return static_cast<uint64_t>(user) < static_cast<uint64_t>(p.num_users);
   }
 
   __attribute__((noinline)) static void one_by_one(const NegativeProblem<Items, Index>& p, Row<Index> row,
