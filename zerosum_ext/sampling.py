@@ -451,7 +451,7 @@ class TripletLoader:
     rank, world_size : int
         This process's share under data parallelism. Of each group of ``world_size`` batches the process takes number
         ``rank``: together the processes see exactly the epoch of a single one, all make the same number of steps, and
-        none of their batches is empty.
+        none of their batches is empty (unless ``batch_size`` is 1 and the samples cannot be shared out evenly).
 
     Yields
     ------
