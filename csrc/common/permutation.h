@@ -61,17 +61,22 @@ ZX_HD uint32_t permutation_hash(uint32_t x, uint32_t k0, uint32_t k1) {
   return x ^ (x >> 16);
 }
 
+// a, b < modulus <= 2^31.
 ZX_HD uint32_t add_modulo(uint32_t a, uint32_t b, uint32_t modulus) {
-  const uint64_t sum = static_cast<uint64_t>(a) + b;
-  return static_cast<uint32_t>(sum >= modulus ? sum - modulus : sum);
+  const uint32_t sum = a + b;
+  return sum >= modulus ? sum - modulus : sum;
+}
+
+// What a round does to the half that it changes, given the other half, the round's two keys and the size of the first.
+ZX_HD uint32_t permutation_round(uint32_t half, uint32_t other, const uint32_t* key, uint32_t size) {
+  return add_modulo(half, mulhi32(permutation_hash(other, key[0], key[1]), size), size);
 }
 
 // One pass through the network; the result may lie beyond size.
 ZX_HD uint64_t permute_cell(const Permutation& p, uint32_t left, uint32_t right) {
   for (int round = 0; round < p.rounds; round += 2) {
-    const uint32_t* k = p.key + 2 * round;
-    left = add_modulo(left, mulhi32(permutation_hash(right, k[0], k[1]), p.rows), p.rows);
-    right = add_modulo(right, mulhi32(permutation_hash(left, k[2], k[3]), p.columns), p.columns);
+    left = permutation_round(left, right, p.key + 2 * round, p.rows);
+    right = permutation_round(right, left, p.key + 2 * round + 2, p.columns);
   }
   return static_cast<uint64_t>(left) * p.columns + right;
 }

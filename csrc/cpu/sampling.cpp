@@ -412,13 +412,24 @@ struct PositiveRows {
       for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(permute(permutation, sample[i]));
       return;
     }
-    const uint32_t left = static_cast<uint32_t>(sample[0] / columns),
-                   right = static_cast<uint32_t>(sample[0] % columns);
+    const uint32_t row = static_cast<uint32_t>(sample[0] / columns);
+    const uint32_t column = static_cast<uint32_t>(sample[0] % columns);
+    uint32_t left[kLanes], right[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const uint32_t c = column + static_cast<uint32_t>(i);
+      left[i] = c >= columns ? row + 1 : row;
+      right[i] = c >= columns ? c - columns : c;
+    }
+    for (int round = 0; round < permutation.rounds; round += 2) {
+      const uint32_t key[4] = {permutation.key[2 * round], permutation.key[2 * round + 1],
+                               permutation.key[2 * round + 2], permutation.key[2 * round + 3]};
+      const uint32_t rows = permutation.rows;
+      for (int i = 0; i < kLanes; ++i) left[i] = permutation_round(left[i], right[i], key, rows);
+      for (int i = 0; i < kLanes; ++i) right[i] = permutation_round(right[i], left[i], key + 2, columns);
+    }
     uint64_t beyond = 0;
     for (int i = 0; i < n; ++i) {
-      const uint64_t r = static_cast<uint64_t>(right) + static_cast<uint32_t>(i);
-      const bool next = r >= columns;
-      const uint64_t cell = permute_cell(permutation, left + next, static_cast<uint32_t>(next ? r - columns : r));
+      const uint64_t cell = static_cast<uint64_t>(left[i]) * columns + right[i];
       edge[i] = static_cast<int64_t>(cell);
       beyond |= cell >= permutation.size;
     }
@@ -437,7 +448,15 @@ struct PositiveRows {
       __builtin_prefetch(p.indptr + first[i]);
       __builtin_prefetch(p.indices + edge[i]);
     }
-    for (int i = 0; i < n; ++i) user[i] = owner_between(p.indptr, first[i], last[i], edge[i]);
+    // Mostly the owner is among the next few users: counted without branches. Else what is left is searched.
+    constexpr int kNear = 4;
+    for (int i = 0; i < n; ++i) {
+      int64_t passed = 0;
+      for (int t = 1; t <= kNear; ++t) passed += p.indptr[std::min(first[i] + t, p.num_users)] <= edge[i];
+      user[i] = first[i] + passed;
+    }
+    for (int i = 0; i < n; ++i)
+      if (user[i] == first[i] + kNear) user[i] = owner_between(p.indptr, user[i], last[i], edge[i]);
   }
 };
 
