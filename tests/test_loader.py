@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,3 +291,49 @@ def test_bad_arguments_are_named(data, change, message):
 def test_nothing_to_sample_is_an_error(dense):
     with pytest.raises(ValueError, match="expected a user with a positive and 1 negative"):
         TripletLoader(sp.csr_matrix(dense), 4)
+
+
+def test_movielens_epoch_is_whole_and_exact():
+    path = Path(os.environ.get("ZEROSUM_EXT_DATA", "."), "ml-1m.npz")
+    if not path.exists():
+        pytest.skip("ZEROSUM_EXT_DATA names no folder with ml-1m.npz")
+    with np.load(path, allow_pickle=False) as file:
+        x = Interactions.from_arrays(file["user"], file["item"])
+    users, positives, negatives = join(TripletLoader(x, 65536, seed=1))
+    keys = torch.from_numpy(np.repeat(np.arange(x.num_users), np.diff(x.indptr))) * x.num_items + x.indices
+    assert torch.equal((users * x.num_items + positives).sort().values, keys)
+    assert not torch.isin(users * x.num_items + negatives, keys).any()
+    some = slice(0, 20_000)
+    expected, _ = reference.sample_negatives(
+        users[some], x.indptr, x.indices, None, None, x.num_items, 1, 1, 0, 0, True
+    )
+    assert torch.equal(negatives[some], expected[:, 0])
+
+
+def _train_a_share(rank: int, port: int, results: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.EmbeddingBag(80, 4))
+    seen = []
+    for _ in range(2):
+        for users, positives, negatives in TripletLoader(x, 64, rank=rank, world_size=2):
+            (model(negatives[:, None]) - model(positives[:, None])).mean().backward()  # waits for the other process
+            seen.append(torch.stack((users, positives, negatives)))
+    torch.save(torch.cat(seen, 1), f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_distributed_data_parallel(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_train_a_share, (port, str(tmp_path)), nprocs=2)
+    seen = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], 1)
+    x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
+    whole = torch.stack(join(TripletLoader(x, 1000)))
+    assert sorted(map(tuple, seen.T.tolist())) == sorted(map(tuple, whole.T.tolist() * 2))
