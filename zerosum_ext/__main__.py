@@ -1,0 +1,7 @@
+"""``python -m zerosum_ext`` is the command ``zerosum-ext``."""
+
+import sys
+
+from zerosum_ext.cli import main
+
+sys.exit(main())
