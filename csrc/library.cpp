@@ -27,11 +27,16 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def("loss_names() -> str");
   m.def("cpu_isa() -> str");
 
-  // ---- losses on scores (csrc/common/losses.h). reduction: 0 none, 1 sum, 2 mean. With grad the derivatives
-  // of the reduced value are returned too, else empty tensors.
+  // ---- losses on scores (csrc/common/losses.h). reduction: 0 none, 1 sum, 2 mean. With grad the derivatives of the
+  // reduced value are returned too, else empty tensors. aux_pos and aux_neg are the constants that a loss takes beside
+  // each positive and negative.
   m.def(
-      "pair_loss(Tensor pos, Tensor neg, Tensor? weight, int loss, float a, float b, float c, int reduction, "
-      "bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg)");
+      "pair_loss(Tensor pos, Tensor neg, Tensor? aux_pos, Tensor? aux_neg, Tensor? weight, int loss, float a, float b, "
+      "float c, int reduction, bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg)");
+  m.def(
+      "macr_loss(Tensor pos, Tensor neg, Tensor user_branch, Tensor pos_branch, Tensor neg_branch, Tensor? weight, "
+      "float alpha, float beta, int reduction, bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg, "
+      "Tensor grad_user, Tensor grad_pos_branch, Tensor grad_neg_branch)");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

@@ -73,9 +73,7 @@ def test_rank(kind, k, batch_size):
     assert got.num_candidates.tolist() == [len(row[1]) for row in expected]
     assert got.indptr.tolist() == [0, *np.cumsum([len(row[2]) for row in expected])]
     for name, column in (("items", 2), ("scores", 3), ("greater", 4), ("equal", 5)):
-        np.testing.assert_array_equal(
-            getattr(got, name), np.concatenate([row[column] for row in expected]), name
-        )
+        np.testing.assert_array_equal(getattr(got, name), np.concatenate([row[column] for row in expected]), name)
     assert got.top_items.tolist() == [[int(x) for x in row[6]] for row in expected]
 
 
@@ -115,9 +113,7 @@ def test_evaluate(kind, ties):
                 place[hit] = (s > value).sum() + j * (block.sum() + 1) / (hit.sum() + 1)
         else:
             place = np.empty(len(s))
-            place[np.lexsort((positive if ties == "pessimistic" else ~positive, -s))] = np.arange(
-                1, len(s) + 1
-            )
+            place[np.lexsort((positive if ties == "pessimistic" else ~positive, -s))] = np.arange(1, len(s) + 1)
         r = np.sort(place[positive])
         for k in (1, 5):
             ideal = sum(1 / math.log2(j + 1) for j in range(1, min(k, len(r)) + 1))
@@ -164,9 +160,7 @@ def test_the_same_matrix_as_train_and_test():
     got = ev.evaluate(Scores(scores), train, train, metrics=["pairwise_accuracy"])
     dense = train.toarray().astype(bool)
     users = np.repeat(np.arange(dense.shape[0]), dense.shape[1])
-    assert got == {
-        "pairwise_accuracy": pytest.approx(m.pairwise_accuracy(users, dense.ravel(), scores.ravel()))
-    }
+    assert got == {"pairwise_accuracy": pytest.approx(m.pairwise_accuracy(users, dense.ravel(), scores.ravel()))}
 
 
 def test_models_of_every_kind():

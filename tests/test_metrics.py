@@ -78,9 +78,7 @@ def test_pop_q_at_1(seed, kind, minimum):
     expected = np.mean(values) if values else math.nan
     got = m.pop_q_at_1(users, items, scores, popularity, min_positives=minimum)
     assert got == pytest.approx(expected, nan_ok=True)
-    np.testing.assert_allclose(
-        m.pop_q_at_1(users, items, scores, popularity, minimum, reduction="none"), values
-    )
+    np.testing.assert_allclose(m.pop_q_at_1(users, items, scores, popularity, minimum, reduction="none"), values)
 
 
 def test_pop_q_score_ties_take_the_first_given():
@@ -195,9 +193,7 @@ def test_positive_ranks(levels, ties):
 def test_rank_metrics(levels, k):
     users, target, greater, equal, lists = full_ranking(6, levels)
     ranks = m.positive_ranks(users, target, greater, equal, "pessimistic")
-    expected: dict[str, list[float]] = {
-        name: [] for name in ("hr", "recall", "precision", "ndcg", "mrr", "map")
-    }
+    expected: dict[str, list[float]] = {name: [] for name in ("hr", "recall", "precision", "ndcg", "mrr", "map")}
     for scores, mask in lists:
         if not mask.any():
             continue
@@ -221,9 +217,7 @@ def test_rank_metrics(levels, k):
     }
     shuffle = np.random.default_rng(0).permutation(users.size)
     for name, function in functions.items():
-        np.testing.assert_allclose(
-            function(users[shuffle], ranks[shuffle], k, reduction="none"), expected[name]
-        )
+        np.testing.assert_allclose(function(users[shuffle], ranks[shuffle], k, reduction="none"), expected[name])
         assert function(users, ranks, k) == pytest.approx(np.mean(expected[name])), name
 
 
@@ -247,9 +241,7 @@ def test_exposure():
     assert m.gini(np.zeros((4, 1), int), 6) == pytest.approx(5 / 6)
     assert m.entropy(np.zeros((4, 1), int), 6) == 0
     information = np.log2(60 / np.array([50, 30, 10, 5, 5, 1]))
-    expected = np.mean(
-        [information[[0, 1, 2]].mean(), information[[0, 3]].mean(), information[[0, 1, 5]].mean()]
-    )
+    expected = np.mean([information[[0, 1, 2]].mean(), information[[0, 3]].mean(), information[[0, 1, 5]].mean()])
     assert m.novelty(lists, popularity, 60) == pytest.approx(expected)
 
 

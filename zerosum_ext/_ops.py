@@ -6,11 +6,13 @@ The fake kernels (shapes and dtypes without data, for torch.compile and torch.ex
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from zerosum_ext import _extension, _sampling_reference, reference
+from zerosum_ext.reference import compute_dtype
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 # Numbers of the compiled losses, as csrc/common/losses.h counts them.
@@ -28,19 +30,24 @@ def has_kernel(device: torch.device) -> bool:
     return False
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the arithmetic: float64 for float64, float32 for every other."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 if _extension.CPU.loaded:
     # A cached overload skips the dispatcher's look-up of overloads: about 1 us a call.
     _pair_loss = torch.ops.zerosum_ext.pair_loss.default
+    _macr_loss = torch.ops.zerosum_ext.macr_loss.default
+    _LOSS_NAMES = list(LOSS_IDS)
+
+    def _check_alike(pos: Tensor, *others: Tensor | None) -> None:
+        for other in others:
+            if other is not None:
+                message = f"expected all tensors on one device, got {pos.device} and {other.device}"
+                torch._check(pos.device == other.device, lambda message=message: message)
 
     @torch.library.register_fake("zerosum_ext::pair_loss")
     def _(
         pos: Tensor,
         neg: Tensor,
+        aux_pos: Tensor | None,
+        aux_neg: Tensor | None,
         weight: Tensor | None,
         loss: int,
         a: float,
@@ -49,21 +56,43 @@ if _extension.CPU.loaded:
         reduction: int,
         grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        torch._check(pos.device == neg.device, lambda: f"pos is on {pos.device}, neg on {neg.device}")
+        _check_alike(pos, neg, aux_pos, aux_neg, weight)
         torch._check(pos.dtype == neg.dtype, lambda: f"pos is {pos.dtype}, neg {neg.dtype}")
-        quad = loss >= LOSS_IDS["pos2neg2"]
+        name = _LOSS_NAMES[loss]
         if reduction != 0:
             value = pos.new_empty((), dtype=compute_dtype(pos.dtype))
+        elif name in reference.QUAD_LOSSES or name in reference.ROW_LOSSES:
+            value = pos.new_empty(pos.shape[:1])
         else:
-            value = pos.new_empty(pos.shape[:1] if quad else neg.shape)
+            value = pos.new_empty(neg.shape)
         if not grad:
             return value, pos.new_empty((0,)), pos.new_empty((0,))
         return value, pos.new_empty(pos.shape), pos.new_empty(neg.shape)
+
+    @torch.library.register_fake("zerosum_ext::macr_loss")
+    def _(
+        pos: Tensor,
+        neg: Tensor,
+        user_branch: Tensor,
+        pos_branch: Tensor,
+        neg_branch: Tensor,
+        weight: Tensor | None,
+        alpha: float,
+        beta: float,
+        reduction: int,
+        grad: bool,
+    ) -> tuple[Tensor, ...]:
+        inputs = (pos, neg, user_branch, pos_branch, neg_branch)
+        _check_alike(*inputs, weight)
+        value = pos.new_empty(neg.shape) if reduction == 0 else pos.new_empty((), dtype=compute_dtype(pos.dtype))
+        return value, *(pos.new_empty(t.shape if grad else (0,)) for t in inputs)
 
 
 def pair_loss(
     pos: Tensor,
     neg: Tensor,
+    aux_pos: Tensor | None,
+    aux_neg: Tensor | None,
     weight: Tensor | None,
     loss: str,
     a: float,
@@ -74,12 +103,30 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value of a loss and, with ``grad``, its derivatives in ``pos`` and ``neg`` (else two empty tensors).
 
-    pos [B] and neg [B] or [B, K], or both [B, 2] for the losses of two positives and two negatives; weight [B] or
-    [B, K] in the dtype of the arithmetic. Not differentiable itself.
+    pos [B] and neg [B] or [B, K], or both [B, 2] for the losses of two positives and two negatives. The constants
+    aux_pos and aux_neg and the weight are [B] or [B, K], in the dtype of the arithmetic. Not differentiable itself.
     """
     if has_kernel(pos.device):
-        return _pair_loss(pos, neg, weight, LOSS_IDS[loss], a, b, c, REDUCTIONS[reduction], grad)
-    return reference.pair_loss(pos, neg, weight, loss, a, b, c, reduction, grad)
+        return _pair_loss(pos, neg, aux_pos, aux_neg, weight, LOSS_IDS[loss], a, b, c, REDUCTIONS[reduction], grad)
+    return reference.pair_loss(pos, neg, aux_pos, aux_neg, weight, loss, a, b, c, reduction, grad)
+
+
+def macr_loss(
+    scores: Sequence[Tensor],
+    weight: Tensor | None,
+    alpha: float,
+    beta: float,
+    reduction: str,
+    grad: bool,
+) -> tuple[Tensor, ...]:
+    """Value of MACR and, with ``grad``, its derivatives in the five scores (else empty tensors).
+
+    The scores are those of the positive and the negative, and of the user, positive and negative branch, each [B] or
+    [B, K] like that of the negative; the weight [B] or [B, K], in the dtype of the arithmetic.
+    """
+    if has_kernel(scores[0].device):
+        return _macr_loss(*scores, weight, alpha, beta, REDUCTIONS[reduction], grad)
+    return reference.macr_loss(scores, weight, alpha, beta, reduction, grad)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

@@ -114,9 +114,7 @@ def _csr(matrix: Any, name: str) -> sparse.csr_matrix:
     if hasattr(matrix, "to_scipy"):
         return matrix.to_scipy()
     if not sparse.issparse(matrix):
-        raise TypeError(
-            f"{name}: expected Interactions or a scipy sparse matrix, got {type(matrix).__name__}"
-        )
+        raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(matrix).__name__}")
     result = matrix.tocsr()
     if not result.has_canonical_format:
         result = result.copy()
@@ -126,9 +124,7 @@ def _csr(matrix: Any, name: str) -> sparse.csr_matrix:
 
 def _same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
     if train != test:
-        raise ValueError(
-            f"test: expected the shape of the train or excluded interactions {train}, got {test}"
-        )
+        raise ValueError(f"test: expected the shape of the train or excluded interactions {train}, got {test}")
 
 
 def _rows(matrix: sparse.csr_matrix, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -224,15 +220,11 @@ def _scorer(model: Any, num_users: int, num_items: int) -> Callable[[Tensor], Te
         return model.score_all_items
     if isinstance(model, (tuple, list)):
         if len(model) not in (2, 3):
-            raise ValueError(
-                f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries"
-            )
+            raise ValueError(f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries")
         user, item = torch.as_tensor(model[0]), torch.as_tensor(model[1])
         bias = None if len(model) == 2 or model[2] is None else torch.as_tensor(model[2])
         if user.ndim != 2 or item.ndim != 2 or user.shape[1] != item.shape[1]:
-            raise ValueError(
-                f"model: expected factors [U, d] and [I, d], got {[*user.shape]} and {[*item.shape]}"
-            )
+            raise ValueError(f"model: expected factors [U, d] and [I, d], got {[*user.shape]} and {[*item.shape]}")
         _check_shape("user factors", user.shape[0], num_users, "users")
         _check_shape("item factors", item.shape[0], num_items, "items")
         if bias is not None and bias.shape != (num_items,):
@@ -300,9 +292,7 @@ def rank(
         if exclude != "train":
             raise ValueError(f"exclude: expected 'train', None or an interaction matrix, got {exclude!r}")
         exclude = train
-    excluded = (
-        sparse.csr_matrix(held_out.shape, dtype=np.int8) if exclude is None else _csr(exclude, "exclude")
-    )
+    excluded = sparse.csr_matrix(held_out.shape, dtype=np.int8) if exclude is None else _csr(exclude, "exclude")
     _same_shape(excluded.shape, held_out.shape)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
         raise ValueError(f"k: expected an int >= 0, got {k!r}")
@@ -340,9 +330,7 @@ def rank(
             except _NaNScore as error:
                 raise ValueError(f"model: NaN among the scores of user {block[error.row]}") from None
     empty = torch.zeros(0, dtype=torch.int64)
-    columns: list[Any] = (
-        list(zip(*parts, strict=True)) if parts else [(empty,)] * 4 + [(empty.reshape(0, k),)]
-    )
+    columns: list[Any] = list(zip(*parts, strict=True)) if parts else [(empty,)] * 4 + [(empty.reshape(0, k),)]
     target, greater, equal, candidates, top = (torch.cat(c).cpu().numpy() for c in columns)
     return Ranking(
         evaluated,
@@ -402,9 +390,7 @@ def _parse(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int
     for entry in metrics:
         name, at, cut = entry.partition("@")
         if name not in (*METRICS, *SAMPLED_METRICS):
-            raise ValueError(
-                f"metrics: unknown {entry!r}; known are {', '.join((*METRICS, *SAMPLED_METRICS))}"
-            )
+            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join((*METRICS, *SAMPLED_METRICS))}")
         if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
             if at:
                 raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
@@ -474,9 +460,7 @@ def compute(
             result[key] = by_rank[name](users, ranks, cutoff)
         elif name in by_list:
             if cutoff > ranking.top_items.shape[1] < ranking.num_items:
-                raise ValueError(
-                    f"ranking: keeps {ranking.top_items.shape[1]} items per user, {key} needs {cutoff}"
-                )
+                raise ValueError(f"ranking: keeps {ranking.top_items.shape[1]} items per user, {key} needs {cutoff}")
             result[key] = by_list[name](ranking.top_items[:, :cutoff])
         elif name in whole:
             result[key] = whole[name]()

@@ -101,9 +101,7 @@ def _numbers(values: Any, name: str, ndim: int = 1) -> np.ndarray:
     missing = np.isnan(result)
     if missing.any():
         where = tuple(int(x) for x in np.argwhere(missing)[0])
-        raise ValueError(
-            f"{name}: NaN at index {where if ndim > 1 else where[0]} ({int(missing.sum())} in all)"
-        )
+        raise ValueError(f"{name}: NaN at index {where if ndim > 1 else where[0]} ({int(missing.sum())} in all)")
     return result
 
 
@@ -164,9 +162,7 @@ def _groups(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return group, np.bincount(group)
 
 
-def _tie_blocks(
-    group: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _tie_blocks(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Orders entries by (group, value) and finds the runs of equal ones.
 
     Returns (order, run of each ordered entry, first place of each run within its group, entries of each run).
@@ -210,9 +206,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 def _keep(u: np.ndarray, min_positives: int, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     """(group, sizes, *others) of the entries whose users have at least min_positives entries."""
     if min_positives < 2:
-        raise ValueError(
-            f"min_positives: expected at least 2 (a rank among one is no rank), got {min_positives}"
-        )
+        raise ValueError(f"min_positives: expected at least 2 (a rank among one is no rank), got {min_positives}")
     group, sizes = _groups(u)
     wanted = sizes[group] >= min_positives
     group, sizes = _groups(group[wanted])
@@ -323,9 +317,7 @@ def pru(
     u, i, s, counts = _positives(users, items, scores, popularity)
     group, sizes, i, s = _keep(u, min_positives, i, s)
     values = _grouped_spearman(group, sizes, counts[i], s)
-    return (
-        _reduced(values, reduction) if reduction == "none" else _reduced(values[~np.isnan(values)], reduction)
-    )
+    return _reduced(values, reduction) if reduction == "none" else _reduced(values[~np.isnan(values)], reduction)
 
 
 def pcc(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int = 2) -> float:
@@ -351,9 +343,7 @@ def _reduced(values: np.ndarray, reduction: str) -> Any:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _pair_counts(
-    users: Any, labels: Any, scores: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pair_counts(users: Any, labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Per user: (pairs ranked right, tied pairs, positives, negatives)."""
     u, s = _integers(users, "users"), _numbers(scores, "scores")
     y = _array(labels, "labels")
@@ -405,9 +395,7 @@ def auc(users: Any, labels: Any, scores: Any, *, reduction: Reduction = "mean") 
     right, tied, positives, negatives = _pair_counts(users, labels, scores)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = (right + tied / 2) / (positives * negatives)
-    return (
-        _reduced(values, reduction) if reduction == "none" else _reduced(values[~np.isnan(values)], reduction)
-    )
+    return _reduced(values, reduction) if reduction == "none" else _reduced(values[~np.isnan(values)], reduction)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -485,9 +473,7 @@ def positive_ranks(users: Any, scores: Any, greater: Any, equal: Any, ties: Ties
     total = same + 1
     if (total < m).any():
         bad = int(np.flatnonzero(total < m)[0])
-        raise ValueError(
-            f"equal: entry {bad} counts {same[bad]}, but {m[bad] - 1} other positives tie with it"
-        )
+        raise ValueError(f"equal: entry {bad} counts {same[bad]}, but {m[bad] - 1} other positives tie with it")
     if ties == "optimistic":
         return above + j.astype(np.float64)
     if ties == "pessimistic":

@@ -3,11 +3,19 @@
 Everything here is differentiable to any order and finite for every finite input. Sources:
 [RCS22] Rhee, Cho, Suh: Countering Popularity Bias by Regularizing Score Differences. RecSys 2022.
 [BPR09] Rendle et al.: BPR: Bayesian Personalized Ranking from Implicit Feedback. UAI 2009.
+[ZFH21] Zhang et al.: Causal Intervention for Leveraging Popularity Bias in Recommendation. SIGIR 2021 (PD, PDA).
+[WFC21] Wei et al.: Model-Agnostic Counterfactual Reasoning for Eliminating Popularity Bias. KDD 2021 (MACR).
+[BS08] Bengio, Senecal: Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model.
+    IEEE Trans. Neural Networks 2008 (sampled softmax).
+[WCW24] Wu et al.: BSL: Understanding and Improving Softmax Loss for Recommendation. ICDE 2024.
+[YCX24] Yang et al.: PSL: Rethinking and Improving Softmax Loss from Pairwise Perspective. NeurIPS 2024.
+[ZCW13] Zhang et al.: Optimizing Top-N Collaborative Filtering via Dynamic Negative Item Sampling. SIGIR 2013 (DNS).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,33 +32,111 @@ def rho(x: Tensor) -> Tensor:
     return 2 * y + torch.log1p(torch.expm1(-2 * y) / 2)
 
 
-# ---------------------------------------------------------------------------------------------- losses, per sample
+# ---- losses, per sample. p and n have one shape; x_p and x_n are the constants of the two items, where a loss has them
 
 
-def bpr(pos: Tensor, neg: Tensor, a: float, b: float, c: float) -> Tensor:
+def bpr(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
     """a sp(n - p) [BPR09]."""
-    return a * softplus(neg - pos)
+    return a * softplus(n - p)
 
 
-def zerosum(pos: Tensor, neg: Tensor, a: float, b: float, c: float) -> Tensor:
+def zerosum(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
     """a sp(n - p) + b rho(p + n) [RCS22 eq. 7]."""
-    return a * softplus(neg - pos) + b * rho(pos + neg)
+    return a * softplus(n - p) + b * rho(p + n)
 
 
-def pos2neg2(pos: Tensor, neg: Tensor, a: float, b: float, c: float) -> Tensor:
-    """a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2) + c rho(n1 - n2) [RCS22 eq. 6], of pos, neg [B, 2]."""
-    (p1, p2), (n1, n2) = pos.unbind(-1), neg.unbind(-1)
+def ipw(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, a: float, b: float, c: float) -> Tensor:
+    """x_p sp(-p) + x_n sp(n): cross-entropy of each item, weighted by its inverse popularity."""
+    return x_p * softplus(-p) + x_n * softplus(n)
+
+
+def pd(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, a: float, b: float, c: float) -> Tensor:
+    """sp(f(n) x_n - f(p) x_p) with f = ELU + 1 and x = popularity^gamma [ZFH21 eq. 6, 7]."""
+
+    def f(y: Tensor) -> Tensor:
+        # exp of a clamped argument: the branch that is not taken must not overflow, or its gradient is NaN.
+        return torch.where(y > 0, y + 1, torch.exp(y.clamp(max=0)))
+
+    return softplus(f(n) * x_n - f(p) * x_p)
+
+
+def pos2neg2(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+    """a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2) + c rho(n1 - n2) [RCS22 eq. 6], of p, n [B, 2].
+
+    Pos2Neg2 has b = c; its ablations Pos2 and Neg2 have c = 0 and b = 0.
+    """
+    (p1, p2), (n1, n2) = p.unbind(-1), n.unbind(-1)
     return a * (softplus(n1 - p1) + softplus(n2 - p2)) + b * rho(p1 - p2) + c * rho(n1 - n2)
 
 
-#: Definitions by name; pos and neg are brought to one shape first, [B, K] or, for QUAD_LOSSES, [B, 2].
-PAIR_LOSSES: dict[str, Callable[[Tensor, Tensor, float, float, float], Tensor]] = {
+# ---- losses of a row: p [B, 1], n [B, K], value [B]
+
+
+def sampled_softmax(
+    p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float
+) -> Tensor:
+    """-log softmax of the positive among itself and the negatives, of logits a y - log q (x = log q) [BS08]."""
+    z_p = a * p if x_p is None else a * p - x_p
+    z_n = a * n if x_n is None else a * n - x_n
+    return torch.logsumexp(torch.cat([z_p, z_n], -1), -1) - z_p.squeeze(-1)
+
+
+def bsl(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+    """-a p + c (logsumexp_j(b n_j) - log K); a = 1/t1, b = 1/t2, c = t2/t1 [WCW24]."""
+    return c * (torch.logsumexp(b * n, -1) - math.log(n.shape[-1])) - a * p.squeeze(-1)
+
+
+def psl_tanh(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+    """logsumexp_j(a log(1 + tanh(n_j - p))), where log(1 + tanh x) = log 2 - sp(-2x) [YCX24]."""
+    return torch.logsumexp(a * (math.log(2) - softplus(-2 * (n - p))), -1)
+
+
+def psl_relu(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+    """logsumexp_j(a log(1 + max(n_j - p, 0))) [YCX24]."""
+    return torch.logsumexp(a * torch.log1p(torch.relu(n - p)), -1)
+
+
+def hardest(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+    """sp(max_j n_j - p): BPR against the negative that scores highest [ZCW13]."""
+    first = torch.argmax(n, -1, keepdim=True)
+    return softplus(n.gather(-1, first) - p).squeeze(-1)
+
+
+#: The definition of every loss of a positive and a negative score, by name.
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "bpr": bpr,
     "zerosum": zerosum,
+    "ipw": ipw,
+    "pd": pd,
     "pos2neg2": pos2neg2,
+    "sampled_softmax": sampled_softmax,
+    "bsl": bsl,
+    "psl_tanh": psl_tanh,
+    "psl_relu": psl_relu,
+    "hardest": hardest,
 }
-#: Losses of two positives and two negatives of one user.
+#: Losses of two positives and two negatives of one user: pos, neg [B, 2].
 QUAD_LOSSES = frozenset({"pos2neg2"})
+#: Losses of a positive and all of its negatives at once: pos [B], neg [B, K], value [B].
+ROW_LOSSES = frozenset({"sampled_softmax", "bsl", "psl_tanh", "psl_relu", "hardest"})
+
+
+def macr(y_p: Tensor, y_n: Tensor, user: Tensor, item_p: Tensor, item_n: Tensor, alpha: float, beta: float) -> Tensor:
+    """MACR [WFC21 eq. 4-7]: cross-entropy of s(y) s(user) s(item), plus alpha and beta times those of s(item), s(user).
+
+    log(1 - q), q = s(y) s(u) s(i), is taken as the logarithm of s(-y) + s(y) s(-u) + s(y) s(u) s(-i), whose terms are
+    all positive: 1 - q itself cancels to 0 from scores of about 17 in float32.
+    """
+    positive = softplus(-y_p) + softplus(-user) + softplus(-item_p)
+    terms = (
+        -softplus(y_n),
+        -softplus(-y_n) - softplus(user),
+        -softplus(-y_n) - softplus(-user) - softplus(item_n),
+    )
+    negative = -torch.logsumexp(torch.stack(torch.broadcast_tensors(*terms)), 0)
+    item_branch = softplus(-item_p) + softplus(item_n)
+    user_branch = softplus(-user) + softplus(user)
+    return positive + negative + alpha * item_branch + beta * user_branch
 
 
 def reduce(value: Tensor, reduction: str) -> Tensor:
@@ -62,26 +148,45 @@ def reduce(value: Tensor, reduction: str) -> Tensor:
     return value.sum() / max(value.numel(), 1)
 
 
-def pair_loss_value(
-    pos: Tensor, neg: Tensor, weight: Tensor | None, loss: str, a: float, b: float, c: float, reduction: str
-) -> Tensor:
-    """The value that :func:`zerosum_ext._ops.pair_loss` returns, differentiable."""
-    compute = torch.float64 if pos.dtype == torch.float64 else torch.float32
-    p, n = pos.to(compute), neg.to(compute)
-    if loss not in QUAD_LOSSES and n.dim() > p.dim():
-        p = p.unsqueeze(-1)
-    value = PAIR_LOSSES[loss](p, n, a, b, c)
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that arithmetic is done in: float64 for float64, float32 for every other."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _weigh_and_reduce(value: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
     if weight is not None:
-        weight = weight.to(compute)
         value = value * (weight.unsqueeze(-1) if value.dim() > weight.dim() else weight)
-    if reduction == "none":
-        return value.to(pos.dtype)
-    return reduce(value, reduction)
+    return value.to(dtype) if reduction == "none" else reduce(value, reduction)
+
+
+def pair_loss_value(
+    pos: Tensor,
+    neg: Tensor,
+    aux_pos: Tensor | None,
+    aux_neg: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    a: float,
+    b: float,
+    c: float,
+    reduction: str,
+) -> Tensor:
+    """The value that :func:`zerosum_ext._ops.pair_loss` returns, differentiable in every tensor."""
+    compute = compute_dtype(pos.dtype)
+    p, n = pos.to(compute), neg.to(compute)
+    if n.dim() > p.dim():
+        p = p.unsqueeze(-1)
+        aux_pos = aux_pos.unsqueeze(-1) if aux_pos is not None and aux_pos.dim() < p.dim() else aux_pos
+        aux_neg = aux_neg.unsqueeze(-1) if aux_neg is not None and aux_neg.dim() < n.dim() else aux_neg
+    value = LOSSES[loss](p, n, aux_pos, aux_neg, a, b, c)
+    return _weigh_and_reduce(value, weight, reduction, pos.dtype)
 
 
 def pair_loss(
     pos: Tensor,
     neg: Tensor,
+    aux_pos: Tensor | None,
+    aux_neg: Tensor | None,
     weight: Tensor | None,
     loss: str,
     a: float,
@@ -91,12 +196,47 @@ def pair_loss(
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op pair_loss: value and derivatives (empty without ``grad``)."""
+    out = _value_and_gradients(
+        lambda p, n: pair_loss_value(p, n, aux_pos, aux_neg, weight, loss, a, b, c, reduction), (pos, neg), grad
+    )
+    return out[0], out[1], out[2]
+
+
+def macr_loss_value(
+    scores: Sequence[Tensor],
+    weight: Tensor | None,
+    alpha: float,
+    beta: float,
+    reduction: str,
+) -> Tensor:
+    """The value that :func:`zerosum_ext._ops.macr_loss` returns, differentiable in every tensor."""
+    dtype, dim = scores[0].dtype, scores[1].dim()
+    inputs = [t.to(compute_dtype(dtype)) for t in scores]
+    y_p, y_n, user, item_p, item_n = (t.unsqueeze(-1) if t.dim() < dim else t for t in inputs)
+    return _weigh_and_reduce(macr(y_p, y_n, user, item_p, item_n, alpha, beta), weight, reduction, dtype)
+
+
+def macr_loss(
+    scores: Sequence[Tensor],
+    weight: Tensor | None,
+    alpha: float,
+    beta: float,
+    reduction: str,
+    grad: bool,
+) -> tuple[Tensor, ...]:
+    """The op macr_loss: value and derivatives (empty without ``grad``)."""
+    return _value_and_gradients(
+        lambda *s: macr_loss_value(s, weight, alpha, beta, reduction),
+        tuple(scores),
+        grad,
+    )
+
+
+def _value_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: bool) -> tuple[Tensor, ...]:
     if not grad:
         with torch.no_grad():
-            value = pair_loss_value(pos, neg, weight, loss, a, b, c, reduction)
-        return value, pos.new_empty(0), neg.new_empty(0)
+            return function(*inputs), *(t.new_empty(0) for t in inputs)
     with torch.enable_grad():
-        p, n = pos.detach().requires_grad_(), neg.detach().requires_grad_()
-        value = pair_loss_value(p, n, weight, loss, a, b, c, reduction)
-        grad_pos, grad_neg = torch.autograd.grad(value.sum(), (p, n))
-    return value.detach(), grad_pos, grad_neg
+        leaves = tuple(t.detach().requires_grad_() for t in inputs)
+        value = function(*leaves)
+        return value.detach(), *torch.autograd.grad(value.sum(), leaves)

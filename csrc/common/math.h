@@ -84,6 +84,10 @@ ZX_HD double expm1_nonpositive(double x) { return ::expm1(x); }
 ZX_HD double exp_nonpositive(double x) { return ::exp(x); }
 ZX_HD double log1p_unit(double x) { return ::log1p(x); }
 
+// log(x) for x >= 1: the C library's, which compilers do not vectorise.
+ZX_HD float log_(float x) { return ::logf(x); }
+ZX_HD double log_(double x) { return ::log(x); }
+
 template <class T>
 ZX_HD T abs_(T x) {
   return x < T(0) ? -x : x;
@@ -101,6 +105,18 @@ ZX_HD Dual<T> softplus(T x) {
   const T t = exp_nonpositive(-abs_(x));
   const T r = T(1) / (T(1) + t);
   return {(x > T(0) ? x : T(0)) + log1p_unit(t), x < T(0) ? t * r : r};
+}
+
+// sp(x), sp(-x), s(x) and s(-x) from one exponential and one logarithm.
+template <class T>
+struct Logistic {
+  T sp, sp_minus, s, s_minus;
+};
+template <class T>
+ZX_HD Logistic<T> logistic(T x) {
+  const T t = exp_nonpositive(-abs_(x));
+  const T l = log1p_unit(t), r = T(1) / (T(1) + t), q = t * r;
+  return {(x > T(0) ? x : T(0)) + l, (x < T(0) ? -x : T(0)) + l, x < T(0) ? q : r, x < T(0) ? r : q};
 }
 
 // rho(x) = -log(1 - tanh|x|) = 2|x| + log1p(expm1(-2|x|)/2) and rho'(x) = 2 s(2|x|) sign(x), 0 at 0 [RCS22

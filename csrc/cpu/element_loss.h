@@ -35,12 +35,6 @@ struct GradView {
   bool per_row = false;
 };
 
-// The view of a [B] or [B, K] tensor as rows x cols; [B] repeats over the columns.
-inline View view_of(const Tensor& t, int64_t cols) {
-  const bool matrix = t.dim() == 2;
-  return {t.data_ptr(), t.stride(0), matrix ? t.stride(1) : (cols == 1 ? 1 : 0)};
-}
-
 template <class T>
 ZX_HD void sum_lanes(const T* v, int64_t n, double* total) {
   // Sixteen running sums over 256 values at a time, then double: exact enough for any length, and the same
@@ -135,6 +129,15 @@ struct ElementProblem {
   double a = 1, b = 1, c = 1;
 };
 
+// Writes the sum, or mean, of the blocks' partial sums; the mean of nothing is 0.
+template <class C>
+inline void store_total(const ElementProblem& problem, const double* partials, int64_t blocks, double samples) {
+  double total = 0;
+  for (int64_t b = 0; b < blocks; ++b) total += partials[b];
+  if (problem.reduction == Reduction::kMean && samples > 0) total /= samples;
+  *static_cast<C*>(problem.value) = static_cast<C>(total);
+}
+
 // S: the scores' element type; C: the arithmetic's; V: the value's (S for reduction none, else C).
 template <class Loss, class S, bool kGrad>
 void element_loss_typed(const ElementProblem& problem) {
@@ -226,18 +229,8 @@ void element_loss_typed(const ElementProblem& problem) {
     }
     partials[block] = total;
   };
-  if (rows * cols <= kSerialSamples) {
-    for (int64_t b = 0; b < blocks; ++b) do_block(b);
-  } else {
-    for_each_block(blocks, 1, do_block);
-  }
-
-  if (!keep_values) {
-    double total = 0;
-    for (int64_t b = 0; b < blocks; ++b) total += partials[b];
-    if (problem.reduction == Reduction::kMean && samples > 0) total /= samples;
-    *static_cast<C*>(problem.value) = static_cast<C>(total);
-  }
+  for_each_block(blocks, rows * cols <= kSerialSamples ? blocks : 1, do_block);
+  if (!keep_values) store_total<C>(problem, partials, blocks, samples);
 }
 
 template <class Loss>

@@ -1,54 +1,59 @@
-// pair_loss on the CPU: losses of a positive and a negative score, or of two and two.
+// pair_loss and macr_loss on the CPU: every loss of csrc/common/losses.h.
 #include <tuple>
 
 #include "cpu/element_loss.h"
+#include "cpu/row_loss.h"
 
 namespace zx::cpu {
+namespace {
 
-std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& neg, std::optional<Tensor> weight,
-                                             int64_t loss, double a, double b, double c, int64_t reduction, bool grad) {
-  const ScalarType dtype = pos.scalar_type();
-  ZX_CHECK(neg.scalar_type() == dtype, "pos and neg must have one dtype");
-  const bool quad = loss >= static_cast<int64_t>(Loss::kPos2Neg2);
+int64_t element_size(ScalarType dtype) { return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2; }
+
+ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
+
+// The view of a [B] or [B, K] tensor as rows x cols; [B] repeats over the columns.
+View view_of(const Tensor& t, int64_t rows, int64_t cols, ScalarType dtype, const char* name) {
+  ZX_CHECK(t.scalar_type() == dtype, name, " has an unexpected dtype");
+  const bool matrix = t.dim() == 2;
+  ZX_CHECK((matrix || t.dim() == 1) && t.size(0) == rows && (!matrix || t.size(1) == cols), name, " must be [", rows,
+           "] or [", rows, ", ", cols, "]");
+  return {t.data_ptr(), t.stride(0), matrix ? t.stride(1) : (cols == 1 ? 1 : 0)};
+}
+
+// An uninitialised tensor of the shape of `like`, which has one or two dimensions.
+Tensor new_like(const Tensor& like, ScalarType dtype) {
+  return like.dim() == 2 ? new_tensor(like, {like.size(0), like.size(1)}, dtype)
+                         : new_tensor(like, {like.size(0)}, dtype);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& neg, std::optional<Tensor> aux_pos,
+                                             std::optional<Tensor> aux_neg, std::optional<Tensor> weight, int64_t loss,
+                                             double a, double b, double c, int64_t reduction, bool grad) {
+  const ScalarType dtype = pos.scalar_type(), compute = compute_type(dtype);
+  const Shape shape = shape_of(static_cast<Loss>(loss));
   ElementProblem problem;
   problem.rows = pos.size(0);
+  problem.cols = shape != Shape::kQuad && neg.dim() == 2 ? neg.size(1) : 1;
   problem.reduction = static_cast<Reduction>(reduction);
   problem.a = a, problem.b = b, problem.c = c;
-  ZX_CHECK(neg.size(0) == problem.rows, "pos and neg must have the same number of rows");
-  if (quad) {
-    ZX_CHECK(pos.dim() == 2 && neg.dim() == 2 && pos.size(1) == 2 && neg.size(1) == 2, "pos and neg must be [B, 2]");
-  } else {
-    ZX_CHECK(pos.dim() == 1 && (neg.dim() == 1 || neg.dim() == 2), "pos must be [B], neg [B] or [B, K]");
-    problem.cols = neg.dim() == 2 ? neg.size(1) : 1;
-  }
   const int64_t rows = problem.rows, cols = problem.cols;
-  const ScalarType compute = dtype == ScalarType::Double ? dtype : ScalarType::Float;
-  if (weight) {
-    ZX_CHECK(weight->scalar_type() == compute, "weight must have the dtype of the arithmetic");
-    ZX_CHECK(weight->size(0) == rows, "weight must have one row per sample");
-    problem.weight = view_of(*weight, cols);
-  }
+
+  if (weight) problem.weight = view_of(*weight, rows, shape == Shape::kPair ? cols : 1, compute, "weight");
   const bool keep = problem.reduction == Reduction::kNone;
-  const bool matrix = neg.dim() == 2 && !quad;
-  Tensor value = !keep    ? new_tensor(pos, {}, compute)
-                 : matrix ? new_tensor(pos, {rows, cols}, dtype)
-                          : new_tensor(pos, {rows}, dtype);
+  Tensor value = !keep                   ? new_tensor(pos, {}, compute)
+                 : shape == Shape::kPair ? new_like(neg, dtype)
+                                         : new_tensor(pos, {rows}, dtype);
   problem.value = value.data_ptr();
+  Tensor grad_pos = grad ? new_like(pos, dtype) : new_tensor(pos, {0}, dtype);
+  Tensor grad_neg = grad ? new_like(neg, dtype) : new_tensor(pos, {0}, dtype);
 
-  Tensor grad_pos, grad_neg;
-  if (!grad) {
-    grad_pos = new_tensor(pos, {0}, dtype);
-    grad_neg = new_tensor(pos, {0}, dtype);
-  } else if (quad) {
-    grad_pos = new_tensor(pos, {rows, 2}, dtype);
-    grad_neg = new_tensor(pos, {rows, 2}, dtype);
-  } else {
-    grad_pos = new_tensor(pos, {rows}, dtype);
-    grad_neg = matrix ? new_tensor(pos, {rows, cols}, dtype) : new_tensor(pos, {rows}, dtype);
-  }
-
-  const int64_t size = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-  if (quad) {
+  if (shape == Shape::kQuad) {
+    ZX_CHECK(pos.dim() == 2 && neg.dim() == 2 && pos.size(1) == 2 && neg.size(1) == 2 && neg.size(0) == rows,
+             "pos and neg must be [B, 2]");
+    ZX_CHECK(neg.scalar_type() == dtype, "pos and neg must have one dtype");
+    const int64_t size = element_size(dtype);
     for (const Tensor* t : {&pos, &neg})
       for (int64_t i = 0; i < 2; ++i)
         problem.scores.push_back({static_cast<const char*>(t->data_ptr()) + i * t->stride(1) * size, t->stride(0), 1});
@@ -57,17 +62,30 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
         for (int64_t i = 0; i < 2; ++i)
           problem.grads.push_back({static_cast<char*>(t->data_ptr()) + i * size, 2, false});
   } else {
-    problem.scores = {view_of(pos, cols), view_of(neg, cols)};
+    ZX_CHECK(pos.dim() == 1, "pos must be [B]");
+    problem.scores = {view_of(pos, rows, cols, dtype, "pos"), view_of(neg, rows, cols, dtype, "neg")};
     if (grad) problem.grads = {{grad_pos.data_ptr(), 1, cols != 1}, {grad_neg.data_ptr(), 1, false}};
+    if (aux_pos || aux_neg)
+      problem.aux = {aux_pos ? view_of(*aux_pos, rows, shape == Shape::kRow ? 1 : cols, compute, "aux_pos") : View{},
+                     aux_neg ? view_of(*aux_neg, rows, cols, compute, "aux_neg") : View{}};
   }
+  if (shape == Shape::kRow) ZX_CHECK(neg.dim() == 2 && cols > 0, "neg must be [B, K] with K >= 1");
 
   switch (static_cast<Loss>(loss)) {
-#define ZX_CASE(kind, name, type)       \
-  case Loss::kind:                      \
-    element_loss<type>(problem, dtype); \
+#define ZX_CASE(kind, name, type)                                                                               \
+  case Loss::kind:                                                                                              \
+    ZX_CHECK(problem.aux.size() >= type::kAux, name, " needs aux_pos and aux_neg");                             \
+    for (int i = 0; i < type::kAux; ++i) ZX_CHECK(problem.aux[i].data || rows * cols == 0, name, " needs aux"); \
+    element_loss<type>(problem, dtype);                                                                         \
     break;
     ZX_PAIR_LOSSES(ZX_CASE)
     ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+#define ZX_CASE(kind, name, type)   \
+  case Loss::kind:                  \
+    row_loss<type>(problem, dtype); \
+    break;
+    ZX_ROW_LOSSES(ZX_CASE)
 #undef ZX_CASE
     default:
       ZX_CHECK(false, "no loss has the number ", loss);
@@ -75,6 +93,35 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
   return {value, grad_pos, grad_neg};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tensor& pos, const Tensor& neg,
+                                                                     const Tensor& user_branch,
+                                                                     const Tensor& pos_branch, const Tensor& neg_branch,
+                                                                     std::optional<Tensor> weight, double alpha,
+                                                                     double beta, int64_t reduction, bool grad) {
+  const ScalarType dtype = pos.scalar_type(), compute = compute_type(dtype);
+  ElementProblem problem;
+  problem.rows = pos.size(0);
+  problem.cols = neg.dim() == 2 ? neg.size(1) : 1;
+  problem.reduction = static_cast<Reduction>(reduction);
+  problem.a = alpha, problem.b = beta;
+  const int64_t rows = problem.rows, cols = problem.cols;
+  if (weight) problem.weight = view_of(*weight, rows, cols, compute, "weight");
+  Tensor value = problem.reduction == Reduction::kNone ? new_like(neg, dtype) : new_tensor(pos, {}, compute);
+  problem.value = value.data_ptr();
+  const std::array<const Tensor*, 5> inputs{&pos, &neg, &user_branch, &pos_branch, &neg_branch};
+  std::array<Tensor, 5> grads;
+  for (int i = 0; i < 5; ++i) {
+    problem.scores.push_back(view_of(*inputs[i], rows, cols, dtype, "a score"));
+    grads[i] = grad ? new_like(*inputs[i], dtype) : new_tensor(pos, {0}, dtype);
+    if (grad) problem.grads.push_back({grads[i].data_ptr(), 1, inputs[i]->dim() == 1 && cols != 1});
+  }
+  element_loss<Macr>(problem, dtype);
+  return {value, grads[0], grads[1], grads[2], grads[3], grads[4]};
+}
+
 }  // namespace zx::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) { m.impl("pair_loss", TORCH_BOX(&zx::cpu::pair_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
+  m.impl("pair_loss", TORCH_BOX(&zx::cpu::pair_loss));
+  m.impl("macr_loss", TORCH_BOX(&zx::cpu::macr_loss));
+}

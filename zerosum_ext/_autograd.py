@@ -1,0 +1,182 @@
+"""torch.autograd.Functions over the loss ops.
+
+Functions of the old style (ctx in forward) cost half of what newer styles do per call. Under torch.func transforms and
+where a constant itself needs a gradient, the plain-PyTorch definition is differentiated instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zerosum_ext import _ops, reference
+from zerosum_ext.reference import compute_dtype
+
+# loss, a, b, c, reduction
+PairArgs = tuple[str, float, float, float, str]
+
+
+class _PairLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pos: Tensor,
+        neg: Tensor,
+        aux_pos: Tensor | None,
+        aux_neg: Tensor | None,
+        weight: Tensor | None,
+        args: PairArgs,
+    ) -> Tensor:
+        ctx.args = args
+        if args[4] == "none":
+            ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight)
+            return _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, False)[0]
+        value, grad_pos, grad_neg = _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, True)
+        ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight, grad_pos, grad_neg)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        pos, neg, aux_pos, aux_neg, weight, *grads = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grad_pos, grad_neg = _differentiable_gradients(
+                lambda p, n: reference.pair_loss_value(p, n, aux_pos, aux_neg, weight, *ctx.args),
+                (pos, neg),
+                grad_output,
+            )
+        elif not grads:
+            # sum_k grad_output_k loss_k is the same loss with other weights.
+            scaled = _as_weight(grad_output, weight, pos.dtype)
+            loss, a, b, c, _ = ctx.args
+            _, grad_pos, grad_neg = _ops.pair_loss(pos, neg, aux_pos, aux_neg, scaled, loss, a, b, c, "sum", True)
+        else:
+            grad_pos, grad_neg = _scale(grads, grad_output)
+        return grad_pos, grad_neg, None, None, None, None
+
+
+class _MacrLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor | None, alpha: float, beta: float, reduction: str, *scores: Tensor) -> Tensor:
+        ctx.args = (alpha, beta, reduction)
+        value, *grads = _ops.macr_loss(scores, weight, alpha, beta, reduction, reduction != "none")
+        ctx.save_for_backward(weight, *scores, *(grads if reduction != "none" else ()))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        scores, grads = tuple(saved[:5]), saved[5:]
+        alpha, beta, reduction = ctx.args
+        if torch.is_grad_enabled():
+            out = _differentiable_gradients(
+                lambda *s: reference.macr_loss_value(s, weight, alpha, beta, reduction), scores, grad_output
+            )
+        elif reduction == "none":
+            scaled = _as_weight(grad_output, weight, scores[0].dtype)
+            out = _ops.macr_loss(scores, scaled, alpha, beta, "sum", True)[1:]
+        else:
+            out = _scale(grads, grad_output)
+        return None, None, None, None, *out
+
+
+class _CustomLoss(torch.autograd.Function):
+    """A user's loss from its value and derivatives, which are Python functions of tensors of one shape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pos: Tensor, neg: Tensor, value: Callable[..., Tensor], derivative: Callable[..., Any]
+    ) -> Tensor:
+        ctx.save_for_backward(pos, neg)
+        ctx.derivative = derivative
+        return value(pos, neg)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        # Differentiable as long as the user's derivative is made of differentiable operations.
+        pos, neg = ctx.saved_tensors
+        d_pos, d_neg = ctx.derivative(pos, neg)
+        return grad_output * d_pos, grad_output * d_neg, None, None
+
+
+def _as_weight(grad_output: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    scaled = grad_output.to(compute_dtype(dtype))
+    if weight is not None:
+        scaled = scaled * (weight.unsqueeze(-1) if scaled.dim() > weight.dim() else weight)
+    return scaled
+
+
+def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
+    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1.
+    if (
+        grad_output.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(grad_output) is Tensor
+        and grad_output.item() == 1.0
+    ):
+        return tuple(grads)
+    return tuple((g * grad_output).to(g.dtype) for g in grads)
+
+
+def _differentiable_gradients(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients that can be differentiated again, for create_graph=True.
+
+    The fused derivatives are constants to autograd, so a second derivative through them would silently be 0: the
+    definition is differentiated instead. The views cut the inputs off from each other: where one was computed from
+    another, autograd.grad would otherwise count the path between them twice.
+    """
+    views = tuple(t.view_as(t) for t in inputs)
+    return torch.autograd.grad(function(*views), views, grad_output, create_graph=True)
+
+
+def _transforms_active() -> bool:
+    """Whether torch.func.vmap, grad, ... are at work; Functions of the old style do not support them."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def pair_loss(
+    pos: Tensor,
+    neg: Tensor,
+    aux_pos: Tensor | None,
+    aux_neg: Tensor | None,
+    weight: Tensor | None,
+    args: PairArgs,
+) -> Tensor:
+    """The op pair_loss, differentiable in every tensor."""
+    if torch.is_grad_enabled():
+        constants = any(t is not None and t.requires_grad for t in (aux_pos, aux_neg, weight))
+        if constants or _transforms_active():
+            return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
+        if pos.requires_grad or neg.requires_grad:
+            return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, args)
+    elif _transforms_active():
+        return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
+    return _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, False)[0]
+
+
+def macr_loss(
+    scores: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    weight: Tensor | None,
+    alpha: float,
+    beta: float,
+    reduction: str,
+) -> Tensor:
+    """The op macr_loss, differentiable in every tensor."""
+    if _transforms_active() or (weight is not None and weight.requires_grad):
+        return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
+        return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)
+    return _ops.macr_loss(scores, weight, alpha, beta, reduction, False)[0]
+
+
+def custom_loss(
+    pos: Tensor, neg: Tensor, value: Callable[..., Tensor], derivative: Callable[..., tuple[Tensor, Tensor]]
+) -> Tensor:
+    """A user's loss of two tensors of one shape, without reduction."""
+    if _transforms_active():
+        return value(pos, neg)
+    return _CustomLoss.apply(pos, neg, value, derivative)
