@@ -1,0 +1,282 @@
+"""Runs the CUDA kernels of csrc/cuda on the host: compiles them with a C++ compiler against an emulator.
+
+``load(topic)`` compiles ``tests/cuda_on_host/<topic>.cpp``, a table of launchers, and returns a `Kernels`
+whose attributes are those launchers. They take torch CPU tensors (or None) and numbers, and write into the
+tensors they are given. What is compiled is kept in ``build/cuda_on_host`` under a hash of all that went into it.
+
+Environment
+  CUDA_ON_HOST_SANITIZE=asan   compile the kernels with ASan and UBSan (Python must then run under LD_PRELOAD:
+                               see sanitize.py)
+  CUDA_ON_HOST_RECORD=DIR      record small calls to DIR/<topic>.calls for replay.cpp, at most
+                               CUDA_ON_HOST_RECORD_PER_KIND (3) of one launcher with the same dtypes
+  CUDA_ON_HOST_BUILD=DIR       compile there instead of build/cuda_on_host
+  CXX                          the compiler (default g++)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HERE = Path(__file__).parent.resolve()
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+
+# The order is that of hostcall::DType.
+DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8", "int16", "int32", "int64", "bool")
+
+COMMON_FLAGS = (
+    *(
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-strict-aliasing",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+    ),
+    *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"),
+)
+# What the kernels are compiled with; the emulator itself is never sanitized, only told of it.
+KERNEL_FLAGS = {
+    "plain": ("-O2",),
+    "asan": (
+        *("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        "-fno-omit-frame-pointer",
+    ),
+    "tsan": ("-O1", "-g", "-fsanitize=thread"),
+}
+EMULATOR_FLAGS = {"plain": (), "asan": ("-DCUEMU_ASAN",), "tsan": ("-DCUEMU_TSAN",)}
+
+# Recorded calls are few and small: under ThreadSanitizer a thread costs between 6 us (clang) and .5 ms (gcc).
+RECORD_THREADS = 4096
+RECORD_PER_KIND = int(os.environ.get("CUDA_ON_HOST_RECORD_PER_KIND") or 3)
+
+
+class BuildError(RuntimeError):
+    """The compiler refused a source; the message is the compiler's."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler's path, or None where there is none."""
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+def missing() -> str | None:
+    """Why kernels cannot be compiled here, or None if they can."""
+    if compiler() is None:
+        return "no C++ compiler (g++) on PATH"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Python's headers (python3-dev) are not installed"
+    return None
+
+
+def _build_folder() -> Path:
+    return Path(os.environ.get("CUDA_ON_HOST_BUILD") or ROOT / "build" / "cuda_on_host")
+
+
+@functools.cache
+def _version(cxx: str) -> str:
+    return subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def _headers() -> bytes:
+    """Everything that a source may include, as one string of bytes."""
+    files = [*CSRC.glob("common/*.h"), *CSRC.glob("cuda/*.h"), *CSRC.glob("cuda/*.cuh"), *HERE.glob("*.h")]
+    return b"".join(p.name.encode() + b"\0" + p.read_bytes() for p in sorted(files))
+
+
+def _cached(name: str, suffix: str, command: list[str], inputs: list[bytes]) -> Path:
+    """Runs ``command -o PATH`` unless it was run before with the same inputs; returns PATH."""
+    digest = hashlib.sha256()
+    for part in ["\0".join(command).encode(), _version(command[0]).encode(), *inputs]:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    path = _build_folder() / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place, so that two test processes may build at once.
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        if done.returncode:
+            raise BuildError(f"{' '.join(command)}\n{done.stderr}")
+        partial.rename(path)
+    return path
+
+
+def _object(source: str, flags: tuple[str, ...], includes: tuple[str, ...] = ()) -> Path:
+    path = HERE / source
+    command = [
+        compiler() or "g++",
+        *COMMON_FLAGS,
+        *flags,
+        f"-I{CSRC}",
+        f"-I{HERE}",
+        *includes,
+        "-c",
+        str(path),
+    ]
+    return _cached(path.stem, ".o", command, [path.read_bytes(), _headers()])
+
+
+def _link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
+    command = [compiler() or "g++", *flags, *map(str, objects)]
+    return _cached(name, suffix, command, [])  # objects are named by what went into them
+
+
+def build_program(source: str, kind: str, topic: str | None = None) -> Path:
+    """Compiles a program of this folder: ``bugs.cpp``, or ``replay.cpp`` with the functions of a topic.
+
+    ``kind`` is plain, asan or tsan.
+    """
+    objects = [
+        _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
+        _object(source, KERNEL_FLAGS[kind]),
+    ]
+    if topic is not None:
+        objects.append(_object(f"{topic}.cpp", KERNEL_FLAGS[kind]))
+    sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]
+    return _link(f"{Path(source).stem}-{topic or ''}{kind}", "", objects, sanitizers)
+
+
+def build_module(topic: str) -> Path:
+    """Compiles the functions of ``<topic>.cpp`` into a Python module."""
+    kind = os.environ.get("CUDA_ON_HOST_SANITIZE") or "plain"
+    import pybind11
+
+    python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}")
+    objects = [
+        _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
+        _object("module.cpp", ("-O1",), python),
+        _object(f"{topic}.cpp", KERNEL_FLAGS[kind]),
+    ]
+    sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]
+    return _link(topic, ".so", objects, ["-shared", *sanitizers])
+
+
+def topics() -> list[str]:
+    """Every topic that has kernels: the sources here which fill the table of host_call.h."""
+    own = {"cuda_emulator", "module", "replay", "bugs"}
+    return sorted(p.stem for p in HERE.glob("*.cpp") if p.stem not in own)
+
+
+class Kernels:
+    """The launchers of one topic, as attributes that take torch CPU tensors, None and numbers."""
+
+    def __init__(self, topic: str, module: ModuleType) -> None:
+        self._topic = topic
+        self._module = module
+        self._recorded: Counter[tuple[Any, ...]] = Counter()
+
+    def __dir__(self) -> list[str]:
+        return self._module.names()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._module.names():
+            raise AttributeError(f"no launcher {name!r} in {self._topic}; there are {self._module.names()}")
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *args: Any) -> None:
+        described = [_describe(a) for a in args]
+        folder = os.environ.get("CUDA_ON_HOST_RECORD")
+        record = _serialise(name, args) if folder else b""  # before the call: it overwrites what it is given
+        before = self._module.threads_run()
+        self._module.call(name, *described)
+        if folder and 0 < self._module.threads_run() - before <= RECORD_THREADS:
+            key = (name, *[getattr(a, "dtype", type(a)) for a in args])
+            self._recorded[key] += 1
+            if self._recorded[key] <= RECORD_PER_KIND:
+                with open(Path(folder, f"{self._topic}.calls"), "ab") as out:
+                    out.write(record)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "data_ptr")
+
+
+def _code(tensor: Any) -> int:
+    return DTYPES.index(str(tensor.dtype).removeprefix("torch."))
+
+
+def _describe(value: Any) -> Any:
+    if not _is_tensor(value):
+        return value
+    if value.device.type != "cpu":
+        raise ValueError(f"expected a CPU tensor, got one on {value.device}")
+    # torch gives an empty tensor the null address, which here would mean None.
+    return (value.data_ptr() or 16, _code(value), list(value.shape), list(value.stride()))
+
+
+def _serialise(name: str, args: tuple[Any, ...]) -> bytes:
+    storages: dict[int, tuple[int, Any]] = {}
+    for a in args:
+        if _is_tensor(a):
+            storage = a.untyped_storage()
+            storages.setdefault(storage.data_ptr(), (len(storages), storage))
+    out = [struct.pack("<i", len(name)), name.encode(), struct.pack("<i", len(storages))]
+    for address, (_, storage) in storages.items():
+        out += [struct.pack("<qq", storage.nbytes(), address % 64), bytes(storage)]
+    out.append(struct.pack("<i", len(args)))
+    for a in args:
+        if a is None:
+            out.append(struct.pack("<iiqii", 0, -1, 0, 0, 0))
+        elif _is_tensor(a):
+            address = a.untyped_storage().data_ptr()
+            offset = a.storage_offset() * a.element_size()
+            out.append(struct.pack("<iiqii", 0, storages[address][0], offset, _code(a), a.dim()))
+            out.append(struct.pack(f"<{2 * a.dim()}q", *a.shape, *a.stride()))
+        elif isinstance(a, float):
+            out.append(struct.pack("<id", 2, a))
+        else:
+            out.append(struct.pack("<iq", 1, int(a)))
+    return b"".join(out)
+
+
+@functools.cache
+def load(topic: str) -> Kernels:
+    """Compiles (or finds) the kernels of a topic and loads them."""
+    path = build_module(topic)
+    spec = importlib.util.spec_from_file_location("host_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.pop("host_kernels", None)
+    spec.loader.exec_module(module)
+    return Kernels(topic, module)
+
+
+# The schedules that a test of a kernel with barriers, shuffles or atomics runs under.
+SCHEDULES = (
+    {},
+    {"CUEMU_ORDER": "1", "CUEMU_RESIDENT": "3"},
+    {"CUEMU_ORDER": "2", "CUEMU_SEED": "7", "CUEMU_RESIDENT": "4"},
+)
+
+
+@contextlib.contextmanager
+def schedule(settings: dict[str, str]) -> Iterator[None]:
+    """Sets the CUEMU_* variables (see cuda_emulator.cpp) for launches inside the block."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
