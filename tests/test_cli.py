@@ -46,3 +46,18 @@ def test_unknown_commands_exit_with_2(capsys):
         with pytest.raises(SystemExit) as caught:
             cli.main(argv)
         assert caught.value.code == 2
+
+
+def test_demo(tmp_path, capsys):
+    assert cli.main(["demo", "--output", str(tmp_path / "out"), "--seeds", "1", "--epochs", "1"]) == 0
+    values = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(values) == {"bpr", "pos2neg2", "zerosum"}
+    assert all(set(v) == {"error", "pri", "pop_q_at_1"} for v in values.values())
+    assert {"scores.png", "popq.png", "seeds.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert "published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--seeds", "0"], ["--epochs", "0"], ["--weight", "1.5"], ["--weight", "nan"]])
+def test_demo_refuses_bad_options(tmp_path, capsys, option):
+    assert cli.main(["demo", "--output", str(tmp_path), "--epochs", "1", "--seeds", "1", *option]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
