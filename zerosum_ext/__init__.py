@@ -39,6 +39,7 @@ from zerosum_ext.losses import (
     sampled_softmax_loss,
     zerosum_loss,
 )
+from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "HardestLoss",
     "IPWLoss",
     "Interactions",
+    "MatrixFactorization",
     "Neg2Loss",
     "PDLoss",
     "PSLLoss",

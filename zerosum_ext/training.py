@@ -1,0 +1,663 @@
+"""The training loop: any model that scores (users, items), any loss on positive and negative scores.
+
+    history = fit(model, train, "zerosum", epochs=20, validation=valid, metric="ndcg@10", patience=3)
+
+Everything random follows from ``seed``: the samples are counter-based (seed, epoch, position), so a run that was
+interrupted and resumed in the middle of an epoch ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EpochEnd", "History", "fit"]
+
+_FORMAT = "zerosum_ext.checkpoint/1"
+
+
+class History(list):
+    """One mean loss per epoch (a list of floats), and what else happened.
+
+    The loss is that of the loss module, averaged over the epoch's samples while the model changed under them; an
+    L2 term is not in it.
+
+    Attributes:
+        validation: values of the validation metric, one per epoch (empty without validation).
+        metric: its name, or None.
+        best_epoch: index of the epoch with the best value, or None.
+        stopped: "completed", "early stopping", "callback" or "interrupted".
+        path: "fused" where the compiled training step ran, else "autograd".
+        seconds: wall time of each epoch's training, validation left out. Not restored bit for bit on resume.
+        samples: training samples of each epoch.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        super().__init__(losses)
+        self.validation: list[float] = []
+        self.metric: str | None = None
+        self.best_epoch: int | None = None
+        self.stopped: str = "completed"
+        self.path: str = "autograd"
+        self.seconds: list[float] = []
+        self.samples: list[int] = []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON-able values."""
+        return {
+            "loss": list(self),
+            "validation": list(self.validation),
+            "metric": self.metric,
+            "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
+            "path": self.path,
+            "seconds": list(self.seconds),
+            "samples": list(self.samples),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> History:
+        """The inverse of ``to_dict``."""
+        history = cls(values["loss"])
+        for name in ("validation", "metric", "best_epoch", "stopped", "path", "seconds", "samples"):
+            setattr(history, name, values[name])
+        return history
+
+
+@dataclass
+class EpochEnd:
+    """What a callback is given after each epoch.
+
+    Attributes:
+        epoch: index of the epoch that ended, from 0.
+        model, optimizer: as they are now; a callback may change the learning rate.
+        history: with this epoch's loss and validation value already in it.
+    """
+
+    epoch: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: History
+
+
+def fit(
+    model: nn.Module,
+    interactions: Any,
+    loss: str | nn.Module = "zerosum",
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+    *,
+    batch_size: int = 2048,
+    epochs: int = 20,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    negatives: int = 1,
+    draws: int = 1,
+    strategy: str = "uniform",
+    exclude: Any = None,
+    l2: float = 0.0,
+    clip_row_norm: float | None = None,
+    scheduler: Any = None,
+    scheduler_interval: str = "epoch",
+    validation: Any = None,
+    metric: str = "ndcg@10",
+    maximize: bool = True,
+    patience: int | None = None,
+    callbacks: Iterable[Callable[[EpochEnd], Any]] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> History:
+    """Trains ``model`` in place on sampled (user, positives, negatives).
+
+    Args:
+        model: an nn.Module called as ``model(users [B], items [B, J])`` that returns scores [B, J].
+        interactions: the training positives: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR.
+        loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module called as ``loss(pos, neg)`` with pos [B]
+            and neg [B] (or [B, K] for negatives=K). A loss whose ``num_positives`` is 2 gets pos, neg [B, 2]: two
+            positives and two negatives of one user. Its reduction must be "mean" (assumed where it has no such
+            attribute) or "sum".
+        optimizer: a torch.optim.Optimizer, a callable that makes one from a list of parameters, or None for
+            torch.optim.Adam with its dense semantics and lr 1e-3, as [RCS22] used.
+        batch_size: samples a step.
+        epochs: passes; an epoch visits each positive ``draws`` times, each time with fresh negatives.
+        device: where to train; the model is moved there. None leaves it where it is.
+        seed: of samples, dropout and whatever else draws while training. torch's global generators are left as
+            they were.
+        negatives: K negatives a positive.
+        draws: visits to each positive an epoch (the paper uses 3).
+        strategy: how negatives are drawn, as in :func:`zerosum_ext.sample_negatives`.
+        exclude: a further matrix of the same shape whose cells are not drawn as negatives either. None, the
+            honest setting, excludes the training positives alone. Passing the evaluation's negatives is the
+            leak of the released code of [RCS22], which its published MovieLens figures need.
+        l2: weight of ``model.l2_penalty(users, items)``: l2/2 times the mean over the batch of the summed squared
+            norms of the gathered rows ([BPR09] section 4.3.1).
+        clip_row_norm: scales each row of each gradient (its first dimension counts rows) down to this norm.
+        scheduler: a torch learning-rate scheduler on ``optimizer``, or a callable that makes one from it.
+        scheduler_interval: "epoch" or "step": when the scheduler advances. ReduceLROnPlateau advances once an
+            epoch on the validation value (on the loss where there is no validation).
+        validation: interactions of the same shape to evaluate on after each epoch, training items excluded, or
+            a callable that takes the model and returns a number. The best epoch's weights are restored at the end.
+        metric: key of :func:`zerosum_ext.evaluate` to watch: "ndcg@10", "recall@20", "pop_q_at_1", ...
+        maximize: whether larger values of the metric are better.
+        patience: stops after this many epochs without a better value. None runs all epochs.
+        callbacks: called with :class:`EpochEnd` after each epoch; a true result stops training.
+        checkpoint: file to write the whole state to after each epoch and when interrupted.
+        checkpoint_every: writes it every so many steps too.
+        resume: a checkpoint to go on from, given the same data and settings (``epochs`` may differ).
+        progress: True or False shows or hides the progress bar; None shows it on a terminal.
+
+    Returns:
+        The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
+        the history of the whole epochs is returned with ``stopped="interrupted"``; the model has the weights of
+        the last step.
+
+    Raises:
+        TypeError, ValueError: an argument out of its range, data of another shape than the model, a checkpoint of
+            another run, or a loss that is no longer finite (the message names the epoch).
+    """
+    from .interactions import Interactions
+
+    settings = _checked(locals())
+    loss_module = _loss_module(loss)
+    train = Interactions.from_any(interactions)
+    _check_shape("interactions", train, model)
+    if train.nnz == 0:
+        raise ValueError("interactions: expected at least one interaction, got none")
+    if device is not None:
+        model.to(device)
+    place = next(iter(model.parameters())).device
+    loss_module.to(place)
+    train = train.to(place)
+    extra = None
+    if exclude is not None:
+        extra = Interactions.from_any(exclude).to(place)
+        if tuple(extra.shape) != tuple(train.shape):
+            raise ValueError(f"exclude: expected shape {tuple(train.shape)} as interactions, got {tuple(extra.shape)}")
+    if l2 and not hasattr(model, "l2_penalty"):
+        raise ValueError(f"l2: expected 0, since {type(model).__name__} has no method l2_penalty(users, items)")
+    evaluator = _evaluator(validation, metric, train, model)
+
+    trainer = _Trainer(model, train, loss_module, _make_optimizer(optimizer, model, loss_module), settings, extra)
+    return trainer.run(evaluator, resume)
+
+
+# --- arguments -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Settings:
+    """The checked arguments of fit that are plain values."""
+
+    batch_size: int
+    epochs: int
+    seed: int
+    negatives: int
+    draws: int
+    strategy: str
+    l2: float
+    clip_row_norm: float | None
+    scheduler: Any
+    scheduler_interval: str
+    metric: str
+    maximize: bool
+    patience: int | None
+    callbacks: tuple[Callable[[EpochEnd], Any], ...]
+    checkpoint: str | None
+    checkpoint_every: int | None
+    progress: bool | None
+
+
+def _checked(given: dict[str, Any]) -> _Settings:
+    def count(name: str, least: int, optional: bool = False) -> None:
+        value = given[name]
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected an integer, got {type(value).__name__} {value!r}")
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+    count("batch_size", 1)
+    count("epochs", 0)
+    count("seed", 0)
+    count("negatives", 1)
+    count("draws", 1)
+    count("patience", 1, optional=True)
+    count("checkpoint_every", 1, optional=True)
+    if not 0.0 <= given["l2"] < math.inf:
+        raise ValueError(f"l2: expected a finite number >= 0, got {given['l2']}")
+    clip = given["clip_row_norm"]
+    if clip is not None and not 0.0 < clip < math.inf:
+        raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
+    if given["scheduler_interval"] not in ("epoch", "step"):
+        raise ValueError(f"scheduler_interval: expected 'epoch' or 'step', got {given['scheduler_interval']!r}")
+    if given["patience"] is not None and given["validation"] is None:
+        raise ValueError(f"patience: expected None without validation, got {given['patience']}")
+    if given["checkpoint_every"] is not None and given["checkpoint"] is None:
+        raise ValueError(f"checkpoint_every: expected None without checkpoint, got {given['checkpoint_every']}")
+    callbacks = tuple(given["callbacks"])
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks: expected callables, got {type(callback).__name__} {callback!r}")
+    values = {name: given[name] for name in _Settings.__dataclass_fields__}
+    values["callbacks"] = callbacks
+    if given["checkpoint"] is not None:
+        values["checkpoint"] = os.fspath(given["checkpoint"])
+    return _Settings(**values)
+
+
+def _loss_module(loss: str | nn.Module) -> nn.Module:
+    from .losses import get_loss
+
+    module = get_loss(loss) if isinstance(loss, str) else loss
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"loss: expected a name or an nn.Module, got {type(loss).__name__} {loss!r}")
+    if getattr(module, "reduction", "mean") not in ("mean", "sum"):
+        raise ValueError(f"loss: expected reduction 'mean' or 'sum', got {module.reduction!r}")
+    return module
+
+
+def _check_shape(name: str, matrix: Any, model: nn.Module) -> None:
+    expected = (getattr(model, "num_users", matrix.shape[0]), getattr(model, "num_items", matrix.shape[1]))
+    if tuple(matrix.shape) != expected:
+        raise ValueError(f"{name}: expected shape {expected} as the model's, got {tuple(matrix.shape)}")
+
+
+def _make_optimizer(optimizer: Any, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in [*model.parameters(), *loss.parameters()] if p.requires_grad]
+    if not parameters:
+        raise ValueError("model: expected a parameter that requires a gradient, got none")
+    if optimizer is None:
+        return torch.optim.Adam(parameters, lr=1e-3)
+    if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = optimizer(parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in parameters):
+        raise ValueError("optimizer: expected one that holds parameters of the model, got one that holds none of them")
+    return optimizer
+
+
+def _evaluator(validation: Any, metric: str, train: Any, model: nn.Module) -> Callable[[nn.Module], float] | None:
+    if validation is None:
+        return None
+    if callable(validation) and not hasattr(validation, "indptr"):
+        return lambda m: float(validation(m))
+    from .interactions import Interactions
+
+    held_out = Interactions.from_any(validation)
+    if tuple(held_out.shape) != tuple(train.shape):
+        raise ValueError(
+            f"validation: expected shape {tuple(train.shape)} as interactions, got {tuple(held_out.shape)}"
+        )
+    held_out = held_out.to(train.device)
+    name, at, cutoff = metric.partition("@")
+    if at and not cutoff.isdigit():
+        raise ValueError(f"metric: expected a name such as 'ndcg@10', got {metric!r}")
+
+    def evaluate_metric(m: nn.Module) -> float:
+        from .evaluation import evaluate
+
+        # pop_q_at_1 and its like carry no cut-off of their own; k is then of no account.
+        values = evaluate(m, train, held_out, metrics=(name,), k=(int(cutoff),) if at else (10,))
+        return float(values[metric])
+
+    return evaluate_metric
+
+
+# --- the loop ------------------------------------------------------------------------------------------------
+
+
+class _Trainer:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: _Settings,
+        exclude: Any,
+    ) -> None:
+        self.model, self.train, self.loss, self.optimizer = model, train, loss, optimizer
+        self.settings = settings
+        self.device = train.device
+        self.engine = _AutogradEngine(model, train, loss, optimizer, settings, exclude)
+        self.scheduler = settings.scheduler
+        if callable(self.scheduler) and not hasattr(self.scheduler, "step"):
+            self.scheduler = self.scheduler(optimizer)
+        if self.scheduler is not None and not hasattr(self.scheduler, "step"):
+            raise TypeError(f"scheduler: expected a torch scheduler, got {type(self.scheduler).__name__}")
+        self.on_plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if self.on_plateau and settings.scheduler_interval == "step":
+            raise ValueError("scheduler_interval: expected 'epoch' with ReduceLROnPlateau, got 'step'")
+        self.history = History()
+        self.history.path = self.engine.path
+        # The position in the run: what a checkpoint has to hold beside the tensors.
+        self.epoch = 0
+        self.step = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.seconds = 0.0
+        self.best_value: float | None = None
+        self.best_state: dict[str, Tensor] | None = None
+        self.epochs_since_best = 0
+
+    def run(self, evaluator: Callable[[nn.Module], float] | None, resume: Any) -> History:
+        settings, history = self.settings, self.history
+        devices = [self.device] if self.device.type == "cuda" else []
+        was_training = self.model.training
+        with torch.random.fork_rng(devices=devices), _deferred_interrupt() as interrupt:
+            torch.manual_seed(settings.seed)
+            if resume is not None:
+                self._load(os.fspath(resume))
+                history = self.history
+            history.metric = settings.metric if evaluator is not None else None
+            history.stopped = "completed"
+            self.model.train()
+            bar = _progress_bar(settings, self.engine.steps, self.epoch * self.engine.steps + self.step)
+            try:
+                while self.epoch < settings.epochs:
+                    self._train_epoch(bar, interrupt)
+                    if interrupt.seen or self._end_epoch(evaluator, bar):
+                        break
+            except KeyboardInterrupt:
+                # Raised by the user's own model, loss or callback, or by an impatient second Ctrl-C.
+                interrupt.seen = True
+            finally:
+                bar.close()
+                self.model.train(was_training)
+            if interrupt.seen:
+                history.stopped = "interrupted"
+                if settings.checkpoint is not None:
+                    self._save(settings.checkpoint)
+            elif self.best_state is not None:
+                self.model.load_state_dict(self.best_state)
+        return history
+
+    def _train_epoch(self, bar: Any, interrupt: _Interrupt) -> None:
+        settings, engine = self.settings, self.engine
+        every = settings.checkpoint_every
+        start = time.perf_counter()
+        engine.begin(self.epoch, self.step)
+        while self.step < engine.steps:
+            limit = engine.steps - self.step
+            if every is not None:
+                limit = min(limit, every - self.step % every)
+            done = engine.advance(limit, self.loss_sum, self._step_scheduler)
+            self.step += done
+            bar.update(done)
+            if interrupt.seen:
+                self.seconds += time.perf_counter() - start
+                return
+            if every is not None and self.step % every == 0 and self.step < engine.steps:
+                self._save(settings.checkpoint)
+        self.seconds += time.perf_counter() - start
+
+    def _step_scheduler(self) -> None:
+        if self.scheduler is not None and self.settings.scheduler_interval == "step":
+            self.scheduler.step()
+
+    def _end_epoch(self, evaluator: Callable[[nn.Module], float] | None, bar: Any) -> bool:
+        """Books the epoch, validates, advances the schedule, checkpoints. True where training is to stop."""
+        settings, history = self.settings, self.history
+        mean = float(self.loss_sum) / max(1, self.engine.samples)
+        if not math.isfinite(mean):
+            raise ValueError(
+                f"the loss became {mean} in epoch {self.epoch}: the training diverged; lower the learning rate or "
+                "look for NaN in the model's initial parameters"
+            )
+        history.append(mean)
+        history.seconds.append(self.seconds)
+        history.samples.append(self.engine.samples)
+        shown = {"epoch": self.epoch + 1, "loss": f"{mean:.5f}"}
+        stop = False
+        if evaluator is not None:
+            self.model.eval()
+            try:
+                value = evaluator(self.model)
+            finally:
+                self.model.train()
+            if math.isnan(value):
+                raise ValueError(f"metric: {settings.metric} is nan in epoch {self.epoch}; nothing to compare by")
+            history.validation.append(value)
+            shown[settings.metric] = f"{value:.4f}"
+            sign = 1.0 if settings.maximize else -1.0
+            if self.best_value is None or sign * value > sign * self.best_value:
+                self.best_value, self.epochs_since_best = value, 0
+                history.best_epoch = self.epoch
+                self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            else:
+                self.epochs_since_best += 1
+                if settings.patience is not None and self.epochs_since_best >= settings.patience:
+                    history.stopped, stop = "early stopping", True
+        bar.set_postfix(shown, refresh=False)
+        if self.on_plateau:
+            self.scheduler.step(history.validation[-1] if evaluator is not None else mean)
+        elif self.scheduler is not None and settings.scheduler_interval == "epoch":
+            self.scheduler.step()
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.loss_sum.zero_()
+        event = EpochEnd(self.epoch - 1, self.model, self.optimizer, history)
+        # Every callback hears of every epoch, also where an earlier one asks to stop.
+        if any([bool(callback(event)) for callback in settings.callbacks]):
+            history.stopped, stop = "callback", True
+        if settings.checkpoint is not None:
+            self._save(settings.checkpoint)
+        return stop
+
+    # --- checkpoints -----------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What has to agree for a resumed run to be the same run."""
+        s = self.settings
+        return {
+            "shape": list(self.train.shape),
+            "nnz": int(self.train.nnz),
+            "batch_size": s.batch_size,
+            "seed": s.seed,
+            "negatives": s.negatives,
+            "draws": s.draws,
+            "strategy": s.strategy,
+            "loss": repr(self.loss),
+            "l2": s.l2,
+            "clip_row_norm": s.clip_row_norm,
+            "optimizer": type(self.optimizer).__name__,
+        }
+
+    def _save(self, path: str | None) -> None:
+        assert path is not None
+        state = {
+            "format": _FORMAT,
+            "fingerprint": self._fingerprint(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum.cpu(),
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "history": self.history.to_dict(),
+            "best_value": self.best_value,
+            "best_state": self.best_state,
+            "epochs_since_best": self.epochs_since_best,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        part = f"{path}.part"
+        torch.save(state, part)
+        os.replace(part, path)
+
+    def _load(self, path: str) -> None:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"resume: no checkpoint file {path!r}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
+        for name, value in self._fingerprint().items():
+            if state["fingerprint"][name] != value:
+                raise ValueError(
+                    f"resume: {path!r} was written with {name}={state['fingerprint'][name]!r}, this run has {value!r}"
+                )
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if (state["scheduler"] is None) != (self.scheduler is None):
+            has = "no" if state["scheduler"] is None else "a"
+            raise ValueError(f"resume: {path!r} was written with {has} scheduler; give the same to fit")
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history = History.from_dict(state["history"])
+        self.history.path = self.engine.path
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.loss_sum.copy_(state["loss_sum"])
+        self.best_value, self.epochs_since_best = state["best_value"], state["epochs_since_best"]
+        if state["best_state"] is not None:
+            self.best_state = {k: v.to(self.device) for k, v in state["best_state"].items()}
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+class _AutogradEngine:
+    """Forward, backward and optimizer step by torch, for any model, loss and optimizer."""
+
+    path = "autograd"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: _Settings,
+        exclude: Any,
+    ) -> None:
+        from .sampling import TripletLoader
+
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.l2, self.clip = settings.l2, settings.clip_row_norm
+        self.summed = getattr(loss, "reduction", "mean") == "sum"
+        self.positives = int(getattr(loss, "num_positives", 1))
+        negatives = settings.negatives
+        if self.positives == 2:
+            if negatives not in (1, 2):
+                raise ValueError(f"negatives: {type(loss).__name__} uses two, got {negatives}")
+            negatives = 2
+        self.loader = TripletLoader(
+            train,
+            settings.batch_size,
+            seed=settings.seed,
+            positives=self.positives,
+            negatives=negatives,
+            draws=settings.draws,
+            exclude=exclude,
+            strategy=settings.strategy,
+        )
+        self.steps = len(self.loader)
+        if self.steps == 0:
+            raise ValueError("interactions: no user has both a positive and a negative; there is nothing to learn from")
+        self.samples = 0
+        self.batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
+
+    def begin(self, epoch: int, first_step: int) -> None:
+        self.loader.set_epoch(epoch)
+        self.samples = self.loader.num_samples
+        self.batches = itertools.islice(iter(self.loader), first_step, None)
+
+    def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
+        """Does one step and adds the summed loss of its samples to ``loss_sum``. Returns the steps done."""
+        users, positives, negatives = next(self.batches)
+        size = users.shape[0]
+        items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
+        split = items.shape[1] - negatives.reshape(size, -1).shape[1]
+        scores = self.model(users, items)
+        value = self.loss(scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape))
+        objective = value
+        if self.l2:
+            penalty = self.l2 * self.model.l2_penalty(users, items)
+            objective = value + (penalty * size if self.summed else penalty)
+        self.optimizer.zero_grad(set_to_none=True)
+        objective.backward()
+        if self.clip is not None:
+            _clip_rows(self.optimizer, self.clip)
+        self.optimizer.step()
+        loss_sum += value.detach() if self.summed else value.detach() * size
+        after_step()
+        return 1
+
+
+def _clip_rows(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """Scales the rows of every gradient that are longer than ``max_norm`` down to it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                # Only the sum of a row's entries has the row's norm.
+                parameter.grad = grad = grad.coalesce()
+                values = grad.values()
+            else:
+                values = grad
+            rows = values.reshape(values.shape[0], -1) if values.dim() else values.reshape(1, 1)
+            norms = rows.norm(dim=1, keepdim=True)
+            rows.mul_(torch.where(norms > max_norm, max_norm / norms, torch.ones_like(norms)))
+
+
+def _progress_bar(settings: _Settings, steps: int, initial: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=settings.epochs * steps,
+        initial=initial,
+        unit="step",
+        # tqdm's None means: only on a terminal.
+        disable=None if settings.progress is None else not settings.progress,
+        leave=False,
+    )
+
+
+class _Interrupt:
+    seen = False
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[_Interrupt]:
+    """Turns the first Ctrl-C into a flag that is looked at between steps; a second one interrupts at once.
+
+    An optimizer that is stopped half-way has updated some tables and not others. Where Python's own handler is
+    not the one in place, or this is not the main thread, signals are left alone.
+    """
+    interrupt = _Interrupt()
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not ours:
+        yield interrupt
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if interrupt.seen:
+            raise KeyboardInterrupt
+        interrupt.seen = True
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
