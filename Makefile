@@ -9,15 +9,14 @@ OUTPUT ?= runs/demo
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: demo test bench lint format types sanitize cuda-check wheel clean help
+.PHONY: demo test bench lint format types sanitize wheel clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
 	@echo "make test        the whole test suite"
-	@echo "make bench       the benchmarks (minutes)"
+	@echo "make bench       the sampling benchmark (minutes)"
 	@echo "make lint types  ruff, clang-format, mypy"
-	@echo "make sanitize    CUDA kernels on the host under ASan, UBSan and TSan"
-	@echo "make cuda-check  compile the CUDA library for every architecture, read registers and spills"
+	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
@@ -46,7 +45,10 @@ test: $(VENV)/.installed
 	$(RUN)/pytest -q $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed
-	$(RUN)/pytest -q benchmarks --benchmark-only $(PYTEST_ARGS)
+	$(RUN)/python benchmarks/bench_sampling.py
+
+sanitize: $(VENV)/.installed
+	$(RUN)/python tests/cuda_on_host/sanitize.py
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

@@ -121,7 +121,7 @@ def _quad_loss(
         raise ValueError(f"neg: expected the shape of pos, {tuple(pos.shape)}, got {describe(neg)}")
     if sample_weight is not None:
         require_floating("sample_weight", sample_weight)
-        sample_weight = _sample_tensor("sample_weight", sample_weight, pos, pos, pos.shape[:1])
+        sample_weight = _sample_tensor("sample_weight", sample_weight, pos[:, 0], pos[:, 0], pos.shape[:1])
     return _autograd.pair_loss(pos, neg, None, None, sample_weight, ("pos2neg2", a, b, c, reduction))
 
 

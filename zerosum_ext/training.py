@@ -452,7 +452,8 @@ class _Trainer:
         self.loss_sum.zero_()
         event = EpochEnd(self.epoch - 1, self.model, self.optimizer, history)
         # Every callback hears of every epoch, also where an earlier one asks to stop.
-        if any([bool(callback(event)) for callback in settings.callbacks]):
+        answers = [bool(callback(event)) for callback in settings.callbacks]
+        if any(answers):
             history.stopped, stop = "callback", True
         if settings.checkpoint is not None:
             self._save(settings.checkpoint)
@@ -588,7 +589,7 @@ class _AutogradEngine:
         value = self.loss(scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape))
         objective = value
         if self.l2:
-            penalty = self.l2 * self.model.l2_penalty(users, items)
+            penalty = self.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
             objective = value + (penalty * size if self.summed else penalty)
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward()

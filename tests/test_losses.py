@@ -1,0 +1,264 @@
+"""Losses against their definitions in float64, over shapes, dtypes, weights, reductions and magnitudes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext import reference
+
+PAIR = {
+    "bpr": (zx.bpr_loss, ("bpr", 1.0, 0.0, 0.0)),
+    "zerosum": (zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0)),
+    "zerosum w=.8": (partial(zx.zerosum_loss, w=0.8), ("zerosum", 0.4, 0.1, 0.0)),
+}
+ROW = {
+    "sampled_softmax": (partial(zx.sampled_softmax_loss, temperature=0.5), ("sampled_softmax", 2.0, 0.0, 0.0)),
+    "bsl": (partial(zx.bsl_loss, t1=0.5, t2=0.25), ("bsl", 2.0, 4.0, 0.5)),
+    "psl_tanh": (partial(zx.psl_loss, temperature=0.5), ("psl_tanh", 2.0, 0.0, 0.0)),
+    "psl_relu": (partial(zx.psl_loss, temperature=0.5, activation="relu"), ("psl_relu", 2.0, 0.0, 0.0)),
+    "hardest": (zx.hardest_loss, ("hardest", 1.0, 0.0, 0.0)),
+}
+QUAD = {
+    "pos2neg2": (zx.pos2neg2_loss, ("pos2neg2", 1.0, 1.0, 1.0)),
+    "pos2 w=.8": (partial(zx.pos2_loss, w=0.8), ("pos2neg2", 0.2, 0.1, 0.0)),
+    "neg2 w=.8": (partial(zx.neg2_loss, w=0.8), ("pos2neg2", 0.2, 0.0, 0.1)),
+}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def scores(shape, dtype=torch.float32, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+
+def check(function, definition, pos, neg, weight, reduction):
+    """Value and gradients of a function against its definition in float64, under a random gradient of the output."""
+    value = function(pos, neg, sample_weight=weight, reduction=reduction)
+    p, n = (t.detach().double().requires_grad_() for t in (pos, neg))
+    w = None if weight is None else weight.double()
+    expected = reference.pair_loss_value(p, n, None, None, w, *definition, reduction)
+    upstream = scores(value.shape, value.dtype, seed=9, scale=1.0).detach()
+    got = (value, *torch.autograd.grad(value, (pos, neg), upstream))
+    want = (expected, *torch.autograd.grad(expected, (p, n), upstream.double()))
+    for x, y in zip(got, want, strict=True):
+        assert x.shape == y.shape
+        tolerance = TOLERANCE[pos.dtype]
+        scale = max(1.0, float(y.detach().abs().max())) if y.numel() else 1.0
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("shape", [(1,), (7,), (1025,), (20000,), (5, 3), (3, 2500), (100, 16), (0,)])
+@pytest.mark.parametrize("name", PAIR)
+def test_pair_losses(name, shape, reduction, dtype):
+    function, definition = PAIR[name]
+    pos, neg = scores(shape[:1], dtype), scores(shape, dtype, seed=1)
+    check(function, definition, pos, neg, None, reduction)
+    for weight_shape in {shape, shape[:1]}:
+        check(function, definition, pos, neg, torch.rand(weight_shape), reduction)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("k", [1, 5, 16, 33, 1500])
+@pytest.mark.parametrize("name", ROW)
+def test_row_losses(name, k, reduction, dtype):
+    function, definition = ROW[name]
+    pos, neg = scores((9,), dtype), scores((9, k), dtype, seed=1)
+    check(function, definition, pos, neg, None, reduction)
+    check(function, definition, pos, neg, torch.rand(9), reduction)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("rows", [0, 1, 777])
+@pytest.mark.parametrize("name", QUAD)
+def test_quad_losses(name, rows, reduction, dtype):
+    function, definition = QUAD[name]
+    pos, neg = scores((rows, 2), dtype), scores((rows, 2), dtype, seed=1)
+    check(function, definition, pos, neg, None, reduction)
+    check(function, definition, pos, neg, torch.rand(rows), reduction)
+
+
+@pytest.mark.parametrize("name", [*PAIR, *ROW])
+def test_no_negatives_or_no_rows(name):
+    function, _ = (PAIR | ROW)[name]
+    pos, neg = scores((0,)), scores((0, 4))
+    value = function(pos, neg)
+    value.backward()
+    assert value == 0
+    assert pos.grad.shape == (0,)
+    assert neg.grad.shape == (0, 4)
+
+
+def test_no_columns_gives_zero_gradients():
+    pos, neg = scores((4,)), scores((4, 0))
+    value = zx.zerosum_loss(pos, neg)
+    value.backward()
+    assert value == 0
+    assert torch.equal(pos.grad, torch.zeros(4))
+
+
+def test_non_contiguous_and_expanded_scores():
+    base = scores((6, 10)).detach()
+    pos, neg = base[:, 3].requires_grad_(), base[:, ::3].requires_grad_()
+    check(zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0), pos, neg, None, "sum")
+    row = scores((5,)).detach()
+    check(
+        zx.bpr_loss,
+        ("bpr", 1.0, 0.0, 0.0),
+        row[:1].expand(6).requires_grad_(),
+        base[:, 0].requires_grad_(),
+        None,
+        "sum",
+    )
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-6, 1e-3, 1.0, 9.02, 30.0, 90.0, 1e3, 1e4])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+@pytest.mark.parametrize("name", PAIR)
+def test_finite_and_exact_to_1e4(name, signs, magnitude):
+    function, definition = PAIR[name]
+    for dtype in TOLERANCE:
+        pos = torch.full((3,), signs[0] * magnitude, dtype=dtype, requires_grad=True)
+        neg = torch.full((3,), signs[1] * magnitude, dtype=dtype, requires_grad=True)
+        value = function(pos, neg, reduction="none")
+        expected = reference.pair_loss_value(pos.double(), neg.double(), None, None, None, *definition, "none")
+        grads = torch.autograd.grad(value.sum(), (pos, neg))
+        assert all(bool(g.isfinite().all()) for g in grads)
+        assert bool(value.isfinite().all())
+        if dtype == torch.float32:
+            error = (value.double() - expected).abs().max()
+            assert error <= 1e-6 * max(1.0, float(expected.detach().abs().max()))
+
+
+def test_the_literal_forms_fail_where_these_do_not():
+    x = torch.tensor([9.02], requires_grad=True)
+    assert torch.isinf(-torch.log(1 - torch.tanh(x.abs())))
+    y = torch.tensor([-105.0])
+    assert torch.isinf(-torch.log(torch.sigmoid(y)))
+    assert torch.isfinite(zx.zerosum_loss(x, torch.zeros(1)))
+    assert torch.isfinite(zx.bpr_loss(y, torch.zeros(1)))
+
+
+def test_nan_in_nan_out():
+    pos = torch.tensor([float("nan"), 1.0])
+    for function in (zx.bpr_loss, zx.zerosum_loss):
+        assert function(pos, torch.zeros(2), reduction="none").isnan().tolist() == [True, False]
+    neg = torch.tensor([[0.0, float("nan")], [0.0, 1.0]])
+    for function, _ in ROW.values():
+        assert function(torch.zeros(2), neg, reduction="none").isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", [*PAIR, *ROW, *QUAD])
+def test_gradcheck_and_double_backward(name, reduction):
+    function, _ = (PAIR | ROW | QUAD)[name]
+    shape = (4, 2) if name in QUAD else (4,)
+    pos, neg = scores(shape, torch.float64, scale=1.0), scores((4, 2), torch.float64, seed=1, scale=1.0)
+    call = partial(function, reduction=reduction)
+    assert torch.autograd.gradcheck(call, (pos, neg))
+    assert torch.autograd.gradgradcheck(call, (pos, neg))
+
+
+def test_double_backward_where_one_score_comes_from_the_other():
+    x = scores((5,), torch.float64)
+
+    def function(x):
+        return zx.zerosum_loss(x * 1.0, (x * 1.0) * 2)
+
+    assert torch.autograd.gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("name", ["ipw", "pd", "macr"])
+def test_methods_the_paper_compares_with(name):
+    pos, neg = scores((6,), torch.float64), scores((6, 3), torch.float64, seed=1)
+    pop_pos, pop_neg = torch.arange(1.0, 7.0), torch.arange(1.0, 19.0).reshape(6, 3)
+    if name == "ipw":
+        call = partial(zx.ipw_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, clip=2.0)
+        weights = zx.ipw_weights(torch.cat([pop_pos, pop_neg.reshape(-1)]), 2.0)
+        expected = reference.ipw(pos.unsqueeze(1), neg, weights[:6, None], weights[6:].reshape(6, 3), 0, 0, 0).mean()
+    elif name == "pd":
+        call = partial(zx.pd_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, gamma=0.25)
+        expected = reference.pd(
+            pos.unsqueeze(1), neg, pop_pos.double()[:, None] ** 0.25, pop_neg.double() ** 0.25, 0, 0, 0
+        )
+        expected = expected.mean()
+    else:
+        user, item, others = (scores(s, torch.float64, seed=7) for s in ((6,), (6,), (6, 3)))
+        call = partial(zx.macr_loss, user_branch=user, pos_branch=item, neg_branch=others, alpha=0.5, beta=0.25)
+        s = torch.sigmoid
+        q_pos, q_neg = s(pos) * s(user) * s(item), s(neg) * s(user)[:, None] * s(others)
+        expected = (
+            -q_pos.log()[:, None]
+            - (1 - q_neg).log()
+            - 0.5 * (s(item).log()[:, None] + (1 - s(others)).log())
+            - 0.25 * (s(user).log() + (1 - s(user)).log())[:, None]
+        ).mean()
+    torch.testing.assert_close(call(pos, neg), expected)
+    assert torch.autograd.gradcheck(call, (pos, neg))
+    assert torch.autograd.gradgradcheck(call, (pos, neg))
+
+
+def test_compile_is_one_graph_and_func_transforms_work():
+    pos, neg = scores((33,)), scores((33,), seed=1)
+    exported = torch.export.export(zx.ZerosumLoss(w=0.9), (pos.detach(), neg.detach()))
+    torch.testing.assert_close(exported.module()(pos.detach(), neg.detach()), zx.zerosum_loss(pos, neg, w=0.9).detach())
+    compiled = torch.compile(zx.zerosum_loss, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(pos, neg), (pos, neg))
+    want = torch.autograd.grad(zx.zerosum_loss(pos, neg), (pos, neg))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.func.grad(zx.zerosum_loss)(pos.detach(), neg.detach()), want[0])
+    batched = torch.func.vmap(zx.bpr_loss)(pos.detach().reshape(3, 11), neg.detach().reshape(3, 11))
+    assert batched.shape == (3,)
+
+
+def test_same_bits_for_any_number_of_threads():
+    pos, neg = scores((200_000,)), scores((200_000,), seed=1)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 4):
+            torch.set_num_threads(n)
+            value = zx.zerosum_loss(pos, neg)
+            results.append((value.detach(), *torch.autograd.grad(value, (pos, neg))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_custom_loss_equals_the_fused_one():
+    custom = zx.CustomLoss(
+        value=lambda p, n: reference.softplus(n - p),
+        derivative=lambda p, n: (-torch.sigmoid(n - p), torch.sigmoid(n - p)),
+    )
+    pos, neg = scores((5,), torch.float64), scores((5, 3), torch.float64, seed=1)
+    torch.testing.assert_close(custom(pos, neg), zx.bpr_loss(pos, neg))
+    assert torch.autograd.gradcheck(custom, (pos, neg))
+    assert torch.autograd.gradgradcheck(custom, (pos, neg))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p, n: zx.bpr_loss(p, n[:2]), ValueError, "neg: expected"),
+        (lambda p, n: zx.bpr_loss(p.long(), n), TypeError, "pos: expected a floating"),
+        (lambda p, n: zx.bpr_loss([1.0], n), TypeError, "pos: expected a torch.Tensor"),
+        (lambda p, n: zx.bpr_loss(p, n, reduction="max"), ValueError, "reduction: expected one of"),
+        (lambda p, n: zx.bpr_loss(p, n, sample_weight=p[:1]), ValueError, "sample_weight: expected shape"),
+        (lambda p, n: zx.zerosum_loss(p, n, w=1.5), ValueError, r"w: expected a number in \[0, 1\], got 1.5"),
+        (lambda p, n: zx.zerosum_loss(p, n, w=0.5, reg_weight=2.0), ValueError, "not both"),
+        (lambda p, n: zx.pos2neg2_loss(p, n), ValueError, r"pos: expected two scores.*\[B, 2\]"),
+        (lambda p, n: zx.psl_loss(p, n, temperature=0.0), ValueError, "temperature: expected a number > 0"),
+        (lambda p, n: zx.bpr_loss(p, n.to("meta")), ValueError, "neg: expected a tensor on cpu"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(3), torch.zeros(3))
