@@ -147,6 +147,8 @@ def pair_loss(
     args: PairArgs,
 ) -> Tensor:
     """The op pair_loss, differentiable in every tensor."""
+    if not _ops.has_kernel(pos.device):
+        return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
     if torch.is_grad_enabled():
         constants = any(t is not None and t.requires_grad for t in (aux_pos, aux_neg, weight))
         if constants or _transforms_active():
@@ -166,7 +168,8 @@ def macr_loss(
     reduction: str,
 ) -> Tensor:
     """The op macr_loss, differentiable in every tensor."""
-    if _transforms_active() or (weight is not None and weight.requires_grad):
+    constant = weight is None or not weight.requires_grad
+    if not _ops.has_kernel(scores[0].device) or not constant or _transforms_active():
         return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
         return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)

@@ -13,6 +13,17 @@ import torch
 
 _PACKAGE = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+# What the Python sources call; a library without one of them was built from other sources.
+_OPS = (
+    "loss_names",
+    "cpu_isa",
+    "pair_loss",
+    "macr_loss",
+    "sample_negatives",
+    "sample_positives",
+    "row_filter",
+    "has_items",
+)
 
 
 class _Library:
@@ -48,6 +59,11 @@ def _load_cpu() -> _Library:
         library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {_REBUILD}"
     else:
         library.load()
+        missing = [op for op in _OPS if library.loaded and not hasattr(torch.ops.zerosum_ext, op)]
+        if missing:
+            library.loaded = False
+            library.reason = f"{library.file} is older than the Python sources: it lacks {', '.join(missing)}"
+            library.remedy = f"rebuild it: {_REBUILD}"
     if not library.loaded:
         warnings.warn(
             f"zerosum_ext runs on plain PyTorch, slowly: {library.reason}. To mend it: {library.remedy}",

@@ -41,8 +41,6 @@ AT_K_METRICS = (
 )
 # Everything evaluate computes by default.
 METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
-# On request only: they need negatives to be given or drawn.
-SAMPLED_METRICS = ("sampled_hit", "sampled_ndcg")
 
 # Elements of a [users, items] block of scores in the streaming pass (64 MiB of float32).
 _BLOCK_ELEMENTS = 1 << 24
@@ -389,9 +387,9 @@ def _parse(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int
     wanted: dict[str, tuple[str, str, int]] = {}
     for entry in metrics:
         name, at, cut = entry.partition("@")
-        if name not in (*METRICS, *SAMPLED_METRICS):
-            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join((*METRICS, *SAMPLED_METRICS))}")
-        if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
+        if name not in METRICS:
+            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join(METRICS)}")
+        if name not in AT_K_METRICS:
             if at:
                 raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
             wanted[name] = (name, name, 0)
