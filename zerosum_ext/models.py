@@ -154,7 +154,9 @@ class MatrixFactorization(nn.Module):
         else:
             scores = torch.bmm(item_rows, user_rows.unsqueeze(-1)).squeeze(-1)
         if self.item_bias is not None:
-            scores = scores + F.embedding(items, self.item_bias.unsqueeze(-1), sparse=self.sparse).squeeze(-1)
+            # Not F.embedding of a [num_items, 1] view: a view has no sparse gradient.
+            bias = torch.gather(self.item_bias, 0, items.reshape(-1), sparse_grad=self.sparse)
+            scores = scores + bias.reshape(items.shape)
         return scores
 
     def l2_penalty(self, users: Tensor, items: Tensor) -> Tensor:

@@ -190,7 +190,10 @@ def fit(
         raise ValueError(f"l2: expected 0, since {type(model).__name__} has no method l2_penalty(users, items)")
     evaluator = _evaluator(validation, metric, train, model)
 
-    trainer = _Trainer(model, train, loss_module, _make_optimizer(optimizer, model, loss_module), settings, extra)
+    chosen = _make_optimizer(optimizer, model, loss_module)
+    if isinstance(chosen, torch.optim.SparseAdam) and hasattr(model, "sparse"):
+        setattr(model, "sparse", True)  # noqa: B010  (SparseAdam refuses dense gradients; mypy, undeclared attributes)
+    trainer = _Trainer(model, train, loss_module, chosen, settings, extra)
     return trainer.run(evaluator, resume)
 
 

@@ -1,0 +1,104 @@
+"""The training loop: interrupted, resumed, stopped early, with schedules, frozen tables and sparse gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import zerosum_ext as zx
+
+OPTIONS = {"epochs": 4, "batch_size": 64, "seed": 3, "draws": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def triangle():
+    return zx.datasets.synthetic_triangle(40, 40)
+
+
+def new_model(**options):
+    return zx.MatrixFactorization(40, 40, 8, seed=1, **options)
+
+
+class InterruptedLoss(nn.Module):
+    """Zerosum, and a KeyboardInterrupt at the call number ``at``."""
+
+    num_positives = 1
+    reduction = "mean"
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at, self.calls = at, 0
+        self.loss = zx.ZerosumLoss(w=0.8)
+
+    def forward(self, pos, neg):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return self.loss(pos, neg)
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("at", [1, 5, 30])
+def test_an_interrupted_run_resumes_to_the_same_bits(triangle, tmp_path, at, interval):
+    options = dict(
+        OPTIONS,
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
+        scheduler_interval=interval,
+    )
+    whole, broken, resumed = new_model(), new_model(), new_model()
+    expected = whole.fit(triangle, InterruptedLoss(), **options)
+    cut = broken.fit(triangle, InterruptedLoss(at), checkpoint=tmp_path / "run.pt", **options)
+    assert cut.stopped == "interrupted"
+    assert list(cut) == list(expected)[: len(cut)]
+    assert not torch.equal(broken.user_embedding, whole.user_embedding)
+    history = resumed.fit(triangle, InterruptedLoss(), resume=tmp_path / "run.pt", **options)
+    assert history.stopped == "completed"
+    assert list(history) == list(expected)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_another_run_is_refused(triangle, tmp_path):
+    new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **dict(OPTIONS, epochs=1))
+    with pytest.raises(ValueError, match="seed=3, this run has 4"):
+        new_model().fit(triangle, resume=tmp_path / "run.pt", **dict(OPTIONS, seed=4))
+
+
+@pytest.mark.parametrize("item_bias", [False, True])
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_sparse_adam_needs_no_further_setting(triangle, item_bias, clip):
+    model = new_model(item_bias=item_bias)
+    history = model.fit(triangle, optimizer=torch.optim.SparseAdam, clip_row_norm=clip, **OPTIONS)
+    assert history[-1] < history[0]
+
+
+def test_a_frozen_table_stays(triangle):
+    model = new_model()
+    model.item_embedding.requires_grad_(False)
+    users, items = model.user_embedding.clone(), model.item_embedding.clone()
+    model.fit(triangle, **OPTIONS)
+    assert torch.equal(model.item_embedding, items)
+    assert not torch.equal(model.user_embedding, users)
+
+
+def test_early_stopping_restores_the_best_epoch(triangle):
+    values = iter([0.1, 0.3, 0.2, 0.25, 0.9])
+    kept = []
+
+    def validate(model):
+        kept.append(model.user_embedding.detach().clone())
+        return next(values)
+
+    model = new_model()
+    history = model.fit(triangle, validation=validate, patience=2, **dict(OPTIONS, epochs=5))
+    assert (history.stopped, history.best_epoch, len(history)) == ("early stopping", 1, 4)
+    assert torch.equal(model.user_embedding, kept[1])
+
+
+def test_the_global_generator_is_left_alone(triangle):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    new_model().fit(triangle, **OPTIONS)
+    assert torch.equal(torch.rand(3), expected)
