@@ -49,7 +49,7 @@ class _PairLoss(torch.autograd.Function):
             )
         elif not grads:
             # sum_k grad_output_k loss_k is the same loss with other weights.
-            scaled = _as_weight(grad_output, weight, pos.dtype)
+            scaled = reference.weigh(grad_output.to(compute_dtype(pos.dtype)), weight)
             loss, a, b, c, _ = ctx.args
             _, grad_pos, grad_neg = _ops.pair_loss(pos, neg, aux_pos, aux_neg, scaled, loss, a, b, c, "sum", True)
         else:
@@ -75,7 +75,7 @@ class _MacrLoss(torch.autograd.Function):
                 lambda *s: reference.macr_loss_value(s, weight, alpha, beta, reduction), scores, grad_output
             )
         elif reduction == "none":
-            scaled = _as_weight(grad_output, weight, scores[0].dtype)
+            scaled = reference.weigh(grad_output.to(compute_dtype(scores[0].dtype)), weight)
             out = _ops.macr_loss(scores, scaled, alpha, beta, "sum", True)[1:]
         else:
             out = _scale(grads, grad_output)
@@ -99,13 +99,6 @@ class _CustomLoss(torch.autograd.Function):
         pos, neg = ctx.saved_tensors
         d_pos, d_neg = ctx.derivative(pos, neg)
         return grad_output * d_pos, grad_output * d_neg, None, None
-
-
-def _as_weight(grad_output: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    scaled = grad_output.to(compute_dtype(dtype))
-    if weight is not None:
-        scaled = scaled * (weight.unsqueeze(-1) if scaled.dim() > weight.dim() else weight)
-    return scaled
 
 
 def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +131,13 @@ def _transforms_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def _needs_definition(device: torch.device, *constants: Tensor | None) -> bool:
+    """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
+    if not _ops.has_kernel(device) or _transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
+
+
 def pair_loss(
     pos: Tensor,
     neg: Tensor,
@@ -147,16 +147,10 @@ def pair_loss(
     args: PairArgs,
 ) -> Tensor:
     """The op pair_loss, differentiable in every tensor."""
-    if not _ops.has_kernel(pos.device):
+    if _needs_definition(pos.device, aux_pos, aux_neg, weight):
         return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
-    if torch.is_grad_enabled():
-        constants = any(t is not None and t.requires_grad for t in (aux_pos, aux_neg, weight))
-        if constants or _transforms_active():
-            return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
-        if pos.requires_grad or neg.requires_grad:
-            return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, args)
-    elif _transforms_active():
-        return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
+    if torch.is_grad_enabled() and (pos.requires_grad or neg.requires_grad):
+        return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, args)
     return _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, False)[0]
 
 
@@ -168,8 +162,7 @@ def macr_loss(
     reduction: str,
 ) -> Tensor:
     """The op macr_loss, differentiable in every tensor."""
-    constant = weight is None or not weight.requires_grad
-    if not _ops.has_kernel(scores[0].device) or not constant or _transforms_active():
+    if _needs_definition(scores[0].device, weight):
         return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
         return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)

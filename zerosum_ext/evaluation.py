@@ -460,10 +460,8 @@ def compute(
             if cutoff > ranking.top_items.shape[1] < ranking.num_items:
                 raise ValueError(f"ranking: keeps {ranking.top_items.shape[1]} items per user, {key} needs {cutoff}")
             result[key] = by_list[name](ranking.top_items[:, :cutoff])
-        elif name in whole:
-            result[key] = whole[name]()
         else:
-            raise ValueError(f"metrics: {name} needs the scores of negatives; ask evaluate for it")
+            result[key] = whole[name]()
     return result
 
 
@@ -507,12 +505,13 @@ def evaluate(
     """
     cutoffs = (k,) if isinstance(k, (int, np.integer)) else tuple(k)
     wanted = _parse(metrics, cutoffs)
+    # Once, here: rank would convert both again.
+    test, train = _csr(test, "test"), None if train is None else _csr(train, "train")
     if popularity is None:
-        popularity = np.asarray(_csr(test, "test").getnnz(axis=0), dtype=np.float64)
+        popularity = np.asarray(test.getnnz(axis=0), dtype=np.float64)
         if train is not None:
-            trained = _csr(train, "train")
-            _same_shape(trained.shape, test.shape)
-            popularity = popularity + trained.getnnz(axis=0)
+            _same_shape(train.shape, test.shape)
+            popularity = popularity + train.getnnz(axis=0)
     length = max((cutoff for _, _, cutoff in wanted), default=0)
     ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
     return compute(ranking, popularity, metrics=metrics, k=cutoffs, ties=ties, tail_mass=tail_mass)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import torch
 
 from zerosum_ext import datasets, metrics
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import get_loss
+from zerosum_ext.models import MatrixFactorization
 
 __all__ = ["SYNTHETIC_PUBLISHED", "synthetic"]
 
@@ -34,13 +35,11 @@ def synthetic(
         For each seed {"error" (1 - pairwise accuracy, a fraction), "pri", "pop_q_at_1"}; of the last seed the scores
         [200, 200] and the PopQ@1 of each user.
     """
-    from zerosum_ext.models import MatrixFactorization
-
     x = Interactions.from_scipy(datasets.synthetic_triangle())
     results: list[dict[str, float]] = []
     scores = popq = np.zeros(0)
     for seed in seeds:
-        model: Any = MatrixFactorization(x.num_users, x.num_items, 64, seed=seed)
+        model = MatrixFactorization(x.num_users, x.num_items, 64, seed=seed)
         loss = get_loss(method) if method == "bpr" else get_loss(method, w=weight)
         model.fit(x, loss, batch_size=256, epochs=epochs, draws=3, seed=seed)
         names = ("pairwise_accuracy", "pri", "pop_q_at_1")
@@ -48,8 +47,7 @@ def synthetic(
         results.append(
             {"error": 1 - values["pairwise_accuracy"], "pri": values["pri"], "pop_q_at_1": values["pop_q_at_1"]}
         )
-        user, item, _ = model.factors()
-        scores = (user @ item.T).cpu().numpy()
+        scores = model.score_all_items(torch.arange(x.num_users)).numpy()
         users, items = (t.numpy() for t in x.pairs())
         popq = metrics.pop_q_at_1(users, items, scores[users, items], x.popularity, reduction="none")
     return results, scores, popq

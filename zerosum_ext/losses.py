@@ -33,7 +33,7 @@ from zerosum_ext._checks import (
     require_same_device,
     require_tensor,
 )
-from zerosum_ext.reference import compute_dtype
+from zerosum_ext.reference import compute_dtype, weigh_and_reduce
 
 _REDUCTIONS = ("none", "sum", "mean")
 
@@ -828,11 +828,9 @@ class CustomLoss(Loss):
             raise ValueError(f"value: expected a function that returns shape {tuple(neg.shape)}, got {describe(value)}")
         if sample_weight is not None:
             require_floating("sample_weight", sample_weight)
-            weight = _sample_tensor("sample_weight", sample_weight, pos, neg, shape)
-            value = value * (weight.unsqueeze(-1) if weight.dim() < value.dim() else weight)
-        if self.reduction == "none":
-            return value.reshape(shape).to(pos.dtype)
-        return value.sum() if self.reduction == "sum" else value.sum() / max(value.numel(), 1)
+            sample_weight = _sample_tensor("sample_weight", sample_weight, pos, neg, shape)
+        value = weigh_and_reduce(value, sample_weight, self.reduction, pos.dtype)
+        return value.reshape(shape) if self.reduction == "none" else value
 
 
 _MODULES: dict[str, type[Loss]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -359,9 +358,3 @@ def _csr_cells(matrix: Any, users: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.cumsum(counts, 0) - counts
     offsets = torch.arange(rows.numel(), device=users.device) - first[rows] + starts[rows]
     return rows, matrix.indices[offsets].long()
-
-
-def parameter_tables(model: MatrixFactorization) -> Sequence[nn.Parameter]:
-    """The model's tables in a fixed order: users, items and, where there is one, the item bias."""
-    tables = [model.user_embedding, model.item_embedding]
-    return tables if model.item_bias is None else [*tables, model.item_bias]

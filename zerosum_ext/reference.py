@@ -153,9 +153,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _weigh_and_reduce(value: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
-    if weight is not None:
-        value = value * (weight.unsqueeze(-1) if value.dim() > weight.dim() else weight)
+def weigh(value: Tensor, weight: Tensor | None) -> Tensor:
+    """value [B] or [B, K] times a weight [B] or [B, K], where there is one."""
+    if weight is None:
+        return value
+    return value * (weight.unsqueeze(-1) if value.dim() > weight.dim() else weight)
+
+
+def weigh_and_reduce(value: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
+    """The loss of the values per sample; ``dtype`` is that of reduction none."""
+    value = weigh(value, weight)
     return value.to(dtype) if reduction == "none" else reduce(value, reduction)
 
 
@@ -179,7 +186,7 @@ def pair_loss_value(
         aux_pos = aux_pos.unsqueeze(-1) if aux_pos is not None and aux_pos.dim() < p.dim() else aux_pos
         aux_neg = aux_neg.unsqueeze(-1) if aux_neg is not None and aux_neg.dim() < n.dim() else aux_neg
     value = LOSSES[loss](p, n, aux_pos, aux_neg, a, b, c)
-    return _weigh_and_reduce(value, weight, reduction, pos.dtype)
+    return weigh_and_reduce(value, weight, reduction, pos.dtype)
 
 
 def pair_loss(
@@ -213,7 +220,7 @@ def macr_loss_value(
     dtype, dim = scores[0].dtype, scores[1].dim()
     inputs = [t.to(compute_dtype(dtype)) for t in scores]
     y_p, y_n, user, item_p, item_n = (t.unsqueeze(-1) if t.dim() < dim else t for t in inputs)
-    return _weigh_and_reduce(macr(y_p, y_n, user, item_p, item_n, alpha, beta), weight, reduction, dtype)
+    return weigh_and_reduce(macr(y_p, y_n, user, item_p, item_n, alpha, beta), weight, reduction, dtype)
 
 
 def macr_loss(

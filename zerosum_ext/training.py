@@ -23,6 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext.evaluation import evaluate
+from zerosum_ext.interactions import Interactions
+from zerosum_ext.losses import get_loss
+from zerosum_ext.sampling import TripletLoader
+
 __all__ = ["EpochEnd", "History", "fit"]
 
 _FORMAT = "zerosum_ext.checkpoint/1"
@@ -168,8 +173,6 @@ def fit(
         TypeError, ValueError: an argument out of its range, data of another shape than the model, a checkpoint of
             another run, or a loss that is no longer finite (the message names the epoch).
     """
-    from .interactions import Interactions
-
     settings = _checked(locals())
     loss_module = _loss_module(loss)
     train = Interactions.from_any(interactions)
@@ -181,11 +184,7 @@ def fit(
     place = next(iter(model.parameters())).device
     loss_module.to(place)
     train = train.to(place)
-    extra = None
-    if exclude is not None:
-        extra = Interactions.from_any(exclude).to(place)
-        if tuple(extra.shape) != tuple(train.shape):
-            raise ValueError(f"exclude: expected shape {tuple(train.shape)} as interactions, got {tuple(extra.shape)}")
+    extra = None if exclude is None else _matching("exclude", exclude, train)
     if l2 and not hasattr(model, "l2_penalty"):
         raise ValueError(f"l2: expected 0, since {type(model).__name__} has no method l2_penalty(users, items)")
     evaluator = _evaluator(validation, metric, train, model)
@@ -263,8 +262,6 @@ def _checked(given: dict[str, Any]) -> _Settings:
 
 
 def _loss_module(loss: str | nn.Module) -> nn.Module:
-    from .losses import get_loss
-
     module = get_loss(loss) if isinstance(loss, str) else loss
     if not isinstance(module, nn.Module):
         raise TypeError(f"loss: expected a name or an nn.Module, got {type(loss).__name__} {loss!r}")
@@ -277,6 +274,14 @@ def _check_shape(name: str, matrix: Any, model: nn.Module) -> None:
     expected = (getattr(model, "num_users", matrix.shape[0]), getattr(model, "num_items", matrix.shape[1]))
     if tuple(matrix.shape) != expected:
         raise ValueError(f"{name}: expected shape {expected} as the model's, got {tuple(matrix.shape)}")
+
+
+def _matching(name: str, matrix: Any, train: Interactions) -> Interactions:
+    """Further interactions of the shape, and on the device, of those to train on."""
+    other = Interactions.from_any(matrix)
+    if other.shape != train.shape:
+        raise ValueError(f"{name}: expected shape {train.shape} as interactions, got {other.shape}")
+    return other.to(train.device)
 
 
 def _make_optimizer(optimizer: Any, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
@@ -300,21 +305,12 @@ def _evaluator(validation: Any, metric: str, train: Any, model: nn.Module) -> Ca
         return None
     if callable(validation) and not hasattr(validation, "indptr"):
         return lambda m: float(validation(m))
-    from .interactions import Interactions
-
-    held_out = Interactions.from_any(validation)
-    if tuple(held_out.shape) != tuple(train.shape):
-        raise ValueError(
-            f"validation: expected shape {tuple(train.shape)} as interactions, got {tuple(held_out.shape)}"
-        )
-    held_out = held_out.to(train.device)
+    held_out = _matching("validation", validation, train)
     name, at, cutoff = metric.partition("@")
     if at and not cutoff.isdigit():
         raise ValueError(f"metric: expected a name such as 'ndcg@10', got {metric!r}")
 
     def evaluate_metric(m: nn.Module) -> float:
-        from .evaluation import evaluate
-
         # pop_q_at_1 and its like carry no cut-off of their own; k is then of no account.
         values = evaluate(m, train, held_out, metrics=(name,), k=(int(cutoff),) if at else (10,))
         return float(values[metric])
@@ -550,8 +546,6 @@ class _AutogradEngine:
         settings: _Settings,
         exclude: Any,
     ) -> None:
-        from .sampling import TripletLoader
-
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.l2, self.clip = settings.l2, settings.clip_row_norm
         self.summed = getattr(loss, "reduction", "mean") == "sum"
