@@ -102,3 +102,24 @@ def test_the_global_generator_is_left_alone(triangle):
     torch.manual_seed(7)
     new_model().fit(triangle, **OPTIONS)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+@pytest.mark.parametrize("name", ["ipw", "pd", "sampled_softmax"])
+def test_losses_of_the_items_are_given_their_indices(triangle, name, negatives):
+    popularity = zx.Interactions.from_scipy(triangle).popularity
+    if name == "sampled_softmax":
+        loss = zx.SampledSoftmaxLoss(log_q=(popularity / popularity.sum()).clamp(min=1e-6).log())
+    else:
+        loss = zx.losses.get_loss(name, popularity=popularity)
+    model = new_model()
+    history = model.fit(triangle, loss, **dict(OPTIONS, epochs=8, negatives=negatives))
+    assert history[-1] < history[0]
+    # The first batch's loss is what the loss gives for that batch's own items.
+    users, positives, items = next(iter(zx.TripletLoader(triangle, 64, seed=3, negatives=negatives, draws=2)))
+    fresh = new_model()
+    expected = loss(fresh(users, positives), fresh(users, items), pos_items=positives, neg_items=items)
+    seen = []
+    loss.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    new_model().fit(triangle, loss, **dict(OPTIONS, epochs=1, negatives=negatives))
+    torch.testing.assert_close(seen[0], expected.detach())

@@ -550,6 +550,7 @@ class _AutogradEngine:
         self.l2, self.clip = settings.l2, settings.clip_row_norm
         self.summed = getattr(loss, "reduction", "mean") == "sum"
         self.positives = int(getattr(loss, "num_positives", 1))
+        self.needs_items = bool(getattr(loss, "needs_items", False))
         negatives = settings.negatives
         if self.positives == 2:
             if negatives not in (1, 2):
@@ -583,7 +584,9 @@ class _AutogradEngine:
         items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
         split = items.shape[1] - negatives.reshape(size, -1).shape[1]
         scores = self.model(users, items)
-        value = self.loss(scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape))
+        constants = {"pos_items": positives, "neg_items": negatives} if self.needs_items else {}
+        pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
+        value = self.loss(pos, neg, **constants)
         objective = value
         if self.l2:
             penalty = self.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
