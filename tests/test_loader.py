@@ -155,6 +155,15 @@ def test_a_loop_left_early_starts_the_epoch_again(data):
     assert all(map(torch.equal, next(iter(loader)), first))
 
 
+def test_counting_the_batches_ends_the_epoch(data):
+    """A loop that takes len(loader) batches and never asks for one more gets a new epoch next, as by exhaustion."""
+    loader, counted = TripletLoader(data, 64), TripletLoader(data, 64)
+    for _ in range(3):
+        taken = [b for _, b in zip(range(len(counted)), counted, strict=False)]
+        for ours, theirs in zip(loader, taken, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+
+
 @pytest.mark.parametrize("stop", [0, 1, 3, -1])
 def test_resumes_in_the_middle_of_an_epoch(data, stop):
     loader = TripletLoader(data, 64, seed=3, draws=2)
@@ -337,3 +346,40 @@ def test_distributed_data_parallel(tmp_path):
     x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
     whole = torch.stack(join(TripletLoader(x, 1000)))
     assert sorted(map(tuple, seen.T.tolist())) == sorted(map(tuple, whole.T.tolist() * 2))
+
+
+def test_lightning(tmp_path):
+    """Lightning iterates the loader as a plain loop does: the same batches, a new epoch each time."""
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.user, self.item, self.seen = torch.nn.Embedding(53, 4), torch.nn.Embedding(80, 4), []
+
+        def training_step(self, batch, batch_index):
+            self.seen.append(torch.stack(batch))
+            users, positives, negatives = batch
+            difference = self.item(negatives) - self.item(positives)
+            return torch.nn.functional.softplus((self.user(users) * difference).sum(1)).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, TripletLoader(x, 256))
+    loader = TripletLoader(x, 256)
+    plain = [torch.stack(batch) for _ in range(3) for batch in loader]
+    assert len(module.seen) == len(plain) == 12
+    for ours, theirs in zip(plain, module.seen, strict=True):
+        assert torch.equal(ours, theirs)

@@ -600,9 +600,10 @@ class TripletLoader:
     def _run(self, start: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for step in range(start, len(self)):
             batch = self._batch(step, epoch)
-            self._epoch, self._step = epoch, step + 1
+            # With the last batch the epoch is over: a loop that counts batches never asks for the end (Lightning's).
+            last = step + 1 == len(self)
+            self._epoch, self._step = ((epoch + 1) % (1 << 32), 0) if last else (epoch, step + 1)
             yield batch
-        self._epoch, self._step = (epoch + 1) % (1 << 32), 0
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration yields this epoch; from its start, unless just resumed in the middle of the same one."""
