@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -319,10 +318,10 @@ def test_movielens_epoch_is_whole_and_exact():
     assert torch.equal(negatives[some], expected[:, 0])
 
 
-def _train_a_share(rank: int, port: int, results: str) -> None:
+def _train_a_share(rank: int, results: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{results}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
     torch.manual_seed(0)
@@ -338,10 +337,7 @@ def _train_a_share(rank: int, port: int, results: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_distributed_data_parallel(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_train_a_share, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_train_a_share, (str(tmp_path),), nprocs=2)
     seen = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], 1)
     x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
     whole = torch.stack(join(TripletLoader(x, 1000)))
