@@ -65,6 +65,28 @@ def test_a_checkpoint_of_another_run_is_refused(triangle, tmp_path):
         new_model().fit(triangle, resume=tmp_path / "run.pt", **dict(OPTIONS, seed=4))
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"exclude": zx.datasets.synthetic_triangle(40, 40, boundary=45)}, "exclude"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=2e-3)}, "optimizer groups"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=0.1)}, "optimizer groups"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "optimizer"),
+        ({"loss": zx.ZerosumLoss(w=0.5)}, "loss"),
+    ],
+)
+def test_a_checkpoint_names_what_is_other_in_this_run(triangle, tmp_path, change, name):
+    new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **dict(OPTIONS, epochs=1))
+    with pytest.raises(ValueError, match=f"written with {name}="):
+        new_model().fit(triangle, resume=tmp_path / "run.pt", **dict(OPTIONS, **change))
+
+
+def test_a_schedule_does_not_make_a_run_another(triangle, tmp_path):
+    options = dict(OPTIONS, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5))
+    new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **dict(options, epochs=2))
+    assert len(new_model().fit(triangle, resume=tmp_path / "run.pt", **options)) == OPTIONS["epochs"]
+
+
 @pytest.mark.parametrize("item_bias", [False, True])
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_sparse_adam_needs_no_further_setting(triangle, item_bias, clip):
@@ -94,6 +116,26 @@ def test_early_stopping_restores_the_best_epoch(triangle):
     history = model.fit(triangle, validation=validate, patience=2, **dict(OPTIONS, epochs=5))
     assert (history.stopped, history.best_epoch, len(history)) == ("early stopping", 1, 4)
     assert torch.equal(model.user_embedding, kept[1])
+
+
+def test_a_run_that_stopped_early_is_not_trained_further_by_resuming(triangle, tmp_path):
+    options = dict(OPTIONS, patience=1, epochs=4)
+    values = iter([0.3, 0.2])
+    model = new_model()
+    model.fit(triangle, validation=lambda m: next(values), checkpoint=tmp_path / "run.pt", **options)
+    again = new_model()
+    history = again.fit(triangle, validation=lambda m: 1.0, resume=tmp_path / "run.pt", **options)
+    assert (history.stopped, len(history)) == ("early stopping", 2)
+    assert torch.equal(again.user_embedding, model.user_embedding)
+
+
+def test_the_last_weights_stay_where_asked_for(triangle):
+    last, plain = new_model(), new_model()
+    values = iter([0.4, 0.3, 0.2, 0.1])
+    history = last.fit(triangle, validation=lambda m: next(values), restore_best=False, **OPTIONS)
+    plain.fit(triangle, **OPTIONS)
+    assert history.best_epoch == 0
+    assert torch.equal(last.user_embedding, plain.user_embedding)
 
 
 def test_the_global_generator_is_left_alone(triangle):

@@ -8,6 +8,7 @@ interrupted and resumed in the middle of an epoch ends in the same bits as one t
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -119,6 +120,7 @@ def fit(
     metric: str = "ndcg@10",
     maximize: bool = True,
     patience: int | None = None,
+    restore_best: bool = True,
     callbacks: Iterable[Callable[[EpochEnd], Any]] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -154,10 +156,11 @@ def fit(
         scheduler_interval: "epoch" or "step": when the scheduler advances. ReduceLROnPlateau advances once an
             epoch on the validation value (on the loss where there is no validation).
         validation: interactions of the same shape to evaluate on after each epoch, training items excluded, or
-            a callable that takes the model and returns a number. The best epoch's weights are restored at the end.
+            a callable that takes the model and returns a number.
         metric: key of :func:`zerosum_ext.evaluate` to watch: "ndcg@10", "recall@20", "pop_q_at_1", ...
         maximize: whether larger values of the metric are better.
         patience: stops after this many epochs without a better value. None runs all epochs.
+        restore_best: with validation, the model ends with the weights of its best epoch; False leaves the last.
         callbacks: called with :class:`EpochEnd` after each epoch; a true result stops training.
         checkpoint: file to write the whole state to after each epoch and when interrupted.
         checkpoint_every: writes it every so many steps too.
@@ -216,6 +219,7 @@ class _Settings:
     metric: str
     maximize: bool
     patience: int | None
+    restore_best: bool
     callbacks: tuple[Callable[[EpochEnd], Any], ...]
     checkpoint: str | None
     checkpoint_every: int | None
@@ -353,6 +357,7 @@ class _Trainer:
         self.best_value: float | None = None
         self.best_state: dict[str, Tensor] | None = None
         self.epochs_since_best = 0
+        self.fingerprint = self._fingerprint(exclude)
 
     def run(self, evaluator: Callable[[nn.Module], float] | None, resume: Any) -> History:
         settings, history = self.settings, self.history
@@ -368,10 +373,10 @@ class _Trainer:
             self.model.train()
             bar = _progress_bar(settings, self.engine.steps, self.epoch * self.engine.steps + self.step)
             try:
-                while self.epoch < settings.epochs:
+                stop = self._out_of_patience()  # a checkpoint may be of the very end
+                while self.epoch < settings.epochs and not stop:
                     self._train_epoch(bar, interrupt)
-                    if interrupt.seen or self._end_epoch(evaluator, bar):
-                        break
+                    stop = interrupt.seen or self._end_epoch(evaluator, bar)
             except KeyboardInterrupt:
                 # Raised by the user's own model, loss or callback, or by an impatient second Ctrl-C.
                 interrupt.seen = True
@@ -382,9 +387,16 @@ class _Trainer:
                 history.stopped = "interrupted"
                 if settings.checkpoint is not None:
                     self._save(settings.checkpoint)
-            elif self.best_state is not None:
+            elif self.best_state is not None and settings.restore_best:
                 self.model.load_state_dict(self.best_state)
         return history
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        if patience is None or self.epochs_since_best < patience:
+            return False
+        self.history.stopped = "early stopping"
+        return True
 
     def _train_epoch(self, bar: Any, interrupt: _Interrupt) -> None:
         settings, engine = self.settings, self.engine
@@ -440,8 +452,7 @@ class _Trainer:
                 self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
             else:
                 self.epochs_since_best += 1
-                if settings.patience is not None and self.epochs_since_best >= settings.patience:
-                    history.stopped, stop = "early stopping", True
+                stop = self._out_of_patience()
         bar.set_postfix(shown, refresh=False)
         if self.on_plateau:
             self.scheduler.step(history.validation[-1] if evaluator is not None else mean)
@@ -460,12 +471,13 @@ class _Trainer:
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What has to agree for a resumed run to be the same run."""
+    def _fingerprint(self, exclude: Any) -> dict[str, Any]:
+        """What has to agree for a resumed run to be the same run. Taken before a schedule changes the optimizer."""
         s = self.settings
         return {
             "shape": list(self.train.shape),
             "nnz": int(self.train.nnz),
+            "exclude": None if exclude is None else _digest(exclude),
             "batch_size": s.batch_size,
             "seed": s.seed,
             "negatives": s.negatives,
@@ -475,13 +487,14 @@ class _Trainer:
             "l2": s.l2,
             "clip_row_norm": s.clip_row_norm,
             "optimizer": type(self.optimizer).__name__,
+            "optimizer groups": [_plain_values(group) for group in self.optimizer.param_groups],
         }
 
     def _save(self, path: str | None) -> None:
         assert path is not None
         state = {
             "format": _FORMAT,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum.cpu(),
@@ -507,11 +520,10 @@ class _Trainer:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
-        for name, value in self._fingerprint().items():
-            if state["fingerprint"][name] != value:
-                raise ValueError(
-                    f"resume: {path!r} was written with {name}={state['fingerprint'][name]!r}, this run has {value!r}"
-                )
+        for name, value in self.fingerprint.items():
+            written = state["fingerprint"].get(name)
+            if written != value:
+                raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -530,6 +542,29 @@ class _Trainer:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _digest(interactions: Interactions) -> str:
+    """A short name of the interactions themselves, the same on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (interactions.indptr, interactions.indices):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_values(group: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of an optimizer's group, without what only this process or device has."""
+    values: dict[str, Any] = {}
+    for name, value in group.items():
+        if name == "params":
+            continue
+        if isinstance(value, (tuple, list)):
+            values[name] = [float(v) for v in value]
+        elif isinstance(value, Tensor):
+            values[name] = float(value)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            values[name] = value
+    return values
 
 
 class _AutogradEngine:
