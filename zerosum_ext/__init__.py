@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 from zerosum_ext import datasets, metrics
 from zerosum_ext._extension import build_info
+from zerosum_ext.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
 from zerosum_ext.evaluation import Ranking, evaluate, rank
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import (
@@ -40,22 +41,29 @@ from zerosum_ext.losses import (
     zerosum_loss,
 )
 from zerosum_ext.models import MatrixFactorization
+from zerosum_ext.recommender import Recommender
 from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 
 __all__ = [
+    "GMF",
+    "MLP",
+    "NGCF",
     "BPRLoss",
     "BSLLoss",
     "CustomLoss",
     "HardestLoss",
     "IPWLoss",
     "Interactions",
+    "LightGCN",
     "MatrixFactorization",
     "Neg2Loss",
+    "NeuMF",
     "PDLoss",
     "PSLLoss",
     "Pos2Loss",
     "Pos2Neg2Loss",
     "Ranking",
+    "Recommender",
     "SampledSoftmaxLoss",
     "TripletLoader",
     "ZerosumLoss",
@@ -64,6 +72,7 @@ __all__ = [
     "build_info",
     "datasets",
     "evaluate",
+    "get_model",
     "hardest_loss",
     "hardest_negatives",
     "in_batch_mask",
