@@ -184,6 +184,17 @@ def test_node_dropout_keeps_the_mean_and_stops_in_evaluation(train):
     torch.testing.assert_close(draws.mean(0), exact, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_recommending_in_training_mode_is_free_of_dropout(train, name):
+    model = make(name, train, node_dropout=0.5)
+    assert model.training
+    expected = copy.deepcopy(model).eval().score_all_items(torch.arange(30))
+    assert torch.equal(model.score_all_items(torch.arange(30)), expected)
+    torch.testing.assert_close(model.predict(torch.arange(30), torch.arange(25).expand(30, 25)), expected)
+    assert torch.equal(model.recommend(range(30), 1)[0][:, 0], expected.argmax(1))
+    assert model.training
+
+
 def test_propagation_runs_once_until_parameters_change(train, monkeypatch):
     model = make("lightgcn", train)
     runs = []

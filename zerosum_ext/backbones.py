@@ -190,7 +190,7 @@ class MLP(_Tables):
 
     @torch.no_grad()
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Scores of every item for ``users`` [B]: [B, num_items], without gradient."""
+        """Scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
         d = self.embedding_dim
         table = self.user_embedding[users]
         user, item = self.tower.first(table[:, -d:], self.item_embedding[:, -d:])

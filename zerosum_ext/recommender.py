@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -46,6 +47,20 @@ def positive_int(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     return int(value)
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, and evaluation mode (no dropout) for the time being."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
 
 
 class Recommender(nn.Module):
@@ -102,7 +117,7 @@ class Recommender(nn.Module):
         return self.score(*self.represent(users, items))
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Scores of every item for ``users`` [B]: [B, num_items], without gradient."""
+        """Scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
         raise NotImplementedError
 
     def l2_penalty(self, users: Tensor, items: Tensor) -> Tensor:
@@ -116,9 +131,8 @@ class Recommender(nn.Module):
         user_rows, item_rows = self.embedding_rows(users, items)
         return 0.5 * (user_rows.square().sum() + item_rows.square().sum()) / users.shape[0]
 
-    @torch.no_grad()
     def predict(self, users: Any, items: Any) -> Tensor:
-        """Scores without gradient, with the ids checked.
+        """Scores without gradient or dropout, with the ids checked.
 
         Args:
             users: [B] or one id. Tensor, NumPy array or list of integers.
@@ -130,13 +144,13 @@ class Recommender(nn.Module):
         """
         user_index = index_tensor("users", users, self.num_users, self.device)
         item_index = index_tensor("items", items, self.num_items, self.device)
-        if user_index.dim() == 0:
-            return self(user_index.expand(item_index.numel()), item_index.reshape(-1)).reshape(item_index.shape)
-        return self(user_index, item_index)
+        with inference(self):
+            if user_index.dim() == 0:
+                return self(user_index.expand(item_index.numel()), item_index.reshape(-1)).reshape(item_index.shape)
+            return self(user_index, item_index)
 
     # --- recommendations ---------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def recommend(self, users: Any, k: int = 10, exclude: Any = None) -> tuple[Tensor, Tensor]:
         """The k best items of each user, best first.
 
@@ -160,19 +174,20 @@ class Recommender(nn.Module):
         items = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
         scores = torch.full((index.numel(), k), float("-inf"), dtype=next(self.parameters()).dtype, device=self.device)
         step = max(1, CELLS_PER_CHUNK // self.num_items)
-        for start in range(0, index.numel(), step):
-            chunk = index[start : start + step]
-            block = self.score_all_items(chunk)
-            if seen is not None:
-                rows, columns = _csr_cells(seen, chunk)
-                block[rows, columns] = float("-inf")
-            best, arg = block.topk(width, dim=1)
-            # topk puts NaN first, so looking at the winners is enough.
-            if bool(best.isnan().any()):
-                raise ValueError("recommend: the model's scores contain NaN; its training diverged")
-            arg = arg.masked_fill(best == float("-inf"), -1)
-            items[start : start + step, :width] = arg
-            scores[start : start + step, :width] = best
+        with inference(self):
+            for start in range(0, index.numel(), step):
+                chunk = index[start : start + step]
+                block = self.score_all_items(chunk)
+                if seen is not None:
+                    rows, columns = _csr_cells(seen, chunk)
+                    block[rows, columns] = float("-inf")
+                best, arg = block.topk(width, dim=1)
+                # topk puts NaN first, so looking at the winners is enough.
+                if bool(best.isnan().any()):
+                    raise ValueError("recommend: the model's scores contain NaN; its training diverged")
+                arg = arg.masked_fill(best == float("-inf"), -1)
+                items[start : start + step, :width] = arg
+                scores[start : start + step, :width] = best
         return items, scores
 
     def _as_interactions(self, name: str, value: Any) -> Any:
@@ -293,18 +308,17 @@ class DotProductRecommender(Recommender):
             return (user_rows * item_rows).sum(-1)
         return torch.bmm(item_rows, user_rows.unsqueeze(-1)).squeeze(-1)
 
-    @torch.no_grad()
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Scores of every item for ``users`` [B]: [B, num_items], without gradient."""
-        user, item, bias = self.vectors()
+        """Scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
+        user, item, bias = self.factors()
         scores = user[users] @ item.T
         return scores if bias is None else scores + bias
 
-    @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What :meth:`vectors` gives, without gradient."""
-        user, item, bias = self.vectors()
-        return user.detach(), item.detach(), None if bias is None else bias.detach()
+        """What :meth:`vectors` gives, without gradient or dropout."""
+        with inference(self):
+            user, item, bias = self.vectors()
+            return user.detach(), item.detach(), None if bias is None else bias.detach()
 
     @torch.no_grad()
     def similar_items(self, items: Any, k: int = 10, *, metric: str = "cosine") -> tuple[Tensor, Tensor]:
@@ -322,7 +336,7 @@ class DotProductRecommender(Recommender):
         if metric not in ("cosine", "dot"):
             raise ValueError(f"metric: expected 'cosine' or 'dot', got {metric!r}")
         index = index_tensor("items", items, self.num_items, self.device).reshape(-1)
-        table = self.vectors()[1]
+        table = self.factors()[1]
         if metric == "cosine":
             table = F.normalize(table, dim=1)
         width = min(k, self.num_items)
