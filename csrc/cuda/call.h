@@ -1,0 +1,43 @@
+// What every op on CUDA tensors begins and ends with: the tensors' device, its current stream, and the error of a
+// launch. Nothing here waits for the GPU, so that every op can be captured in a CUDA graph.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/gpu.h"
+#include "torch_stable.h"
+
+namespace zx::cuda {
+
+class Call {
+ public:
+  explicit Call(const Tensor& on) : device_(on.get_device_index()), guard_(device_) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<gpuStream>(stream);
+  }
+
+  gpuStream stream() const { return stream_; }
+
+  void require_here(const Tensor& t, const char* name) const {
+    ZX_CHECK(t.is_cuda() && t.get_device_index() == device_, name, " must be on the CUDA device ", device_,
+             " as the other tensors are");
+  }
+  void require_here(const std::optional<Tensor>& t, const char* name) const {
+    if (t) require_here(*t, name);
+  }
+
+  // To be called after the last launch. (An error of the kernel itself shows up at a later call, as always in CUDA.)
+  static void check() {
+    const cudaError_t error = cudaGetLastError();
+    ZX_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+  }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  gpuStream stream_ = nullptr;
+};
+
+}  // namespace zx::cuda

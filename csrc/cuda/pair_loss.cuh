@@ -1,0 +1,508 @@
+// Every loss of csrc/common/losses.h on the GPU: values, derivatives and reductions.
+//
+// These kernels do little arithmetic for each byte, so what counts is how memory is read: every input once, every
+// output once, 16 bytes to a thread wherever alignment allows it. Losses are summed in two steps without atomics. The
+// number of blocks depends on the size alone, and every sum has its order: the same input gives the same bits, run
+// after run and on GPUs of any size.
+#pragma once
+
+#include "common/losses.h"
+#include "cuda/reduce.cuh"
+
+namespace zx {
+inline namespace GPU_NS {
+
+constexpr int kLossThreads = 256;
+constexpr int kLossBlocks = 2048;  // at most: more work is walked in strides
+
+// A tensor read by row and column; a stride of 0 repeats. `part` is the distance between the two scores of a user in
+// losses that take [B, 2].
+struct LossInput {
+  const void* data;
+  int64_t row, col, part;
+};
+
+template <int kTensors, int kAux>
+struct ElementArgs {
+  int64_t rows, cols;
+  LossInput scores[kTensors];
+  LossInput aux[kAux + 1];
+  LossInput weight;        // data is null where there is none
+  void* grads[kTensors];   // contiguous; null (all of them): no derivatives
+  bool per_row[kTensors];  // the gradient is [rows]: summed over the columns
+  void* value;             // the sum or mean, one number; with keep_values [rows, cols]
+  double* partials;        // one per block, for sums
+  bool keep_values;
+  bool packed;  // 16-byte accesses are allowed
+  int width;    // threads that share a row (rows kernel): 1 .. 32, or the block
+  double a, b, c;
+  double scale;  // of value and derivatives: 1, or 1 / samples for the mean
+};
+
+// How a loss's scores are laid out in its tensors.
+template <class Loss>
+struct Layout {
+  static constexpr int kParts = Loss::kScores == 4 ? 2 : 1;
+  static constexpr int kTensors = Loss::kScores / kParts;
+  using Args = ElementArgs<kTensors, Loss::kAux>;
+  // Samples that a thread takes at once: as many as have their scores in 16 bytes of each tensor, or in 8 where there
+  // are so many tensors that a thread would run out of registers.
+  template <class S>
+  static constexpr int kPack = (kTensors > 2 ? 8 : 16) / int(sizeof(S)) / kParts;
+};
+
+// N values along the columns, contiguous and aligned (or one value, repeated).
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> load_columns(const LossInput& in, int64_t row, int64_t col) {
+  const T* p = static_cast<const T*>(in.data) + row * in.row + col * in.col;
+  if (N > 1 && in.col != 0) return load_pack<T, N>(p);
+  Pack<T, N> pack;
+  const T one = *p;
+  for (int i = 0; i < N; ++i) pack.v[i] = one;
+  return pack;
+}
+
+// Evaluates N samples at (row, col ...), stores their gradients and values, adds the gradients of tensors with one
+// score a row to row_sums, and returns the sum of the (weighted, unscaled) values.
+template <class Loss, class S, int N>
+__device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a, int64_t row, int64_t col,
+                                           arithmetic_t<S>* row_sums) {
+  using C = arithmetic_t<S>;
+  constexpr int kTensors = Layout<Loss>::kTensors, kParts = Layout<Loss>::kParts;
+  Pack<S, N * kParts> scores[kTensors], grads[kTensors];
+  Pack<C, N> aux[Loss::kAux + 1], weight;
+  Pack<S, N> values;
+#pragma unroll
+  for (int t = 0; t < kTensors; ++t) {
+    const LossInput& in = a.scores[t];
+    if constexpr (N == 1) {
+      const S* p = static_cast<const S*>(in.data) + row * in.row + col * in.col;
+      for (int part = 0; part < kParts; ++part) scores[t].v[part] = p[part * in.part];
+    } else if constexpr (kParts == 1) {
+      scores[t] = load_columns<S, N>(in, row, col);
+    } else {
+      scores[t] = load_pack<S, N * kParts>(static_cast<const S*>(in.data) + row * in.row + col * in.col);
+    }
+  }
+#pragma unroll
+  for (int x = 0; x < Loss::kAux; ++x) aux[x] = load_columns<C, N>(a.aux[x], row, col);
+  const bool weighted = a.weight.data != nullptr;
+  if (weighted) weight = load_columns<C, N>(a.weight, row, col);
+
+  const Params<C> params{static_cast<C>(a.a), static_cast<C>(a.b), static_cast<C>(a.c)};
+  const C scale = static_cast<C>(a.scale);
+  C total = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    C s[Loss::kScores], x[Loss::kAux + 1], d[Loss::kScores];
+#pragma unroll
+    for (int k = 0; k < Loss::kScores; ++k) s[k] = widen(scores[k / kParts].v[i * kParts + k % kParts]);
+#pragma unroll
+    for (int k = 0; k < Loss::kAux; ++k) x[k] = aux[k].v[i];
+    const C w = weighted ? weight.v[i] : C(1);
+    const C value = w * Loss::eval(s, x, params, d);
+    total += value;
+    values.v[i] = narrow<S>(value);
+#pragma unroll
+    for (int k = 0; k < Loss::kScores; ++k) {
+      const C g = scale * w * d[k];
+      grads[k / kParts].v[i * kParts + k % kParts] = narrow<S>(g);
+      if constexpr (kParts == 1) row_sums[k] += g;
+    }
+  }
+
+  const int64_t at = row * a.cols + col;
+  if (a.keep_values) store_pack(static_cast<S*>(a.value) + at, values);
+  if (a.grads[0] != nullptr) {
+#pragma unroll
+    for (int t = 0; t < kTensors; ++t)
+      if (!a.per_row[t]) store_pack(static_cast<S*>(a.grads[t]) + at * kParts, grads[t]);
+  }
+  return static_cast<double>(total);
+}
+
+// A block's sum, to its place among the partial sums; the only block writes the result.
+template <class S>
+__device__ __forceinline__ void finish_block(double total, double* partials, void* value, double scale) {
+  total = block_combine<kLossThreads>(total, Add{});
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1)
+    *static_cast<arithmetic_t<S>*>(value) = static_cast<arithmetic_t<S>>(total * scale);
+  else
+    partials[blockIdx.x] = total;
+}
+
+// Losses without a score that columns share: one long row, cols samples.
+template <class Loss, class S>
+__global__ void __launch_bounds__(kLossThreads, 2) flat_loss_kernel(const typename Layout<Loss>::Args a) {
+  constexpr int kPack = Layout<Loss>::template kPack<S>;
+  const int64_t thread = blockIdx.x * int64_t(kLossThreads) + threadIdx.x;
+  const int64_t threads = gridDim.x * int64_t(kLossThreads);
+  arithmetic_t<S> unused[Loss::kScores] = {};
+  double total = 0;
+  int64_t done = 0;
+  if (a.packed) {
+    const int64_t packs = a.cols / kPack;
+    for (int64_t i = thread; i < packs; i += threads) total += evaluate<Loss, S, kPack>(a, 0, i * kPack, unused);
+    done = packs * kPack;
+  }
+  for (int64_t i = done + thread; i < a.cols; i += threads) total += evaluate<Loss, S, 1>(a, 0, i, unused);
+  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
+}
+
+// [rows, cols] with scores that all columns of a row share: a.width threads to a row.
+template <class Loss, class S>
+__global__ void __launch_bounds__(kLossThreads, 2) rows_loss_kernel(const typename Layout<Loss>::Args a) {
+  using C = arithmetic_t<S>;
+  constexpr int kPack = Layout<Loss>::template kPack<S>;
+  const int lane = threadIdx.x % a.width;
+  const int64_t rows_per_block = kLossThreads / a.width;
+  double total = 0;
+  // All threads take every turn, with or without a row: the combinations below need them.
+  for (int64_t first = blockIdx.x * rows_per_block; first < a.rows; first += gridDim.x * rows_per_block) {
+    const int64_t row = first + threadIdx.x / a.width;
+    C sums[Loss::kScores] = {};
+    if (row < a.rows) {
+      if (a.packed) {
+        for (int64_t col = lane * kPack; col < a.cols; col += a.width * kPack)
+          total += evaluate<Loss, S, kPack>(a, row, col, sums);
+      } else {
+        for (int64_t col = lane; col < a.cols; col += a.width) total += evaluate<Loss, S, 1>(a, row, col, sums);
+      }
+    }
+    if (a.grads[0] != nullptr) {
+#pragma unroll
+      for (int t = 0; t < Loss::kScores; ++t) {
+        if (!a.per_row[t]) continue;
+        const C sum = group_combine<kLossThreads>(sums[t], a.width, Add{});
+        if (lane == 0 && row < a.rows) static_cast<S*>(a.grads[t])[row] = narrow<S>(sum);
+      }
+    }
+  }
+  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
+}
+
+// ---- losses of a row ------------------------------------------------------------------------------------------------
+
+struct RowArgs {
+  int64_t rows, cols;
+  LossInput pos, neg, aux_pos, aux_neg, weight;  // of aux and weight, data may be null
+  void* grad_pos;                                // [rows], with grad_neg [rows, cols]; null: no derivatives
+  void* grad_neg;
+  void* value;  // one number, or with keep_values [rows]
+  double* partials;
+  bool keep_values;
+  int width;
+  double a, b, c;
+  double scale, log_cols;
+};
+
+// Passes over a row's logits, each recomputed from scores that the first pass left in the L1 cache: the maximum, the
+// sum of the exponentials, the gradients.
+template <class Loss, class S>
+__global__ void __launch_bounds__(kLossThreads, 2) softmax_loss_kernel(const RowArgs a) {
+  using C = arithmetic_t<S>;
+  const Params<C> params{static_cast<C>(a.a), static_cast<C>(a.b), static_cast<C>(a.c)};
+  const int lane = threadIdx.x % a.width;
+  const int64_t rows_per_block = kLossThreads / a.width;
+  double total = 0;
+  for (int64_t first = blockIdx.x * rows_per_block; first < a.rows; first += gridDim.x * rows_per_block) {
+    const int64_t row = first + threadIdx.x / a.width;
+    const bool mine = row < a.rows;
+    const int64_t at = mine ? row : 0;  // threads beyond the last row work on the first one, and store nothing
+    const S* n = static_cast<const S*>(a.neg.data) + at * a.neg.row;
+    const C* x = a.aux_neg.data != nullptr ? static_cast<const C*>(a.aux_neg.data) + at * a.aux_neg.row : nullptr;
+    const C p = widen(static_cast<const S*>(a.pos.data)[at * a.pos.row]);
+    const C x_p = a.aux_pos.data != nullptr ? static_cast<const C*>(a.aux_pos.data)[at * a.aux_pos.row] : C(0);
+    const C w = a.weight.data != nullptr ? static_cast<const C*>(a.weight.data)[at * a.weight.row] : C(1);
+    const C scale = static_cast<C>(a.scale) * w;
+    const auto logit = [&](int64_t col) {
+      return Loss::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
+    };
+
+    C top = logit(0).z;
+    for (int64_t col = lane; col < a.cols; col += a.width) {
+      const C z = logit(col).z;
+      top = z > top ? z : top;
+    }
+    top = group_combine<kLossThreads>(top, a.width, Larger{});
+
+    C sum = 0;  // of exponentials; for the maximum: 0, or NaN where a logit is
+    int64_t hardest = a.cols - 1;
+    for (int64_t col = lane; col < a.cols; col += a.width) {
+      const C z = logit(col).z;
+      if constexpr (Loss::kHardMax) {
+        sum += z * C(0);
+        if (z == top && col < hardest) hardest = col;
+      } else {
+        sum += exp_nonpositive(z - top);
+      }
+    }
+    sum = group_combine<kLossThreads>(sum, a.width, Add{});
+    if constexpr (Loss::kHardMax) hardest = group_combine<kLossThreads>(hardest, a.width, Smaller{});
+    const RowValue<C> f =
+        Loss::finish(p, x_p, Loss::kHardMax ? top + sum : top + log_(sum), static_cast<C>(a.log_cols), params);
+    if (mine && lane == 0) {
+      if (a.keep_values)
+        static_cast<S*>(a.value)[row] = narrow<S>(w * f.value);
+      else
+        total += static_cast<double>(w * f.value);
+    }
+
+    if (a.grad_pos == nullptr) continue;
+    C through_logits = 0;
+    const C factor = Loss::kHardMax ? scale * f.dl : scale * f.dl / sum;
+    S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
+    for (int64_t col = lane; mine && col < a.cols; col += a.width) {
+      const Logit<C> l = logit(col);
+      C g;
+      if constexpr (Loss::kHardMax)
+        g = col == hardest ? factor : C(0);
+      else
+        g = factor * exp_nonpositive(l.z - top) * l.dn;
+      out[col] = narrow<S>(g);
+      through_logits += g;
+    }
+    // The derivative in p of each logit is minus that in n, where p takes part in it.
+    if constexpr (Loss::kPositiveInLogit)
+      through_logits = group_combine<kLossThreads>(through_logits, a.width, Add{});
+    else
+      through_logits = 0;
+    if (mine && lane == 0) static_cast<S*>(a.grad_pos)[row] = narrow<S>(scale * f.dp - through_logits);
+  }
+  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
+}
+
+// The second step of a sum: one block adds the partial sums of all others. C is the type of the result.
+template <class C>
+__global__ void __launch_bounds__(kLossThreads, 2)
+    add_partials_kernel(const double* partials, int blocks, double scale, C* value) {
+  double total = 0;
+  for (int i = threadIdx.x; i < blocks; i += kLossThreads) total += partials[i];
+  total = block_combine<kLossThreads>(total, Add{});
+  if (threadIdx.x == 0) *value = static_cast<C>(total * scale);
+}
+
+// ---- launching ------------------------------------------------------------------------------------------------------
+
+enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
+
+// A tensor of one or two dimensions, or none (data is null).
+struct TensorRef {
+  void* data = nullptr;
+  int dim = 0;
+  int64_t stride[2] = {};
+};
+
+// What a call works on. pos [rows], neg [rows] or [rows, cols] (then cols is 1 for the former); for losses of two
+// positives and two negatives both are [rows, 2], and cols is 1. Constants and the weight are [rows] or [rows, cols].
+// Outputs are contiguous and start at a multiple of 16 bytes.
+struct PairProblem {
+  int64_t rows = 0, cols = 1;
+  TensorRef pos, neg, aux_pos, aux_neg, weight;
+  void* value = nullptr;                          // one number, or a number for each sample
+  void *grad_pos = nullptr, *grad_neg = nullptr;  // null: no derivatives
+  double* partials = nullptr;                     // loss_partials() numbers, for sums
+  Reduction reduction = Reduction::kMean;
+  double a = 1, b = 1, c = 1;
+};
+
+// The same for macr_loss, of positive, negative, user branch and the two item branches.
+struct MacrProblem {
+  int64_t rows = 0, cols = 1;
+  TensorRef scores[5], weight;
+  void* value = nullptr;
+  void* grads[5] = {};
+  double* partials = nullptr;
+  Reduction reduction = Reduction::kMean;
+  double a = 0, b = 0;
+};
+
+// Blocks for some units of work: few units are left to one block, which then needs no second step.
+inline unsigned loss_blocks(int64_t work, int64_t per_block) {
+  if (work <= 4 * per_block) return 1;
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks > kLossBlocks ? kLossBlocks : blocks);
+}
+
+// How many numbers `partials` must hold.
+inline int64_t loss_partials(int64_t rows, int64_t cols, Reduction reduction) {
+  const int64_t threads = rows * (cols > 1 ? kLossThreads : 1);  // at most a block a row
+  return reduction == Reduction::kNone || threads <= 4 * kLossThreads ? 0 : kLossBlocks;
+}
+
+// Threads for a row of `items`: as many as have work, up to a warp, or the block where a warp would be at it for long.
+inline int row_width(int64_t items) {
+  if (items > 16 * kWarp) return kLossThreads;
+  int width = 1;
+  while (width < items && width < kWarp) width *= 2;
+  return width;
+}
+
+inline LossInput loss_input(const TensorRef& t, bool parts = false) {
+  if (parts) return {t.data, t.stride[0], 0, t.stride[1]};
+  return {t.data, t.stride[0], t.dim == 2 ? t.stride[1] : 0, 1};
+}
+
+template <class S>
+void finish_sum(unsigned blocks, bool keep_values, const double* partials, double scale, void* value,
+                gpuStream stream) {
+  using C = arithmetic_t<S>;
+  if (keep_values || blocks == 1) return;
+  GPU_LAUNCH((add_partials_kernel<C>), 1, kLossThreads, 0, stream)
+  (partials, static_cast<int>(blocks), scale, static_cast<C*>(value));
+}
+
+// Whether columns can be read in 16-byte accesses; `step` is the distance of neighbouring columns if they can.
+inline bool packable(const LossInput& in, int64_t rows, int64_t step, int64_t size) {
+  if (in.data == nullptr || (in.col == 0 && step == 1)) return true;
+  return in.col == step && in.part == 1 && aligned16(in.data) && (rows == 1 || in.row * size % 16 == 0);
+}
+
+// An element loss of rows x cols samples.
+template <class Loss, class S>
+void run_element_loss(typename Layout<Loss>::Args a, gpuStream stream) {
+  constexpr int kParts = Layout<Loss>::kParts, kPack = Layout<Loss>::template kPack<S>;
+  const bool flat = a.cols == 1;
+  if (flat) {  // one long row
+    const auto turn = [](LossInput& in) {
+      in.col = in.row;
+      in.row = 0;
+    };
+    for (LossInput& in : a.scores) turn(in);
+    for (LossInput& in : a.aux) turn(in);
+    turn(a.weight);
+    for (bool& per_row : a.per_row) per_row = false;
+    a.cols = a.rows;
+    a.rows = 1;
+  }
+  constexpr int64_t kSize = sizeof(S), kConstantSize = sizeof(arithmetic_t<S>);
+  a.packed = (flat || a.cols % kPack == 0) && packable(a.weight, a.rows, 1, kConstantSize) &&
+             (!a.keep_values || aligned16(a.value));
+  for (const LossInput& in : a.scores) a.packed &= packable(in, a.rows, kParts, kSize);
+  for (const LossInput& in : a.aux) a.packed &= packable(in, a.rows, 1, kConstantSize);
+  for (const void* grad : a.grads) a.packed &= aligned16(grad);
+
+  const int64_t per_thread = a.packed ? kPack : 1;
+  unsigned blocks;
+  if (flat) {
+    blocks = loss_blocks(a.cols, kLossThreads * per_thread);
+    GPU_LAUNCH((flat_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
+  } else {
+    a.width = row_width(a.cols / per_thread);
+    blocks = loss_blocks(a.rows, kLossThreads / a.width);
+    GPU_LAUNCH((rows_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
+  }
+  finish_sum<S>(blocks, a.keep_values, a.partials, a.scale, a.value, stream);
+}
+
+inline double loss_scale(Reduction reduction, double samples) {
+  return reduction == Reduction::kMean && samples > 0 ? 1 / samples : 1;
+}
+
+template <class Loss, class S>
+void run_pair_loss(const PairProblem& p, gpuStream stream) {
+  constexpr bool kParts = Layout<Loss>::kParts == 2;
+  typename Layout<Loss>::Args a{};
+  a.rows = p.rows, a.cols = p.cols;
+  a.scores[0] = loss_input(p.pos, kParts), a.scores[1] = loss_input(p.neg, kParts);
+  if constexpr (Loss::kAux == 2) a.aux[0] = loss_input(p.aux_pos), a.aux[1] = loss_input(p.aux_neg);
+  a.weight = loss_input(p.weight);
+  a.grads[0] = p.grad_pos, a.grads[1] = p.grad_neg;
+  a.per_row[0] = true;
+  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
+  a.a = p.a, a.b = p.b, a.c = p.c;
+  a.scale = loss_scale(p.reduction, static_cast<double>(p.rows) * static_cast<double>(p.cols));
+  run_element_loss<Loss, S>(a, stream);
+}
+
+template <class Loss, class S>
+void run_row_loss(const PairProblem& p, gpuStream stream) {
+  RowArgs a{};
+  a.rows = p.rows, a.cols = p.cols;
+  a.pos = loss_input(p.pos), a.neg = loss_input(p.neg), a.weight = loss_input(p.weight);
+  a.aux_pos = loss_input(p.aux_pos), a.aux_neg = loss_input(p.aux_neg);
+  a.grad_pos = p.grad_pos, a.grad_neg = p.grad_neg;
+  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
+  a.a = p.a, a.b = p.b, a.c = p.c;
+  a.scale = loss_scale(p.reduction, static_cast<double>(p.rows));
+  a.log_cols = std::log(static_cast<double>(p.cols));
+  a.width = row_width((a.cols + 3) / 4);
+  const unsigned blocks = loss_blocks(a.rows, kLossThreads / a.width);
+  GPU_LAUNCH((softmax_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
+  finish_sum<S>(blocks, a.keep_values, a.partials, a.scale, a.value, stream);
+}
+
+template <class S>
+void run_macr_loss(const MacrProblem& p, gpuStream stream) {
+  Layout<Macr>::Args a{};
+  a.rows = p.rows, a.cols = p.cols;
+  for (int t = 0; t < 5; ++t) {
+    a.scores[t] = loss_input(p.scores[t]);
+    a.grads[t] = p.grads[t];
+    a.per_row[t] = p.scores[t].dim == 1;
+  }
+  a.weight = loss_input(p.weight);
+  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
+  a.a = p.a, a.b = p.b;
+  a.scale = loss_scale(p.reduction, static_cast<double>(p.rows) * static_cast<double>(p.cols));
+  run_element_loss<Macr, S>(a, stream);
+}
+
+template <class S>
+void run_loss(Loss loss, const PairProblem& p, gpuStream stream) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return run_pair_loss<type, S>(p, stream);
+    ZX_PAIR_LOSSES(ZX_CASE)
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return run_row_loss<type, S>(p, stream);
+    ZX_ROW_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      return;
+  }
+}
+
+// Whether a loss cannot do without the constants of its items.
+inline bool needs_constants(Loss loss) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return type::kAux > 0;
+    ZX_PAIR_LOSSES(ZX_CASE)
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      return false;
+  }
+}
+
+// Calls f(T{}) with the element type.
+template <class F>
+void with_element(Element element, F&& f) {
+  switch (element) {
+    case Element::kFloat:
+      return f(float{});
+    case Element::kDouble:
+      return f(double{});
+    case Element::kHalf:
+      return f(__half{});
+    case Element::kBFloat16:
+      return f(__nv_bfloat16{});
+  }
+}
+
+inline void pair_loss(Element element, Loss loss, const PairProblem& p, gpuStream stream) {
+  with_element(element, [&](auto zero) { run_loss<decltype(zero)>(loss, p, stream); });
+}
+inline void macr_loss(Element element, const MacrProblem& p, gpuStream stream) {
+  with_element(element, [&](auto zero) { run_macr_loss<decltype(zero)>(p, stream); });
+}
+
+}  // namespace GPU_NS
+}  // namespace zx

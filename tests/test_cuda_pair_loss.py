@@ -1,0 +1,281 @@
+"""The CUDA kernels of the losses, run on the host: against the definitions in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zerosum_ext import reference
+
+cuda_on_host = pytest.importorskip("cuda_on_host")
+if cuda_on_host.missing():
+    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
+
+# The order of csrc/common/losses.h, with parameters that make every term count.
+LOSSES = {
+    "bpr": (1.5, 0.0, 0.0),
+    "zerosum": (0.4, 0.1, 0.0),
+    "ipw": (0.0, 0.0, 0.0),
+    "pd": (0.0, 0.0, 0.0),
+    "pos2neg2": (0.2, 0.1, 0.3),
+    "sampled_softmax": (2.0, 0.0, 0.0),
+    "bsl": (2.0, 4.0, 0.5),
+    "psl_tanh": (2.0, 0.0, 0.0),
+    "psl_relu": (2.0, 0.0, 0.0),
+    "hardest": (1.0, 0.0, 0.0),
+}
+IDS = {name: i for i, name in enumerate(LOSSES)}
+PAIR = ["bpr", "zerosum", "ipw", "pd"]
+ROW = ["sampled_softmax", "bsl", "psl_tanh", "psl_relu", "hardest"]
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_host.load("pair_loss")
+
+
+def test_losses_are_numbered_as_in_the_library():
+    from zerosum_ext import _ops
+
+    if _ops.LOSS_IDS:
+        assert _ops.LOSS_IDS == IDS
+
+
+def normal(shape, dtype, seed, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+def uniform(shape, dtype, seed):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def misaligned(t):
+    """The same values at an address that is no multiple of 16 bytes."""
+    moved = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape)
+    return moved.copy_(t)
+
+
+def nan(shape, dtype):
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+def partials(kernels, rows, cols, reduction):
+    size = torch.zeros(1, dtype=torch.int64)
+    kernels.loss_partials(rows, cols, REDUCTIONS[reduction], size)
+    return nan((int(size),), torch.float64)
+
+
+def run(kernels, loss, pos, neg, *, aux=(None, None), weight=None, reduction="mean", grad=True):
+    dtype, compute = pos.dtype, reference.compute_dtype(pos.dtype)
+    cols = neg.shape[1] if neg.dim() == 2 and loss != "pos2neg2" else 1
+    if reduction != "none":
+        value = nan((), compute)
+    else:
+        value = nan(neg.shape if loss in PAIR else pos.shape[:1], dtype)
+    grads = (nan(pos.shape, dtype), nan(neg.shape, dtype)) if grad else (None, None)
+    kernels.pair_loss(
+        *(pos, neg, *aux, weight, value, *grads, partials(kernels, pos.shape[0], cols, reduction)),
+        *(IDS[loss], *LOSSES[loss], REDUCTIONS[reduction]),
+    )
+    return value, *(grads if grad else ())
+
+
+def compare(got, want, dtype):
+    for x, y in zip(got, want, strict=True):
+        assert x.shape == y.shape
+        scale = max(1.0, float(y.abs().max())) if y.numel() else 1.0
+        tolerance = TOLERANCE[dtype]
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance * scale)
+
+
+def double(t):
+    return None if t is None else t.double()
+
+
+def check(kernels, loss, pos, neg, *, aux=(None, None), weight=None, reduction="mean"):
+    got = run(kernels, loss, pos, neg, aux=aux, weight=weight, reduction=reduction)
+    want = reference.pair_loss(
+        *(pos.double(), neg.double(), double(aux[0]), double(aux[1]), double(weight)),
+        *(loss, *LOSSES[loss], reduction, True),
+    )
+    compare(got, want, pos.dtype)
+    (alone,) = run(kernels, loss, pos, neg, aux=aux, weight=weight, reduction=reduction, grad=False)
+    assert torch.equal(alone, got[0])
+
+
+def constants(loss, shape, dtype):
+    if loss not in ("ipw", "pd"):
+        return None, None
+    return uniform(shape[:1], dtype, 3), uniform(shape, dtype, 4)
+
+
+# ---- one score each: 16-byte accesses and what is left over, and addresses that allow none
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("size", [0, 1, 3, 8, 255, 1025, 2051])
+@pytest.mark.parametrize("loss", PAIR)
+def test_vectors(kernels, loss, size, dtype):
+    compute = reference.compute_dtype(dtype)
+    pos, neg = normal(size, dtype, 0), normal(size, dtype, 1)
+    aux, weight = constants(loss, (size,), compute), uniform(size, compute, 2)
+    for reduction in REDUCTIONS:
+        check(kernels, loss, pos, neg, aux=aux, reduction=reduction)
+    check(kernels, loss, pos, neg, aux=aux, weight=weight)
+    check(kernels, loss, misaligned(pos), neg, aux=aux, weight=weight)
+    check(kernels, loss, pos, neg, aux=aux, weight=misaligned(weight), reduction="none")
+
+
+@pytest.mark.parametrize("loss", PAIR)
+def test_strided_and_repeated_inputs(kernels, loss):
+    base = normal((700, 4), torch.float32, 0)
+    aux = constants(loss, (700,), torch.float32)
+    one = torch.tensor(0.25)
+    check(kernels, loss, base[:, 1], base[:, 2], aux=aux, reduction="none")
+    check(kernels, loss, base[:, 1], normal(700, torch.float32, 1), aux=aux, weight=one.expand(700))
+    check(kernels, loss, normal(700, torch.float32, 1), normal(700, torch.float32, 2), aux=aux, weight=one.expand(700))
+    check(kernels, loss, base[:1, 0].expand(700), base[:, 2].contiguous(), aux=aux)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("rows", [0, 1, 5, 777])
+def test_two_positives_and_two_negatives(kernels, rows, dtype):
+    compute = reference.compute_dtype(dtype)
+    pos, neg, weight = normal((rows, 2), dtype, 0), normal((rows, 2), dtype, 1), uniform(rows, compute, 2)
+    for reduction in REDUCTIONS:
+        check(kernels, "pos2neg2", pos, neg, reduction=reduction)
+    check(kernels, "pos2neg2", pos, neg, weight=weight)
+    check(kernels, "pos2neg2", misaligned(pos), neg, weight=weight, reduction="none")
+    check(kernels, "pos2neg2", pos[:, :1].expand(-1, 2), neg.flip(1).contiguous().T.contiguous().T)
+
+
+# ---- K negatives to a positive
+
+
+@pytest.mark.parametrize("k", [*range(34), 64, 100, 513, 2200])
+def test_every_number_of_negatives(kernels, k):
+    pos, neg = normal(9, torch.float32, 0), normal((9, k), torch.float32, 1)
+    check(kernels, "zerosum", pos, neg)
+    check(kernels, "zerosum", pos, neg, weight=uniform(9, torch.float32, 2), reduction="none")
+    check(kernels, "pd", pos, neg, aux=constants("pd", (9, k), torch.float32), weight=uniform((9, k), torch.float32, 2))
+    if k > 1:
+        check(kernels, "bpr", pos, normal((9, k + 3), torch.float32, 1)[:, 1 : k + 1])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(600, 8), (130, 16), (3, 7), (0, 4), (4, 0)])
+@pytest.mark.parametrize("loss", PAIR)
+def test_matrices(kernels, loss, shape, dtype):
+    compute = reference.compute_dtype(dtype)
+    pos, neg, aux = normal(shape[:1], dtype, 0), normal(shape, dtype, 1), constants(loss, shape, compute)
+    for reduction in REDUCTIONS:
+        check(kernels, loss, pos, neg, aux=aux, reduction=reduction)
+    check(kernels, loss, pos, misaligned(neg), aux=aux, weight=uniform(shape, compute, 2))
+    check(kernels, loss, misaligned(pos), neg, aux=aux, weight=uniform(shape[:1], compute, 2))
+
+
+@pytest.mark.parametrize("k", [*range(1, 34), 127, 128, 129, 1000, 2100])
+def test_row_losses_of_every_length(kernels, k):
+    pos, neg = normal(9, torch.float32, 0), normal((9, k), torch.float32, 1)
+    for loss in ROW:
+        check(kernels, loss, pos, neg, weight=uniform(9, torch.float32, 2))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("rows", [0, 1, 300])
+@pytest.mark.parametrize("loss", ROW)
+def test_row_losses(kernels, loss, rows, dtype):
+    compute = reference.compute_dtype(dtype)
+    pos, neg = normal(rows, dtype, 0), normal((rows, 21), dtype, 1)
+    for reduction in REDUCTIONS:
+        check(kernels, loss, pos, neg, reduction=reduction)
+    check(kernels, loss, misaligned(pos), misaligned(neg), weight=uniform(rows, compute, 2), reduction="none")
+    if loss == "sampled_softmax":
+        aux = uniform(rows, compute, 3), uniform((rows, 21), compute, 4)
+        check(kernels, loss, pos, neg, aux=aux)
+        check(kernels, loss, pos, neg, aux=(None, uniform((rows, 21), compute, 4)))
+        check(kernels, loss, pos, neg, aux=(aux[0], None))
+
+
+def test_the_first_of_equal_negatives_is_the_hardest(kernels):
+    pos, neg = torch.zeros(2), torch.tensor([[1.0] * 70, [0.0] * 69 + [1.0]])
+    _, _, grad_neg = run(kernels, "hardest", pos, neg)
+    assert grad_neg.nonzero().tolist() == [[0, 0], [1, 69]]
+
+
+# ---- MACR
+
+
+def check_macr(kernels, scores, *, weight=None, reduction="mean"):
+    dtype, compute = scores[0].dtype, reference.compute_dtype(scores[0].dtype)
+    neg = scores[1]
+    value = nan(neg.shape, dtype) if reduction == "none" else nan((), compute)
+    grads = [nan(s.shape, dtype) for s in scores]
+    cols = neg.shape[1] if neg.dim() == 2 else 1
+    kernels.macr_loss(
+        *(*scores, weight, value, *grads, partials(kernels, neg.shape[0], cols, reduction)),
+        *(0.3, 0.7, REDUCTIONS[reduction]),
+    )
+    want = reference.macr_loss([s.double() for s in scores], double(weight), 0.3, 0.7, reduction, True)
+    compare((value, *grads), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(0,), (1,), (1027,), (5, 3), (300, 16)])
+def test_macr(kernels, shape, dtype):
+    full = [normal(shape, dtype, seed) for seed in range(5)]
+    shared = [normal(shape[:1], dtype, seed) for seed in range(5)]
+    for reduction in REDUCTIONS:
+        check_macr(kernels, full if len(shape) == 1 else [shared[0], *full[1:]], reduction=reduction)
+    scores = [shared[0], full[1], shared[2], shared[3], full[4]]
+    check_macr(kernels, scores, weight=uniform(shape, reference.compute_dtype(dtype), 7))
+    check_macr(kernels, [misaligned(s) for s in scores])
+
+
+# ---- values at the edges, and sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_extreme_scores_are_finite_and_nan_stays(kernels, dtype):
+    grid = torch.tensor([0.0, 1e-6, 1.0, 20.0, 90.0, 1e4, -1e-6, -1.0, -20.0, -90.0, -1e4], dtype=dtype)
+    pos, neg = (t.flatten() for t in torch.meshgrid(grid, grid, indexing="ij"))
+    for loss in ("bpr", "zerosum"):
+        value, *grads = run(kernels, loss, pos, neg, reduction="none")
+        assert all(bool(t.isfinite().all()) for t in (value, *grads))
+    for loss in ROW:
+        value, *grads = run(kernels, loss, grid, grid.expand(11, 11).contiguous(), reduction="none")
+        assert all(bool(t.isfinite().all()) for t in (value, *grads))
+        bad = grid.expand(11, 11).clone()
+        bad[3, 10] = torch.nan
+        value = run(kernels, loss, grid, bad, reduction="none")[0]
+        assert value.isnan().nonzero().flatten().tolist() == [3]
+    pos = pos.clone()
+    pos[5] = torch.nan
+    value, *grads = run(kernels, "zerosum", pos, neg, reduction="none")
+    assert all(t.isnan().nonzero().tolist() == [[5]] for t in (value, *grads))
+
+
+def test_sums_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
+    cases = [
+        ("zerosum", normal(30001, torch.float32, 0), normal(30001, torch.float32, 1)),
+        ("bpr", normal(2000, torch.float32, 0), normal((2000, 20), torch.float32, 1)),
+        ("bsl", normal(900, torch.float32, 0), normal((900, 33), torch.float32, 1)),
+        ("zerosum", normal(12, torch.float32, 0), normal((12, 4100), torch.float32, 1)),
+    ]
+    for loss, pos, neg in cases:
+        results = []
+        for settings in cuda_on_host.SCHEDULES:
+            with cuda_on_host.schedule(settings):
+                results.append(run(kernels, loss, pos, neg))
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_more_work_than_blocks(kernels):
+    size = 2048 * 256 + 77  # misaligned: one sample a thread at a time
+    pos, neg = misaligned(normal(size, torch.float32, 0)), normal(size, torch.float32, 1)
+    check(kernels, "zerosum", pos, neg)
+    check(kernels, "bpr", normal(2049 * 8, torch.float32, 0), normal((2049 * 8, 31), torch.float32, 1))
