@@ -250,11 +250,11 @@ def _serialise(name: str, args: tuple[Any, ...]) -> bytes:
 def load(topic: str) -> Kernels:
     """Compiles (or finds) the kernels of a topic and loads them."""
     path = build_module(topic)
-    spec = importlib.util.spec_from_file_location("host_kernels", path)
+    # The last part of the name is the module's own; all of it is what pybind11 keeps the module under.
+    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{topic}.host_kernels", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.pop("host_kernels", None)
     spec.loader.exec_module(module)
     return Kernels(topic, module)
 
