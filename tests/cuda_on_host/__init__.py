@@ -23,7 +23,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
