@@ -37,11 +37,12 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
   problem.rows = pos.size(0);
   problem.cols = shape != Shape::kQuad && neg.dim() == 2 ? neg.size(1) : 1;
   problem.reduction = static_cast<Reduction>(reduction);
+  problem.grad = grad;
   problem.a = a, problem.b = b, problem.c = c;
   const int64_t rows = problem.rows, cols = problem.cols;
 
   if (weight) problem.weight = view_of(*weight, rows, shape == Shape::kPair ? cols : 1, compute, "weight");
-  const bool keep = problem.reduction == Reduction::kNone;
+  const bool keep = problem.keep_values();
   Tensor value = !keep                   ? new_tensor(pos, {}, compute)
                  : shape == Shape::kPair ? new_like(neg, dtype)
                                          : new_tensor(pos, {rows}, dtype);
@@ -54,29 +55,28 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
              "pos and neg must be [B, 2]");
     ZX_CHECK(neg.scalar_type() == dtype, "pos and neg must have one dtype");
     const int64_t size = element_size(dtype);
+    int i = 0;
     for (const Tensor* t : {&pos, &neg})
-      for (int64_t i = 0; i < 2; ++i)
-        problem.scores.push_back({static_cast<const char*>(t->data_ptr()) + i * t->stride(1) * size, t->stride(0), 1});
-    if (grad)
-      for (const Tensor* t : {&grad_pos, &grad_neg})
-        for (int64_t i = 0; i < 2; ++i)
-          problem.grads.push_back({static_cast<char*>(t->data_ptr()) + i * size, 2, false});
+      for (int64_t column = 0; column < 2; ++column)
+        problem.scores[i++] = {static_cast<const char*>(t->data_ptr()) + column * t->stride(1) * size, t->stride(0), 1};
+    problem.grads[0] = problem.grads[1] = {grad_pos.data_ptr(), false, true};
+    problem.grads[2] = problem.grads[3] = {grad_neg.data_ptr(), false, true};
   } else {
     ZX_CHECK(pos.dim() == 1, "pos must be [B]");
-    problem.scores = {view_of(pos, rows, cols, dtype, "pos"), view_of(neg, rows, cols, dtype, "neg")};
-    if (grad) problem.grads = {{grad_pos.data_ptr(), 1, cols != 1}, {grad_neg.data_ptr(), 1, false}};
-    if (aux_pos || aux_neg)
-      problem.aux = {aux_pos ? view_of(*aux_pos, rows, shape == Shape::kRow ? 1 : cols, compute, "aux_pos") : View{},
-                     aux_neg ? view_of(*aux_neg, rows, cols, compute, "aux_neg") : View{}};
+    problem.scores[0] = view_of(pos, rows, cols, dtype, "pos");
+    problem.scores[1] = view_of(neg, rows, cols, dtype, "neg");
+    problem.grads[0] = {grad_pos.data_ptr(), cols != 1, false};
+    problem.grads[1] = {grad_neg.data_ptr(), false, false};
+    if (aux_pos) problem.aux[0] = view_of(*aux_pos, rows, shape == Shape::kRow ? 1 : cols, compute, "aux_pos");
+    if (aux_neg) problem.aux[1] = view_of(*aux_neg, rows, cols, compute, "aux_neg");
   }
   if (shape == Shape::kRow) ZX_CHECK(neg.dim() == 2 && cols > 0, "neg must be [B, K] with K >= 1");
 
   switch (static_cast<Loss>(loss)) {
-#define ZX_CASE(kind, name, type)                                                                               \
-  case Loss::kind:                                                                                              \
-    ZX_CHECK(problem.aux.size() >= type::kAux, name, " needs aux_pos and aux_neg");                             \
-    for (int i = 0; i < type::kAux; ++i) ZX_CHECK(problem.aux[i].data || rows * cols == 0, name, " needs aux"); \
-    element_loss<type>(problem, dtype);                                                                         \
+#define ZX_CASE(kind, name, type)                                                          \
+  case Loss::kind:                                                                         \
+    ZX_CHECK(type::kAux == 0 || (aux_pos && aux_neg), name, " needs aux_pos and aux_neg"); \
+    element_loss<type>(problem, dtype);                                                    \
     break;
     ZX_PAIR_LOSSES(ZX_CASE)
     ZX_QUAD_LOSSES(ZX_CASE)
@@ -103,17 +103,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
   problem.rows = pos.size(0);
   problem.cols = neg.dim() == 2 ? neg.size(1) : 1;
   problem.reduction = static_cast<Reduction>(reduction);
+  problem.grad = grad;
   problem.a = alpha, problem.b = beta;
   const int64_t rows = problem.rows, cols = problem.cols;
   if (weight) problem.weight = view_of(*weight, rows, cols, compute, "weight");
-  Tensor value = problem.reduction == Reduction::kNone ? new_like(neg, dtype) : new_tensor(pos, {}, compute);
+  Tensor value = problem.keep_values() ? new_like(neg, dtype) : new_tensor(pos, {}, compute);
   problem.value = value.data_ptr();
   const std::array<const Tensor*, 5> inputs{&pos, &neg, &user_branch, &pos_branch, &neg_branch};
   std::array<Tensor, 5> grads;
   for (int i = 0; i < 5; ++i) {
-    problem.scores.push_back(view_of(*inputs[i], rows, cols, dtype, "a score"));
+    problem.scores[i] = view_of(*inputs[i], rows, cols, dtype, "a score");
     grads[i] = grad ? new_like(*inputs[i], dtype) : new_tensor(pos, {0}, dtype);
-    if (grad) problem.grads.push_back({grads[i].data_ptr(), 1, inputs[i]->dim() == 1 && cols != 1});
+    problem.grads[i] = {grads[i].data_ptr(), inputs[i]->dim() == 1 && cols != 1, false};
   }
   element_loss<Macr>(problem, dtype);
   return {value, grads[0], grads[1], grads[2], grads[3], grads[4]};

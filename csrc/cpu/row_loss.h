@@ -12,8 +12,6 @@ namespace zx::cpu {
 
 template <class Loss, class T, bool kGrad>
 struct RowTile {
-  static constexpr int kLanes = 16;
-
   // rows x k negatives n, and aux constants x where given; e is scratch for k numbers and may be the row of dn.
   // value[r] = w[r] * loss; dp[r], dn[r, :] = scale * w[r] * derivatives. Returns the sum of the values.
   ZX_HD static double run(const T* p, const T* n, const T* aux_p, const T* aux_n, const T* weight, T scale,
@@ -55,8 +53,7 @@ struct RowTile {
     }
 #pragma GCC ivdep
     for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - top);
-    double sum = 0;
-    sum_lanes(e, k, &sum);
+    const double sum = sum_lanes(e, k);
     const RowValue<T> f = Loss::finish(p, aux_p, top + log_(static_cast<T>(sum)), log_k, w);
     if (kGrad) {
       const T factor = scale * f.dl / static_cast<T>(sum);
@@ -65,7 +62,7 @@ struct RowTile {
         // The derivative in p of each logit is minus that in n, so that one sum over the gradients gives it.
 #pragma GCC ivdep
         for (int64_t j = 0; j < k; ++j) e[j] *= factor * Loss::logit(p, n[j], T(0), w).dn;
-        sum_lanes(e, k, &through_logits);
+        through_logits = sum_lanes(e, k);
       } else {
         const T slope = factor * Loss::logit(p, T(0), T(0), w).dn;
         for (int64_t j = 0; j < k; ++j) e[j] *= slope;
@@ -90,68 +87,59 @@ struct RowTile {
   }
 };
 
-// problem.scores: p (its columns repeat) and n; problem.aux: none, or the constants of p and of n, either of which
-// may be absent (data == nullptr); problem.weight: one per row; problem.value: [rows] for reduction none.
+// problem.scores: p (its columns repeat) and n; problem.aux: the constants of p and of n, either of which may be
+// absent; problem.weight: one per row; problem.value: [rows] for reduction none. scratch: three times the larger of
+// kTile and k.
+template <class Loss, class S, class C, bool kGrad>
+double row_block(const ElementProblem& problem, C scale, C log_k, int64_t block, C* scratch) {
+  const int64_t k = problem.cols, tile_rows = problem.tile_rows(), tile = std::max(kTile, k);
+  const View &aux_pos = problem.aux[0], &aux_neg = problem.aux[1];
+  C *n_buffer = scratch, *x_buffer = n_buffer + tile, *grad_buffer = x_buffer + tile;
+  alignas(64) C p_buffer[kTile], xp_buffer[kTile], w_buffer[kTile], value[kTile], dp[kTile];
+  double total = 0;
+  const int64_t block_end = std::min(problem.rows, (block + 1) * problem.block_rows());
+  for (int64_t row = block * problem.block_rows(); row < block_end; row += tile_rows) {
+    const int64_t r = std::min(tile_rows, block_end - row);
+    const C* p = load_tile<S, C>(problem.scores[0], row, r, 0, 1, p_buffer);
+    const C* n = load_tile<S, C>(problem.scores[1], row, r, 0, k, n_buffer);
+    const C* xp = aux_pos.data ? load_tile<C, C>(aux_pos, row, r, 0, 1, xp_buffer) : nullptr;
+    const C* xn = aux_neg.data ? load_tile<C, C>(aux_neg, row, r, 0, k, x_buffer) : nullptr;
+    const C* w = problem.weight.data ? load_tile<C, C>(problem.weight, row, r, 0, 1, w_buffer) : nullptr;
+    C* dn = grad_buffer;
+    if (kGrad && std::is_same_v<S, C>) dn = static_cast<C*>(problem.grads[1].data) + row * k;
+    total += simd_for<RowTile<Loss, C, kGrad>, C>(p, n, xp, xn, w, scale, problem.params<C>(), r, k, log_k,
+                                                  static_cast<C*>(value), static_cast<C*>(dp), dn, grad_buffer);
+    if (problem.keep_values())
+      simd<StoreTile<S, C>>(static_cast<const C*>(value), r, static_cast<S*>(problem.value) + row);
+    if constexpr (kGrad) {
+      simd<StoreTile<S, C>>(static_cast<const C*>(dp), r, static_cast<S*>(problem.grads[0].data) + row);
+      if (!std::is_same_v<S, C>)
+        simd<StoreTile<S, C>>(static_cast<const C*>(dn), r * k, static_cast<S*>(problem.grads[1].data) + row * k);
+    }
+  }
+  return total;
+}
+
 template <class Loss, class S, bool kGrad>
 void row_loss_typed(const ElementProblem& problem) {
   using C = compute_t<S>;
-  const int64_t rows = problem.rows, k = problem.cols;
-  const int64_t tile_rows = std::max<int64_t>(1, kTile / k);
-  const int64_t block_rows = tile_rows * (k > kTile ? 1 : kTilesPerBlock);
-  const int64_t blocks = (rows + block_rows - 1) / block_rows;
-  const C scale = static_cast<C>(problem.reduction == Reduction::kMean ? 1.0 / static_cast<double>(rows) : 1.0);
-  const Params<C> params{static_cast<C>(problem.a), static_cast<C>(problem.b), static_cast<C>(problem.c)};
-  const C log_k = static_cast<C>(std::log(static_cast<double>(k)));
-  const bool keep_values = problem.reduction == Reduction::kNone;
-  const View aux_pos = problem.aux.empty() ? View{} : problem.aux[0];
-  const View aux_neg = problem.aux.empty() ? View{} : problem.aux[1];
-  std::vector<double> partials(blocks);
-
-  const auto do_block = [&](int64_t block) {
-    const int64_t tile = std::max(kTile, k);
-    std::vector<C> buffers(static_cast<size_t>(tile) * 3);
-    C *n_buffer = buffers.data(), *x_buffer = n_buffer + tile, *grad_buffer = x_buffer + tile;
-    C p_buffer[kTile], xp_buffer[kTile], w_buffer[kTile], value[kTile], dp[kTile];
-    double total = 0;
-    const int64_t block_end = std::min(rows, (block + 1) * block_rows);
-    for (int64_t row = block * block_rows; row < block_end; row += tile_rows) {
-      const int64_t r = std::min(tile_rows, block_end - row);
-      View p_view = problem.scores[0];
-      p_view.col_stride = 1;
-      const C* p = load_tile<S, C>(p_view, row, r, 0, 1, p_buffer);
-      const C* n = load_tile<S, C>(problem.scores[1], row, r, 0, k, n_buffer);
-      const C* xp = aux_pos.data ? load_tile<C, C>(aux_pos, row, r, 0, 1, xp_buffer) : nullptr;
-      const C* xn = aux_neg.data ? load_tile<C, C>(aux_neg, row, r, 0, k, x_buffer) : nullptr;
-      const C* w = problem.weight ? load_tile<C, C>(*problem.weight, row, r, 0, 1, w_buffer) : nullptr;
-      C* dn = grad_buffer;
-      if (kGrad && std::is_same_v<S, C>) dn = static_cast<C*>(problem.grads[1].data) + row * k;
-      total += simd<RowTile<Loss, C, kGrad>>(p, n, xp, xn, w, scale, params, r, k, log_k, static_cast<C*>(value),
-                                             static_cast<C*>(dp), dn, grad_buffer);
-      if (keep_values)
-        for (int64_t i = 0; i < r; ++i) static_cast<S*>(problem.value)[row + i] = static_cast<S>(value[i]);
-      if constexpr (kGrad) {
-        S* out_p = static_cast<S*>(problem.grads[0].data) + row;
-        for (int64_t i = 0; i < r; ++i) out_p[i] = static_cast<S>(dp[i]);
-        if (!std::is_same_v<S, C>) {
-          S* out = static_cast<S*>(problem.grads[1].data) + row * k;
-          for (int64_t i = 0; i < r * k; ++i) out[i] = static_cast<S>(dn[i]);
-        }
-      }
-    }
-    partials[block] = total;
-  };
-  for_each_block(blocks, rows * k <= kSerialSamples ? blocks : 1, do_block);
-  if (!keep_values) store_total<C>(problem, partials.data(), blocks, static_cast<double>(rows));
+  const double rows = static_cast<double>(problem.rows);
+  const C scale = static_cast<C>(problem.reduction == Reduction::kMean ? 1.0 / rows : 1.0);
+  const C log_k = static_cast<C>(std::log(static_cast<double>(problem.cols)));
+  reduce_blocks<C>(problem, rows, [&](int64_t block) {
+    std::vector<C> scratch(static_cast<size_t>(3 * std::max(kTile, problem.cols)));
+    return row_block<Loss, S, C, kGrad>(problem, scale, log_k, block, scratch.data());
+  });
 }
 
 template <class Loss>
 void row_loss(const ElementProblem& problem, ScalarType dtype) {
   dispatch_floating(dtype, [&](auto zero) {
     using S = decltype(zero);
-    if (problem.grads.empty())
-      row_loss_typed<Loss, S, false>(problem);
-    else
+    if (problem.grad)
       row_loss_typed<Loss, S, true>(problem);
+    else
+      row_loss_typed<Loss, S, false>(problem);
   });
 }
 
