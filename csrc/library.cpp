@@ -51,6 +51,18 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def("row_filter(Tensor indptr, Tensor indices, int num_items) -> Tensor");
   m.def(
       "has_items(Tensor users, Tensor items, Tensor indptr, Tensor indices, Tensor? filter, int num_items) -> Tensor");
+
+  // ---- ranking (csrc/common/ranking.h). indptr, indices: the held-out positives of all users; the n users in question
+  // are rows of it, and offset [n + 1] says where each one's positives lie in scores, greater and equal. failed [1]:
+  // the first row with a NaN score, or -1.
+  m.def(
+      "rank_factors(Tensor user_factors, Tensor item_factors, Tensor? item_bias, Tensor users, Tensor offset, "
+      "Tensor indptr, Tensor indices, Tensor? excluded_indptr, Tensor? excluded_indices, int k) -> (Tensor scores, "
+      "Tensor greater, Tensor equal, Tensor candidates, Tensor top_items, Tensor failed)");
+  m.def(
+      "rank_scores(Tensor scores, Tensor users, Tensor offset, Tensor indptr, Tensor indices, Tensor? excluded_indptr, "
+      "Tensor? excluded_indices, int k) -> (Tensor scores, Tensor greater, Tensor equal, Tensor candidates, "
+      "Tensor top_items, Tensor failed)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CompositeExplicitAutograd, m) {

@@ -23,6 +23,8 @@ _OPS = (
     "sample_positives",
     "row_filter",
     "has_items",
+    "rank_factors",
+    "rank_scores",
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerosum_ext import _extension, _sampling_reference, reference
+from zerosum_ext import _extension, _ranking_reference, _sampling_reference, reference
 from zerosum_ext.reference import compute_dtype
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
@@ -272,3 +272,88 @@ def has_items(
     if has_op("has_items", users.device):
         return _has_items(users, items, indptr, indices, filter, num_items)
     return _sampling_reference.has_items(users, items, indptr, indices)
+
+
+# --------------------------------------------------------------------------------------------------------- ranking
+
+
+if _extension.CPU.loaded:
+    _rank_factors = torch.ops.zerosum_ext.rank_factors.default
+    _rank_scores = torch.ops.zerosum_ext.rank_scores.default
+
+
+def rank_factors(
+    user_factors: Tensor,
+    item_factors: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    offset: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Ranks held-out positives by the scores ``user_factors @ item_factors.T + item_bias``.
+
+    Candidates are all items but the excluded ones; a held-out positive is always one. A user's results do not depend
+    on the other users, nor on the number of threads.
+
+    Args:
+        user_factors, item_factors, item_bias: contiguous [U, d], [I, d] and [I] or None; fp32 or fp64.
+        users: int64 [n], whom to rank for: rows of user_factors and of the CSRs.
+        offset: int64 [n + 1], where each one's positives lie in the results: running totals of their numbers.
+        indptr, indices: CSR of the held-out positives [U, I], sorted; int64 and int32 or int64.
+        excluded_indptr, excluded_indices: the same of the items that are no candidates, or None.
+        k: length of the lists.
+
+    Returns:
+        scores [P] of the positives; greater, equal int64 [P], how many candidates are above, and how many others are
+        level; candidates int64 [n]; top_items int64 [n, k], best first, of equal ones the lower number first, without
+        those scored -inf, padded by -1; failed int64 [1], a row of ``users`` with a candidate scored NaN (the other
+        results then are not to be used), or -1.
+    """
+    if has_op("rank_factors", user_factors.device):
+        return _rank_factors(
+            user_factors,
+            item_factors,
+            item_bias,
+            users,
+            offset,
+            indptr,
+            indices,
+            excluded_indptr,
+            excluded_indices,
+            k,
+        )
+    return _ranking_reference.rank_factors(
+        user_factors, item_factors, item_bias, users, offset, indptr, indices, excluded_indptr, excluded_indices, k
+    )
+
+
+def rank_scores(
+    scores: Tensor,
+    users: Tensor,
+    offset: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same for given scores [n, I] of any floating dtype, row r belonging to ``users[r]``.
+
+    fp16 and bf16 are ranked and returned as fp32.
+    """
+    if has_op("rank_scores", scores.device):
+        return _rank_scores(scores, users, offset, indptr, indices, excluded_indptr, excluded_indices, k)
+    return _ranking_reference.rank_scores(
+        scores.to(compute_dtype(scores.dtype)),
+        users,
+        offset,
+        indptr,
+        indices,
+        excluded_indptr,
+        excluded_indices,
+        k,
+    )

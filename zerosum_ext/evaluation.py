@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from zerosum_ext import _ops
 from zerosum_ext import metrics as m
+from zerosum_ext._checks import require_positive_int
+from zerosum_ext.interactions import Interactions
 
 __all__ = ["AT_K_METRICS", "METRICS", "Ranking", "compute", "evaluate", "rank"]
 
@@ -42,8 +46,10 @@ AT_K_METRICS = (
 # Everything evaluate computes by default.
 METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
 
-# Elements of a [users, items] block of scores in the streaming pass (64 MiB of float32).
+# Elements of a block of scores [users, items] that a model is asked for at once (64 MiB of float32), and users a call
+# of the fused pass, which an interrupt has to wait for.
 _BLOCK_ELEMENTS = 1 << 24
+_BLOCK_USERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -107,88 +113,15 @@ class Ranking:
         )
 
 
-def _csr(matrix: Any, name: str) -> sparse.csr_matrix:
-    """A canonical scipy CSR (sorted, no duplicates) of the stored entries of an interaction matrix."""
-    if hasattr(matrix, "to_scipy"):
-        return matrix.to_scipy()
-    if not sparse.issparse(matrix):
-        raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(matrix).__name__}")
-    result = matrix.tocsr()
-    if not result.has_canonical_format:
-        result = result.copy()
-        result.sum_duplicates()
-    return result
+def _interactions(value: Any, name: str) -> Interactions:
+    if not isinstance(value, Interactions) and not sparse.issparse(value):
+        raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(value).__name__}")
+    return Interactions.from_any(value)
 
 
 def _same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
     if train != test:
         raise ValueError(f"test: expected the shape of the train or excluded interactions {train}, got {test}")
-
-
-def _rows(matrix: sparse.csr_matrix, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(indptr, indices) of the given rows."""
-    if users.size == matrix.shape[0]:
-        return matrix.indptr.astype(np.int64), matrix.indices
-    start, count = matrix.indptr[users].astype(np.int64), np.diff(matrix.indptr)[users]
-    indptr = np.concatenate(([0], np.cumsum(count, dtype=np.int64)))
-    where = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], count)
-    return indptr, matrix.indices[where]
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The pass over a block of scores, in plain PyTorch
-# ----------------------------------------------------------------------------------------------------------
-
-
-def _rank_block(
-    scores: Tensor, ex_indptr: Tensor, ex_items: Tensor, pos_indptr: Tensor, pos_items: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(positive scores, greater, equal, candidates, top items) of a block of scores [B, I]."""
-    num_items = scores.shape[1]
-    rows = torch.arange(scores.shape[0], device=scores.device)
-    ex_row = rows.repeat_interleave(ex_indptr.diff(), output_size=ex_items.numel())
-    pos_row = rows.repeat_interleave(pos_indptr.diff(), output_size=pos_items.numel())
-    candidate = torch.ones_like(scores, dtype=torch.bool)
-    candidate[ex_row, ex_items] = False
-    candidate[pos_row, pos_items] = True
-    if bool((torch.isnan(scores) & candidate).any()):
-        row = int((torch.isnan(scores) & candidate).any(1).nonzero()[0])
-        raise _NaNScore(row)
-    target = scores[pos_row, pos_items]
-    greater = torch.empty_like(pos_items)
-    equal = torch.empty_like(pos_items)
-    step = max(1, _BLOCK_ELEMENTS // max(1, num_items))
-    for start in range(0, target.numel(), step):
-        part = slice(start, start + step)
-        others, level = scores[pos_row[part]], target[part, None]
-        valid = candidate[pos_row[part]]
-        greater[part] = ((others > level) & valid).sum(1)
-        equal[part] = ((others == level) & valid).sum(1) - 1
-    masked = torch.where(candidate, scores, -torch.inf)
-    return target, greater, equal, candidate.sum(1), _top_k(masked, k)
-
-
-def _top_k(scores: Tensor, k: int) -> Tensor:
-    """Items of the k highest scores of each row, ties by ascending item, -1 where the score is -inf."""
-    width = min(k, scores.shape[1])
-    if width == 0 or scores.shape[0] == 0:
-        return torch.full((scores.shape[0], k), -1, dtype=torch.int64, device=scores.device)
-    last = scores.topk(width, dim=1).values[:, -1:]
-    above = scores > last
-    level = scores == last
-    room = width - above.sum(1, keepdim=True)
-    items = (above | (level & (level.cumsum(1) <= room))).nonzero()[:, 1].reshape(-1, width)
-    values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
-    items = items.gather(1, order).masked_fill_(values == -torch.inf, -1)
-    return torch.nn.functional.pad(items, (0, k - width), value=-1)
-
-
-class _NaNScore(Exception):
-    """Carries the row of a block that has a NaN score."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(row)
-        self.row = row
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -210,8 +143,17 @@ def _inference(model: Any) -> Iterator[None]:
             model.train()
 
 
-def _scorer(model: Any, num_users: int, num_items: int) -> Callable[[Tensor], Tensor]:
-    """A function from users [B] to scores [B, num_items] for anything evaluate takes as a model."""
+Factors = tuple[Tensor, Tensor, "Tensor | None"]
+
+
+def _floating(values: Any) -> Tensor:
+    """A tensor of floating-point numbers; integers become float64."""
+    result = torch.as_tensor(values)
+    return result if result.is_floating_point() else result.double()
+
+
+def _source(model: Any, num_users: int, num_items: int) -> Factors | Callable[[Tensor], Any]:
+    """Factors (user [U, d], item [I, d], item bias), or a function from users [B] to scores [B, num_items]."""
     if hasattr(model, "factors"):
         model = tuple(model.factors())
     elif hasattr(model, "score_all_items"):
@@ -219,24 +161,23 @@ def _scorer(model: Any, num_users: int, num_items: int) -> Callable[[Tensor], Te
     if isinstance(model, (tuple, list)):
         if len(model) not in (2, 3):
             raise ValueError(f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries")
-        user, item = torch.as_tensor(model[0]), torch.as_tensor(model[1])
-        bias = None if len(model) == 2 or model[2] is None else torch.as_tensor(model[2])
+        user, item = _floating(model[0]), _floating(model[1])
+        bias = None if len(model) == 2 or model[2] is None else _floating(model[2])
         if user.ndim != 2 or item.ndim != 2 or user.shape[1] != item.shape[1]:
             raise ValueError(f"model: expected factors [U, d] and [I, d], got {[*user.shape]} and {[*item.shape]}")
         _check_shape("user factors", user.shape[0], num_users, "users")
         _check_shape("item factors", item.shape[0], num_items, "items")
         if bias is not None and bias.shape != (num_items,):
             raise ValueError(f"model: expected an item bias of shape [{num_items}], got {[*bias.shape]}")
-        if user.dtype in (torch.bfloat16, torch.float16):
-            user, item = user.float(), item.float()
-
-        def dot(users: Tensor) -> Tensor:
-            scores = user[users.to(user.device)] @ item.T
-            return scores if bias is None else scores + bias
-
-        return dot
+        wide = torch.float64 in (user.dtype, item.dtype, item.dtype if bias is None else bias.dtype)
+        options: dict[str, Any] = {"device": user.device, "dtype": torch.float64 if wide else torch.float32}
+        return (
+            user.to(**options).contiguous(),
+            item.to(**options).contiguous(),
+            None if bias is None else bias.to(**options).contiguous(),
+        )
     if isinstance(model, (np.ndarray, Tensor)):
-        matrix = torch.as_tensor(model)
+        matrix = _floating(model)
         if matrix.shape != (num_users, num_items):
             raise ValueError(f"model: expected scores [{num_users}, {num_items}], got {[*matrix.shape]}")
         return lambda users: matrix[users.to(matrix.device)]
@@ -279,74 +220,98 @@ def rank(
             held-out positive is a candidate even where it is excluded.
         users: evaluate only these (integers); by default all who have a held-out positive.
         batch_size: users per block of scores; by default as many as fit in 64 MiB. Does not affect the
-            result.
+            result. Factors need no blocks of scores: they are multiplied and ranked in one go.
 
     Raises:
         ValueError: a candidate's score is NaN; shapes do not agree.
     """
-    held_out = _csr(test, "test")
+    held_out = _interactions(test, "test")
     num_users, num_items = held_out.shape
     if isinstance(exclude, str):
         if exclude != "train":
             raise ValueError(f"exclude: expected 'train', None or an interaction matrix, got {exclude!r}")
         exclude = train
-    excluded = sparse.csr_matrix(held_out.shape, dtype=np.int8) if exclude is None else _csr(exclude, "exclude")
-    _same_shape(excluded.shape, held_out.shape)
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
-        raise ValueError(f"k: expected an int >= 0, got {k!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    excluded = None if exclude is None else _interactions(exclude, "exclude")
+    if excluded is not None:
+        _same_shape(excluded.shape, held_out.shape)
+    k = require_positive_int("k", k, minimum=0)
+    if batch_size is not None:
+        batch_size = require_positive_int("batch_size", batch_size)
 
-    evaluated = np.flatnonzero(np.diff(held_out.indptr))
+    counts = held_out.user_counts.cpu().numpy()
+    evaluated = np.flatnonzero(counts)
     if users is not None:
         chosen = np.unique(np.asarray(users, dtype=np.int64))
         if chosen.size and (chosen[0] < 0 or chosen[-1] >= num_users):
             raise ValueError(f"users: expected integers in [0, {num_users}), got {chosen[0]} .. {chosen[-1]}")
         evaluated = np.intersect1d(evaluated, chosen)
-    pos_indptr, pos_items = _rows(held_out, evaluated)
-    ex_indptr, ex_items = _rows(excluded, evaluated)
-    step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
-    parts: list[tuple[Tensor, ...]] = []
+    indptr = np.concatenate(([0], np.cumsum(counts[evaluated])))
     with _inference(model):
-        score = _scorer(model, num_users, num_items)
-        for start in range(0, evaluated.size, step):
-            block = evaluated[start : start + step]
-            scores = torch.as_tensor(score(torch.from_numpy(block)))
-            if scores.shape != (block.size, num_items):
-                raise ValueError(f"model: expected scores [{block.size}, {num_items}], got {[*scores.shape]}")
-            if scores.dtype in (torch.bfloat16, torch.float16):
-                scores = scores.float()
-            csr = [
-                torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64)).to(scores.device)
-                for x in (
-                    *_slice(ex_indptr, ex_items, start, step),
-                    *_slice(pos_indptr, pos_items, start, step),
-                )
-            ]
-            try:
-                parts.append(_rank_block(scores, csr[0], csr[1], csr[2], csr[3], k))
-            except _NaNScore as error:
-                raise ValueError(f"model: NaN among the scores of user {block[error.row]}") from None
-    empty = torch.zeros(0, dtype=torch.int64)
-    columns: list[Any] = list(zip(*parts, strict=True)) if parts else [(empty,)] * 4 + [(empty.reshape(0, k),)]
-    target, greater, equal, candidates, top = (torch.cat(c).cpu().numpy() for c in columns)
+        source = _source(model, num_users, num_items)
+        if isinstance(source, tuple):
+            step = _BLOCK_USERS
+        else:
+            step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
+        starts = range(0, evaluated.size, step) or range(1)  # nobody is one block of no users
+        parts = [
+            _rank_block(source, evaluated[i : i + step], indptr[i : i + step + 1] - indptr[i], held_out, excluded, k)
+            for i in starts
+        ]
+    target, greater, equal, candidates, top = (
+        (torch.cat(column) if len(parts) > 1 else column[0]).cpu().numpy() for column in zip(*parts, strict=True)
+    )
+    start, length = held_out.indptr.cpu().numpy()[evaluated], np.diff(indptr)
+    items = held_out.indices.cpu().numpy()
+    if indptr[-1] < items.size:
+        items = items[np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], length)]
     return Ranking(
-        evaluated,
-        pos_indptr,
-        pos_items.astype(np.int64),
-        target,
-        greater,
-        equal,
-        candidates,
-        top,
-        num_users,
-        num_items,
+        users=evaluated,
+        indptr=indptr,
+        items=items.astype(np.int64),
+        scores=target,
+        greater=greater,
+        equal=equal,
+        num_candidates=candidates,
+        top_items=top,
+        num_users=num_users,
+        num_items=num_items,
     )
 
 
-def _slice(indptr: np.ndarray, indices: np.ndarray, start: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    part = indptr[start : start + step + 1]
-    return part - part[0], indices[part[0] : part[-1]]
+def _rank_block(
+    source: Factors | Callable[[Tensor], Any],
+    users: np.ndarray,
+    offset: np.ndarray,
+    held_out: Interactions,
+    excluded: Interactions | None,
+    k: int,
+) -> tuple[Tensor, ...]:
+    """(positives' scores, greater, equal, candidates, top items) of some users."""
+    index = torch.from_numpy(users)
+    op: Callable[..., tuple[Tensor, ...]]
+    if isinstance(source, tuple):
+        device = source[0].device
+        op = partial(_ops.rank_factors, *source)
+    else:
+        scores = _floating(source(index))
+        if scores.shape != (users.size, held_out.num_items):
+            raise ValueError(f"model: expected scores [{users.size}, {held_out.num_items}], got {[*scores.shape]}")
+        device = scores.device
+        op = partial(_ops.rank_scores, scores)
+    positives = held_out.to(device)
+    others = None if excluded is None else excluded.to(device)
+    *ranked, failed = op(
+        index.to(device),
+        torch.from_numpy(offset).to(device),
+        positives.indptr,
+        positives.indices,
+        None if others is None else others.indptr,
+        None if others is None else others.indices,
+        k,
+    )
+    if int(failed) >= 0:
+        raise ValueError(f"model: NaN among the scores of user {users[int(failed)]}")
+    return tuple(ranked)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -506,12 +471,12 @@ def evaluate(
     cutoffs = (k,) if isinstance(k, (int, np.integer)) else tuple(k)
     wanted = _parse(metrics, cutoffs)
     # Once, here: rank would convert both again.
-    test, train = _csr(test, "test"), None if train is None else _csr(train, "train")
+    test, train = _interactions(test, "test"), None if train is None else _interactions(train, "train")
     if popularity is None:
-        popularity = np.asarray(test.getnnz(axis=0), dtype=np.float64)
+        popularity = test.popularity.cpu()
         if train is not None:
             _same_shape(train.shape, test.shape)
-            popularity = popularity + train.getnnz(axis=0)
+            popularity = popularity + train.popularity.cpu()
     length = max((cutoff for _, _, cutoff in wanted), default=0)
     ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
     return compute(ranking, popularity, metrics=metrics, k=cutoffs, ties=ties, tail_mass=tail_mass)

@@ -1,6 +1,9 @@
 // Threads for CPU kernels: torch's own pool, over blocks of a fixed size.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+
 #include "torch_stable.h"
 
 namespace zx::cpu {
@@ -16,6 +19,19 @@ inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) f(b);
   });
+}
+
+// Calls work(next) once in each thread; next() gives a block that nobody has taken yet, or -1 after the last one. For
+// blocks of uneven cost, and for work that keeps scratch memory from block to block.
+template <class F>
+inline void share_blocks(int64_t blocks, const F& work) {
+  std::atomic<int64_t> taken{0};
+  const auto next = [&]() -> int64_t {
+    const int64_t block = taken.fetch_add(1);
+    return block < blocks ? block : -1;
+  };
+  const int64_t threads = std::min<int64_t>(blocks, torch::stable::get_num_threads());
+  for_each_block(threads, 1, [&](int64_t) { work(next); });
 }
 
 }  // namespace zx::cpu

@@ -1,0 +1,581 @@
+// The ranking pass on the CPU: where held-out positives stand among all candidates, and each user's top k.
+//
+// Blocks of users go over tiles of items. The scores of a tile come from the factors (rank_scores.h) or from a matrix
+// and stay in the cache; what is no candidate becomes NaN there, which is above, below and level with nothing. Then,
+// row by row, candidates are counted against the user's levels, the distinct scores of his positives, and those above
+// the k-th best so far are collected. Users are independent of each other, so that nothing depends on blocks or
+// threads.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/ranking.h"
+#include "cpu/parallel.h"
+#include "cpu/rank_scores.h"
+#include "cpu/simd.h"
+#include "torch_stable.h"
+
+namespace zx::cpu {
+namespace {
+
+constexpr int64_t kBlockUsers = 48;       // a multiple of both kernels' users
+constexpr int64_t kTileBytes = 8192;      // of one user's scores: a block's tile takes 384 KiB
+constexpr int64_t kSlabBytes = 64 << 20;  // of packed items; larger tables go slab by slab
+constexpr int64_t kFewLevels = 16;        // up to here each level takes its own pass over the row
+constexpr int64_t kGroup = 64;            // scores that are compared with the k-th best together
+constexpr int64_t kNoFailure = std::numeric_limits<int64_t>::max();
+
+template <class T>
+using int_of = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <class T>
+constexpr int64_t kTile = kTileBytes / static_cast<int64_t>(sizeof(T));
+
+// ---- Counting -------------------------------------------------------------------------------------------------------
+
+// Adds to greater[j] and equal[j] the scores above and level with levels[j]; n is a multiple of 64.
+template <class T>
+struct CountFew {
+  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, int64_t* greater, int64_t* equal) {
+    for (int64_t j = 0; j < m; ++j) {
+      const T level = levels[j];
+      int_of<T> above = 0, same = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        above += row[i] > level;
+        same += row[i] == level;
+      }
+      greater[j] += above;
+      equal[j] += same;
+    }
+  }
+};
+
+// A table over the range of the levels that tells how many of them lie below a score, but for the levels in the same
+// cell of the table.
+template <class T>
+struct LevelTable {
+  std::vector<int32_t> below;  // [cells + 1]
+  T low = 0, high = 0, scale = 0;
+
+  // Monotone, so that levels in lower cells are below the score and those in higher ones above.
+  ZX_HD int_of<T> cell(T score) const {
+    T x = score > low ? score : low;
+    x = x < high ? x : high;
+    return static_cast<int_of<T>>((x - low) * scale);
+  }
+
+  void build(const T* levels, int64_t m) {
+    int64_t cells = 256;
+    while (cells < 16 * m && cells < 8192) cells *= 2;
+    int64_t first = 0, last = m - 1;
+    while (first < last && levels[first] == -kInfinity<T>) ++first;
+    while (first < last && levels[last] == kInfinity<T>) --last;
+    low = levels[first], high = levels[last];
+    scale = static_cast<T>(cells - 1) / (high - low);
+    // Levels that are all infinite, or a range whose width or its inverse is: one cell, in which score_bin searches.
+    if (!std::isfinite(low) || !std::isfinite(high - low) || !std::isfinite(scale)) {
+      low = high = T(0);
+      scale = T(0);
+    }
+    below.assign(static_cast<size_t>(cells) + 1, 0);
+    for (int64_t j = 0; j < m; ++j) ++below[static_cast<size_t>(cell(levels[j])) + 1];
+    for (size_t c = 1; c < below.size(); ++c) below[c] += below[c - 1];
+  }
+};
+
+// Adds each score of a row to its bin (score_bin) among many levels. bins holds two sets, so that scores of one bin do
+// not wait for each other.
+template <class T>
+struct CountMany {
+  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, const LevelTable<T>* table,
+                        uint32_t* bins) {
+    uint32_t* const second = bins + 2 * m + 1;
+    const int32_t* const below = table->below.data();
+    for (int64_t i = 0; i < n; i += kGroup) {
+      int_of<T> cell[kGroup];
+      for (int64_t l = 0; l < kGroup; ++l) cell[l] = table->cell(row[i + l]);
+      for (int64_t l = 0; l < kGroup; l += 2) {
+        ++bins[bin(levels, m, below + cell[l], row[i + l])];
+        ++second[bin(levels, m, below + cell[l + 1], row[i + l + 1])];
+      }
+    }
+  }
+
+  // levels[m] is +infinity.
+  ZX_HD static int64_t bin(const T* levels, int64_t m, const int32_t* below, T score) {
+    const int64_t j = below[0];
+    if (__builtin_expect(score > levels[j], 0)) return score_bin(levels, j + 1, below[1], score);
+    return 2 * j + (score == levels[j] && j < m);
+  }
+};
+
+// How many scores of a row are NaN; n is a multiple of 64.
+template <class T>
+struct CountNaN {
+  ZX_HD static int64_t run(const T* row, int64_t n) {
+    int_of<T> count = 0;
+    for (int64_t i = 0; i < n; ++i) count += row[i] != row[i];
+    return count;
+  }
+};
+
+// ---- Top k ----------------------------------------------------------------------------------------------------------
+
+// The k first of what was offered in ascending order of items.
+template <class T>
+class TopK {
+ public:
+  void start(int64_t k) {
+    k_ = k;
+    floor_ = -kInfinity<T>;
+    kept_.clear();
+  }
+
+  // Whatever is offered later has to be above this.
+  T floor() const { return floor_; }
+  bool empty() const { return kept_.empty(); }
+  // Promises that k scores of the row are at least `score`.
+  void promise(T score) { floor_ = std::max(floor_, std::nextafter(score, -kInfinity<T>)); }
+
+  void offer(T score, int64_t item) {
+    kept_.push_back({score, item});
+    if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + 32) shrink();
+  }
+
+  // Takes what was kept of an earlier tile, best first, -1 padding.
+  void resume(const T* scores, const int64_t* items) {
+    for (int64_t j = 0; j < k_ && items[j] >= 0; ++j) kept_.push_back({scores[j], items[j]});
+    if (static_cast<int64_t>(kept_.size()) == k_) floor_ = kept_.back().score;
+  }
+
+  void finish(T* scores, int64_t* items) {
+    if (static_cast<int64_t>(kept_.size()) > k_) shrink();
+    std::sort(kept_.begin(), kept_.end(), precedes<T>);
+    const int64_t n = static_cast<int64_t>(kept_.size());
+    for (int64_t j = 0; j < k_; ++j) {
+      items[j] = j < n ? kept_[static_cast<size_t>(j)].item : -1;
+      scores[j] = j < n ? kept_[static_cast<size_t>(j)].score : -kInfinity<T>;
+    }
+  }
+
+ private:
+  void shrink() {
+    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end(), precedes<T>);
+    kept_.resize(static_cast<size_t>(k_));
+    floor_ = kept_.back().score;
+  }
+
+  int64_t k_ = 0;
+  T floor_ = 0;
+  std::vector<Scored<T>> kept_;
+};
+
+// Offers the scores of a row above the floor; n is a multiple of 64, and items past the end are NaN.
+template <class T>
+struct CollectTop {
+  static constexpr int64_t kSpans = 128;
+
+  ZX_HD static void run(const T* row, int64_t n, int64_t first_item, int64_t k, TopK<T>* top) {
+    if (top->empty() && k <= kSpans && n >= 4 * kSpans) begin(row, n, k, top);
+    for (int64_t i = 0; i < n; i += kGroup) {
+      const T floor = top->floor();
+      int_of<T> any = 0;
+      for (int64_t l = 0; l < kGroup; ++l) any |= row[i + l] > floor;
+      if (any)
+        for (int64_t l = 0; l < kGroup; ++l)
+          if (row[i + l] > top->floor()) top->offer(row[i + l], first_item + i + l);
+    }
+  }
+
+  // The maxima of 128 parts of the row: at least k scores reach the k-th greatest of them.
+  ZX_HD static void begin(const T* row, int64_t n, int64_t k, TopK<T>* top) {
+    T maxima[kSpans];
+    for (int64_t l = 0; l < kSpans; ++l) maxima[l] = -kInfinity<T>;
+    for (int64_t i = 0; i + kSpans <= n; i += kSpans)
+      for (int64_t l = 0; l < kSpans; ++l) maxima[l] = row[i + l] > maxima[l] ? row[i + l] : maxima[l];
+    top->promise(kth(maxima, k));
+  }
+
+  __attribute__((noinline)) static T kth(T* maxima, int64_t k) {
+    std::nth_element(maxima, maxima + (k - 1), maxima + kSpans, [](T a, T b) { return a > b; });
+    return maxima[k - 1];
+  }
+};
+
+// ---- One user -------------------------------------------------------------------------------------------------------
+
+template <class Index>
+struct Csr {
+  const int64_t* indptr = nullptr;  // nullptr: no interactions
+  const Index* indices = nullptr;
+
+  Row<Index> row(int64_t user) const {
+    if (indptr == nullptr) return {nullptr, 0};
+    return {indices + indptr[user], indptr[user + 1] - indptr[user]};
+  }
+};
+
+// What the passes over tiles add up, for one user.
+template <class T, class Index>
+struct UserRanking {
+  Row<Index> positives, excluded;
+  int64_t next_positive, next_excluded;  // the first at or after the current tile
+  std::vector<T> levels;                 // ascending, distinct; +infinity at the end when there are many
+  int64_t num_levels;
+  LevelTable<T> table;
+  std::vector<uint32_t> bins;
+  std::vector<int64_t> greater, equal;
+  int64_t removed;
+  TopK<T> top;
+
+  bool many() const { return num_levels > kFewLevels; }
+
+  // False where a positive's score is NaN.
+  bool start(Row<Index> held_out, Row<Index> no_candidates, const T* scores, int64_t first_item, int64_t k) {
+    positives = held_out, excluded = no_candidates;
+    next_positive = lower_bound(positives.items, positives.count, first_item);
+    next_excluded = lower_bound(excluded.items, excluded.count, first_item);
+    removed = 0;
+    top.start(k);
+    levels.assign(scores, scores + positives.count);
+    for (T s : levels)
+      if (s != s) return false;
+    std::sort(levels.begin(), levels.end());
+    levels.erase(std::unique(levels.begin(), levels.end()), levels.end());
+    num_levels = static_cast<int64_t>(levels.size());
+    if (many()) {
+      table.build(levels.data(), num_levels);
+      levels.push_back(kInfinity<T>);
+      bins.assign(static_cast<size_t>(2 * (2 * num_levels + 1)), 0);
+    }
+    greater.assign(static_cast<size_t>(num_levels), 0);
+    equal.assign(static_cast<size_t>(num_levels), 0);
+    return true;
+  }
+
+  // Takes the scores row[0 .. width) of items from first_item, padded in place to a multiple of 64. False where a
+  // candidate's score is NaN.
+  bool add(T* row, int64_t width, int64_t first_item, int64_t k) {
+    constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+    const int64_t end = first_item + width, padded = (width + kGroup - 1) / kGroup * kGroup;
+    int64_t masked = 0;
+    for (; next_excluded < excluded.count && excluded.items[next_excluded] < end; ++next_excluded) {
+      const int64_t item = static_cast<int64_t>(excluded.items[next_excluded]);
+      while (next_positive < positives.count && positives.items[next_positive] < item) ++next_positive;
+      if (next_positive < positives.count && positives.items[next_positive] == item) continue;
+      row[item - first_item] = kNaN;
+      ++masked;
+    }
+    removed += masked;
+    for (int64_t i = width; i < padded; ++i) row[i] = kNaN;
+    if (simd<CountNaN<T>>(static_cast<const T*>(row), padded) != masked + padded - width) return false;
+    if (many())
+      simd<CountMany<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
+                         static_cast<const LevelTable<T>*>(&table), bins.data());
+    else
+      simd<CountFew<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
+                        greater.data(), equal.data());
+    if (k > 0) simd<CollectTop<T>>(static_cast<const T*>(row), padded, first_item, k, &top);
+    return true;
+  }
+
+  // Adds the counts of each positive to what earlier slabs counted.
+  void finish(const T* scores, int64_t* positive_greater, int64_t* positive_equal) {
+    if (many()) {
+      const uint32_t* second = bins.data() + 2 * num_levels + 1;
+      int64_t above = 0;
+      for (int64_t j = num_levels - 1; j >= 0; --j) {
+        above += int64_t{bins[static_cast<size_t>(2 * j + 2)]} + second[2 * j + 2];
+        greater[static_cast<size_t>(j)] = above;
+        equal[static_cast<size_t>(j)] = int64_t{bins[static_cast<size_t>(2 * j + 1)]} + second[2 * j + 1];
+        above += equal[static_cast<size_t>(j)];
+      }
+    }
+    for (int64_t i = 0; i < positives.count; ++i) {
+      const size_t j = static_cast<size_t>(lower_bound(levels.data(), num_levels, scores[i]));
+      positive_greater[i] += greater[j];
+      positive_equal[i] += equal[j];
+    }
+  }
+};
+
+// ---- Where scores come from -----------------------------------------------------------------------------------------
+
+// Dot products of factors, item by item slab of packed panels.
+template <class T>
+struct FactorScores {
+  const T *user_factors, *item_factors, *bias;  // bias may be nullptr
+  int64_t num_items, dim;
+  ScorePanels panels = score_panels<T>();
+  int64_t slab_begin = 0, slab_end = 0;
+  AlignedArray<T> packed, packed_bias;
+
+  int64_t slab_items() const {
+    const int64_t tiles = kSlabBytes / std::max<int64_t>(1, dim * static_cast<int64_t>(sizeof(T))) / kTile<T>;
+    return std::max<int64_t>(1, tiles) * kTile<T>;
+  }
+
+  void pack(int64_t begin, int64_t end) {
+    slab_begin = begin, slab_end = end;
+    const int64_t width = panels.items, count = (end - begin + width - 1) / width;
+    if (!packed) {
+      const int64_t most = std::min(slab_items(), num_items) / width + 1;
+      packed = aligned_array<T>(most * width * dim);
+      packed_bias = aligned_array<T>(most * width);
+    }
+    for_each_block(count, 64, [&](int64_t p) {
+      const int64_t first = begin + p * width, rows = std::min(width, end - first);
+      const T* row[64];
+      for (int64_t r = 0; r < rows; ++r) row[r] = item_factors + (first + r) * dim;
+      pack_panel<T>(row, rows, width, dim, packed.get() + p * width * dim);
+      for (int64_t r = 0; r < width; ++r)
+        packed_bias[static_cast<size_t>(p * width + r)] = bias != nullptr && r < rows ? bias[first + r] : T(0);
+    });
+  }
+
+  struct Block {
+    AlignedArray<T> users;
+    int64_t user_panels;
+  };
+  Block block() const { return {aligned_array<T>(kBlockUsers * dim), 0}; }
+
+  void load(Block& block, const int64_t* users, int64_t /*first_row*/, int64_t n) const {
+    block.user_panels = (n + panels.users - 1) / panels.users;
+    for (int64_t q = 0; q < block.user_panels; ++q) {
+      const int64_t rows = std::min<int64_t>(panels.users, n - q * panels.users);
+      const T* row[kBlockUsers];
+      for (int64_t r = 0; r < rows; ++r) row[r] = user_factors + users[q * panels.users + r] * dim;
+      pack_panel<T>(row, rows, panels.users, dim, block.users.get() + q * panels.users * dim);
+    }
+  }
+
+  template <class Index>
+  void pairs(int64_t user, int64_t /*row*/, Row<Index> items, T* out) const {
+    score_pairs<T, Index>(user_factors + user * dim, item_factors, bias, items.items, items.count, dim, out);
+  }
+
+  void tile(const Block& block, int64_t begin, int64_t width, int64_t /*n*/, T* out) const {
+    const int64_t p = (begin - slab_begin) / panels.items;
+    score_tile<T>(block.users.get(), block.user_panels, packed.get() + p * panels.items * dim,
+                  packed_bias.get() + p * panels.items, (width + panels.items - 1) / panels.items, dim, out, kTile<T>);
+  }
+};
+
+// Rows of a given matrix [B, I] of In, copied because what is no candidate is overwritten.
+template <class T, class In>
+struct GivenScores {
+  const In* scores;
+  int64_t row_stride, column_stride, num_items;
+
+  int64_t slab_items() const { return std::max<int64_t>(num_items, 1); }
+  void pack(int64_t, int64_t) {}
+
+  struct Block {
+    int64_t first_row;
+  };
+  Block block() const { return {0}; }
+  void load(Block& block, const int64_t* /*users*/, int64_t first_row, int64_t /*n*/) const {
+    block.first_row = first_row;
+  }
+
+  template <class Index>
+  void pairs(int64_t /*user*/, int64_t row, Row<Index> items, T* out) const {
+    for (int64_t i = 0; i < items.count; ++i)
+      out[i] = static_cast<T>(scores[row * row_stride + static_cast<int64_t>(items.items[i]) * column_stride]);
+  }
+
+  void tile(const Block& block, int64_t begin, int64_t width, int64_t n, T* out) const {
+    for (int64_t r = 0; r < n; ++r) {
+      const In* row = scores + (block.first_row + r) * row_stride + begin * column_stride;
+      for (int64_t i = 0; i < width; ++i) out[r * kTile<T> + i] = static_cast<T>(row[i * column_stride]);
+    }
+  }
+};
+
+// ---- The pass -------------------------------------------------------------------------------------------------------
+
+template <class T, class Index>
+struct RankProblem {
+  int64_t rows, num_items, k;
+  const int64_t* users;  // [rows]
+  Csr<Index> positives, excluded;
+  const int64_t* offset;  // [rows + 1], of each user's positives in the next three
+  T* scores;
+  int64_t *greater, *equal;
+  int64_t* candidates;  // [rows]
+  int64_t* top_items;   // [rows, k]
+  T* top_scores;        // [rows, k]
+};
+
+// Users [begin, begin + n) and the items of the slab. Returns the first row with a NaN score.
+template <class T, class Index, class Source>
+int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typename Source::Block& block, T* tile,
+                   std::vector<UserRanking<T, Index>>& rankings, int64_t begin, int64_t n, int64_t first_item,
+                   int64_t last_item) {
+  const bool resumed = first_item > 0;
+  source.load(block, p.users + begin, begin, n);
+  for (int64_t u = 0; u < n; ++u) {
+    const int64_t row = begin + u, user = p.users[row];
+    UserRanking<T, Index>& ranking = rankings[static_cast<size_t>(u)];
+    const Row<Index> positives = p.positives.row(user);
+    T* scores = p.scores + p.offset[row];
+    if (!resumed) {
+      source.pairs(user, row, positives, scores);
+      std::fill_n(p.greater + p.offset[row], positives.count, int64_t{0});
+      std::fill_n(p.equal + p.offset[row], positives.count, int64_t{-1});  // a positive is level with itself
+      p.candidates[row] = p.num_items;
+    }
+    if (!ranking.start(positives, p.excluded.row(user), scores, first_item, p.k)) return row;
+    if (resumed && p.k > 0) ranking.top.resume(p.top_scores + row * p.k, p.top_items + row * p.k);
+  }
+  int64_t failed = kNoFailure;
+  for (int64_t first = first_item; first < last_item; first += kTile<T>) {
+    const int64_t width = std::min(kTile<T>, last_item - first);
+    source.tile(block, first, width, n, tile);
+    for (int64_t u = 0; u < n; ++u)
+      if (!rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k))
+        failed = std::min(failed, begin + u);
+  }
+  for (int64_t u = 0; u < n; ++u) {
+    const int64_t row = begin + u;
+    UserRanking<T, Index>& ranking = rankings[static_cast<size_t>(u)];
+    ranking.finish(p.scores + p.offset[row], p.greater + p.offset[row], p.equal + p.offset[row]);
+    p.candidates[row] -= ranking.removed;
+    if (p.k > 0) ranking.top.finish(p.top_scores + row * p.k, p.top_items + row * p.k);
+  }
+  return failed;
+}
+
+// Returns the first row with a NaN score, or -1.
+template <class T, class Index, class Source>
+int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
+  std::atomic<int64_t> failed{kNoFailure};
+  const int64_t slab = source.slab_items();
+  // An empty catalogue is one empty slab.
+  for (int64_t first_item = 0; first_item == 0 || first_item < p.num_items; first_item += slab) {
+    const int64_t last_item = std::min(p.num_items, first_item + slab);
+    source.pack(first_item, last_item);
+    share_blocks((p.rows + kBlockUsers - 1) / kBlockUsers, [&](auto&& next_block) {
+      auto block = source.block();
+      AlignedArray<T> tile = aligned_array<T>(kBlockUsers * kTile<T>);
+      std::vector<UserRanking<T, Index>> rankings(kBlockUsers);
+      for (int64_t b = next_block(); b >= 0; b = next_block()) {
+        const int64_t begin = b * kBlockUsers, n = std::min(kBlockUsers, p.rows - begin);
+        const int64_t row = rank_block(p, source, block, tile.get(), rankings, begin, n, first_item, last_item);
+        int64_t seen = failed.load();
+        while (row < seen && !failed.compare_exchange_weak(seen, row)) {
+        }
+      }
+    });
+    if (failed.load() != kNoFailure) return failed.load();
+  }
+  return -1;
+}
+
+void check_csr(const Tensor& indptr, const Tensor& indices, const char* name) {
+  ZX_CHECK(
+      indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long && indptr.is_contiguous(),
+      name, " must have an int64 indptr");
+  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), name, " must have contiguous indices");
+}
+
+using RankResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Allocates the results, fills in the problem and calls run(problem), which returns the failed row.
+template <class T, class Run>
+RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
+                        const std::optional<Tensor>& excluded_indptr, const std::optional<Tensor>& excluded_indices,
+                        int64_t num_items, int64_t k, Run&& run) {
+  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
+           "users must be a contiguous int64 vector");
+  const int64_t rows = users.size(0);
+  ZX_CHECK(offset.dim() == 1 && offset.size(0) == rows + 1 && offset.scalar_type() == ScalarType::Long &&
+               offset.is_contiguous(),
+           "offset must be int64 [users + 1]");
+  ZX_CHECK(k >= 0 && num_items >= 0, "k and num_items must not be negative");
+  check_csr(indptr, indices, "positives");
+  if (excluded_indptr) {
+    check_csr(*excluded_indptr, *excluded_indices, "excluded");
+    ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
+             "positives and excluded must have indices of one dtype");
+  }
+  const int64_t count = data<int64_t>(offset)[rows];
+  Tensor scores = new_tensor(users, {count}, scalar_type_of<T>);
+  Tensor greater = new_tensor(users, {count}, ScalarType::Long), equal = new_tensor(users, {count}, ScalarType::Long);
+  Tensor candidates = new_tensor(users, {rows}, ScalarType::Long);
+  Tensor top_items = new_tensor(users, {rows, k}, ScalarType::Long);
+  Tensor top_scores = new_tensor(users, {rows, k}, scalar_type_of<T>);
+  Tensor failed = new_tensor(users, {1}, ScalarType::Long);
+  *data<int64_t>(failed) = dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    RankProblem<T, Index> p;
+    p.rows = rows, p.num_items = num_items, p.k = k;
+    p.users = data<int64_t>(users), p.offset = data<int64_t>(offset);
+    p.positives = {data<int64_t>(indptr), data<Index>(indices)};
+    if (excluded_indptr) p.excluded = {data<int64_t>(*excluded_indptr), data<Index>(*excluded_indices)};
+    p.scores = data<T>(scores), p.greater = data<int64_t>(greater), p.equal = data<int64_t>(equal);
+    p.candidates = data<int64_t>(candidates);
+    p.top_items = data<int64_t>(top_items), p.top_scores = data<T>(top_scores);
+    return run(p);
+  });
+  return {scores, greater, equal, candidates, top_items, failed};
+}
+
+}  // namespace
+
+RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, std::optional<Tensor> item_bias,
+                        const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
+                        std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
+  ZX_CHECK(user_factors.dim() == 2 && item_factors.dim() == 2 && user_factors.size(1) == item_factors.size(1) &&
+               user_factors.is_contiguous() && item_factors.is_contiguous(),
+           "factors must be contiguous [U, d] and [I, d]");
+  ZX_CHECK(user_factors.scalar_type() == item_factors.scalar_type(), "factors must have one dtype");
+  const int64_t num_items = item_factors.size(0);
+  if (item_bias)
+    ZX_CHECK(item_bias->dim() == 1 && item_bias->size(0) == num_items && item_bias->is_contiguous() &&
+                 item_bias->scalar_type() == item_factors.scalar_type(),
+             "item_bias must be [I], of the factors' dtype");
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    return with_problem<T>(
+        users, offset, indptr, indices, excluded_indptr, excluded_indices, num_items, k, [&](const auto& p) {
+          FactorScores<T> source{data<T>(user_factors), data<T>(item_factors),
+                                 item_bias ? data<T>(*item_bias) : nullptr, num_items, item_factors.size(1)};
+          return rank_all(p, source);
+        });
+  };
+  switch (user_factors.scalar_type()) {
+    case ScalarType::Float:
+      return run(float{});
+    case ScalarType::Double:
+      return run(double{});
+    default:
+      ZX_CHECK(false, "factors must be float32 or float64");
+  }
+}
+
+RankResult rank_scores(const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr,
+                       const Tensor& indices, std::optional<Tensor> excluded_indptr,
+                       std::optional<Tensor> excluded_indices, int64_t k) {
+  ZX_CHECK(scores.dim() == 2 && scores.size(0) == users.size(0), "scores must have one row a user");
+  return dispatch_floating(scores.scalar_type(), [&](auto type) {
+    using In = decltype(type);
+    using T = compute_t<In>;
+    return with_problem<T>(
+        users, offset, indptr, indices, excluded_indptr, excluded_indices, scores.size(1), k, [&](const auto& p) {
+          GivenScores<T, In> source{data<In>(scores), scores.stride(0), scores.stride(1), scores.size(1)};
+          return rank_all(p, source);
+        });
+  });
+}
+
+}  // namespace zx::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
+  m.impl("rank_factors", TORCH_BOX(&zx::cpu::rank_factors));
+  m.impl("rank_scores", TORCH_BOX(&zx::cpu::rank_scores));
+}

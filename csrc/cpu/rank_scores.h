@@ -1,0 +1,145 @@
+// Scores of blocks of users for tiles of items: the matrix product of the ranking pass.
+//
+// Tables are packed, coordinate by coordinate, into panels of as many rows as the kernel keeps in registers. Every
+// score is one chain of multiply-adds over the coordinates in order, then the item's bias: the same bits wherever a
+// user or an item lies in a block, and the same as score_pairs computes for single pairs. Ties are therefore exact.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "cpu/simd.h"
+
+namespace zx::cpu {
+
+constexpr int64_t kScoreAlignment = 64;
+
+struct AlignedDelete {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t{kScoreAlignment}); }
+};
+// An uninitialised array aligned for SIMD.
+template <class T>
+using AlignedArray = std::unique_ptr<T[], AlignedDelete>;
+template <class T>
+AlignedArray<T> aligned_array(int64_t size) {
+  const size_t bytes = sizeof(T) * static_cast<size_t>(std::max<int64_t>(size, 1));
+  return AlignedArray<T>(static_cast<T*>(::operator new(bytes, std::align_val_t{kScoreAlignment})));
+}
+
+// Rows and columns of the kernel: kUsers x (2 vectors of kBytes) sums in registers.
+template <class T, int kBytes, int kUsers>
+struct ScoreKernel {
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+  static constexpr int kItems = 2 * kLanes;
+  typedef T Vector __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
+
+  // out[u * stride + i] for user_panels of kUsers users and item_panels of kItems items. An item panel is read once and
+  // stays in the nearest cache for all users of the block.
+  ZX_HD static void run(const T* users, int64_t user_panels, const T* items, const T* bias, int64_t item_panels,
+                        int64_t dim, T* out, int64_t stride) {
+    for (int64_t p = 0; p < item_panels; ++p)
+      for (int64_t q = 0; q < user_panels; ++q)
+        panel(users + q * dim * kUsers, items + p * dim * kItems, bias + p * kItems, dim,
+              out + q * kUsers * stride + p * kItems, stride);
+  }
+
+  ZX_HD static void panel(const T* users, const T* items, const T* bias, int64_t dim, T* out, int64_t stride) {
+    Vector sum[kUsers][2];
+#pragma GCC unroll 16
+    for (int u = 0; u < kUsers; ++u) sum[u][0] = sum[u][1] = Vector{};
+    for (int64_t d = 0; d < dim; ++d) {
+      const Vector left = *reinterpret_cast<const Vector*>(items + d * kItems);
+      const Vector right = *reinterpret_cast<const Vector*>(items + d * kItems + kLanes);
+#pragma GCC unroll 16
+      for (int u = 0; u < kUsers; ++u) {
+        const T x = users[d * kUsers + u];
+        sum[u][0] = x * left + sum[u][0];
+        sum[u][1] = x * right + sum[u][1];
+      }
+    }
+    const Vector left = *reinterpret_cast<const Vector*>(bias);
+    const Vector right = *reinterpret_cast<const Vector*>(bias + kLanes);
+#pragma GCC unroll 16
+    for (int u = 0; u < kUsers; ++u) {
+      *reinterpret_cast<Vector*>(out + u * stride) = sum[u][0] + left;
+      *reinterpret_cast<Vector*>(out + u * stride + kLanes) = sum[u][1] + right;
+    }
+  }
+};
+
+// The sizes in use on this processor.
+struct ScorePanels {
+  int users, items;
+};
+constexpr int kWideUsers = 12, kNarrowUsers = 6;  // of 32 and of 16 vector registers
+
+template <class T>
+ScorePanels score_panels() {
+  switch (isa()) {
+    case Isa::kAvx512:
+      return {kWideUsers, 2 * 64 / static_cast<int>(sizeof(T))};
+    case Isa::kAvx2:
+      return {kNarrowUsers, 2 * 32 / static_cast<int>(sizeof(T))};
+    default:
+      return {kNarrowUsers, 2 * 16 / static_cast<int>(sizeof(T))};
+  }
+}
+
+template <class T>
+void score_tile(const T* users, int64_t user_panels, const T* items, const T* bias, int64_t item_panels, int64_t dim,
+                T* out, int64_t stride) {
+#if ZX_X86
+  if (isa() == Isa::kAvx512)
+    return run_avx512<ScoreKernel<T, 64, kWideUsers>>(users, user_panels, items, bias, item_panels, dim, out, stride);
+  if (isa() == Isa::kAvx2)
+    return run_avx2<ScoreKernel<T, 32, kNarrowUsers>>(users, user_panels, items, bias, item_panels, dim, out, stride);
+#endif
+  run_baseline<ScoreKernel<T, 16, kNarrowUsers>>(users, user_panels, items, bias, item_panels, dim, out, stride);
+}
+
+// Packs up to `width` rows of a table into one panel, coordinate by coordinate; missing rows are zero.
+template <class T>
+void pack_panel(const T* const* rows, int64_t count, int64_t width, int64_t dim, T* panel) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t d = 0; d < dim; ++d) panel[d * width + r] = rows[r][d];
+  for (int64_t d = 0; d < dim; ++d)
+    for (int64_t r = count; r < width; ++r) panel[d * width + r] = T(0);
+}
+
+// Scores of one user for listed items, bit for bit those of score_tile. The lanes of a vector are different items, as
+// there: in a loop over scalars compilers may fuse multiplications and additions in another way.
+template <class T, class Index, int kBytes>
+struct PairKernel {
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+  typedef T Vector __attribute__((vector_size(kBytes)));
+
+  ZX_HD static void run(const T* user, const T* items, const T* bias, const Index* wanted, int64_t n, int64_t dim,
+                        T* out) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = static_cast<int>(std::min<int64_t>(kLanes, n - i));
+      const T* row[kLanes];
+      for (int l = 0; l < kLanes; ++l) row[l] = items + static_cast<int64_t>(wanted[i + std::min(l, count - 1)]) * dim;
+      Vector sum{};
+      for (int64_t d = 0; d < dim; ++d) {
+        Vector item;
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) item[l] = row[l][d];
+        sum = user[d] * item + sum;
+      }
+      for (int l = 0; l < count; ++l) out[i + l] = sum[l] + (bias != nullptr ? bias[wanted[i + l]] : T(0));
+    }
+  }
+};
+
+template <class T, class Index>
+void score_pairs(const T* user, const T* items, const T* bias, const Index* wanted, int64_t n, int64_t dim, T* out) {
+#if ZX_X86
+  if (isa() == Isa::kAvx512) return run_avx512<PairKernel<T, Index, 64>>(user, items, bias, wanted, n, dim, out);
+  if (isa() == Isa::kAvx2) return run_avx2<PairKernel<T, Index, 32>>(user, items, bias, wanted, n, dim, out);
+#endif
+  run_baseline<PairKernel<T, Index, 16>>(user, items, bias, wanted, n, dim, out);
+}
+
+}  // namespace zx::cpu

@@ -1,0 +1,233 @@
+"""The ranking ops against counting by comparison, with every tie exact."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from zerosum_ext import _ops, _ranking_reference
+
+NAMES = ("scores", "greater", "equal", "candidates", "top_items", "failed")
+
+
+def csr(mask):
+    """(indptr, indices) of a boolean matrix."""
+    mask = torch.as_tensor(mask)
+    indptr = torch.cat((torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)))
+    return indptr, mask.nonzero()[:, 1].to(torch.int32)
+
+
+def where(positives, excluded, users=None):
+    """The arguments of an op that follow the scores, but for k."""
+    users = torch.arange(len(positives)) if users is None else users
+    indptr, indices = csr(positives)
+    offset = torch.cat((torch.zeros(1, dtype=torch.int64), indptr.diff()[users].cumsum(0)))
+    return users, offset, indptr, indices, *((None, None) if excluded is None else csr(excluded))
+
+
+def brute_force(scores, positives, excluded, k):
+    """The results of an op, counted by comparing every candidate with every positive."""
+    scores, positives, excluded = (np.asarray(x) for x in (scores, positives, excluded))
+    out = {name: [] for name in NAMES[:-1]}
+    for u in range(len(scores)):
+        candidates = np.flatnonzero(~excluded[u] | positives[u])
+        s = scores[u, candidates]
+        target = scores[u, np.flatnonzero(positives[u])]
+        out["scores"] += target.tolist()
+        out["greater"] += (s > target[:, None]).sum(1).tolist()
+        out["equal"] += ((s == target[:, None]).sum(1) - 1).tolist()
+        out["candidates"].append(len(candidates))
+        order = candidates[np.lexsort((candidates, -s))]
+        top = order[scores[u, order] > -np.inf][:k].tolist()
+        out["top_items"].append(top + [-1] * (k - len(top)))
+    return out
+
+
+def check(got, expected):
+    for name, tensor in zip(NAMES[:-1], got, strict=False):
+        np.testing.assert_array_equal(tensor.numpy(), np.array(expected[name]).reshape(tensor.shape), name)
+    assert int(got[5]) == -1
+
+
+def masks(rng, num_users, num_items, held_out, known):
+    positives, excluded = rng.random((num_users, num_items)) < held_out, rng.random((num_users, num_items)) < known
+    positives[0] = True
+    excluded[0] = True
+    if num_users > 2:
+        positives[1], excluded[2] = False, True
+    return positives, excluded
+
+
+# One tile and several, fewer levels than are counted one by one and more, whole and broken panels.
+@pytest.mark.parametrize(("num_users", "num_items", "held_out"), [(1, 1, 0.5), (13, 70, 0.1), (61, 4500, 0.02)])
+@pytest.mark.parametrize("dim", [1, 6, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_rank_factors(num_users, num_items, held_out, dim, dtype, with_bias):
+    rng = np.random.default_rng(dim)
+    user, item = (torch.from_numpy(rng.normal(size=(n, dim))).to(dtype) for n in (num_users, num_items))
+    item[num_items // 2] = item[0]  # a tie of inexact scores
+    bias = torch.from_numpy(rng.normal(size=num_items)).to(dtype) if with_bias else None
+    if bias is not None:
+        bias[num_items // 2] = bias[0]
+    factors = (user, item, bias)
+    # With every item held out the op tells the scores it sees; they are those of the matrix product.
+    everything = torch.ones(num_users, num_items, dtype=torch.bool)
+    scores = _ops.rank_factors(*factors, *where(everything, None), 0)[0].reshape(num_users, num_items)
+    expected = user @ item.T if bias is None else user @ item.T + bias
+    torch.testing.assert_close(scores, expected, atol=2e-5 if dtype == torch.float32 else 1e-13, rtol=0)
+    positives, excluded = masks(rng, num_users, num_items, held_out, 0.2)
+    got = _ops.rank_factors(*factors, *where(positives, excluded), 20)
+    check(got, brute_force(scores, positives, excluded, 20))
+    given = _ops.rank_scores(scores, *where(positives, excluded), 20)
+    assert all(torch.equal(a, b) for a, b in zip(got, given, strict=True))
+
+
+KINDS = ["random", "few values", "constant", "infinite", "outliers", "tiny", "descending", "ascending"]
+
+
+def scores_of(kind, rng, num_users, num_items):
+    scores = rng.normal(size=(num_users, num_items)).astype(np.float32)
+    if kind == "few values":
+        scores = rng.integers(0, 3, scores.shape).astype(np.float32)
+    elif kind == "constant":
+        scores[:] = -2
+    elif kind == "infinite":
+        scores[rng.random(scores.shape) < 0.3] = -np.inf
+        scores[rng.random(scores.shape) < 0.2] = np.inf
+    elif kind == "outliers":  # all levels but two in one cell of the table, whose range overflows
+        scores[:, ::50] = 3e38
+        scores[:, 1::50] = -3e38
+    elif kind == "tiny":
+        scores = (scores * 1e-44).astype(np.float32)
+    elif kind == "descending":
+        scores = -np.sort(-scores, axis=1)
+    elif kind == "ascending":
+        scores = np.sort(scores, axis=1)
+    return scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [0, 1, 20, 3000])
+@pytest.mark.parametrize("op", [_ops.rank_scores, _ranking_reference.rank_scores])
+def test_rank_scores(kind, k, op):
+    rng = np.random.default_rng(3)
+    scores = scores_of(kind, rng, 7, 2300)
+    positives, excluded = masks(rng, 7, 2300, 0.01, 0.1)
+    positives[3], excluded[3] = rng.random(2300) < 0.3, False  # many levels
+    got = op(torch.from_numpy(scores), *where(positives, excluded), k)
+    check(got, brute_force(scores, positives, excluded, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_any_layout_and_dtype(dtype):
+    rng = np.random.default_rng(4)
+    positives, excluded = masks(rng, 5, 300, 0.1, 0.1)
+    wide = torch.from_numpy(rng.normal(size=(300, 10))).to(dtype)
+    scores = wide.T[::2]
+    got = _ops.rank_scores(scores, *where(positives, excluded), 10)
+    check(got, brute_force(scores.double(), positives, excluded, 10))
+    assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_a_user_does_not_depend_on_others_nor_on_threads():
+    rng = np.random.default_rng(5)
+    factors = *(torch.from_numpy(rng.normal(size=(n, 10))).float() for n in (200, 2500)), None
+    positives, excluded = masks(rng, 200, 2500, 0.01, 0.1)
+    threads = torch.get_num_threads()
+    whole = _ops.rank_factors(*factors, *where(positives, excluded), 20)
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        again = _ops.rank_factors(*factors, *where(positives, excluded), 20)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    users = torch.from_numpy(rng.permutation(200)[:71])
+    some = _ops.rank_factors(*factors, *where(positives, excluded, users), 20)
+    assert torch.equal(some[3], whole[3][users])
+    assert torch.equal(some[4], whole[4][users])
+    indptr, _ = csr(positives)
+    for name in range(3):
+        expected = torch.cat([whole[name][indptr[u] : indptr[u + 1]] for u in users])
+        assert torch.equal(some[name], expected), NAMES[name]
+
+
+def test_tables_larger_than_a_slab():
+    """Items are packed 64 MiB at a time: counts and lists go on from slab to slab."""
+    rng = np.random.default_rng(6)
+    dim, num_items = 8192, 2100
+    factors = torch.zeros(5, dim), torch.zeros(num_items, dim), None
+    factors[0][:, :3] = torch.from_numpy(rng.integers(-2, 3, (5, 3))).float()
+    factors[1][:, :3] = torch.from_numpy(rng.integers(-2, 3, (num_items, 3))).float()
+    positives, excluded = masks(rng, 5, num_items, 0.02, 0.1)
+    for k in (0, 20):
+        got = _ops.rank_factors(*factors, *where(positives, excluded), k)
+        check(got, brute_force(factors[0] @ factors[1].T, positives, excluded, k))
+
+
+@pytest.mark.parametrize("op", [_ops.rank_scores, _ranking_reference.rank_scores])
+def test_nan_names_the_first_row(op):
+    rng = np.random.default_rng(7)
+    scores = torch.from_numpy(scores_of("random", rng, 120, 90))
+    positives, excluded = masks(rng, 120, 90, 0.1, 0.1)
+    positives[70, 5], excluded[70, 5] = False, True
+    scores[70, 5] = float("nan")  # no candidate
+    assert int(op(scores, *where(positives, excluded), 5)[5]) == -1
+    for row, item in ((100, int(np.flatnonzero(positives[100])[0])), (60, 89), (55, 0)):
+        excluded[row, item] = False
+        scores[row, item] = float("nan")
+        assert int(op(scores, *where(positives, excluded), 5)[5]) == row
+
+
+def test_nothing_to_rank():
+    for num_users, num_items in ((0, 5), (4, 0), (4, 5)):
+        none = torch.zeros(num_users, num_items, dtype=torch.bool)
+        for op, scores in (
+            (_ops.rank_scores, (torch.zeros(num_users, num_items),)),
+            (_ops.rank_factors, (torch.zeros(num_users, 3), torch.zeros(num_items, 3), None)),
+        ):
+            got = op(*scores, *where(none, none), 3)
+            assert got[0].numel() == 0
+            assert got[3].tolist() == [num_items] * num_users
+            assert got[4].tolist() == [[0, 1, 2] if num_items else [-1] * 3] * num_users
+            assert int(got[5]) == -1
+
+
+def test_the_reference_ranks_factors_alike():
+    """On numbers whose products are exact both see the same scores."""
+    rng = np.random.default_rng(8)
+    factors = [torch.from_numpy(rng.integers(-3, 4, shape)).float() for shape in ((50, 5), (400, 5), (400,))]
+    positives, excluded = masks(rng, 50, 400, 0.1, 0.2)
+    for bias in (None, factors[2]):
+        arguments = (*factors[:2], bias, *where(positives, excluded), 20)
+        got, expected = _ops.rank_factors(*arguments), _ranking_reference.rank_factors(*arguments)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.skipif(os.environ.get("ZEROSUM_EXT_ISA") is not None, reason="this is the run for one instruction set")
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_other_instruction_sets(isa):
+    """The same tests with narrower registers, where the processor has better."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            __file__,
+            "-k",
+            "not nan and not nothing",
+        ],
+        env={**os.environ, "ZEROSUM_EXT_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]

@@ -1,0 +1,102 @@
+"""The ranking ops in plain PyTorch: the definition, the tests' oracle, and the fall-back without kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Elements of a [users, items] block of scores in the pass (64 MiB of float32).
+BLOCK_ELEMENTS = 1 << 24
+
+Ranked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def rank_factors(
+    user_factors: Tensor,
+    item_factors: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    offset: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> Ranked:
+    """See :func:`zerosum_ext._ops.rank_factors`."""
+    num_items = item_factors.shape[0]
+    step = max(1, BLOCK_ELEMENTS // max(1, num_items))
+    parts = []
+    for start in range(0, max(1, users.numel()), step):
+        block = users[start : start + step]
+        scores = user_factors[block] @ item_factors.T
+        if item_bias is not None:
+            scores = scores + item_bias
+        part = offset[start : start + step + 1]
+        ranked = rank_scores(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
+        if int(ranked[5]) >= 0:
+            return *ranked[:5], ranked[5] + start
+        parts.append(ranked)
+    columns = list(zip(*parts, strict=True))
+    scores, greater, equal, candidates, top_items = (torch.cat(column) for column in columns[:5])
+    return scores, greater, equal, candidates, top_items, columns[5][0]
+
+
+def rank_scores(
+    scores: Tensor,
+    users: Tensor,
+    offset: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> Ranked:
+    """See :func:`zerosum_ext._ops.rank_scores`."""
+    num_items = scores.shape[1]
+    pos_row, pos_items = _rows(users, indptr, indices)
+    candidate = torch.ones_like(scores, dtype=torch.bool)
+    if excluded_indptr is not None and excluded_indices is not None:
+        candidate[_rows(users, excluded_indptr, excluded_indices)] = False
+    candidate[pos_row, pos_items] = True
+    target = scores[pos_row, pos_items]
+    greater = torch.empty_like(pos_items)
+    equal = torch.empty_like(pos_items)
+    step = max(1, BLOCK_ELEMENTS // max(1, num_items))
+    for start in range(0, target.numel(), step):
+        part = slice(start, start + step)
+        others, level = scores[pos_row[part]], target[part, None]
+        valid = candidate[pos_row[part]]
+        greater[part] = ((others > level) & valid).sum(1)
+        equal[part] = ((others == level) & valid).sum(1) - 1
+    masked = torch.where(candidate, scores, -torch.inf)
+    nan = torch.isnan(masked).any(1).nonzero()[:1, 0]
+    failed = nan if nan.numel() else torch.full((1,), -1, device=scores.device)
+    return target, greater, equal, candidate.sum(1), _top_k(masked, k), failed
+
+
+def _rows(users: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """(number among the users, item) of each of the users' interactions."""
+    counts = indptr[users + 1] - indptr[users]
+    row = torch.arange(users.numel(), device=users.device).repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(row.numel(), device=users.device) - first[row] + indptr[users][row]
+    return row, indices[place].long()
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    """Items of the k highest scores of each row, ties by ascending item, -1 where the score is -inf."""
+    width = min(k, scores.shape[1])
+    if width == 0 or scores.shape[0] == 0:
+        return torch.full((scores.shape[0], k), -1, dtype=torch.int64, device=scores.device)
+    last = scores.topk(width, dim=1).values[:, -1:]
+    above = scores > last
+    level = scores == last
+    room = width - above.sum(1, keepdim=True)
+    items = (above | (level & (level.cumsum(1) <= room))).nonzero()[:, 1]
+    if items.numel() != scores.shape[0] * width:  # only with NaN, which the caller reports
+        return torch.full((scores.shape[0], k), -1, dtype=torch.int64, device=scores.device)
+    items = items.reshape(-1, width)
+    values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
+    items = items.gather(1, order).masked_fill_(values == -torch.inf, -1)
+    return torch.nn.functional.pad(items, (0, k - width), value=-1)
