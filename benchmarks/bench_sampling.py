@@ -11,17 +11,17 @@ spread their quartiles.
 from __future__ import annotations
 
 import argparse
-import datetime
+import ctypes
+import importlib.util
 import itertools
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import _timing
 import numpy as np
-import scipy
+import pytest
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -84,6 +84,14 @@ def numpy_isin(x: zx.Interactions, users: Tensor) -> Callable[[], object]:
         return out
 
     return run
+
+
+def pyg_structured(x: zx.Interactions) -> Callable[[], object]:
+    """torch_geometric's structured_negative_sampling: a negative for every interaction, its user kept."""
+    from torch_geometric.utils import structured_negative_sampling
+
+    edges = torch.stack((torch.repeat_interleave(torch.arange(x.num_users), x.user_counts), x.indices.long()))
+    return lambda: structured_negative_sampling(edges, num_nodes=x.num_items, contains_neg_self_loops=True)
 
 
 def torch_searchsorted(x: zx.Interactions, users: Tensor) -> Callable[[], object]:
@@ -152,19 +160,6 @@ def list_dataloader(x: zx.Interactions, samples: int, batch_size: int) -> Callab
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def take_turns(methods: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds per sample of each method [rounds]; the methods alternate within a round."""
-    for run, _ in methods.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(rounds):
-        for name, (run, samples) in methods.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append((time.perf_counter() - start) / samples)
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
 def structure_bytes(x: zx.Interactions) -> dict[str, float]:
     """Bytes of the structures beside the CSR, as fractions of the CSR."""
     csr = x.indptr.nbytes + x.indices.nbytes
@@ -174,7 +169,35 @@ def structure_bytes(x: zx.Interactions) -> dict[str, float]:
     return {"uniform": beside / csr, "popularity": (beside + tables) / csr}
 
 
-def measure(name: str, x: zx.Interactions, rounds: int, large: bool) -> list[dict]:
+def memory(name: str, x: zx.Interactions) -> dict:
+    """What the structures beside the CSR take, and the peak of the resident memory while they are made and used.
+
+    The peak is the kernel's own high-water mark (Linux), reset first; None elsewhere, and for matrices so small that
+    all fits in memory that the process has already.
+    """
+    csr = x.indptr.nbytes + x.indices.nbytes
+    users = torch.arange(min(x.num_users, 1 << 20))
+    measured = csr > (256 << 20) and Path("/proc/self/clear_refs").exists()
+
+    def status(key: str) -> int:
+        line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(key))
+        return int(line.split()[1]) << 10
+
+    if measured:
+        ctypes.CDLL(None).malloc_trim(0)  # what the making of the matrix left behind would hide the peak
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS:")
+    start = time.perf_counter()
+    sampling._filter(x, x.nnz)
+    built = time.perf_counter() - start
+    zx.sample_negatives(x, users)
+    peak = (status("VmHWM:") - before) / csr if measured else None
+    zx.sample_negatives(x, users, strategy="popularity")
+    return {"data": name, "filter_seconds": built, "peak": peak, "beside_csr": structure_bytes(x)}
+
+
+def methods(x: zx.Interactions, large: bool) -> dict[str, tuple[Callable[[], object], int]]:
+    """What is timed on a matrix, and how many samples a call makes."""
     rng = np.random.default_rng(1)
     asked = min(x.nnz, 4_000_000)
     edges = rng.integers(0, x.nnz, asked) if large else rng.permutation(x.nnz)
@@ -197,47 +220,96 @@ def measure(name: str, x: zx.Interactions, rounds: int, large: bool) -> list[dic
 
         return run, epoch
 
-    start = time.perf_counter()
-    sampling._filter(x, x.nnz)
-    built = time.perf_counter() - start
-    quick = {
+    out: dict[str, tuple[Callable[[], object], int]] = {
         "uniform negatives": ours(),
         "popularity negatives": ours(strategy="popularity"),
         "TripletLoader": loader(),
         "TripletLoader, pairs": loader(positives=2, negatives=2),
-    }
-    slow = {
         "randint + torch.searchsorted": (torch_searchsorted(x, few), len(few)),
     }
     if not large:
-        slow |= {
-            "randint + np.isin": (numpy_isin(x, few), len(few)),
-            "Python loop over sets": (python_sets(x, fewer), len(fewer)),
-            "DataLoader over lists": (list_dataloader(x, 10_000, 2048), 10_000),
-        }
-    seconds = take_turns(quick | slow, rounds)
-    shape = f"{x.num_users} x {x.num_items} x {x.nnz}"
+        out["randint + np.isin"] = (numpy_isin(x, users), len(users))
+        if importlib.util.find_spec("torch_geometric"):
+            out["torch_geometric structured_negative_sampling"] = (pyg_structured(x), x.nnz)
+        out["Python loop over sets"] = (python_sets(x, fewer), len(fewer))
+        out["DataLoader over lists"] = (list_dataloader(x, 10_000, 2048), 10_000)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------- pytest-benchmark
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest) -> dict[str, tuple[Callable[[], object], int]]:
+    x = real(request.param)
+    if x is None:
+        pytest.skip(f"ZEROSUM_EXT_DATA names no folder with {request.param}.npz")
+    return methods(x, large=False)
+
+
+@pytest.mark.parametrize(
+    "method", ["uniform negatives", "popularity negatives", "TripletLoader", "randint + torch.searchsorted"]
+)
+def test_sampling(benchmark, case: dict[str, tuple[Callable[[], object], int]], method: str) -> None:
+    run, samples = case[method]
+    benchmark.extra_info["samples"] = samples
+    benchmark(run)
+
+
+# ----------------------------------------------------------------------------------------------------- paired report
+
+
+def speed(name: str, x: zx.Interactions, rounds: int, large: bool) -> list[dict]:
+    timed = methods(x, large)
+    seconds = _timing.take_turns({method: run for method, (run, _) in timed.items()}, rounds=rounds)
+    seconds = {method: values / timed[method][1] for method, values in seconds.items()}
     rows = []
     for method, values in seconds.items():
         base = "TripletLoader" if "oader" in method else "uniform negatives"
-        ratio = np.percentile(values / seconds[base], [25, 50, 75])
         rows.append(
             {
                 "data": name,
-                "shape": shape,
+                "shape": f"{x.num_users} x {x.num_items} x {x.nnz}",
                 "method": method,
                 "million_per_second": float(1e-6 / np.median(values)),
                 "compared_with": base,
-                "times_as_long": [float(r) for r in ratio],
+                "times_as_long": _timing.ratio(seconds, method, base),
             }
         )
-    rows.append({"data": name, "shape": shape, "filter_seconds": built, "beside_csr": structure_bytes(x)})
     return rows
 
 
-def cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def speed_table(rows: list[dict]) -> str:
+    return _timing.table(
+        ("data", "users x items x interactions", "method", "M/s", "times as long"),
+        [
+            (
+                r["data"],
+                r["shape"],
+                r["method"],
+                f"{r['million_per_second']:.3g}",
+                f"{r['times_as_long']} of {r['compared_with']}",
+            )
+            for r in rows
+        ],
+        text_columns=3,
+    )
+
+
+def memory_table(rows: list[dict]) -> str:
+    return _timing.table(
+        ("data", "filter made in", "structures beside the CSR, uniform", "popularity", "peak memory above the CSR"),
+        [
+            (
+                r["data"],
+                f"{1e3 * r['filter_seconds']:.3g} ms",
+                f"{r['beside_csr']['uniform']:.2f} x CSR",
+                f"{r['beside_csr']['popularity']:.2f} x CSR",
+                "too small" if r["peak"] is None else f"{r['peak']:.2f} x CSR",
+            )
+            for r in rows
+        ],
+    )
 
 
 def main() -> None:
@@ -246,62 +318,38 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--large", action="store_true", help="add the matrix of 100 M interactions (6 GB of memory)")
+    parser.add_argument("--memory", action="store_true", help="report memory instead of speed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not _ops.has_kernel(torch.device("cpu")):
         raise SystemExit("bench_sampling.py: build the compiled kernels first")
     rows = []
-    for name in NAMES:
-        x = real(name)
+    for name in (*NAMES, "power law") if arguments.large else NAMES:
+        x = power_law(10_000_000, 1_000_000, 100_000_000) if name == "power law" else real(name)
         if x is None:
             print(f"{name}: skipped, ZEROSUM_EXT_DATA names no folder with {name}.npz")
-            continue
-        rows += measure(name, x, arguments.rounds, large=False)
-    if arguments.large:
-        rows += measure("power law", power_law(10_000_000, 1_000_000, 100_000_000), arguments.rounds, large=True)
-
-    model = next((s.split(":")[1].strip() for s in cpuinfo() if s.startswith("model name")), platform.processor())
-    info = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": f"{model}, {os.cpu_count()} cores",
-        "threads": arguments.threads,
-        "isa": zx.build_info()["isa"],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "python": platform.python_version(),
-        "rounds": arguments.rounds,
-    }
-    lines = ["# Sampling on the CPU", "", ", ".join(f"{k} {v}" for k, v in info.items()), ""]
-    lines += [
-        "Millions of samples a second (for the loaders: of triples; pairs have two positives and two negatives), and",
-        "how many times as long a sample takes as with uniform negatives or TripletLoader: median of paired rounds",
-        "(quartiles). Measured by `python benchmarks/bench_sampling.py --threads "
-        f"{arguments.threads}{' --large' if arguments.large else ''}`.",
-        "",
-        "| data | users x items x interactions | method | M/s | times as long |",
-        "|---|---|---|--:|--:|",
-    ]
-    for r in rows:
-        if "method" in r:
-            low, mid, high = r["times_as_long"]
-            lines.append(
-                f"| {r['data']} | {r['shape']} | {r['method']} | {r['million_per_second']:.3g} | "
-                f"{mid:.3g} ({low:.3g} to {high:.3g}) of {r['compared_with']} |"
-            )
-    lines += ["", "| data | filter made in | structures beside the CSR, uniform | popularity |", "|---|--:|--:|--:|"]
-    for r in rows:
-        if "beside_csr" in r:
-            b = r["beside_csr"]
-            lines.append(
-                f"| {r['data']} | {1e3 * r['filter_seconds']:.3g} ms | {b['uniform']:.2f} x CSR | "
-                f"{b['popularity']:.2f} x CSR |"
-            )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.output:
-        Path(f"{arguments.output}.md").write_text(text)
-        Path(f"{arguments.output}.json").write_text(json.dumps({"machine": info, "results": rows}, indent=1) + "\n")
+        elif arguments.memory:
+            rows.append(memory(name, x))
+        else:
+            rows += speed(name, x, arguments.rounds, name == "power law")
+    options = "".join(f" --{flag}" for flag in ("large", "memory") if getattr(arguments, flag))
+    command = f"`python benchmarks/bench_sampling.py --threads {arguments.threads}{options}`"
+    if arguments.memory:
+        title, text = "Memory of sampling on the CPU", f"Measured by {command}."
+    else:
+        title = "Sampling on the CPU"
+        text = (
+            "Millions of samples a second (for the loaders: of triples; pairs have two positives and two negatives),\n"
+            "and how many times as long a sample takes as with uniform negatives or TripletLoader: median of paired\n"
+            f"rounds (quartiles). Measured by {command}."
+        )
+    _timing.write_results(
+        arguments.output,
+        title,
+        _timing.machine() | {"threads": arguments.threads, "rounds": arguments.rounds},
+        [text, memory_table(rows) if arguments.memory else speed_table(rows)],
+        rows,
+    )
 
 
 if __name__ == "__main__":
