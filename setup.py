@@ -8,6 +8,7 @@ Both use only LibTorch's stable ABI, so one wheel serves every Python >= 3.10 an
 Environment
   ZEROSUM_EXT_PURE=1     build no extension: the package runs on plain PyTorch
   FORCE_CUDA=1 | 0       build _C_cuda, or do not, whatever torch says
+  CUDA_HOME              the CUDA toolkit, where the nvcc on PATH is not the one to take
   TORCH_CUDA_ARCH_LIST   architectures for nvcc, as in torch ("8.0;9.0+PTX")
   MAX_JOBS               parallel compile jobs
 """
@@ -15,6 +16,7 @@ Environment
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parent.resolve()
 # The oldest torch whose stable ABI the sources use (2.11.0), in the encoding of torch/headeronly/version.h.
 TORCH_TARGET_VERSION = "0x020b000000000000ULL"
 DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
 
 
 def env_flag(name: str) -> bool | None:
@@ -47,15 +50,29 @@ def sources(folder: str, *suffixes: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
-def stub_cuda_library() -> str:
-    """Makes an empty libtorch_cuda.so to link against where torch is a CPU build.
+def find_cuda_home() -> str | None:
+    """The folder of the CUDA toolkit: CUDA_HOME, or where the nvcc on PATH says that it is."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return home if Path(home, "bin", "nvcc").exists() else None
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    # The nvcc on PATH may be a link or a script.
+    said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
+    return str(Path(top[1]).resolve()) if top else None
 
-    Every symbol of _C_cuda is looked up at run time in the libtorch_cuda.so of the user's torch; the stub
-    only records that soname.
+
+def stub_cuda_library() -> str:
+    """Makes a libtorch_cuda.so to link against where torch is a CPU build, and returns its folder.
+
+    It holds the one function that _C_cuda takes from there; at run time the libtorch_cuda.so of the user's torch has
+    it.
     """
     folder = tempfile.mkdtemp(prefix="zerosum_ext_stub_")
     source = Path(folder, "stub.c")
-    source.write_text("")
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
     command = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
     subprocess.run([*command, "-o", f"{folder}/libtorch_cuda.so", str(source)], check=True)
     return folder
@@ -89,35 +106,31 @@ def extensions() -> tuple[list, dict]:
     ]
 
     force_cuda = env_flag("FORCE_CUDA")
-    nvcc = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and f"{cpp_extension.CUDA_HOME}/bin/nvcc")
-    has_nvcc = bool(nvcc) and Path(str(nvcc)).exists()
-    if force_cuda and not has_nvcc:
+    cuda_home = find_cuda_home()
+    if force_cuda and cuda_home is None:
         sys.exit("setup.py: FORCE_CUDA=1 but no nvcc was found; put it on PATH or set CUDA_HOME")
-    wanted = force_cuda if force_cuda is not None else (has_nvcc and torch.version.cuda is not None)
+    wanted = force_cuda if force_cuda is not None else (cuda_home is not None and torch.version.cuda is not None)
     cuda_sources = sources("cuda", ".cu")
     if wanted and cuda_sources:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
-        os.environ.setdefault("CUDA_HOME", str(Path(str(nvcc)).resolve().parent.parent))
+        # torch looks for CUDA only where it is itself a CUDA build.
+        cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME or cuda_home
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]
-        ext_modules.append(
-            cpp_extension.CUDAExtension(
-                "zerosum_ext._C_cuda",
-                cuda_sources,
-                extra_compile_args={
-                    "cxx": [*flags, *macros, "-DUSE_CUDA"],
-                    "nvcc": [
-                        "-O3",
-                        "-std=c++17",
-                        "-lineinfo",
-                        "--expt-relaxed-constexpr",
-                        *macros,
-                        "-DUSE_CUDA",
-                    ],
-                },
-                extra_link_args=[*stub, "-Wl,--as-needed"],
-                **common,
-            )
+        cuda = cpp_extension.CUDAExtension(
+            "zerosum_ext._C_cuda",
+            cuda_sources,
+            extra_compile_args={
+                "cxx": [*flags, *macros, "-DUSE_CUDA"],
+                "nvcc": [*NVCC_FLAGS, *macros, "-DUSE_CUDA"],
+            },
+            extra_link_args=[*stub, "-Wl,--as-needed"],
+            **common,
         )
+        # The CUDA runtime is linked in: then the library does not ask for the very version that it was built with.
+        taken = {"cudart": "cudart_static", "c10_cuda": None}
+        cuda.libraries = [name for name in (taken.get(n, n) for n in cuda.libraries) if name] + ["rt", "dl", "pthread"]
+        ext_modules.append(cuda)
+
     return ext_modules, {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))}
 
 
