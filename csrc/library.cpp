@@ -40,14 +40,15 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or
-  // -1.
+  // -1. key [3]: seed, epoch and offset (or begin), to be read when the kernel runs, instead of the numbers.
   m.def(
       "sample_negatives(Tensor users, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, Tensor? masses, "
-      "int num_items, int k, int seed, int epoch, int offset, bool replacement) -> (Tensor items, Tensor failed)");
+      "int num_items, int k, int seed, int epoch, int offset, bool replacement, Tensor? key=None) -> (Tensor items, "
+      "Tensor failed)");
   m.def(
       "sample_positives(Tensor indptr, Tensor indices, Tensor hint, int hint_shift, Tensor? gaps, Tensor? active, "
-      "int order, int kept, int total, int begin, int rows, int positives, int seed, int epoch) -> (Tensor users, "
-      "Tensor positives)");
+      "int order, int kept, int total, int begin, int rows, int positives, int seed, int epoch, Tensor? key=None) -> "
+      "(Tensor users, Tensor positives)");
   m.def("row_filter(Tensor indptr, Tensor indices, int num_items) -> Tensor");
   m.def(
       "has_items(Tensor users, Tensor items, Tensor indptr, Tensor indices, Tensor? filter, int num_items) -> Tensor");

@@ -36,11 +36,11 @@ if _extension.CPU.loaded:
     _macr_loss = torch.ops.zerosum_ext.macr_loss.default
     _LOSS_NAMES = list(LOSS_IDS)
 
-    def _check_alike(pos: Tensor, *others: Tensor | None) -> None:
-        for other in others:
+    def _check_alike(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+        for name, other in others.items():
             if other is not None:
-                message = f"expected all tensors on one device, got {pos.device} and {other.device}"
-                torch._check(pos.device == other.device, lambda message=message: message)
+                message = f"{first_name} is on {first.device}, {name} on {other.device}: expected one device"
+                torch._check(first.device == other.device, lambda message=message: message)
 
     @torch.library.register_fake("zerosum_ext::pair_loss")
     def _(
@@ -56,7 +56,7 @@ if _extension.CPU.loaded:
         reduction: int,
         grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        _check_alike(pos, neg, aux_pos, aux_neg, weight)
+        _check_alike("pos", pos, neg=neg, aux_pos=aux_pos, aux_neg=aux_neg, weight=weight)
         torch._check(pos.dtype == neg.dtype, lambda: f"pos is {pos.dtype}, neg {neg.dtype}")
         name = _LOSS_NAMES[loss]
         if reduction != 0:
@@ -83,7 +83,8 @@ if _extension.CPU.loaded:
         grad: bool,
     ) -> tuple[Tensor, ...]:
         inputs = (pos, neg, user_branch, pos_branch, neg_branch)
-        _check_alike(*inputs, weight)
+        _check_alike("pos", pos, neg=neg, user_branch=user_branch, pos_branch=pos_branch, neg_branch=neg_branch)
+        _check_alike("pos", pos, weight=weight)
         value = pos.new_empty(neg.shape) if reduction == 0 else pos.new_empty((), dtype=compute_dtype(pos.dtype))
         return value, *(pos.new_empty(t.shape if grad else (0,)) for t in inputs)
 
@@ -160,8 +161,9 @@ if _extension.CPU.loaded:
         epoch: int,
         offset: int,
         replacement: bool,
+        key: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        torch._check(users.device == indptr.device, lambda: f"users is on {users.device}, indptr on {indptr.device}")
+        _check_alike("users", users, indptr=indptr, indices=indices, filter=filter, slots=slots, masses=masses, key=key)
         return users.new_empty((users.shape[0], k)), users.new_empty((1,))
 
     @torch.library.register_fake("zerosum_ext::sample_positives")
@@ -180,20 +182,21 @@ if _extension.CPU.loaded:
         positives: int,
         seed: int,
         epoch: int,
+        key: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        torch._check(
-            indptr.device == indices.device, lambda: f"indptr is on {indptr.device}, indices on {indices.device}"
-        )
+        _check_alike("indptr", indptr, indices=indices, hint=hint, gaps=gaps, active=active, key=key)
         return indptr.new_empty((rows,)), indptr.new_empty((rows,) if positives == 1 else (rows, positives))
 
     @torch.library.register_fake("zerosum_ext::row_filter")
     def _(indptr: Tensor, indices: Tensor, num_items: int) -> Tensor:
+        _check_alike("indptr", indptr, indices=indices)
         return indptr.new_empty((indices.shape[0] + 1,), dtype=torch.int16)
 
     @torch.library.register_fake("zerosum_ext::has_items")
     def _(
         users: Tensor, items: Tensor, indptr: Tensor, indices: Tensor, filter: Tensor | None, num_items: int
     ) -> Tensor:
+        _check_alike("users", users, items=items, indptr=indptr, indices=indices, filter=filter)
         return users.new_empty((users.shape[0], items.shape[-1]), dtype=torch.bool)
 
 
@@ -210,18 +213,22 @@ def sample_negatives(
     epoch: int,
     offset: int,
     replacement: bool,
+    key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negatives int64 [rows, k] of users int64 [rows]; row r is sample number offset + r.
 
     ``filter`` (from :func:`row_filter`, or None) changes only the speed. Uniform over all items; with ``masses`` alone
     uniform over these ascending item numbers (int64); with ``slots`` int64 [2**bits] and ``masses`` int64
     [num_items + 1] weighted, by an alias table and its prefix sums. Second result int64 [1]: the first row that has no
-    (or not enough) items to draw from, or whose user does not exist, else -1.
+    (or not enough) items to draw from, or whose user does not exist, else -1. ``key`` int64 [3] holds seed, epoch and
+    offset in place of the numbers and is read when the kernel runs: a captured CUDA graph draws anew at each replay.
     """
     if has_op("sample_negatives", users.device):
         return _sample_negatives(
-            users, indptr, indices, filter, slots, masses, num_items, k, seed, epoch, offset, replacement
+            users, indptr, indices, filter, slots, masses, num_items, k, seed, epoch, offset, replacement, key
         )
+    if key is not None:
+        seed, epoch, offset = key.tolist()
     return _sampling_reference.sample_negatives(
         users, indptr, indices, slots, masses, num_items, k, seed, epoch, offset, replacement
     )
@@ -242,17 +249,22 @@ def sample_positives(
     positives: int,
     seed: int,
     epoch: int,
+    key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Users int64 [rows] and positives int64 [rows] or [rows, 2] of samples begin .. begin + rows of an epoch of total.
 
     ``order``: 0 as stored, 1 shuffled, 2 interactions with replacement, 3 users with replacement, then one of their
     items. ``hint[b]`` is the user of interaction ``b << hint_shift``. ``gaps`` int64 [2, G] leaves users out (starts
     among the ``kept`` interactions, running totals of what is left out); ``active`` lists the users for order 3.
+    ``key``: seed, epoch and begin, as for :func:`sample_negatives`.
     """
     if has_op("sample_positives", indptr.device):
         return _sample_positives(
-            indptr, indices, hint, hint_shift, gaps, active, order, kept, total, begin, rows, positives, seed, epoch
+            *(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, begin, rows, positives),
+            *(seed, epoch, key),
         )
+    if key is not None:
+        seed, epoch, begin = key.tolist()
     return _sampling_reference.sample_positives(
         indptr, indices, gaps, active, order, kept, total, begin, rows, positives, seed, epoch
     )

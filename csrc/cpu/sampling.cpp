@@ -234,6 +234,14 @@ int64_t run_negatives(const NegativeProblem<Items, Index>& problem, int64_t rows
   return row == std::numeric_limits<int64_t>::max() ? -1 : row;
 }
 
+// Seed, epoch and first sample number from a tensor that holds them.
+void read_key(const Tensor& key, int64_t& seed, int64_t& epoch, int64_t& first) {
+  ZX_CHECK(key.dim() == 1 && key.size(0) == 3 && key.scalar_type() == ScalarType::Long && key.is_contiguous(),
+           "key must be a contiguous int64 vector of seed, epoch and offset");
+  const int64_t* numbers = data<int64_t>(key);
+  seed = numbers[0], epoch = numbers[1], first = numbers[2];
+}
+
 int64_t table_bits(const Tensor& table) {
   int64_t bits = 0;
   while ((int64_t{1} << bits) < table.size(0)) ++bits;
@@ -245,7 +253,9 @@ int64_t table_bits(const Tensor& table) {
 std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
                                             std::optional<Tensor> filter, std::optional<Tensor> slots,
                                             std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
-                                            int64_t epoch, int64_t offset, bool replacement) {
+                                            int64_t epoch, int64_t offset, bool replacement,
+                                            std::optional<Tensor> key) {
+  if (key) read_key(*key, seed, epoch, offset);
   ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
            "users must be a contiguous int64 vector");
   ZX_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long,
@@ -465,8 +475,9 @@ struct PositiveRows {
 std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
                                             int64_t hint_shift, std::optional<Tensor> gaps,
                                             std::optional<Tensor> active, int64_t order, int64_t kept, int64_t total,
-                                            int64_t begin, int64_t rows, int64_t positives, int64_t seed,
-                                            int64_t epoch) {
+                                            int64_t begin, int64_t rows, int64_t positives, int64_t seed, int64_t epoch,
+                                            std::optional<Tensor> key) {
+  if (key) read_key(*key, seed, epoch, begin);
   ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
   ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
   ZX_CHECK(hint.scalar_type() == ScalarType::Long && indptr.scalar_type() == ScalarType::Long,

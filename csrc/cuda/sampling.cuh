@@ -1,0 +1,232 @@
+// Sampling on the GPU: the integers of csrc/common/sampler.h, by a thread for each of them. They are the CPU's bit for
+// bit, as nothing depends on which thread draws what.
+//
+// A kernel takes its seed, epoch and first sample number from memory where it is given a place to read them: a CUDA
+// graph then draws other samples at each replay.
+#pragma once
+
+#include "common/sampler.h"
+#include "cuda/gpu.h"
+
+namespace zx {
+inline namespace GPU_NS {
+
+constexpr int kSampleThreads = 256;
+constexpr int64_t kSampleBlocks = 1 << 16;  // at most: more work is walked in strides
+
+// Seed, epoch and offset: numbers, or where device[0 .. 3) has them.
+struct SampleOrigin {
+  uint64_t seed;
+  int64_t epoch, offset;
+  const int64_t* device;
+
+  __device__ __forceinline__ SampleKey key() const {
+    return device != nullptr ? make_key(static_cast<uint64_t>(device[0]), static_cast<uint32_t>(device[1]))
+                             : make_key(seed, static_cast<uint32_t>(epoch));
+  }
+  __device__ __forceinline__ int64_t first() const { return device != nullptr ? device[2] : offset; }
+};
+
+// ---- negatives ------------------------------------------------------------------------------------------------------
+
+template <class Items, class Index>
+struct NegativeArgs {
+  Items items;
+  SampleOrigin origin;
+  int64_t rows, k, num_users;
+  bool replacement;
+  const int64_t* users;
+  const int64_t* indptr;
+  const Index* indices;
+  const uint16_t* filter;      // or null
+  int64_t* out;                // [rows, k]
+  unsigned long long* failed;  // -1 beforehand; the first row that lacks a negative, or whose user does not exist
+};
+
+// With replacement a thread draws one negative, else it draws a row's k one after the other.
+template <class Items, class Index>
+__global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const NegativeArgs<Items, Index> a) {
+  const SampleKey key = a.origin.key();
+  const int64_t first = a.origin.first();
+  const int64_t per_row = a.replacement ? a.k : 1, each = a.replacement ? 1 : a.k;
+  const int64_t work = a.rows * per_row, threads = gridDim.x * int64_t(kSampleThreads);
+  for (int64_t i = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; i < work; i += threads) {
+    const int64_t row = per_row == 1 ? i : i / per_row;
+    const int64_t j0 = i - row * per_row;
+    const int64_t user = a.users[row];
+    int64_t* out = a.out + row * a.k;
+    bool lacking = static_cast<uint64_t>(user) >= static_cast<uint64_t>(a.num_users);
+    if (lacking) {
+      for (int64_t j = j0; j < j0 + each; ++j) out[j] = -1;
+    } else {
+      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
+      const Row<Index> items{a.indices + begin, count};
+      const RowMembership<Index> contains{items, a.filter != nullptr ? a.filter + begin : nullptr, a.items.num_items};
+      for (int64_t j = j0; j < j0 + each; ++j) {
+        const int64_t item = draw_negative(a.items, items, contains, key, static_cast<uint64_t>(first + row),
+                                           static_cast<uint32_t>(j), out, a.replacement ? 0 : j);
+        out[j] = item;
+        lacking |= item < 0;
+      }
+    }
+    if (lacking) atomicMin(a.failed, static_cast<unsigned long long>(row));
+  }
+}
+
+// ---- positives ------------------------------------------------------------------------------------------------------
+
+enum class Order : int64_t { kSequential = 0, kShuffled = 1, kReplacement = 2, kUsers = 3 };
+
+template <class Index>
+struct PositiveArgs {
+  SampleOrigin origin;
+  Order order;
+  int64_t rows, positives, num_users;
+  int64_t total, kept;  // samples of the epoch; interactions of the users who take part
+  const int64_t* indptr;
+  const Index* indices;
+  const int64_t* hint;
+  int64_t hint_size;
+  int shift;
+  const int64_t* gaps;  // [2, num_gaps]
+  int64_t num_gaps;
+  const int64_t* active;  // users who take part, for Order::kUsers
+  int64_t num_active;
+  int64_t* out_users;      // [rows]
+  int64_t* out_positives;  // [rows, positives]
+};
+
+template <class Index>
+__global__ void __launch_bounds__(kSampleThreads) positives_kernel(const PositiveArgs<Index> a) {
+  GPU_SHARED(Permutation, permutation, 1);
+  const SampleKey key = a.origin.key();
+  const int64_t first = a.origin.first();
+  if (a.order == Order::kShuffled) {
+    if (threadIdx.x == 0) permutation[0] = make_permutation(key, static_cast<uint64_t>(a.total));
+    __syncthreads();
+  }
+  const int64_t threads = gridDim.x * int64_t(kSampleThreads);
+  for (int64_t row = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; row < a.rows; row += threads) {
+    const uint64_t sample = static_cast<uint64_t>(first + row);
+    int64_t user, edge;
+    if (a.order == Order::kUsers) {
+      const Draws d = draws(key, sample, Stream::kReplacementPositive, 0, 0);
+      user = a.active[mulhi64(d.first, static_cast<uint64_t>(a.num_active))];
+      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
+      edge = begin + static_cast<int64_t>(mulhi64(d.second, static_cast<uint64_t>(count)));
+    } else {
+      if (a.order == Order::kReplacement) {
+        const Draws d = draws(key, sample, Stream::kReplacementPositive, 0, 0);
+        edge = static_cast<int64_t>(mulhi64(d.first, static_cast<uint64_t>(a.kept)));
+      } else {
+        edge = static_cast<int64_t>(a.order == Order::kShuffled ? permute(permutation[0], sample) : sample);
+        if (a.total > a.kept) edge %= a.kept;  // several draws of each interaction
+      }
+      edge = kept_interaction(a.gaps, a.gaps + a.num_gaps, a.num_gaps, edge);
+      user = owner(a.indptr, a.num_users, a.hint, a.hint_size, a.shift, edge);
+    }
+    a.out_users[row] = user;
+    int64_t* out = a.out_positives + row * a.positives;
+    out[0] = static_cast<int64_t>(a.indices[edge]);
+    if (a.positives == 2) {
+      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
+      const Draws d = draws(key, sample, Stream::kSecondPositive, 0, 0);
+      out[1] = static_cast<int64_t>(a.indices[begin + second_position(d.first, edge - begin, count)]);
+    }
+  }
+}
+
+// ---- membership -----------------------------------------------------------------------------------------------------
+
+// Sets every interaction's bit of the row filter, which is 0 beforehand.
+template <class Index>
+__global__ void __launch_bounds__(kSampleThreads)
+    row_filter_kernel(const int64_t* indptr, int64_t num_users, const Index* indices, int64_t nnz, int64_t num_items,
+                      unsigned short* filter) {
+  const int64_t threads = gridDim.x * int64_t(kSampleThreads);
+  for (int64_t e = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; e < nnz; e += threads) {
+    const int64_t user = owner_between(indptr, 0, num_users - 1, e);
+    const int64_t begin = indptr[user], count = indptr[user + 1] - begin;
+    const uint64_t bit = filter_bit(filter_range(count, num_items), static_cast<int64_t>(indices[e]));
+    unsigned short* word = filter + begin + static_cast<int64_t>(bit >> 4);
+    const unsigned short mask = static_cast<unsigned short>(1u << (bit & 15));
+    // There is no atomicOr of 16 bits.
+    unsigned short seen = 0;
+    for (;;) {
+      const unsigned short before = atomicCAS(word, seen, static_cast<unsigned short>(seen | mask));
+      if (before == seen) break;
+      seen = before;
+    }
+  }
+}
+
+// out[r, c] = whether users[r] has items[c] (stride 0) or items[r, c] (stride columns).
+template <class Index>
+__global__ void __launch_bounds__(kSampleThreads)
+    has_items_kernel(const int64_t* users, int64_t rows, const int64_t* items, int64_t columns, int64_t stride,
+                     const int64_t* indptr, const Index* indices, const uint16_t* filter, int64_t num_items,
+                     bool* out) {
+  const int64_t work = rows * columns, threads = gridDim.x * int64_t(kSampleThreads);
+  for (int64_t i = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; i < work; i += threads) {
+    const int64_t row = i / columns, column = i - row * columns, user = users[row], begin = indptr[user];
+    const RowMembership<Index> contains{
+        {indices + begin, indptr[user + 1] - begin}, filter != nullptr ? filter + begin : nullptr, num_items};
+    out[i] = contains(items[row * stride + column]);
+  }
+}
+
+// ---- launching ------------------------------------------------------------------------------------------------------
+
+inline unsigned sample_blocks(int64_t work) {
+  const int64_t blocks = (work + kSampleThreads - 1) / kSampleThreads;
+  return static_cast<unsigned>(blocks > kSampleBlocks ? kSampleBlocks : blocks);
+}
+
+template <class Items, class Index>
+void sample_negatives(const NegativeArgs<Items, Index>& a, gpuStream stream) {
+  if (a.rows == 0 || a.k == 0) return;
+  GPU_LAUNCH((negatives_kernel<Items, Index>), sample_blocks(a.replacement ? a.rows * a.k : a.rows), kSampleThreads, 0,
+             stream)
+  (a);
+}
+
+// Uniform over all items, over candidates (masses alone), or weighted by an alias table and its prefix sums.
+template <class Index>
+void sample_negatives(NegativeArgs<UniformItems, Index> a, const uint64_t* slots, int bits, const int64_t* masses,
+                      int64_t num_masses, gpuStream stream) {
+  const auto with = [&](auto items) {
+    sample_negatives(NegativeArgs<decltype(items), Index>{items, a.origin, a.rows, a.k, a.num_users, a.replacement,
+                                                          a.users, a.indptr, a.indices, a.filter, a.out, a.failed},
+                     stream);
+  };
+  const int64_t num_items = a.items.num_items;
+  if (slots != nullptr) return with(AliasItems{num_items, slots, bits, masses});
+  if (masses != nullptr) return with(CandidateItems{num_items, masses, num_masses});
+  with(UniformItems{num_items});
+}
+
+template <class Index>
+void sample_positives(const PositiveArgs<Index>& a, gpuStream stream) {
+  if (a.rows == 0) return;
+  GPU_LAUNCH((positives_kernel<Index>), sample_blocks(a.rows), kSampleThreads, 0, stream)(a);
+}
+
+template <class Index>
+void row_filter(const int64_t* indptr, int64_t num_users, const Index* indices, int64_t nnz, int64_t num_items,
+                unsigned short* filter, gpuStream stream) {
+  if (nnz == 0) return;
+  GPU_LAUNCH((row_filter_kernel<Index>), sample_blocks(nnz), kSampleThreads, 0, stream)
+  (indptr, num_users, indices, nnz, num_items, filter);
+}
+
+template <class Index>
+void has_items(const int64_t* users, int64_t rows, const int64_t* items, int64_t columns, int64_t stride,
+               const int64_t* indptr, const Index* indices, const uint16_t* filter, int64_t num_items, bool* out,
+               gpuStream stream) {
+  if (rows == 0 || columns == 0) return;
+  GPU_LAUNCH((has_items_kernel<Index>), sample_blocks(rows * columns), kSampleThreads, 0, stream)
+  (users, rows, items, columns, stride, indptr, indices, filter, num_items, out);
+}
+
+}  // namespace GPU_NS
+}  // namespace zx

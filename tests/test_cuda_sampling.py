@@ -1,0 +1,177 @@
+"""The CUDA kernels of sampling, run on the host: bit for bit what the definition, and the CPU, draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext import _ops, _sampling_reference, sampling
+
+cuda_on_host = pytest.importorskip("cuda_on_host")
+if cuda_on_host.missing():
+    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
+
+SEEDS = [(0, 0, 0), (2**63 + 12345, 2**32 - 1, 2**40 + 3)]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_host.load("sampling")
+
+
+def matrix(num_users=61, num_items=97, seed=0):
+    """Rows of every kind: empty, short, more than half full, all but one item, full, and one for all the filters."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(num_users, generator=generator) ** 3
+    dense = torch.rand(num_users, num_items, generator=generator) < share[:, None]
+    dense[3], dense[4], dense[5] = False, True, True
+    dense[5, 40] = False
+    users, items = dense.nonzero(as_tuple=True)
+    return zx.Interactions.from_arrays(users.numpy(), items.numpy(), shape=(num_users, num_items))
+
+
+def signed(seed):
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def build_filter(kernels, x, indices):
+    found = torch.zeros(x.nnz + 1, dtype=torch.int16)
+    kernels.row_filter(x.indptr, indices, found, x.num_items)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_row_filter(kernels, dtype, settings):
+    for num_items in (97, 5000):  # exact bitmaps, and hashed bits
+        x = matrix(num_items=num_items)
+        with cuda_on_host.schedule(settings):
+            found = build_filter(kernels, x, x.indices.to(dtype))
+        expected = _ops.row_filter(x.indptr, x.indices, x.num_items)
+        if expected is not None:
+            assert torch.equal(found, expected)
+    users, items = torch.arange(x.num_users), torch.arange(x.num_items)
+    want = _sampling_reference.has_items(users, items, x.indptr, x.indices)
+    for lookup in (None, found):
+        out = torch.zeros(want.shape, dtype=torch.bool)
+        kernels.has_items(users, items, x.indptr, x.indices.to(dtype), lookup, out, x.num_items)
+        assert torch.equal(out, want)
+    by_row = torch.randint(0, x.num_items, (x.num_users, 3), generator=torch.Generator().manual_seed(1))
+    out = torch.zeros(by_row.shape, dtype=torch.bool)
+    kernels.has_items(users, by_row, x.indptr, x.indices.to(dtype), found, out, x.num_items)
+    assert torch.equal(out, want.gather(1, by_row))
+
+
+def strategies(x):
+    candidates = torch.tensor([0, 2, 3, 5, 40, 41, 42, 90])
+    for name, options in (
+        ("uniform", {}),
+        ("popularity", {"alpha": 0.75}),
+        ("candidates", {"candidates": candidates}),
+    ):
+        for replacement in (True, False):
+            yield sampling._strategy(x, name, None, options.get("alpha", 1.0), options.get("candidates"), replacement)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("seed", SEEDS, ids=str)
+@pytest.mark.parametrize("k", [0, 1, 5, 33])
+def test_negatives(kernels, k, seed, dtype):
+    x = matrix()
+    indices = x.indices.to(dtype)
+    users = torch.randint(0, x.num_users, (301 if k < 9 else 70,), generator=torch.Generator().manual_seed(2))
+    users[7], users[50] = -1, x.num_users
+    if seed == SEEDS[0]:
+        users = users[(users >= 0) & (users < x.num_users) & (users != 4)]  # none fails, with replacement
+    number, epoch, offset = seed
+    for strategy in strategies(x):
+        want, want_failed = _sampling_reference.sample_negatives(
+            *(users, x.indptr, indices, strategy.slots, strategy.masses, x.num_items, k),
+            *(signed(number), epoch, offset, strategy.replacement),
+        )
+        key = torch.tensor([signed(number), epoch, offset])
+        for lookup in (None, build_filter(kernels, x, indices)):
+            for device_key, numbers in ((None, (signed(number), epoch, offset)), (key, (9, 9, 9))):
+                out = torch.full((users.numel(), k), -9)
+                failed = torch.full((1,), -1)
+                kernels.sample_negatives(
+                    *(users, x.indptr, indices, lookup, strategy.slots, strategy.masses, device_key, out, failed),
+                    *(x.num_items, *numbers, strategy.replacement),
+                )
+                assert torch.equal(out, want)
+                assert k == 0 or torch.equal(failed, want_failed)
+
+
+def test_nobody_asks(kernels):
+    x = matrix()
+    out, failed = torch.empty(0, 3, dtype=torch.int64), torch.full((1,), -1)
+    nobody = torch.empty(0, dtype=torch.int64)
+    kernels.sample_negatives(
+        nobody, x.indptr, x.indices, None, None, None, None, out, failed, x.num_items, 0, 0, 0, True
+    )
+    kernels.row_filter(torch.zeros(4, dtype=torch.int64), nobody, torch.zeros(1, dtype=torch.int16), 5)
+    assert failed.item() == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("positives", [1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_positives(kernels, draws, order, positives, dtype):
+    x = matrix()
+    indices = x.indices.to(dtype)
+    counts = x.user_counts
+    out_of_it = torch.tensor([4, 5, 30])  # users who are left out
+    total = counts[out_of_it].cumsum(0)
+    gaps = torch.stack((x.indptr[out_of_it] - total + counts[out_of_it], total)).contiguous()
+    for left_out in (None, gaps):
+        kept = x.nnz - (0 if left_out is None else int(total[-1]))
+        active = (counts > 0).nonzero().flatten() if order == 3 else None
+        samples = draws * kept
+        for number, epoch, _ in SEEDS:
+            for begin, rows in ((0, samples), (samples - 5, 5), (17, 300), (0, 0)):
+                args = (order, kept, samples, begin)
+                want = _sampling_reference.sample_positives(
+                    x.indptr, indices, left_out, active, *args, rows, positives, signed(number), epoch
+                )
+                key = torch.tensor([signed(number), epoch, begin])
+                for device_key, numbers in ((None, (begin, signed(number), epoch)), (key, (0, 9, 9))):
+                    got = tuple(torch.full_like(t, -9) for t in want)
+                    kernels.sample_positives(
+                        *(x.indptr, indices, sampling._hint(x), left_out, active, device_key, *got),
+                        *(sampling._HINT_SHIFT, order, kept, samples, *numbers),
+                    )
+                    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+def test_more_samples_than_one_block_and_a_large_permutation(kernels):
+    x = matrix(num_users=500, num_items=900, seed=3)  # more than 4096 interactions: eight rounds
+    args = (1, x.nnz, x.nnz, 0)
+    want = _sampling_reference.sample_positives(x.indptr, x.indices, None, None, *args, x.nnz, 1, 5, 6)
+    got = tuple(torch.full_like(t, -9) for t in want)
+    kernels.sample_positives(
+        *(x.indptr, x.indices, sampling._hint(x), None, None, None, *got),
+        *(sampling._HINT_SHIFT, 1, x.nnz, x.nnz, 0, 5, 6),
+    )
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    assert got[0].unique_consecutive().numel() > 1000
+
+
+@pytest.mark.parametrize("op", ["sample_negatives", "sample_positives"])
+def test_a_key_in_memory_is_what_the_numbers_are(op):
+    x = matrix()
+    key = torch.tensor([3, 4, 5])
+    if op == "sample_negatives":
+        args = (torch.arange(3), x.indptr, x.indices, None, None, None, x.num_items, 4)
+        want, got = (
+            _ops.sample_negatives(*args, *numbers, True, key=k)[0]
+            for numbers, k in (((3, 4, 5), None), ((0, 0, 0), key))
+        )
+    else:
+        common = (x.indptr, x.indices, sampling._hint(x), sampling._HINT_SHIFT, None, None, 1, x.nnz, x.nnz)
+        want, got = (
+            _ops.sample_positives(*common, begin, 20, 1, *numbers, key=k)[1]
+            for begin, numbers, k in ((5, (3, 4), None), (0, (0, 0), key))
+        )
+    assert torch.equal(want, got)
