@@ -9,7 +9,7 @@ OUTPUT ?= runs/demo
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: demo test bench lint format types sanitize wheel clean help
+.PHONY: demo test bench lint format types sanitize cuda-check wheel clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench       the sampling benchmark (minutes)"
 	@echo "make lint types  ruff, clang-format, mypy"
 	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
+	@echo "make cuda-check  compiles the CUDA kernels for every architecture: registers, spills, occupancy (needs nvcc)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
@@ -48,7 +49,10 @@ bench: $(VENV)/.installed
 	$(RUN)/python benchmarks/bench_sampling.py
 
 sanitize: $(VENV)/.installed
-	$(RUN)/python tests/cuda_on_host/sanitize.py
+	$(RUN)/python tests/cuda_on_host/sanitize.py $(SANITIZE_ARGS)
+
+cuda-check: $(VENV)/.installed
+	$(RUN)/python tools/cuda_check.py --jobs $(JOBS) $(CUDA_CHECK_ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

@@ -34,9 +34,8 @@ ZX_HD uint64_t isqrt64(uint64_t x) {
   return root;
 }
 
-// size must be below 2^62.
-ZX_HD Permutation make_permutation(SampleKey key, uint64_t size) {
-  Permutation p{};
+// size must be below 2^62. (Writes to where the permutation is kept: a GPU thread would build a copy in slow memory.)
+ZX_HD void make_permutation(SampleKey key, uint64_t size, Permutation& p) {
   p.size = size;
   const uint64_t root = isqrt64(size);
   const uint64_t columns = root * root < size ? root + 1 : (root > 0 ? root : 1);
@@ -51,7 +50,6 @@ ZX_HD Permutation make_permutation(SampleKey key, uint64_t size) {
     p.key[4 * block + 2] = static_cast<uint32_t>(d.second);
     p.key[4 * block + 3] = static_cast<uint32_t>(d.second >> 32);
   }
-  return p;
 }
 
 // Keyed 32-bit mixing; the constants are MurmurHash3's (Appleby, public domain).

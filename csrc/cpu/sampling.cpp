@@ -498,7 +498,7 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
       p.gap_start = data<int64_t>(*gaps), p.gap_total = p.gap_start + p.num_gaps;
     }
     if (active) p.active = data<int64_t>(*active), p.num_active = active->size(0);
-    p.permutation = make_permutation(p.key, static_cast<uint64_t>(total));
+    make_permutation(p.key, static_cast<uint64_t>(total), p.permutation);
     p.out_users = data<int64_t>(users), p.out_positives = data<int64_t>(items);
     for_each_block((rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
       simd<PositiveRows<Index>>(&p, task * kRowsPerTask, std::min(rows, (task + 1) * kRowsPerTask));

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kSampleThreads) positives_kernel(const Positiv
   const SampleKey key = a.origin.key();
   const int64_t first = a.origin.first();
   if (a.order == Order::kShuffled) {
-    if (threadIdx.x == 0) permutation[0] = make_permutation(key, static_cast<uint64_t>(a.total));
+    if (threadIdx.x == 0) make_permutation(key, static_cast<uint64_t>(a.total), permutation[0]);
     __syncthreads();
   }
   const int64_t threads = gridDim.x * int64_t(kSampleThreads);
