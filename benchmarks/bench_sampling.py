@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="report memory instead of speed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if not _ops.has_kernel(torch.device("cpu")):
+    if not _ops.has_op("sample_negatives", torch.device("cpu")):
         raise SystemExit("bench_sampling.py: build the compiled kernels first")
     rows = []
     for name in (*NAMES, "power law") if arguments.large else NAMES:

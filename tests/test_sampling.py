@@ -21,7 +21,7 @@ from zerosum_ext import Interactions, _ops, hardest_negatives, in_batch_mask, sa
 from zerosum_ext import _sampling_reference as reference
 
 NUM_ITEMS = 60
-compiled = pytest.mark.skipif(not _ops.has_kernel(torch.device("cpu")), reason="no compiled kernels")
+compiled = pytest.mark.skipif(not _ops.has_op("sample_negatives", torch.device("cpu")), reason="no compiled kernels")
 
 
 def matrix_of(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Interactions:

@@ -131,9 +131,9 @@ def _transforms_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _needs_definition(device: torch.device, *constants: Tensor | None) -> bool:
+def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) -> bool:
     """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
-    if not _ops.has_kernel(device) or _transforms_active():
+    if not _ops.has_op(op, device) or _transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
 
@@ -147,7 +147,7 @@ def pair_loss(
     args: PairArgs,
 ) -> Tensor:
     """The op pair_loss, differentiable in every tensor."""
-    if _needs_definition(pos.device, aux_pos, aux_neg, weight):
+    if _needs_definition("pair_loss", pos.device, aux_pos, aux_neg, weight):
         return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
     if torch.is_grad_enabled() and (pos.requires_grad or neg.requires_grad):
         return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, args)
@@ -162,7 +162,7 @@ def macr_loss(
     reduction: str,
 ) -> Tensor:
     """The op macr_loss, differentiable in every tensor."""
-    if _needs_definition(scores[0].device, weight):
+    if _needs_definition("macr_loss", scores[0].device, weight):
         return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
         return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)

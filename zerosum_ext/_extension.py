@@ -14,7 +14,7 @@ import torch
 _PACKAGE = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 # What the Python sources call; a library without one of them was built from other sources.
-_OPS = (
+OPS = (
     "loss_names",
     "cpu_isa",
     "pair_loss",
@@ -61,7 +61,7 @@ def _load_cpu() -> _Library:
         library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {_REBUILD}"
     else:
         library.load()
-        missing = [op for op in _OPS if library.loaded and not hasattr(torch.ops.zerosum_ext, op)]
+        missing = [op for op in OPS if library.loaded and not hasattr(torch.ops.zerosum_ext, op)]
         if missing:
             library.loaded = False
             library.reason = f"{library.file} is older than the Python sources: it lacks {', '.join(missing)}"

@@ -5,7 +5,6 @@ The fake kernels (shapes and dtypes without data, for torch.compile and torch.ex
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -21,13 +20,18 @@ if _extension.CPU.loaded:
     LOSS_IDS = {name: i for i, name in enumerate(torch.ops.zerosum_ext.loss_names().split(","))}
 
 
-def has_kernel(device: torch.device) -> bool:
-    """Whether ops on tensors of this device run compiled kernels."""
-    if device.type == "cpu":
-        return _extension.CPU.loaded
-    if device.type == "cuda":
-        return _extension.CUDA.loaded
-    return False
+def _kernels(library: _extension._Library, key: str) -> frozenset[str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(op for op in _extension.OPS if library.loaded and has(f"zerosum_ext::{op}", key))
+
+
+# Ops that have a compiled kernel, for each type of device.
+_KERNELS = {"cpu": _kernels(_extension.CPU, "CPU"), "cuda": _kernels(_extension.CUDA, "CUDA")}
+
+
+def has_op(name: str, device: torch.device) -> bool:
+    """Whether this op has a compiled kernel for tensors of this device; without one the definition is evaluated."""
+    return name in _KERNELS.get(device.type, ())
 
 
 if _extension.CPU.loaded:
@@ -107,7 +111,7 @@ def pair_loss(
     pos [B] and neg [B] or [B, K], or both [B, 2] for the losses of two positives and two negatives. The constants
     aux_pos and aux_neg and the weight are [B] or [B, K], in the dtype of the arithmetic. Not differentiable itself.
     """
-    if has_kernel(pos.device):
+    if has_op("pair_loss", pos.device):
         return _pair_loss(pos, neg, aux_pos, aux_neg, weight, LOSS_IDS[loss], a, b, c, REDUCTIONS[reduction], grad)
     return reference.pair_loss(pos, neg, aux_pos, aux_neg, weight, loss, a, b, c, reduction, grad)
 
@@ -125,21 +129,12 @@ def macr_loss(
     The scores are those of the positive and the negative, and of the user, positive and negative branch, each [B] or
     [B, K] like that of the negative; the weight [B] or [B, K], in the dtype of the arithmetic.
     """
-    if has_kernel(scores[0].device):
+    if has_op("macr_loss", scores[0].device):
         return _macr_loss(*scores, weight, alpha, beta, REDUCTIONS[reduction], grad)
     return reference.macr_loss(scores, weight, alpha, beta, reduction, grad)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
-
-
-def has_op(name: str, device: torch.device) -> bool:
-    """Whether this op has a compiled kernel for tensors of this device."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    return key is not None and has_kernel(device) and _dispatch_has_kernel(f"zerosum_ext::{name}", key)
-
-
-_dispatch_has_kernel = functools.cache(torch._C._dispatch_has_kernel_for_dispatch_key)
 
 
 if _extension.CPU.loaded:
