@@ -1,0 +1,172 @@
+"""The Python side of CUDA without a GPU: fake CUDA tensors, and what the backward pass computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import zerosum_ext as zx
+from zerosum_ext import _autograd, _extension, _ops
+
+if not _extension.CPU.loaded:
+    pytest.skip("the schemas of the ops are in _C, which is not loaded", allow_module_level=True)
+
+CUDA = torch.device("cuda:0")
+
+
+@pytest.fixture
+def kernels_on_cuda(monkeypatch):
+    """As if _C_cuda were loaded: a call with fake tensors goes as far as where a kernel would start."""
+    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset(_extension.OPS))
+
+
+@pytest.fixture
+def fake():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def scores(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=CUDA)
+
+
+LOSSES = {
+    "bpr": (zx.bpr_loss, (7,), (7,)),
+    "zerosum": (zx.zerosum_loss, (7,), (7, 5)),
+    "pos2neg2": (zx.pos2neg2_loss, (7, 2), (7, 2)),
+    "softmax": (zx.sampled_softmax_loss, (7,), (7, 5)),
+    "hardest": (zx.hardest_loss, (7,), (7, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_losses_on_fake_tensors(request, fake, name, reduction, dtype, compiled):
+    if compiled:
+        request.getfixturevalue("kernels_on_cuda")
+    function, pos_shape, neg_shape = LOSSES[name]
+    pos, neg = scores(*pos_shape, dtype=dtype), scores(*neg_shape, dtype=dtype)
+    value = function(pos, neg, reduction=reduction)
+    samples = neg_shape if name in ("bpr", "zerosum") else (7,)
+    assert value.device == CUDA
+    assert value.shape == (samples if reduction == "none" else ())
+    half = dtype in (torch.float16, torch.bfloat16)
+    assert value.dtype == (torch.float32 if half and reduction != "none" else dtype)
+
+
+class Context:
+    """What autograd passes to a Function, which cannot run on fake CUDA tensors in a torch without CUDA."""
+
+    def save_for_backward(self, *tensors):
+        self.saved_tensors = tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_backward_pass_waits_for_nothing(fake, kernels_on_cuda, weighted, reduction, dtype):
+    # .item() of a fake tensor raises: nothing on this path looks at a value.
+    context, pos, neg = Context(), scores(7, dtype=dtype), scores(7, 5, dtype=dtype)
+    weight = torch.empty(7, device=CUDA) if weighted else None
+    with torch.no_grad():
+        value = _autograd._PairLoss.forward(
+            context, pos, neg, None, None, weight, ("zerosum", 1.0, 1.0, 0.0, reduction)
+        )
+        grads = _autograd._PairLoss.backward(context, torch.empty_like(value))
+    assert [(g.shape, g.dtype, g.device) for g in grads[:2]] == [(t.shape, dtype, CUDA) for t in (pos, neg)]
+    context = Context()
+    branches = [scores(*s, dtype=dtype) for s in ((7,), (7, 5), (7,), (7,), (7, 5))]
+    with torch.no_grad():
+        value = _autograd._MacrLoss.forward(context, weight, 0.1, 0.2, reduction, *branches)
+        grads = _autograd._MacrLoss.backward(context, torch.empty_like(value))[4:]
+    assert [(g.shape, g.dtype, g.device) for g in grads] == [(t.shape, dtype, CUDA) for t in branches]
+
+
+def test_export_keeps_the_op(fake, kernels_on_cuda):
+    exported = torch.export.export(zx.ZerosumLoss(), (scores(8), scores(8)))
+    targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert torch.ops.zerosum_ext.pair_loss.default in targets
+
+
+def test_sampling_on_fake_tensors(fake, kernels_on_cuda):
+    indptr, indices = (torch.empty(n, dtype=torch.int64, device=CUDA) for n in (11, 50))
+    users = torch.empty(6, dtype=torch.int64, device=CUDA)
+    items, failed = _ops.sample_negatives(users, indptr, indices, None, None, None, 9, 3, 0, 0, 0, True)
+    assert (items.shape, failed.shape, items.device) == ((6, 3), (1,), CUDA)
+    lookup = _ops.row_filter(indptr, indices, 9)
+    assert (lookup.shape, lookup.dtype) == ((51,), torch.int16)
+    found = _ops.has_items(users, items, indptr, indices, lookup, 9)
+    assert (found.shape, found.dtype) == ((6, 3), torch.bool)
+    args = (indptr, indices, torch.empty(1, dtype=torch.int64, device=CUDA), 6, None, None, 1, 50, 50, 0, 20)
+    assert [t.shape for t in _ops.sample_positives(*args, 2, 0, 0)] == [(20,), (20, 2)]
+
+
+# ---- tensors of several devices
+
+
+@pytest.mark.parametrize("other", [torch.device("cpu"), torch.device("cuda:1")])
+def test_one_device_for_scores(fake, other):
+    with pytest.raises(ValueError, match=rf"neg: expected a tensor on cuda:0, where pos is, got .* on {other}"):
+        zx.zerosum_loss(scores(4), torch.empty(4, device=other))
+    with pytest.raises(ValueError, match=rf"sample_weight: expected a tensor on cuda:0, .* on {other}"):
+        zx.zerosum_loss(scores(4), scores(4), sample_weight=torch.empty(4, device=other))
+
+
+@pytest.mark.parametrize("other", [torch.device("cpu"), torch.device("cuda:1")])
+def test_the_ops_themselves_name_what_lies_elsewhere(fake, other):
+    pos, neg = torch.empty(4, device=CUDA), torch.empty(4, device=other)
+    with pytest.raises(RuntimeError, match=f"pos is on cuda:0, neg on {other}"):
+        torch.ops.zerosum_ext.pair_loss(pos, neg, None, None, None, 0, 1.0, 0.0, 0.0, 2, False)
+    indptr, indices = torch.empty(5, dtype=torch.int64, device=CUDA), torch.empty(9, dtype=torch.int64, device=other)
+    with pytest.raises(RuntimeError, match=f"users is on cuda:0, indices on {other}"):
+        torch.ops.zerosum_ext.sample_negatives(indptr, indptr, indices, None, None, None, 9, 1, 0, 0, 0, True)
+
+
+def test_users_must_be_where_the_interactions_are():
+    data = zx.Interactions.from_arrays([0, 1, 1], [2, 0, 1])
+    with pytest.raises(ValueError, match="users: expected a tensor on cpu, where interactions are, got meta"):
+        zx.sample_negatives(data, torch.zeros(2, dtype=torch.int64, device="meta"))
+
+
+# ---- gradients computed again in the backward pass, as on CUDA
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_recomputed_gradients(monkeypatch, name, weighted, reduction):
+    function, pos_shape, neg_shape = LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    pos, neg = (torch.randn(s, generator=generator, requires_grad=True) for s in (pos_shape, neg_shape))
+    weight = torch.rand(7, generator=generator) if weighted else None
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(_autograd, "_RECOMPUTED", devices)
+        value = function(pos, neg, sample_weight=weight, reduction=reduction)
+        upstream = torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
+        results.append((value.detach(), *torch.autograd.grad(value, (pos, neg), upstream)))
+    for kept, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_recomputed_gradients_of_macr(monkeypatch, reduction):
+    generator = torch.Generator().manual_seed(0)
+    branches = [torch.randn(s, generator=generator, requires_grad=True) for s in ((7,), (7, 5), (7,), (7,), (7, 5))]
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(_autograd, "_RECOMPUTED", devices)
+        value = zx.macr_loss(*branches, alpha=0.3, beta=0.7, reduction=reduction)
+        upstream = torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
+        results.append(torch.autograd.grad(value, branches, upstream))
+    for kept, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_without_its_own_kernel_an_op_on_cuda_is_the_definition(fake, monkeypatch):
+    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset({"pair_loss"}))
+    assert zx.macr_loss(*(scores(4) for _ in range(5)), alpha=0.1, beta=0.1).device == CUDA
+    assert zx.bpr_loss(scores(4), scores(4)).device == CUDA
