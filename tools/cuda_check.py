@@ -5,7 +5,8 @@
 No GPU and no CUDA build of torch are needed: the headers of a CPU build do. A kernel that spills registers or keeps
 anything in local memory is an error, except in float64, where no speed is promised. The table holds registers, shared
 memory and the occupancy that they allow at 256 threads a block, for the last architecture or, with --all, for each.
-The newest architecture is compiled to PTX as well, as the package is.
+The newest architecture is compiled to PTX as well, as the package is. At last the objects of one architecture are
+linked and loaded against a stub of libtorch_cuda.so: every kernel must register under the schema that _C gives its op.
 """
 
 from __future__ import annotations
@@ -107,18 +108,50 @@ def parse(log: str, arch: str, source: str) -> list[Kernel]:
     return kernels
 
 
-def compile_one(nvcc: str, source: Path, arch: str, includes: list[str]) -> list[Kernel]:
+def compile_one(nvcc: str, source: Path, arch: str, includes: list[str], folder: Path) -> list[Kernel]:
     number = arch.replace(".", "")
-    with tempfile.TemporaryDirectory() as folder:
-        code = f"arch=compute_{number},code=" + (
-            f"[sm_{number},compute_{number}]" if arch == ARCHS[-1] else f"sm_{number}"
-        )
-        command = [nvcc, *FLAGS, "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-gencode", code, *includes]
-        command += ["-c", str(source), "-o", str(Path(folder, "object.o"))]
-        done = subprocess.run(command, capture_output=True, text=True)
+    object_file = folder / f"{source.stem}-{arch}.o"
+    code = f"[sm_{number},compute_{number}]" if arch == ARCHS[-1] else f"sm_{number}"
+    command = [nvcc, *FLAGS, "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-gencode", f"arch=compute_{number},code={code}"]
+    command += [*includes, "-c", str(source), "-o", str(object_file)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return parse(done.stdout + done.stderr, arch, source.name)
+
+
+# Runs in a process of its own: loads the library after the stub, and prints the ops that have a CUDA kernel.
+LOAD = """
+import ctypes, sys
+import torch
+from zerosum_ext import _extension
+if not _extension.CPU.loaded:
+    sys.exit(f"_C is not loaded: {_extension.CPU.reason}")
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+torch.ops.load_library(sys.argv[2])
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+print(" ".join(op for op in _extension.OPS if has(f"zerosum_ext::{op}", "CUDA")))
+"""
+
+
+def link_and_load(nvcc: str, objects: list[Path], folder: Path) -> list[str]:
+    """Links as setup.py does and loads the library into a CPU build of torch; returns the ops with a CUDA kernel."""
+    from torch.utils.cpp_extension import library_paths
+
+    stub, library = folder / "libtorch_cuda.so", folder / "_C_cuda.so"
+    source = folder / "stub.c"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    linker = [nvcc, "-shared", "-cudart", "static"]
+    libraries = [*(f"-L{p}" for p in library_paths()), f"-L{folder}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+    for command in (
+        ["gcc", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-o", str(stub), str(source)],
+        [*linker, "-o", str(library), *map(str, objects), *libraries],
+        [sys.executable, "-c", LOAD, str(stub), str(library)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout.split()
 
 
 def table(kernels: list[Kernel]) -> str:
@@ -141,16 +174,22 @@ def main() -> int:
     if nvcc is None:
         print("cuda-check: skipped, there is no nvcc on PATH")
         return 0
+    import torch
     from torch.utils.cpp_extension import include_paths
 
     includes = [f"-I{ROOT / 'csrc'}", *(f"-I{p}" for p in include_paths())]
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     start = time.monotonic()
     kernels: list[Kernel] = []
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(compile_one, nvcc, s, arch, includes) for arch in args.archs for s in sources]
+    with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        folder = Path(name)
+        jobs = [pool.submit(compile_one, nvcc, s, arch, includes, folder) for arch in args.archs for s in sources]
         for job in jobs:
             kernels += job.result()
+        loaded = []
+        if torch.version.cuda is None:
+            loaded = link_and_load(nvcc, [folder / f"{s.stem}-{args.archs[-1]}.o" for s in sources], folder)
+            print(f"linked and loaded; kernels of: {', '.join(loaded)}")
     if not kernels:
         print("cuda-check: nvcc reported no kernel", file=sys.stderr)
         return 1
@@ -165,7 +204,11 @@ def main() -> int:
     )
     if bad:
         print(f"local memory or spills in:\n{table(bad)}", file=sys.stderr)
-    return 1 if bad else 0
+    declared = {op for s in sources for op in re.findall(r'm\.impl\("(\w+)"', s.read_text())}
+    missing = declared - set(loaded) if torch.version.cuda is None else set()
+    if missing:
+        print(f"not registered after loading: {', '.join(sorted(missing))}", file=sys.stderr)
+    return 1 if bad or missing else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""The same on every device: losses against their definitions in float64, samples bit for bit the definition's.
+
+On a machine with a GPU: ``pytest -m cuda``. Tests with "small" in their names are those that compute-sanitizer runs.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext import _ops, _sampling_reference, reference, sampling
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+LOSSES = {
+    "bpr": (zx.bpr_loss, ("bpr", 1.0, 0.0, 0.0)),
+    "zerosum": (zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0)),
+    "pos2neg2": (zx.pos2neg2_loss, ("pos2neg2", 1.0, 1.0, 1.0)),
+    "sampled_softmax": (zx.sampled_softmax_loss, ("sampled_softmax", 1.0, 0.0, 0.0)),
+    "hardest": (zx.hardest_loss, ("hardest", 1.0, 0.0, 0.0)),
+}
+
+
+def scores(shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 3).to(dtype)
+
+
+def check_loss(device, name, rows, k, dtype, reduction, weighted):
+    function, definition = LOSSES[name]
+    if name == "pos2neg2":
+        shapes = (rows, 2), (rows, 2)
+    else:
+        shapes = (rows,), (rows, k) if k > 1 or name in reference.ROW_LOSSES else (rows,)
+    pos, neg = scores(shapes[0], dtype, 0), scores(shapes[1], dtype, 1)
+    weight = torch.rand(rows, generator=torch.Generator().manual_seed(2)).to(reference.compute_dtype(dtype))
+    weight = weight if weighted else None
+    p, n = (t.to(device).requires_grad_() for t in (pos, neg))
+    value = function(p, n, sample_weight=None if weight is None else weight.to(device), reduction=reduction)
+    upstream = scores(value.shape, value.dtype, 3)
+    got = (value, *torch.autograd.grad(value, (p, n), upstream.to(device)))
+    p, n = (t.double().requires_grad_() for t in (pos, neg))
+    w = None if weight is None else weight.double()
+    value = reference.pair_loss_value(p, n, None, None, w, *definition, reduction)
+    want = (value, *torch.autograd.grad(value, (p, n), upstream.double()))
+    for x, y in zip(got, want, strict=True):
+        scale = max(1.0, float(y.detach().abs().max()))
+        torch.testing.assert_close(x.double().cpu(), y, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_small_losses(device, name, reduction):
+    for dtype in TOLERANCE:
+        check_loss(device, name, 37, 5, dtype, reduction, True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1025, 1), (300_000, 1), (777, 33), (5, 4100)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_every_size(device, name, shape):
+    for dtype in (torch.float32, torch.bfloat16):
+        check_loss(device, name, *shape, dtype, "mean", False)
+
+
+def test_the_same_bits_each_time(device):
+    pos, neg = (scores(300_001, torch.float32, seed).to(device) for seed in (0, 1))
+    values = {zx.zerosum_loss(pos, neg).item() for _ in range(5)}
+    assert len(values) == 1
+
+
+def test_small_tensors_that_start_anywhere(device):
+    pos, neg = (scores(1029, torch.float32, seed).to(device) for seed in (0, 1))
+    want = zx.zerosum_loss(pos[1:].clone(), neg[:-1].clone(), reduction="none")
+    assert torch.equal(zx.zerosum_loss(pos[1:], neg[:-1], reduction="none"), want)
+
+
+def matrix():
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(61, 97, generator=generator) < torch.rand(61, 1, generator=generator) ** 3
+    dense[3], dense[5] = False, True
+    dense[5, 40] = False
+    users, items = dense.nonzero(as_tuple=True)
+    return zx.Interactions.from_arrays(users.numpy(), items.numpy(), shape=(61, 97))
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "popularity", "candidates"])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_small_samples_are_the_definitions(device, strategy, replacement):
+    x = matrix()
+    candidates = torch.arange(0, 97, 2) if strategy == "candidates" else None
+    users = torch.randint(0, 61, (500,), generator=torch.Generator().manual_seed(1))
+    chosen = sampling._strategy(x, strategy, None, 0.5, candidates, replacement)
+    users = users[~chosen.lacking(3)[users]]
+    want, _ = _sampling_reference.sample_negatives(
+        users, x.indptr, x.indices, chosen.slots, chosen.masses, 97, 3, 7, 8, 9, replacement
+    )
+    moved = x.to(device)
+    got = zx.sample_negatives(
+        *(moved, users.to(device), 3),
+        seed=7,
+        epoch=8,
+        offset=9,
+        strategy=strategy,
+        alpha=0.5,
+        replacement=replacement,
+        candidates=None if candidates is None else candidates.to(device),
+    )
+    assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("positives", [1, 2])
+@pytest.mark.parametrize("positive_strategy", ["epoch", "interactions", "users"])
+def test_small_epochs_are_the_same(device, positives, positive_strategy):
+    x = matrix()
+    options = {"seed": 3, "positives": positives, "positive_strategy": positive_strategy, "negatives": 2}
+    here, there = (zx.TripletLoader(data, 700, **options) for data in (x, x.to(device)))
+    for a, b in zip(here, there, strict=True):
+        assert all(torch.equal(t, u.cpu()) for t, u in zip(a, b, strict=True))
+
+
+# ---- what only a GPU has
+
+
+@pytest.mark.cuda
+def test_graphs(gpu):
+    pos, neg = (scores(5000, torch.float32, seed).cuda().requires_grad_() for seed in (0, 1))
+    x = matrix().to("cuda")
+    users, key = torch.arange(61, device="cuda"), torch.tensor([1, 0, 0], device="cuda")
+
+    def work():
+        loss = zx.zerosum_loss(pos, neg)
+        items = _ops.sample_negatives(users, x.indptr, x.indices, None, None, None, 97, 2, 0, 0, 0, True, key)[0]
+        return loss, *torch.autograd.grad(loss, (pos, neg)), items
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for seed in (1, 2):
+        key[0] = seed
+        with torch.no_grad():
+            pos.add_(0.5)
+        graph.replay()
+        want = work()
+        assert all(torch.equal(a, b) for a, b in zip(captured, want, strict=True))
+
+
+@pytest.mark.cuda
+def test_a_second_stream(gpu):
+    pos, neg = (scores(1 << 20, torch.float32, seed).cuda() for seed in (0, 1))
+    want = zx.zerosum_loss(pos, neg)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = [zx.zerosum_loss(pos, neg) for _ in range(20)]
+    torch.cuda.synchronize()
+    assert all(torch.equal(g, want) for g in got)
