@@ -333,8 +333,10 @@ def rank_factors(
             excluded_indices,
             k,
         )
+    # A matrix product of torch's and, where there is a kernel for it, the ranking of what it yields: so on CUDA.
     return _ranking_reference.rank_factors(
-        user_factors, item_factors, item_bias, users, offset, indptr, indices, excluded_indptr, excluded_indices, k
+        *(user_factors, item_factors, item_bias, users, offset, indptr, indices, excluded_indptr, excluded_indices, k),
+        rank=rank_scores,
     )
 
 

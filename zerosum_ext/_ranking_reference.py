@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,10 @@ def rank_factors(
     excluded_indptr: Tensor | None,
     excluded_indices: Tensor | None,
     k: int,
+    rank: Callable[..., Ranked] | None = None,
 ) -> Ranked:
-    """See :func:`zerosum_ext._ops.rank_factors`."""
+    """See :func:`zerosum_ext._ops.rank_factors`; ``rank`` is what ranks a block of scores, :func:`rank_scores`."""
+    rank = rank or rank_scores
     num_items = item_factors.shape[0]
     step = max(1, BLOCK_ELEMENTS // max(1, num_items))
     parts = []
@@ -33,7 +37,7 @@ def rank_factors(
         if item_bias is not None:
             scores = scores + item_bias
         part = offset[start : start + step + 1]
-        ranked = rank_scores(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
+        ranked = rank(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
         if int(ranked[5]) >= 0:
             return *ranked[:5], ranked[5] + start
         parts.append(ranked)

@@ -1,0 +1,92 @@
+// rank_scores on CUDA tensors. (rank_factors makes the scores by a matrix product of torch's, block by block.)
+#include "cuda/rank.cuh"
+
+#include <tuple>
+
+#include "cuda/call.h"
+
+namespace zx::cuda {
+namespace {
+
+template <class T>
+struct Device {
+  using type = T;
+};
+template <>
+struct Device<Half> {
+  using type = __half;
+};
+template <>
+struct Device<BFloat16> {
+  using type = __nv_bfloat16;
+};
+
+void check_csr(const Call& call, const Tensor& indptr, const Tensor& indices, const char* name) {
+  call.require_here(indptr, name);
+  call.require_here(indices, name);
+  ZX_CHECK(
+      indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long && indptr.is_contiguous(),
+      name, " must have an int64 indptr");
+  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), name, " must have contiguous indices");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
+    const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
+    std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
+  const Call call(scores);
+  call.require_here(users, "users");
+  call.require_here(offset, "offset");
+  check_csr(call, indptr, indices, "positives");
+  ZX_CHECK(scores.dim() == 2 && scores.size(0) == users.size(0), "scores must have one row a user");
+  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
+           "users must be a contiguous int64 vector");
+  const int64_t rows = users.size(0);
+  ZX_CHECK(offset.dim() == 1 && offset.size(0) == rows + 1 && offset.scalar_type() == ScalarType::Long &&
+               offset.is_contiguous(),
+           "offset must be int64 [users + 1]");
+  ZX_CHECK(k >= 0, "k must not be negative");
+  if (excluded_indptr) {
+    check_csr(call, *excluded_indptr, *excluded_indices, "excluded");
+    ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
+             "positives and excluded must have indices of one dtype");
+  }
+  // The size of the results lies in memory: the one op that waits for the GPU.
+  int64_t count = 0;
+  ZX_CHECK(cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost, call.stream()) ==
+                   cudaSuccess &&
+               cudaStreamSynchronize(call.stream()) == cudaSuccess,
+           "CUDA: offset could not be read");
+  const ScalarType compute = scores.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor positive_scores = new_tensor(users, {count}, compute);
+  Tensor greater = new_tensor(users, {count}, ScalarType::Long), equal = new_tensor(users, {count}, ScalarType::Long);
+  Tensor candidates = new_tensor(users, {rows}, ScalarType::Long);
+  Tensor top_items = new_tensor(users, {rows, k}, ScalarType::Long);
+  Tensor failed = new_tensor(users, {1}, ScalarType::Long);
+  ZX_CHECK(cudaMemsetAsync(failed.data_ptr(), 0xff, 8, call.stream()) == cudaSuccess, "CUDA: memset failed");
+  dispatch_floating(scores.scalar_type(), [&](auto zero) {
+    using S = typename Device<decltype(zero)>::type;
+    dispatch_index(indices.scalar_type(), [&](auto index) {
+      using Index = decltype(index);
+      RankArgs<S, Index> a{};
+      a.scores = data<S>(scores), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
+      a.rows = rows, a.num_items = scores.size(1), a.k = k;
+      a.users = data<int64_t>(users), a.offset = data<int64_t>(offset);
+      a.positive_indptr = data<int64_t>(indptr), a.positive_indices = data<Index>(indices);
+      if (excluded_indptr)
+        a.excluded_indptr = data<int64_t>(*excluded_indptr), a.excluded_indices = data<Index>(*excluded_indices);
+      a.positive_scores = data<arithmetic_t<S>>(positive_scores);
+      a.greater = data<unsigned long long>(greater), a.equal = data<unsigned long long>(equal);
+      a.candidates = data<int64_t>(candidates), a.top_items = data<int64_t>(top_items);
+      a.failed = data<unsigned long long>(failed);
+      zx::rank_scores(a, call.stream());
+    });
+  });
+  Call::check();
+  return {positive_scores, greater, equal, candidates, top_items, failed};
+}
+
+}  // namespace zx::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("rank_scores", TORCH_BOX(&zx::cuda::rank_scores)); }
