@@ -64,6 +64,11 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "rank_scores(Tensor scores, Tensor users, Tensor offset, Tensor indptr, Tensor indices, Tensor? excluded_indptr, "
       "Tensor? excluded_indices, int k) -> (Tensor scores, Tensor greater, Tensor equal, Tensor candidates, "
       "Tensor top_items, Tensor failed)");
+  // What follows from the counts and lists, for each user and cut-off (csrc/cpu/rank_metrics.cpp).
+  m.def(
+      "user_metrics(Tensor offset, Tensor greater, Tensor equal, Tensor candidates, Tensor popularity, Tensor cutoffs, "
+      "int ties) -> (Tensor at_k, Tensor auc, Tensor right, Tensor correlation, Tensor top_quantile, Tensor quantile)");
+  m.def("list_metrics(Tensor lists, Tensor values, Tensor cutoffs) -> (Tensor sums, Tensor lengths, Tensor exposure)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CompositeExplicitAutograd, m) {

@@ -231,3 +231,25 @@ def test_other_instruction_sets(isa):
         text=True,
     )
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ties", ["average", "pessimistic", "optimistic"])
+def test_user_metrics(kind, ties):
+    rng = np.random.default_rng(9)
+    scores = torch.from_numpy(scores_of(kind, rng, 60, 80))
+    positives, excluded = masks(rng, 60, 80, 0.1, 0.3)
+    positives[np.arange(60), rng.integers(80, size=60)] = True
+    arguments = where(positives, excluded)
+    _, greater, equal, candidates, lists, _ = _ops.rank_scores(scores, *arguments, 10)
+    popularity = torch.from_numpy(rng.integers(0, 9, 80)).double()
+    cutoffs = torch.tensor([1, 5, 10, 1000])
+    counts = (arguments[1], greater, equal, candidates, popularity[arguments[3].long()], cutoffs, ties)
+    got, expected = _ops.user_metrics(*counts), _ranking_reference.user_metrics(*counts)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+    values = torch.from_numpy(rng.normal(size=(3, 80)))
+    got, expected = (f(lists, values, cutoffs) for f in (_ops.list_metrics, _ranking_reference.list_metrics))
+    torch.testing.assert_close(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    assert torch.equal(got[2], expected[2])

@@ -25,6 +25,8 @@ OPS = (
     "has_items",
     "rank_factors",
     "rank_scores",
+    "user_metrics",
+    "list_metrics",
 )
 
 

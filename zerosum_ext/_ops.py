@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _extension, _ranking_reference, _sampling_reference, reference
+from zerosum_ext.metrics import Ties
 from zerosum_ext.reference import compute_dtype
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
@@ -366,3 +367,39 @@ def rank_scores(
         excluded_indices,
         k,
     )
+
+
+TIES = {"average": 0, "pessimistic": 1, "optimistic": 2}
+
+
+def user_metrics(
+    offset: Tensor, greater: Tensor, equal: Tensor, candidates: Tensor, popularity: Tensor, cutoffs: Tensor, ties: Ties
+) -> tuple[Tensor, ...]:
+    """Metrics of n users from the counts that a ranking op returns, as :mod:`zerosum_ext.metrics` defines them.
+
+    Args:
+        offset, greater, equal, candidates: as above; every user has a positive. All on the CPU.
+        popularity: float64 [P], of the positives.
+        cutoffs: int64 [K], at least 1.
+        ties: "average", "pessimistic" or "optimistic".
+
+    Returns:
+        Float64 results, NaN where undefined: at_k [6, K, n], of HR, recall, precision, NDCG, MRR and MAP; auc
+        [n]; right [n], the number of (positive, negative) pairs in order; correlation [n], Spearman's of popularity and
+        score among the positives; top_quantile [n], PopQ@1; quantile [P], (average place among the user's positives
+        - 1) / (n_u - 1).
+    """
+    if has_op("user_metrics", offset.device):
+        return torch.ops.zerosum_ext.user_metrics(offset, greater, equal, candidates, popularity, cutoffs, TIES[ties])
+    return _ranking_reference.user_metrics(offset, greater, equal, candidates, popularity, cutoffs, ties)
+
+
+def list_metrics(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the first k items of lists int64 [n, L] (-1 pads at the end) add up to, for each k of cutoffs int64 [K].
+
+    Returns (sums float64 [V, K, n] of the rows of ``values`` float64 [V, I], lengths int64 [K, n], exposure int64
+    [K, I]: in how many lists each item is).
+    """
+    if has_op("list_metrics", lists.device):
+        return torch.ops.zerosum_ext.list_metrics(lists, values, cutoffs)
+    return _ranking_reference.list_metrics(lists, values, cutoffs)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from zerosum_ext import metrics
 
 # Elements of a [users, items] block of scores in the pass (64 MiB of float32).
 BLOCK_ELEMENTS = 1 << 24
@@ -104,3 +107,60 @@ def _top_k(scores: Tensor, k: int) -> Tensor:
     values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
     items = items.gather(1, order).masked_fill_(values == -torch.inf, -1)
     return torch.nn.functional.pad(items, (0, k - width), value=-1)
+
+
+def user_metrics(
+    offset: Tensor,
+    greater: Tensor,
+    equal: Tensor,
+    candidates: Tensor,
+    popularity: Tensor,
+    cutoffs: Tensor,
+    ties: metrics.Ties,
+) -> tuple[Tensor, ...]:
+    """See :func:`zerosum_ext._ops.user_metrics`."""
+    first, above, same, total, counts = (x.numpy() for x in (offset, greater, equal, candidates, popularity))
+    sizes = np.diff(first)
+    group = np.repeat(np.arange(sizes.size), sizes)
+    ranks = metrics.positive_ranks(group, -above, above, same, ties)  # more above is a lower score
+    functions = (
+        metrics.hit_rate,
+        metrics.recall,
+        metrics.precision,
+        metrics.ndcg,
+        metrics.mrr,
+        metrics.mean_average_precision,
+    )
+    at_k = np.empty((len(functions), cutoffs.numel(), sizes.size))
+    for i, function in enumerate(functions):
+        for j, k in enumerate(cutoffs.tolist()):
+            at_k[i, j] = function(group, ranks, k, reduction="none")
+    order, run, start, size = metrics._tie_blocks(group, above)
+    positives_above, level = np.empty(group.size, np.int64), np.empty(group.size, np.int64)
+    positives_above[order], level[order] = start[run], size[run] - 1
+    negatives = total - sizes
+    tied = same - level
+    below = negatives[group] - (above - positives_above) - tied
+    right, half = (np.bincount(group, weights=w, minlength=sizes.size) for w in (below, tied / 2))
+    place = metrics._average_ranks(group, above)
+    popularity_rank = metrics._average_ranks(group, -counts)
+    best = np.lexsort((above, group))[first[:-1]] if group.size else np.zeros(0, np.int64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auc = (right + half) / (sizes * negatives)
+        quantile = (place - 1) / (sizes[group] - 1)
+        top_quantile = (popularity_rank[best] - 1) / (sizes - 1)
+    correlation = metrics._grouped_spearman(group, sizes, counts, -above)
+    return tuple(torch.from_numpy(x) for x in (at_k, auc, right, correlation, top_quantile, quantile))
+
+
+def list_metrics(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`zerosum_ext._ops.list_metrics`."""
+    num_items = values.shape[1]
+    padded = torch.nn.functional.pad(values, (0, 1))  # -1 reads the appended 0
+    sums, lengths, exposure = [], [], []
+    for k in cutoffs.tolist():
+        part = lists[:, :k]
+        sums.append(padded[:, part].sum(-1))
+        lengths.append((part >= 0).sum(1))
+        exposure.append(torch.bincount(part[part >= 0], minlength=num_items))
+    return torch.stack(sums, 1), torch.stack(lengths), torch.stack(exposure)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from zerosum_ext import metrics as m
 from zerosum_ext._checks import require_positive_int
 from zerosum_ext.interactions import Interactions
 
-__all__ = ["AT_K_METRICS", "METRICS", "Ranking", "compute", "evaluate", "rank"]
+__all__ = ["AT_K_METRICS", "METRICS", "PER_USER_METRICS", "Ranking", "compute", "evaluate", "per_user", "rank"]
 
 # Metrics that have a cut-off, reported as "name@k" for each k.
 AT_K_METRICS = (
@@ -45,6 +45,11 @@ AT_K_METRICS = (
 )
 # Everything evaluate computes by default.
 METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
+
+_BY_RANK = ("hr", "recall", "precision", "ndcg", "mrr", "map")  # in the order of _ops.user_metrics
+_BY_LIST = {"arp": 0, "aplt": 1, "aclt": 1, "novelty": 2}  # the rows of the values that are added up
+# Means over users, of which per_user gives the values.
+PER_USER_METRICS = (*_BY_RANK, *_BY_LIST, "auc", "pop_q_at_1", "upo", "pru")
 
 # Elements of a block of scores [users, items] that a model is asked for at once (64 MiB of float32), and users a call
 # of the fused pass, which an interrupt has to wait for.
@@ -319,30 +324,8 @@ def _rank_block(
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _negative_counts(ranking: Ranking) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per positive: (negatives below, negatives level), and per user the number of negatives."""
-    group = np.repeat(np.arange(ranking.users.size), np.diff(ranking.indptr))
-    positives = np.diff(ranking.indptr)
-    order, run, start, size = m._tie_blocks(group, -ranking.scores)
-    above = np.empty(group.size, np.int64)
-    level = np.empty(group.size, np.int64)
-    above[order], level[order] = start[run], size[run] - 1
-    negatives = ranking.num_candidates - positives
-    level = ranking.equal - level
-    return negatives[group] - (ranking.greater - above) - level, level, negatives
-
-
-def _per_user_auc(ranking: Ranking) -> np.ndarray:
-    below, level, negatives = _negative_counts(ranking)
-    total = np.add.reduceat(below + level / 2, ranking.indptr[:-1]) if ranking.users.size else np.zeros(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / (np.diff(ranking.indptr) * negatives)
-
-
-def _pairwise_accuracy(ranking: Ranking) -> float:
-    below, _, negatives = _negative_counts(ranking)
-    pairs = float(np.diff(ranking.indptr) @ negatives)
-    return float(below.sum() / pairs) if pairs else float("nan")
+def _cutoffs(k: int | Sequence[int]) -> tuple[int, ...]:
+    return (int(k),) if isinstance(k, (int, np.integer)) and not isinstance(k, bool) else tuple(k)  # type: ignore[arg-type]
 
 
 def _parse(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int]]:
@@ -383,55 +366,126 @@ def compute(
         popularity: interaction counts [num_items], or an interaction matrix.
         metrics, k, ties, tail_mass: as in :func:`evaluate`.
     """
-    counts = m.popularity_counts(popularity)
-    if counts.size != ranking.num_items:
-        raise ValueError(f"popularity: expected {ranking.num_items} items, got {counts.size}")
-    wanted = _parse(metrics, (k,) if isinstance(k, (int, np.integer)) else k)
-    users = ranking.positive_users
-    ranks = m.positive_ranks(users, ranking.scores, ranking.greater, ranking.equal, ties)
-    positives = (users, ranking.items, ranking.scores, counts)
-    by_rank = {
-        "hr": m.hit_rate,
-        "recall": m.recall,
-        "precision": m.precision,
-        "ndcg": m.ndcg,
-        "mrr": m.mrr,
-        "map": m.mean_average_precision,
-    }
-    by_list: dict[str, Callable[[np.ndarray], float]] = {
-        "arp": lambda x: m.arp(x, counts),
-        "aplt": lambda x: m.aplt(x, counts, tail_mass),
-        "aclt": lambda x: m.aclt(x, counts, tail_mass),
-        "tail_share": lambda x: m.tail_share(x, counts, tail_mass),
-        "coverage": lambda x: m.coverage(x, ranking.num_items),
-        "gini": lambda x: m.gini(x, ranking.num_items),
-        "entropy": lambda x: m.entropy(x, ranking.num_items),
-        "novelty": lambda x: m.novelty(x, counts, ranking.num_users),
-    }
-    whole: dict[str, Callable[[], float]] = {
-        "auc": lambda: _nanmean(_per_user_auc(ranking)),
-        "pairwise_accuracy": lambda: _pairwise_accuracy(ranking),
-        "pri": lambda: m.pri(*positives),
-        "pop_q_at_1": lambda: m.pop_q_at_1(*positives),
-        "upo": lambda: m.upo(*positives),
-        "pcc": lambda: m.pcc(*positives),
-        "pru": lambda: m.pru(*positives),
-    }
-    result: dict[str, float] = {}
-    for key, name, cutoff in wanted:
-        if name in by_rank:
-            result[key] = by_rank[name](users, ranks, cutoff)
-        elif name in by_list:
-            if cutoff > ranking.top_items.shape[1] < ranking.num_items:
-                raise ValueError(f"ranking: keeps {ranking.top_items.shape[1]} items per user, {key} needs {cutoff}")
-            result[key] = by_list[name](ranking.top_items[:, :cutoff])
-        else:
-            result[key] = whole[name]()
-    return result
+    cutoffs = _cutoffs(k)
+    wanted = _parse(metrics, cutoffs)
+    table = _Table(ranking, popularity, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return {key: table.value(name, cut) for key, name, cut in wanted}
 
 
-def _nanmean(values: np.ndarray) -> float:
-    return m._mean(values[~np.isnan(values)])
+def per_user(
+    ranking: Ranking,
+    popularity: Any,
+    *,
+    metrics: Sequence[str] = PER_USER_METRICS,
+    k: int | Sequence[int] = (10, 20),
+    ties: m.Ties = "average",
+    tail_mass: float = 0.2,
+) -> dict[str, np.ndarray]:
+    """The values whose means :func:`compute` reports: float64 [n], aligned with ``ranking.users``.
+
+    NaN marks users who have no value and are left out of the mean, such as the PopQ@1 of a user with fewer than
+    five positives. Arguments as in :func:`compute`; ``metrics`` from :data:`PER_USER_METRICS`.
+    """
+    wanted = _parse(metrics, _cutoffs(k))
+    for key, name, _ in wanted:
+        if name not in PER_USER_METRICS:
+            raise ValueError(f"metrics: {key} is no mean over users; those are {', '.join(PER_USER_METRICS)}")
+    table = _Table(ranking, popularity, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return {key: table.per_user(name, cut) for key, name, cut in wanted}
+
+
+class _Table:
+    """Every metric of a ranking; what several have in common is computed once."""
+
+    def __init__(
+        self, ranking: Ranking, popularity: Any, cutoffs: Sequence[int], ties: m.Ties, tail_mass: float
+    ) -> None:
+        m._choice(ties, "ties", tuple(_ops.TIES))
+        self.ranking, self.ties, self.tail_mass = ranking, ties, tail_mass
+        self.counts = m.popularity_counts(popularity)
+        if self.counts.size != ranking.num_items:
+            raise ValueError(f"popularity: expected {ranking.num_items} items, got {self.counts.size}")
+        self.cutoffs = sorted(set(cutoffs))
+        self.sizes = np.diff(ranking.indptr)
+
+    @cached_property
+    def by_rank(self) -> tuple[np.ndarray, ...]:
+        r = self.ranking
+        arrays = (
+            r.indptr,
+            r.greater,
+            r.equal,
+            r.num_candidates,
+            self.counts[r.items],
+            np.array(self.cutoffs, np.int64),
+        )
+        offset, greater, equal, candidates, popularity, cutoffs = (
+            torch.from_numpy(np.ascontiguousarray(a)) for a in arrays
+        )
+        results = _ops.user_metrics(offset, greater, equal, candidates, popularity, cutoffs, self.ties)
+        return tuple(t.numpy() for t in results)
+
+    @cached_property
+    def tail(self) -> np.ndarray:
+        return m.long_tail(self.counts, self.tail_mass)
+
+    @cached_property
+    def by_list(self) -> tuple[np.ndarray, ...]:
+        values = np.stack((self.counts, self.tail, m._self_information(self.counts, max(1, self.ranking.num_users))))
+        lists = torch.from_numpy(np.ascontiguousarray(self.ranking.top_items))
+        results = _ops.list_metrics(lists, torch.from_numpy(values), torch.tensor(self.cutoffs).long())
+        return tuple(t.numpy() for t in results)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items, scores and quantiles of the positives of users who have several."""
+        several = np.repeat(self.sizes > 1, self.sizes)
+        return self.ranking.items[several], self.ranking.scores[several], self.by_rank[5][several]
+
+    def per_user(self, name: str, cutoff: int) -> np.ndarray:
+        """float64 [n], NaN where a user has no value."""
+        if name in _BY_RANK:
+            return self.by_rank[0][_BY_RANK.index(name), self.cutoffs.index(cutoff)]
+        if name in _BY_LIST:
+            kind, at = _BY_LIST[name], self._at(name, cutoff)
+            sums, length = self.by_list[0][kind, at], self.by_list[1][at]
+            if name == "aclt":
+                return sums
+            with np.errstate(invalid="ignore"):
+                return sums / length
+        if name == "auc":
+            return self.by_rank[1]
+        if name == "pop_q_at_1":
+            return np.where(self.sizes >= 5, self.by_rank[4], np.nan)
+        if name == "upo":
+            return np.where(self.sizes >= 4, np.nan_to_num(self.by_rank[3]), np.nan)
+        return self.by_rank[3]  # pru: minus the correlation with the place is the one with the score
+
+    def value(self, name: str, cutoff: int) -> float:
+        if name in PER_USER_METRICS:
+            values = self.per_user(name, cutoff)
+            return m._mean(values[~np.isnan(values)])
+        if name == "pairwise_accuracy":
+            pairs = float(self.sizes @ (self.ranking.num_candidates - self.sizes))
+            return float(self.by_rank[2].sum() / pairs) if pairs else float("nan")
+        if name == "pri":
+            items, _, quantile = self.pairs
+            return m._pri_of_quantiles(items, quantile, self.counts)
+        if name == "pcc":
+            items, scores, _ = self.pairs
+            return m._pcc_of_positives(self.counts[items], m._numbers(scores, "scores"))
+        exposure = self.by_list[2][self._at(name, cutoff)]
+        if name == "tail_share":
+            return m._share_of_exposure(exposure, self.tail)
+        if name == "coverage":
+            return m._mean(exposure > 0)
+        return m._gini_of_exposure(exposure) if name == "gini" else m._entropy_of_exposure(exposure)
+
+    def _at(self, name: str, cutoff: int) -> int:
+        kept = self.ranking.top_items.shape[1]
+        if cutoff > kept < self.ranking.num_items:
+            raise ValueError(f"ranking: keeps {kept} items per user, {name}@{cutoff} needs {cutoff}")
+        return self.cutoffs.index(cutoff)
 
 
 def evaluate(
@@ -468,7 +522,7 @@ def evaluate(
     Returns:
         {"hr@10": .., "hr@20": .., ..., "pri": .., "pop_q_at_1": ..}, in the order of ``metrics``.
     """
-    cutoffs = (k,) if isinstance(k, (int, np.integer)) else tuple(k)
+    cutoffs = _cutoffs(k)
     wanted = _parse(metrics, cutoffs)
     # Once, here: rank would convert both again.
     test, train = _interactions(test, "test"), None if train is None else _interactions(train, "train")

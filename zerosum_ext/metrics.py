@@ -237,12 +237,16 @@ def pri(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int
     """
     u, i, s, counts = _positives(users, items, scores, popularity)
     group, sizes, i, s = _keep(u, min_positives, i, s)
-    if i.size == 0:
+    return _pri_of_quantiles(i, (_average_ranks(group, -s) - 1) / (sizes[group] - 1), counts)
+
+
+def _pri_of_quantiles(items: np.ndarray, quantile: np.ndarray, counts: np.ndarray) -> float:
+    """PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
+    if items.size == 0:
         return float("nan")
-    quantile = (_average_ranks(group, -s) - 1) / (sizes[group] - 1)
-    seen = np.bincount(i, minlength=counts.size)
+    seen = np.bincount(items, minlength=counts.size)
     evaluated = np.flatnonzero(seen)
-    r = np.bincount(i, weights=quantile, minlength=counts.size)[evaluated] / seen[evaluated]
+    r = np.bincount(items, weights=quantile, minlength=counts.size)[evaluated] / seen[evaluated]
     # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.
     r = np.round(r, 12)
     one = np.zeros(r.size, np.int64)
@@ -328,9 +332,13 @@ def pcc(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int
     """
     u, i, s, counts = _positives(users, items, scores, popularity)
     _, _, i, s = _keep(u, min_positives, i, s)
-    if np.isinf(s).any():
+    return _pcc_of_positives(counts[i], s)
+
+
+def _pcc_of_positives(counts: np.ndarray, scores: np.ndarray) -> float:
+    if np.isinf(scores).any():
         raise ValueError("scores: expected finite numbers for a Pearson correlation, got an infinite one")
-    return _pearson(counts[i], s)
+    return _pearson(counts, scores)
 
 
 def _reduced(values: np.ndarray, reduction: str) -> Any:
@@ -632,9 +640,12 @@ def tail_share(recommended: Any, popularity: Any, tail_mass: float = 0.2) -> flo
     items as they were consumed has about ``tail_mass``. Arguments as in :func:`arp`.
     """
     tail = long_tail(popularity, tail_mass)
-    exposure = _exposure(recommended, tail.size)
+    return _share_of_exposure(_exposure(recommended, tail.size), tail)
+
+
+def _share_of_exposure(exposure: np.ndarray, items: np.ndarray) -> float:
     total = exposure.sum()
-    return float(exposure[tail].sum() / total) if total else float("nan")
+    return float(exposure[items].sum() / total) if total else float("nan")
 
 
 def coverage(recommended: Any, num_items: int) -> float:
@@ -650,7 +661,11 @@ def gini(recommended: Any, num_items: int) -> float:
     sum_j (2 j - n - 1) x_j / (n sum x) for exposures x ascending, j = 1 .. n. Range 0 (all alike) to 1 - 1/n
     (one item takes all); lower is more even.
     """
-    x = np.sort(_exposure(recommended, num_items)).astype(np.float64)
+    return _gini_of_exposure(_exposure(recommended, num_items))
+
+
+def _gini_of_exposure(exposure: np.ndarray) -> float:
+    x = np.sort(exposure).astype(np.float64)
     n, total = x.size, x.sum()
     return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * total)) if total else float("nan")
 
@@ -660,7 +675,11 @@ def entropy(recommended: Any, num_items: int) -> float:
 
     Range 0 (one item takes all) to log2(num_items) (all alike); higher is more even.
     """
-    x = _exposure(recommended, num_items).astype(np.float64)
+    return _entropy_of_exposure(_exposure(recommended, num_items))
+
+
+def _entropy_of_exposure(exposure: np.ndarray) -> float:
+    x = exposure.astype(np.float64)
     p = x[x > 0] / x.sum() if x.any() else x[:0]
     return float(-(p * np.log2(p)).sum()) + 0.0 if p.size else float("nan")
 
@@ -676,4 +695,8 @@ def novelty(recommended: Any, popularity: Any, num_users: int, *, reduction: Red
     if num_users < 1:
         raise ValueError(f"num_users: expected at least 1, got {num_users}")
     counts = popularity_counts(popularity)
-    return _mean_over_lists(recommended, np.log2(num_users / np.maximum(counts, 1)), reduction)
+    return _mean_over_lists(recommended, _self_information(counts, num_users), reduction)
+
+
+def _self_information(counts: np.ndarray, num_users: int) -> np.ndarray:
+    return np.log2(num_users / np.maximum(counts, 1))

@@ -58,7 +58,8 @@ struct CountFew {
 // cell of the table.
 template <class T>
 struct LevelTable {
-  std::vector<int32_t> below;  // [cells + 1]
+  // [cells + 1] Levels in lower cells, or the complement of that where the cell itself has more than one.
+  std::vector<int32_t> below;
   T low = 0, high = 0, scale = 0;
 
   // Monotone, so that levels in lower cells are below the score and those in higher ones above.
@@ -69,8 +70,8 @@ struct LevelTable {
   }
 
   void build(const T* levels, int64_t m) {
-    int64_t cells = 256;
-    while (cells < 16 * m && cells < 8192) cells *= 2;
+    int64_t cells = 1024;
+    while (cells < 32 * m && cells < 4096) cells *= 2;
     int64_t first = 0, last = m - 1;
     while (first < last && levels[first] == -kInfinity<T>) ++first;
     while (first < last && levels[last] == kInfinity<T>) --last;
@@ -81,35 +82,42 @@ struct LevelTable {
       low = high = T(0);
       scale = T(0);
     }
-    below.assign(static_cast<size_t>(cells) + 1, 0);
-    for (int64_t j = 0; j < m; ++j) ++below[static_cast<size_t>(cell(levels[j])) + 1];
-    for (size_t c = 1; c < below.size(); ++c) below[c] += below[c - 1];
+    below.resize(static_cast<size_t>(cells) + 1);
+    int64_t filled = 0;
+    for (int64_t j = 0; j < m;) {
+      const int64_t c = cell(levels[j]), before = j;
+      std::fill(below.begin() + filled, below.begin() + c, static_cast<int32_t>(before));
+      while (j < m && cell(levels[j]) == c) ++j;
+      below[static_cast<size_t>(c)] = static_cast<int32_t>(j - before > 1 ? ~before : before);
+      filled = c + 1;
+    }
+    std::fill(below.begin() + filled, below.end(), static_cast<int32_t>(m));
   }
 };
 
-// Adds each score of a row to its bin (score_bin) among many levels. bins holds two sets, so that scores of one bin do
-// not wait for each other.
+// Adds each score of a row to its bin (score_bin) among many levels. bins holds kSets sets of 2 m + 2, so that scores
+// of one bin do not wait for each other.
 template <class T>
 struct CountMany {
+  static constexpr int64_t kSets = 4;
+
   ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, const LevelTable<T>* table,
                         uint32_t* bins) {
-    uint32_t* const second = bins + 2 * m + 1;
     const int32_t* const below = table->below.data();
+    const int64_t set = 2 * m + 2;
     for (int64_t i = 0; i < n; i += kGroup) {
       int_of<T> cell[kGroup];
       for (int64_t l = 0; l < kGroup; ++l) cell[l] = table->cell(row[i + l]);
-      for (int64_t l = 0; l < kGroup; l += 2) {
-        ++bins[bin(levels, m, below + cell[l], row[i + l])];
-        ++second[bin(levels, m, below + cell[l + 1], row[i + l + 1])];
-      }
+      for (int64_t l = 0; l < kGroup; l += kSets)
+        for (int64_t s = 0; s < kSets; ++s) ++bins[s * set + bin(levels, below + cell[l + s], row[i + l + s])];
     }
   }
 
-  // levels[m] is +infinity.
-  ZX_HD static int64_t bin(const T* levels, int64_t m, const int32_t* below, T score) {
+  // levels[m] is NaN. One level in the cell takes two comparisons and no branch.
+  ZX_HD static int64_t bin(const T* levels, const int32_t* below, T score) {
     const int64_t j = below[0];
-    if (__builtin_expect(score > levels[j], 0)) return score_bin(levels, j + 1, below[1], score);
-    return 2 * j + (score == levels[j] && j < m);
+    if (__builtin_expect(j < 0, 0)) return score_bin(levels, ~j, below[1] < 0 ? ~below[1] : below[1], score);
+    return 2 * j + (score >= levels[j]) + (score > levels[j]);
   }
 };
 
@@ -139,7 +147,7 @@ class TopK {
   T floor() const { return floor_; }
   bool empty() const { return kept_.empty(); }
   // Promises that k scores of the row are at least `score`.
-  void promise(T score) { floor_ = std::max(floor_, std::nextafter(score, -kInfinity<T>)); }
+  void promise(T score) { floor_ = std::nextafter(score, -kInfinity<T>); }
 
   void offer(T score, int64_t item) {
     kept_.push_back({score, item});
@@ -154,7 +162,7 @@ class TopK {
 
   void finish(T* scores, int64_t* items) {
     if (static_cast<int64_t>(kept_.size()) > k_) shrink();
-    std::sort(kept_.begin(), kept_.end(), precedes<T>);
+    std::sort(kept_.begin(), kept_.end(), Before());
     const int64_t n = static_cast<int64_t>(kept_.size());
     for (int64_t j = 0; j < k_; ++j) {
       items[j] = j < n ? kept_[static_cast<size_t>(j)].item : -1;
@@ -163,8 +171,12 @@ class TopK {
   }
 
  private:
+  struct Before {
+    bool operator()(const Scored<T>& a, const Scored<T>& b) const { return precedes(a, b); }
+  };
+
   void shrink() {
-    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end(), precedes<T>);
+    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end(), Before());
     kept_.resize(static_cast<size_t>(k_));
     floor_ = kept_.back().score;
   }
@@ -185,24 +197,47 @@ struct CollectTop {
       const T floor = top->floor();
       int_of<T> any = 0;
       for (int64_t l = 0; l < kGroup; ++l) any |= row[i + l] > floor;
-      if (any)
-        for (int64_t l = 0; l < kGroup; ++l)
-          if (row[i + l] > top->floor()) top->offer(row[i + l], first_item + i + l);
+      if (any) collect(row + i, first_item + i, top);
     }
   }
 
-  // The maxima of 128 parts of the row: at least k scores reach the k-th greatest of them.
+  // One group. Comparing first, all at once, leaves few branches that cannot be foreseen.
+  ZX_HD static void collect(const T* row, int64_t first_item, TopK<T>* top) {
+    const T floor = top->floor();
+    uint8_t hit[kGroup];
+    for (int64_t l = 0; l < kGroup; ++l) hit[l] = row[l] > floor;
+    for (int64_t w = 0; w < kGroup; w += 8) {
+      uint64_t word;
+      std::memcpy(&word, hit + w, sizeof word);
+      if (word == 0) continue;
+      for (int64_t l = w; l < w + 8; ++l)
+        if (hit[l] && row[l] > top->floor()) top->offer(row[l], first_item + l);
+    }
+  }
+
+  // The maxima of 128 parts of the row: at least k scores reach what at least k of them reach. Found by halving an
+  // interval, since any such number will do.
   ZX_HD static void begin(const T* row, int64_t n, int64_t k, TopK<T>* top) {
     T maxima[kSpans];
     for (int64_t l = 0; l < kSpans; ++l) maxima[l] = -kInfinity<T>;
     for (int64_t i = 0; i + kSpans <= n; i += kSpans)
       for (int64_t l = 0; l < kSpans; ++l) maxima[l] = row[i + l] > maxima[l] ? row[i + l] : maxima[l];
-    top->promise(kth(maxima, k));
-  }
-
-  __attribute__((noinline)) static T kth(T* maxima, int64_t k) {
-    std::nth_element(maxima, maxima + (k - 1), maxima + kSpans, [](T a, T b) { return a > b; });
-    return maxima[k - 1];
+    T low = maxima[0], high = maxima[0];
+    for (int64_t l = 1; l < kSpans; ++l) {
+      low = maxima[l] < low ? maxima[l] : low;
+      high = maxima[l] > high ? maxima[l] : high;
+    }
+    if (!(low > -kInfinity<T> && high < kInfinity<T>)) return;
+    for (int step = 0; step < 10; ++step) {
+      const T middle = low / 2 + high / 2;
+      int_of<T> reaching = 0;
+      for (int64_t l = 0; l < kSpans; ++l) reaching += maxima[l] >= middle;
+      if (reaching >= k)
+        low = middle;
+      else
+        high = middle;
+    }
+    top->promise(low);
   }
 };
 
@@ -223,8 +258,9 @@ struct Csr {
 template <class T, class Index>
 struct UserRanking {
   Row<Index> positives, excluded;
+  const T* scores;                       // of the positives
   int64_t next_positive, next_excluded;  // the first at or after the current tile
-  std::vector<T> levels;                 // ascending, distinct; +infinity at the end when there are many
+  std::vector<T> levels;                 // ascending, distinct; NaN at the end when there are many
   int64_t num_levels;
   LevelTable<T> table;
   std::vector<uint32_t> bins;
@@ -235,8 +271,8 @@ struct UserRanking {
   bool many() const { return num_levels > kFewLevels; }
 
   // False where a positive's score is NaN.
-  bool start(Row<Index> held_out, Row<Index> no_candidates, const T* scores, int64_t first_item, int64_t k) {
-    positives = held_out, excluded = no_candidates;
+  bool start(Row<Index> held_out, Row<Index> no_candidates, const T* held_out_scores, int64_t first_item, int64_t k) {
+    positives = held_out, excluded = no_candidates, scores = held_out_scores;
     next_positive = lower_bound(positives.items, positives.count, first_item);
     next_excluded = lower_bound(excluded.items, excluded.count, first_item);
     removed = 0;
@@ -249,8 +285,8 @@ struct UserRanking {
     num_levels = static_cast<int64_t>(levels.size());
     if (many()) {
       table.build(levels.data(), num_levels);
-      levels.push_back(kInfinity<T>);
-      bins.assign(static_cast<size_t>(2 * (2 * num_levels + 1)), 0);
+      levels.push_back(std::numeric_limits<T>::quiet_NaN());
+      bins.assign(static_cast<size_t>(CountMany<T>::kSets * (2 * num_levels + 2)), 0);
     }
     greater.assign(static_cast<size_t>(num_levels), 0);
     equal.assign(static_cast<size_t>(num_levels), 0);
@@ -263,12 +299,13 @@ struct UserRanking {
     constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
     const int64_t end = first_item + width, padded = (width + kGroup - 1) / kGroup * kGroup;
     int64_t masked = 0;
-    for (; next_excluded < excluded.count && excluded.items[next_excluded] < end; ++next_excluded) {
-      const int64_t item = static_cast<int64_t>(excluded.items[next_excluded]);
-      while (next_positive < positives.count && positives.items[next_positive] < item) ++next_positive;
-      if (next_positive < positives.count && positives.items[next_positive] == item) continue;
-      row[item - first_item] = kNaN;
-      ++masked;
+    // First every excluded item, then the positives among them back again: no comparing of the two lists.
+    for (; next_excluded < excluded.count && excluded.items[next_excluded] < end; ++next_excluded, ++masked)
+      row[static_cast<int64_t>(excluded.items[next_excluded]) - first_item] = kNaN;
+    for (; next_positive < positives.count && positives.items[next_positive] < end; ++next_positive) {
+      T& score = row[static_cast<int64_t>(positives.items[next_positive]) - first_item];
+      masked -= score != score;
+      score = scores[next_positive];
     }
     removed += masked;
     for (int64_t i = width; i < padded; ++i) row[i] = kNaN;
@@ -284,14 +321,19 @@ struct UserRanking {
   }
 
   // Adds the counts of each positive to what earlier slabs counted.
-  void finish(const T* scores, int64_t* positive_greater, int64_t* positive_equal) {
+  void finish(int64_t* positive_greater, int64_t* positive_equal) {
     if (many()) {
-      const uint32_t* second = bins.data() + 2 * num_levels + 1;
+      const auto bin = [&](int64_t b) {
+        int64_t count = 0;
+        for (int64_t s = 0; s < CountMany<T>::kSets; ++s)
+          count += bins[static_cast<size_t>(s * (2 * num_levels + 2) + b)];
+        return count;
+      };
       int64_t above = 0;
       for (int64_t j = num_levels - 1; j >= 0; --j) {
-        above += int64_t{bins[static_cast<size_t>(2 * j + 2)]} + second[2 * j + 2];
+        above += bin(2 * j + 2);
         greater[static_cast<size_t>(j)] = above;
-        equal[static_cast<size_t>(j)] = int64_t{bins[static_cast<size_t>(2 * j + 1)]} + second[2 * j + 1];
+        equal[static_cast<size_t>(j)] = bin(2 * j + 1);
         above += equal[static_cast<size_t>(j)];
       }
     }
@@ -443,7 +485,7 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
   for (int64_t u = 0; u < n; ++u) {
     const int64_t row = begin + u;
     UserRanking<T, Index>& ranking = rankings[static_cast<size_t>(u)];
-    ranking.finish(p.scores + p.offset[row], p.greater + p.offset[row], p.equal + p.offset[row]);
+    ranking.finish(p.greater + p.offset[row], p.equal + p.offset[row]);
     p.candidates[row] -= ranking.removed;
     if (p.k > 0) ranking.top.finish(p.top_scores + row * p.k, p.top_items + row * p.k);
   }

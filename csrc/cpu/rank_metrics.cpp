@@ -1,0 +1,227 @@
+// Metrics of each user from the places of his held-out positives and from his list: what zerosum_ext/metrics.py
+// defines, for all users, all metrics and all cut-offs in one pass over the counts.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "torch_stable.h"
+
+namespace zx::cpu {
+namespace {
+
+constexpr int64_t kUsersPerTask = 256;
+constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
+
+// The order of the first result's rows, as zerosum_ext/_ops.py names them.
+enum { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kAtK };
+enum Ties { kAverage, kPessimistic, kOptimistic };
+
+struct UserProblem {
+  int64_t users, num_cutoffs;
+  const int64_t *offset, *greater, *equal, *candidates, *cutoffs;
+  const double* popularity;  // of the positives
+  Ties ties;
+  double* at_k;  // [kAtK, num_cutoffs, users]
+  double *auc, *right, *correlation, *top_quantile;
+  double* quantile;                // [P]
+  std::vector<double> gain, best;  // of ranks 1 .. the largest cut-off or number of positives; sums of the gains
+};
+
+double log_gain(double rank) { return 1 / std::log2(rank + 1); }
+
+// Sorted copies of one user's numbers, kept from user to user.
+struct Scratch {
+  std::vector<std::pair<int64_t, int64_t>> by_place;  // (candidates above, position among the positives)
+  std::vector<std::pair<double, int64_t>> by_popularity;
+  std::vector<double> place, popularity_rank;  // average ranks among the positives, ascending places
+};
+
+void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
+  const int64_t first = p.offset[u], n = p.offset[u + 1] - first;
+  const double size = static_cast<double>(n);
+  scratch.by_place.resize(static_cast<size_t>(n));
+  scratch.by_popularity.resize(static_cast<size_t>(n));
+  scratch.place.resize(static_cast<size_t>(n));
+  scratch.popularity_rank.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) scratch.by_place[static_cast<size_t>(i)] = {p.greater[first + i], i};
+  std::sort(scratch.by_place.begin(), scratch.by_place.end());
+  const auto at_k = [&](int metric, int64_t cut) -> double& {
+    return p.at_k[(metric * p.num_cutoffs + cut) * p.users + u];
+  };
+  for (int64_t c = 0; c < p.num_cutoffs; ++c)
+    for (int metric = 0; metric < kAtK; ++metric) at_k(metric, c) = 0;
+
+  // Blocks of positives that are level: m of them among N candidates of one score, after g candidates above.
+  const double negatives = static_cast<double>(p.candidates[u] - n);
+  double right = 0, level = 0;
+  for (int64_t begin = 0; begin < n;) {
+    const auto [above, position] = scratch.by_place[static_cast<size_t>(begin)];
+    int64_t end = begin + 1;
+    while (end < n && scratch.by_place[static_cast<size_t>(end)].first == above) ++end;
+    const double m = static_cast<double>(end - begin), g = static_cast<double>(above);
+    const double all = static_cast<double>(p.equal[first + position] + 1);
+    const double level_negatives = all - m;
+    right += m * (negatives - (g - static_cast<double>(begin)) - level_negatives);
+    level += m * level_negatives;
+    for (int64_t j = begin; j < end; ++j) {
+      const double nth = static_cast<double>(j - begin + 1);
+      const double rank = p.ties == kOptimistic    ? g + nth
+                          : p.ties == kPessimistic ? g + level_negatives + nth
+                                                   : g + nth * (all + 1) / (m + 1);
+      const int64_t whole = static_cast<int64_t>(rank);
+      const bool exact = static_cast<double>(whole) == rank;
+      for (int64_t c = 0; c < p.num_cutoffs; ++c) {
+        if (rank > static_cast<double>(p.cutoffs[c])) continue;
+        if (at_k(kHit, c) == 0) at_k(kMrr, c) = 1 / rank;  // places ascend
+        at_k(kHit, c) += 1;
+        at_k(kNdcg, c) += exact ? p.gain[static_cast<size_t>(whole)] : log_gain(rank);
+        at_k(kMap, c) += static_cast<double>(j + 1) / rank;
+      }
+      const int64_t i = scratch.by_place[static_cast<size_t>(j)].second;
+      scratch.place[static_cast<size_t>(i)] = static_cast<double>(begin) + (m + 1) / 2;
+    }
+    begin = end;
+  }
+  for (int64_t c = 0; c < p.num_cutoffs; ++c) {
+    const double hits = at_k(kHit, c);
+    const int64_t best = std::min(n, p.cutoffs[c]);
+    at_k(kHit, c) = hits > 0;
+    at_k(kRecall, c) = hits / size;
+    at_k(kPrecision, c) = hits / static_cast<double>(p.cutoffs[c]);
+    at_k(kNdcg, c) /= p.best[static_cast<size_t>(best)];
+    at_k(kMap, c) /= static_cast<double>(best);
+  }
+  p.right[u] = right;
+  p.auc[u] = (right + level / 2) / (size * negatives);
+
+  // Popularity among the positives: average ranks, descending.
+  for (int64_t i = 0; i < n; ++i) {
+    scratch.by_popularity[static_cast<size_t>(i)] = {-p.popularity[first + i], i};
+    p.quantile[first + i] = n > 1 ? (scratch.place[static_cast<size_t>(i)] - 1) / (size - 1) : kUndefined;
+  }
+  std::sort(scratch.by_popularity.begin(), scratch.by_popularity.end());
+  for (int64_t begin = 0; begin < n;) {
+    int64_t end = begin + 1;
+    const double value = scratch.by_popularity[static_cast<size_t>(begin)].first;
+    while (end < n && scratch.by_popularity[static_cast<size_t>(end)].first == value) ++end;
+    for (int64_t j = begin; j < end; ++j)
+      scratch.popularity_rank[static_cast<size_t>(scratch.by_popularity[static_cast<size_t>(j)].second)] =
+          (static_cast<double>(begin) + static_cast<double>(end) + 1) / 2;
+    begin = end;
+  }
+  // The correlation of the two descending ranks is that of popularity and score.
+  const double middle = (size + 1) / 2;
+  double xy = 0, xx = 0, yy = 0;
+  for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+    const double x = scratch.popularity_rank[i] - middle, y = scratch.place[i] - middle;
+    xy += x * y, xx += x * x, yy += y * y;
+  }
+  p.correlation[u] = xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : kUndefined;
+  p.top_quantile[u] =
+      n > 1 ? (scratch.popularity_rank[static_cast<size_t>(scratch.by_place[0].second)] - 1) / (size - 1) : kUndefined;
+}
+
+void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
+  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
+           " has an unexpected shape or dtype");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Tensor& offset, const Tensor& greater,
+                                                                        const Tensor& equal, const Tensor& candidates,
+                                                                        const Tensor& popularity, const Tensor& cutoffs,
+                                                                        int64_t ties) {
+  UserProblem p;
+  p.users = candidates.size(0);
+  p.num_cutoffs = cutoffs.size(0);
+  check_vector(offset, p.users + 1, ScalarType::Long, "offset");
+  const int64_t count = data<int64_t>(offset)[p.users];
+  check_vector(greater, count, ScalarType::Long, "greater");
+  check_vector(equal, count, ScalarType::Long, "equal");
+  check_vector(candidates, p.users, ScalarType::Long, "candidates");
+  check_vector(popularity, count, ScalarType::Double, "popularity");
+  check_vector(cutoffs, p.num_cutoffs, ScalarType::Long, "cutoffs");
+  ZX_CHECK(ties >= kAverage && ties <= kOptimistic, "ties must be 0, 1 or 2");
+  Tensor at_k = new_tensor(offset, {kAtK, p.num_cutoffs, p.users}, ScalarType::Double);
+  std::array<Tensor, 4> whole;
+  for (Tensor& t : whole) t = new_tensor(offset, {p.users}, ScalarType::Double);
+  Tensor quantile = new_tensor(offset, {count}, ScalarType::Double);
+  p.offset = data<int64_t>(offset), p.greater = data<int64_t>(greater), p.equal = data<int64_t>(equal);
+  p.candidates = data<int64_t>(candidates), p.cutoffs = data<int64_t>(cutoffs);
+  p.popularity = data<double>(popularity);
+  p.ties = static_cast<Ties>(ties);
+  p.at_k = data<double>(at_k), p.quantile = data<double>(quantile);
+  p.auc = data<double>(whole[0]), p.right = data<double>(whole[1]);
+  p.correlation = data<double>(whole[2]), p.top_quantile = data<double>(whole[3]);
+  // Ranks in use and numbers of positives are bounded by the candidates; a cut-off may be larger.
+  int64_t longest = 0, most = 0;
+  for (int64_t c = 0; c < p.num_cutoffs; ++c) longest = std::max(longest, p.cutoffs[c]);
+  for (int64_t u = 0; u < p.users; ++u) most = std::max(most, p.candidates[u]);
+  longest = std::min(longest, most);
+  p.gain.assign(static_cast<size_t>(longest) + 1, 0);
+  p.best.assign(static_cast<size_t>(longest) + 1, 0);
+  for (size_t r = 1; r < p.gain.size(); ++r) {
+    p.gain[r] = log_gain(static_cast<double>(r));
+    p.best[r] = p.best[r - 1] + p.gain[r];
+  }
+  for_each_block((p.users + kUsersPerTask - 1) / kUsersPerTask, 1, [&](int64_t task) {
+    Scratch scratch;
+    const int64_t end = std::min(p.users, (task + 1) * kUsersPerTask);
+    for (int64_t u = task * kUsersPerTask; u < end; ++u) user_metrics_of(p, u, scratch);
+  });
+  return {at_k, whole[0], whole[1], whole[2], whole[3], quantile};
+}
+
+// sums[v, c, u]: of values[v, item] over the first cutoffs[c] items of list u. lengths[c, u]: how many these are, -1
+// being padding at the end. exposure[c, item]: in how many of these lists an item is.
+std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tensor& values, const Tensor& cutoffs) {
+  ZX_CHECK(lists.dim() == 2 && lists.scalar_type() == ScalarType::Long && lists.is_contiguous(),
+           "lists must be contiguous int64 [n, k]");
+  ZX_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Double && values.is_contiguous(),
+           "values must be contiguous float64 [V, items]");
+  const int64_t users = lists.size(0), width = lists.size(1), kinds = values.size(0), num_items = values.size(1);
+  const int64_t num_cutoffs = cutoffs.size(0);
+  check_vector(cutoffs, num_cutoffs, ScalarType::Long, "cutoffs");
+  Tensor sums = new_tensor(lists, {kinds, num_cutoffs, users}, ScalarType::Double);
+  Tensor lengths = new_tensor(lists, {num_cutoffs, users}, ScalarType::Long);
+  Tensor exposure = new_tensor(lists, {num_cutoffs, num_items}, ScalarType::Long);
+  const int64_t *list = data<int64_t>(lists), *cut = data<int64_t>(cutoffs);
+  const double* value = data<double>(values);
+  double* sum = data<double>(sums);
+  int64_t *length = data<int64_t>(lengths), *seen = data<int64_t>(exposure);
+  for_each_block((users + kUsersPerTask - 1) / kUsersPerTask, 1, [&](int64_t task) {
+    const int64_t end = std::min(users, (task + 1) * kUsersPerTask);
+    for (int64_t u = task * kUsersPerTask; u < end; ++u) {
+      const int64_t* items = list + u * width;
+      int64_t filled = 0;
+      while (filled < width && items[filled] >= 0) ++filled;
+      for (int64_t c = 0; c < num_cutoffs; ++c) {
+        const int64_t n = std::min(filled, cut[c]);
+        length[c * users + u] = n;
+        for (int64_t v = 0; v < kinds; ++v) {
+          double total = 0;
+          for (int64_t j = 0; j < n; ++j) total += value[v * num_items + items[j]];
+          sum[(v * num_cutoffs + c) * users + u] = total;
+        }
+      }
+    }
+  });
+  for_each_block(num_cutoffs, 1, [&](int64_t c) {
+    int64_t* counts = seen + c * num_items;
+    std::fill_n(counts, num_items, int64_t{0});
+    for (int64_t u = 0; u < users; ++u)
+      for (int64_t j = 0; j < length[c * users + u]; ++j) ++counts[list[u * width + j]];
+  });
+  return {sums, lengths, exposure};
+}
+
+}  // namespace zx::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
+  m.impl("user_metrics", TORCH_BOX(&zx::cpu::user_metrics));
+  m.impl("list_metrics", TORCH_BOX(&zx::cpu::list_metrics));
+}
