@@ -29,4 +29,10 @@ ZX_HD int64_t score_bin(const T* levels, int64_t first, int64_t last, T score) {
   return 2 * j + (j < last && levels[j] == score);
 }
 
+// An item that is excluded, unless it is a held-out positive.
+template <class Index>
+ZX_HD bool is_candidate(Row<Index> positives, Row<Index> excluded, int64_t item) {
+  return !row_contains(excluded, item) || row_contains(positives, item);
+}
+
 }  // namespace zx

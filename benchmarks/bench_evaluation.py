@@ -1,0 +1,284 @@
+"""How long evaluating takes, all metrics, against the matrix product alone and the ways that are common.
+
+    python benchmarks/bench_evaluation.py [--output benchmarks/results/evaluation-cpu] [--threads 1] [--users 0]
+
+Data come from the folder that ZEROSUM_EXT_DATA names (ml-1m.npz, gowalla.npz, yelp2018.npz; absent ones are skipped);
+factors are random, 64 wide. "leave one out" holds one item a user out. Peers that need a package (torchmetrics, ranx,
+pandas) are skipped where it is missing; slow ones see the first users only, and their time is scaled to all. What a
+peer computes is said at its function: none computes as much as ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _timing import Method, machine, ratio, spread, table, take_turns, write_results
+
+import zerosum_ext as zx
+
+DIM, K = 64, 20
+
+
+def splits() -> dict[str, tuple[zx.Interactions, zx.Interactions]]:
+    """Title -> (train, test)."""
+    out = {}
+    folder = Path(os.environ.get("ZEROSUM_EXT_DATA", "."))
+    for name in ("ml-1m", "gowalla", "yelp2018"):
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            print(f"{name}: skipped, ZEROSUM_EXT_DATA names no folder with {name}.npz")
+            continue
+        with np.load(path, allow_pickle=False) as file:
+            columns = {"split": file["split"]} if name != "ml-1m" else {"order": file["order"]}
+            x = zx.Interactions.from_arrays(file["user"], file["item"], columns=columns)
+        if name == "ml-1m":
+            last, random = x.split_last(), x.split_random((0.8, 0.2), seed=0)
+            out["ml-1m, leave one out"] = last.train, last.test
+            out["ml-1m, 80/20"] = random.train, random.test
+        else:
+            split = x.split_by(train=0, test=1)
+            out[name] = split.train, split.test
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------- peers
+
+
+def product(user: torch.Tensor, item: torch.Tensor) -> Method:
+    """The matrix product in blocks of users, into memory that is there already."""
+    step = max(1, (1 << 24) // len(item))
+    out = torch.empty(min(step, len(user)), len(item))
+
+    def run() -> None:
+        for start in range(0, len(user), step):
+            block = user[start : start + step]
+            torch.mm(block, item.T, out=out[: len(block)])
+
+    return run
+
+
+def eager_topk(user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions) -> Method:
+    """Product, masking, torch.topk, and recall and NDCG from a look-up of the hits: the usual evaluation loop."""
+    step = max(1, (1 << 24) // len(item))
+    keys = torch.repeat_interleave(torch.arange(test.num_users), test.user_counts) * test.num_items + test.indices
+    discount = 1 / torch.log2(torch.arange(2, K + 2))
+    ideal = discount.cumsum(0)
+
+    def run() -> tuple[float, float]:
+        recall, ndcg = [], []
+        for start in range(0, len(user), step):
+            users = torch.arange(start, min(len(user), start + step))
+            scores = user[users] @ item.T
+            counts = train.indptr[users + 1] - train.indptr[users]
+            rows = torch.repeat_interleave(torch.arange(len(users)), counts)
+            scores[rows, train.indices[train.indptr[start] : train.indptr[users[-1] + 1]].long()] = -torch.inf
+            top = scores.topk(K, dim=1).indices
+            wanted = users[:, None] * test.num_items + top
+            at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            hit = (keys[at] == wanted).float()
+            n = test.user_counts[users]
+            kept = n > 0
+            recall.append((hit.sum(1)[kept] / n[kept]).double())
+            ndcg.append(((hit @ discount)[kept] / ideal[n[kept].clamp(max=K) - 1]).double())
+        return float(torch.cat(recall).mean()), float(torch.cat(ndcg).mean())
+
+    return run
+
+
+def python_loop(
+    user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions, users: int
+) -> Method:
+    """One user after the other in NumPy: mask, argsort, and HR, recall and NDCG from Python sets."""
+    p, q = user.numpy(), item.numpy()
+    pointers, items, known, seen = (x.numpy() for x in (test.indptr, test.indices, train.indptr, train.indices))
+
+    def run() -> float:
+        total = 0.0
+        for u in range(users):
+            scores = q @ p[u]
+            scores[seen[known[u] : known[u + 1]]] = -np.inf
+            wanted = set(items[pointers[u] : pointers[u + 1]].tolist())
+            if not wanted:
+                continue
+            order = np.argsort(-scores)[:K].tolist()
+            hits = [i in wanted for i in order]
+            ideal = sum(1 / np.log2(r + 2) for r in range(min(K, len(wanted))))
+            total += sum(hits) / len(wanted) + sum(h / np.log2(r + 2) for r, h in enumerate(hits)) / ideal
+        return total
+
+    return run
+
+
+def dense_scores(
+    user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions, users: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scores with known items at -1e9, labels) of the first users, for the peers that want every pair."""
+    scores = (user[:users] @ item.T).numpy()
+    labels = np.zeros(scores.shape, bool)
+    for u in range(users):
+        scores[u, train.indices[train.indptr[u] : train.indptr[u + 1]].numpy()] = -1e9
+        labels[u, test.indices[test.indptr[u] : test.indptr[u + 1]].numpy()] = True
+    return scores, labels
+
+
+def torchmetrics_peer(
+    user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions, users: int
+) -> Method:
+    """RetrievalNormalizedDCG and RetrievalRecall over every (user, item) pair."""
+    from torchmetrics.retrieval import RetrievalNormalizedDCG, RetrievalRecall
+
+    scores, labels = (torch.from_numpy(x) for x in dense_scores(user, item, train, test, users))
+    index = torch.arange(users).repeat_interleave(len(item))
+
+    def run() -> float:
+        total = 0.0
+        for metric in (RetrievalNormalizedDCG(top_k=K), RetrievalRecall(top_k=K)):
+            metric.update(scores.flatten(), labels.flatten(), indexes=index)
+            total += float(metric.compute())
+        return total
+
+    return run
+
+
+def ranx_peer(
+    user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions, users: int
+) -> Method:
+    """ranx on each user's 100 best, which are given: building its two dictionaries, and NDCG, recall and MRR."""
+    from ranx import Qrels, Run
+    from ranx import evaluate as ranx_evaluate
+
+    scores, labels = dense_scores(user, item, train, test, users)
+    best = np.argsort(-scores, axis=1)[:, :100]
+
+    def run() -> object:
+        truth = {str(u): {str(i): 1 for i in np.flatnonzero(labels[u])} for u in range(users) if labels[u].any()}
+        lists = {u: {str(i): float(scores[int(u), i]) for i in best[int(u)]} for u in truth}
+        return ranx_evaluate(Qrels(truth), Run(lists), [f"ndcg@{K}", f"recall@{K}", "mrr"])
+
+    run()  # compiles
+    return run
+
+
+def pandas_peer(
+    user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions, users: int
+) -> Method:
+    """groupby over every (user, item) pair: rank, hits, recall, NDCG."""
+    import pandas as pd
+
+    scores, labels = dense_scores(user, item, train, test, users)
+    frame = pd.DataFrame(
+        {"user": np.repeat(np.arange(users), len(item)), "score": scores.ravel(), "label": labels.ravel()}
+    )
+
+    def run() -> float:
+        rank = frame.groupby("user")["score"].rank(ascending=False, method="first")
+        top = frame.assign(rank=rank)[frame["label"]]
+        top = top.assign(gain=np.where(top["rank"] <= K, 1 / np.log2(top["rank"] + 1), 0), hit=top["rank"] <= K)
+        return float(top.groupby("user")[["gain", "hit"]].sum().mean().sum())
+
+    return run
+
+
+def measure(title: str, train: zx.Interactions, test: zx.Interactions, rounds: int) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    user, item = (torch.randn(n, DIM, generator=generator) * 0.1 for n in test.shape)
+    train.popularity, test.popularity  # noqa: B018  kept with the interactions from the first epoch on
+    methods: dict[str, Method] = {
+        "product": product(user, item),
+        "evaluate": lambda: zx.evaluate((user, item), train, test, k=(10, 20)),
+        "rank": lambda: zx.rank((user, item), train, test, k=K),
+        "eager top-k": eager_topk(user, item, train, test),
+    }
+    scale = dict.fromkeys(methods, 1.0)
+    few = min(test.num_users, 20_000_000 // test.num_items)
+    peers: dict[str, Callable[..., Method]] = {"per-user NumPy loop": python_loop}
+    for package, peer in (("torchmetrics", torchmetrics_peer), ("ranx", ranx_peer), ("pandas", pandas_peer)):
+        if importlib.util.find_spec(package):
+            peers[package] = peer
+    for name, peer in peers.items():
+        users = min(few, 200) if name in ("torchmetrics", "pandas") else min(few, 500)
+        methods[name] = peer(user, item, train, test, users)
+        scale[name] = test.num_users / users
+    seconds = take_turns(methods, rounds=rounds)
+    seconds = {name: values * scale[name] for name, values in seconds.items()}
+    shape = f"{test.num_users} x {test.num_items}, {test.nnz / max(1, int((test.user_counts > 0).sum())):.3g} held out"
+    rows = []
+    for name, values in seconds.items():
+        rows.append(
+            {
+                "data": title,
+                "shape": shape,
+                "method": name,
+                "seconds": spread(values),
+                "of_product": ratio(seconds, name, "product"),
+                "of_evaluate": ratio(seconds, name, "evaluate"),
+            }
+        )
+        print(title, name, *(f"{rows[-1][c]}" for c in ("seconds", "of_product", "of_evaluate")), sep=" | ", flush=True)
+    return rows
+
+
+def large_memory() -> float:
+    """MiB that evaluate adds to the peak for 1 M items, measured in a process of its own (Linux)."""
+    code = f"""
+import numpy as np, torch, zerosum_ext as zx
+def status(key):
+    return int(next(x for x in open("/proc/self/status") if x.startswith(key)).split()[1]) / 1024
+rng = np.random.default_rng(0)
+users, items = 2000, 1_000_000
+train, test = (zx.Interactions.from_arrays(np.repeat(np.arange(users), 20), rng.integers(0, items, users * 20),
+               shape=(users, items)) for _ in range(2))
+factors = torch.randn(users, {DIM}), torch.randn(items, {DIM})
+zx.evaluate((factors[0], factors[1][:1000]), *(zx.Interactions.from_arrays([0, 1], [2, 3], shape=(users, 1000)),) * 2)
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = status("VmRSS")
+zx.evaluate(factors, train, test)
+print(status("VmHWM") - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--users", type=int, default=8192, help="the first users of each data set; 0 for all")
+    parser.add_argument("--data", nargs="*", help="only these, by the beginning of their names")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for title, split in splits().items():
+        if arguments.data and not any(title.startswith(name) for name in arguments.data):
+            continue
+        train, test = (zx.Interactions.from_scipy(x.to_scipy()[: arguments.users or None]) for x in split)
+        rows += measure(title, train, test, arguments.rounds)
+    memory = large_memory()
+    columns = ("data", "shape", "method", "seconds", "of_product", "of_evaluate")
+    header = ("data", "users x items, held-out items a user", "method", "s", "times the product", "times evaluate")
+    write_results(
+        arguments.output,
+        "Evaluation on the CPU",
+        machine() | {"threads": arguments.threads, "rounds": arguments.rounds, "d": DIM},
+        [
+            "`evaluate` computes all its metrics at 10 and 20. `product` is torch.mm alone, block by block into one "
+            "piece of memory. Seconds, and how many times as long as the product and as `evaluate`: median of paired "
+            "rounds (quartiles). Where only some users were given to a peer its time is scaled to all.",
+            table(header, [[row[c] for c in columns] for row in rows], text_columns=3),
+            f"Peak memory that `evaluate` adds for 1 000 000 items and 2000 users, d = {DIM}: {memory:.0f} MiB.",
+        ],
+        {"timings": rows, "peak_mib_1m_items": memory},
+    )
+
+
+if __name__ == "__main__":
+    main()
