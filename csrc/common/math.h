@@ -2,7 +2,8 @@
 // a loop over them becomes SIMD code.
 //
 // float: polynomials after range reduction, about 1 ulp (tests/test_losses.py holds them to 1e-6 over
-// 0..1e4). double: the C library, or CUDA's.
+// 0..1e4), the same on CPU and GPU, so that what is tested on one holds on the other but for fused multiply-adds.
+// double: the C library, or CUDA's.
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,6 @@
 
 namespace zx {
 
-#if defined(__CUDA_ARCH__)
-ZX_HD float expm1_nonpositive(float x) { return ::expm1f(x); }
-ZX_HD float exp_nonpositive(float x) { return ::expf(x); }
-ZX_HD float log1p_unit(float x) { return ::log1pf(x); }
-ZX_HD float log1m_half(float x) { return ::log1pf(-0.5f * x); }
-#else
 // x <= 0 (NaN stays NaN) as k * ln 2 + r with |r| <= ln(2)/2, and 2^k. Below -87 exp(x) is subnormal and
 // counted as 2^-126, about 1e-38.
 struct ExpParts {
@@ -89,7 +84,6 @@ ZX_HD float log1m_half(float x) {
   q = q * x + 1.24998808e-1f;
   return -0.5f * x - (x * x) * q;
 }
-#endif
 
 ZX_HD double expm1_nonpositive(double x) { return ::expm1(x); }
 ZX_HD double exp_nonpositive(double x) { return ::exp(x); }
