@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from zerosum_ext import build_info, cli
+from zerosum_ext import build_info, cli, datasets, runs
 
 
 def test_doctor(capsys):
@@ -61,3 +68,292 @@ def test_demo(tmp_path, capsys):
 def test_demo_refuses_bad_options(tmp_path, capsys, option):
     assert cli.main(["demo", "--output", str(tmp_path), "--epochs", "1", "--seeds", "1", *option]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ---- train, evaluate, recommend
+
+SMALL = ["--dim", "8", "--batch-size", "64", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    """Interactions of 40 users and 40 items, whose ids are letters and numbers from 100."""
+    path = tmp_path_factory.mktemp("cli") / "ratings.tsv"
+    users, items = datasets.synthetic_triangle(40, 40).nonzero()
+    path.write_text("".join(f"u{u}\t{100 + i}\n" for u, i in zip(users, items, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(ratings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["train", str(ratings), "--output", str(folder), "--quiet", *SMALL]) == 0
+    return folder
+
+
+def one_line_of_error(capsys, argv):
+    """The error of a command that must exit with 2 and say one line on stderr, nothing on stdout."""
+    capsys.readouterr()
+    status = cli.main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    assert status == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("zerosum-ext: error: ")
+    return err
+
+
+def test_train_prints_both_methods_and_says_where_all_is(ratings, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(ratings), "--output", str(folder), *SMALL]) == 0
+    out, err = capsys.readouterr()
+    head = out.splitlines()[0].split()
+    assert head == ["bpr", "zerosum", "difference"]
+    for label in ("Hit @10", "NDCG @20", "PRI", "PopQ@1", "ARP @10", "coverage @10"):
+        assert label in out
+    assert str(folder) in out
+    assert "820 interactions" in err
+    row = next(line.split() for line in out.splitlines() if "PopQ@1 " in line)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert float(row[1]) == pytest.approx(metrics["bpr"]["pop_q_at_1"], abs=1e-4)
+    assert float(row[3]) == pytest.approx(metrics["zerosum"]["pop_q_at_1"] - metrics["bpr"]["pop_q_at_1"], abs=1e-4)
+
+
+def test_train_json_is_all_of_stdout(ratings, tmp_path, capsys):
+    argv = ["train", str(ratings), "--output", str(tmp_path / "r"), "--json", "--no-baseline", "--no-figures", *SMALL]
+    assert cli.main([*argv, "--k", "3", "--loss", "pd", "--loss-option", "gamma=0.5"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert list(values["metrics"]) == ["pd"]
+    assert "ndcg@3" in values["metrics"]["pd"]
+    assert len(values["histories"]["pd"]["loss"]) == 2
+    assert runs.Run.open(tmp_path / "r").methods["pd"].loss_options == {"gamma": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["csv", "movielens", "npz"])
+def test_train_reads_every_kind_of_file_with_its_options(tmp_path, kind):
+    users, items = datasets.synthetic_triangle(20, 20).nonzero()
+    rows = list(zip(users.tolist(), items.tolist(), strict=True))
+    if kind == "csv":
+        path, extra = tmp_path / "r.csv", ["--user-column", "who", "--item-column", "2", "--split", "column"]
+        extra += ["--split-column", "part", "--split-values", "a", "b", "c", "--min-rating", "3"]
+        lines = [f"{u % 5 + 1},{u},{i},{'cab'[(u + i) % 3]}" for u, i in rows]
+        path.write_text("stars,who,what,part\n" + "\n".join(lines) + "\n")
+    elif kind == "movielens":
+        path, extra = tmp_path / "r.dat", ["--delimiter", "::", "--no-header", "--split", "last", "--hold-out", "2"]
+        path.write_text("".join(f"{u}::{i}::5::{1000 - i}\n" for u, i in rows))
+    else:
+        path, extra = tmp_path / "r.npz", ["--min-item-count", "3", "--ratios", "0.7", "0.3"]
+        np.savez(path, user=users, item=items)
+    argv = ["train", path, "--output", tmp_path / "run", "--quiet", "--no-figures", *SMALL, *extra]
+    assert cli.main([str(a) for a in argv]) == 0
+    run = runs.Run.open(tmp_path / "run")
+    if kind == "csv":
+        assert run.split.train.num_users == 12  # u % 5 + 1 >= 3
+        assert set(run.split.valid.pairs()[0].tolist()) != set()
+    elif kind == "movielens":  # the latest are the lowest items
+        assert run.split.test.indices[:2].tolist() == [0, 1]
+        assert run.split.valid.indices[:2].tolist() == [2, 3]
+    else:
+        assert run.split.valid.nnz == 0
+        assert run.split.train.num_items == 18
+
+
+def test_evaluate(run_folder, tmp_path, capsys):
+    assert cli.main(["evaluate", str(run_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((run_folder / "metrics.json").read_text())
+    later = tmp_path / "later.tsv"
+    later.write_text("u5\t139\nu9\t120\nnobody\t100\n")
+    assert cli.main(["evaluate", str(run_folder), "--data", str(later), "--skip-unknown", "--method", "bpr"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["bpr"]
+    assert "1 rows" in err
+    assert "no user 'nobody'" in one_line_of_error(capsys, ["evaluate", run_folder, "--data", later])
+
+
+def test_recommend(run_folder, tmp_path, capsys):
+    users = tmp_path / "users.txt"
+    users.write_text("u30\n\nu7\n")
+    command = ["recommend", str(run_folder), "--user", "u20", "--user-file", str(users), "-k", "3"]
+    assert cli.main([*command, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [v["user"] for v in values] == ["u20", "u30", "u7"]
+    assert cli.main([*command, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3"] * 3
+    for k, value in enumerate(values):
+        user = int(value["user"][1:])
+        assert all(100 + 39 - user <= item < 140 for item in value["items"])  # not yet the user's
+        assert [int(row["item"]) for row in rows[3 * k : 3 * k + 3]] == value["items"]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["user", "rank", "item", "score"]
+    assert len(lines) == 10
+
+
+def test_recommend_reads_users_from_the_standard_input(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("u3\n"))
+    assert cli.main(["recommend", str(run_folder), "--user-file", "-", "-k", "1", "--csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("u3,1,")
+
+
+def test_a_user_who_owns_every_item(tmp_path, capsys):
+    cells = datasets.synthetic_triangle(20, 20).toarray()
+    cells[4] = 1
+    path = tmp_path / "full.csv"
+    path.write_text("".join(f"{u},{i},0\n" for u, i in zip(*np.nonzero(cells), strict=True)) + "0,0,1\n")
+    argv = ["--output", str(tmp_path / "run"), "--split", "column", "--split-column", "2", *SMALL]
+    assert cli.main(["train", str(path), *argv]) == 0
+    assert "1 users have every item" in capsys.readouterr().err
+    assert cli.main(["recommend", str(tmp_path / "run"), "--user", "4", "--csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["user,rank,item,score"]
+    assert err.splitlines() == ["user 4: nothing is left to recommend, every item was interacted with"]
+    path.write_text("".join(f"{u},{i}\n" for u in range(9) for i in range(9)))
+    argv = ["train", path, "--output", tmp_path / "other", "--quiet", "--split", "last"]
+    assert cli.main([str(a) for a in argv + SMALL]) == 0  # what is held out is no negative of the rest
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "has no rows"),
+        (b"user,item\n", "a header but no rows"),
+        (b"1\n2\n3\n", "at least two columns"),
+        (b"1,2\n3,x\n", "bad.csv:2: the item is 'x', expected an integer"),
+        (b"1,2\n3\n", "bad.csv:2: expected 2 fields"),
+        (b"1,2,4\n1,3,good\n", "bad.csv:2: the rating is 'good', expected a finite number"),
+        (b"1,2\n", "left for t"),
+        (b"\x00\x01\x02", "not a text file"),
+        (b"PK\x03\x04 and then nothing", "cannot be read as .npz"),
+    ],
+)
+def test_train_refuses_bad_files(tmp_path, capsys, content, said):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    assert said in one_line_of_error(capsys, ["train", path, "--output", tmp_path / "run"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weight", "1.5"], "w: expected a number in [0, 1], got 1.5"),
+        (["--weight", "nan"], "w: expected a number in [0, 1], got nan"),
+        (["--loss", "nonsense"], "loss: expected one of 'bpr'"),
+        (["--loss", "bpr", "--weight", "0.5"], "weight: expected none for loss 'bpr'"),
+        (["--loss-option", "gamma=1"], "gamma"),
+        (["--loss-option", "gamma"], "expected NAME=VALUE"),
+        (["--model", "nonsense"], "model: expected one of 'mf'"),
+        (["--model-option", "nonsense=1"], "model_options: 'mf' takes"),
+        (["--optimizer", "nonsense"], "optimizer: expected one of 'adam'"),
+        (["--dim", "0"], "dim: expected an integer >= 1, got 0"),
+        (["--epochs", "0"], "epochs: expected an integer >= 1"),
+        (["--batch-size", "0"], "batch_size: expected at least 1"),
+        (["--negatives", "0"], "negatives: expected at least 1"),
+        (["--patience", "0"], "patience: expected at least 1"),
+        (["--lr", "-1"], "lr: expected a number >= 0"),
+        (["--lr", "nan"], "lr: expected a number >= 0"),
+        (["--lr", "1e30"], "diverged"),
+        (["--seed", "-1"], "seed: expected an integer >= 0"),
+        (["--k", "0"], "k: expected an integer >= 1"),
+        (["--threads", "0"], "--threads: expected at least 1"),
+        (["--metric", "pri"], "metric: expected one of hr"),
+        (["--metric", "nonsense@3"], "metric: expected one of hr"),
+        (["--device", "nonsense"], "device"),
+        (["--ratios", "0.5", "0.6"], "ratios: expected two or three numbers"),
+        (["--hold-out", "0"], None),
+        (["--split", "last", "--hold-out", "0"], "expected at least 1"),
+        (["--split", "column"], "no column 'split'"),
+        (["--user-column", "9"], "column 9 was asked for as 'user'"),
+        (["--user-column", "who"], "no column 'who'"),
+        (["--min-rating", "3"], "no rating column"),
+        (["--ids", "index"], "are not integers, as ids=False needs"),
+        (["--shape", "3", "3"], "shape"),
+        (["--encoding", "nonsense"], "encoding"),
+        (["--resume", "--overwrite"], "--resume and --overwrite"),
+    ],
+)
+def test_train_refuses_bad_options(ratings, tmp_path, capsys, options, said):
+    argv = ["train", ratings, "--output", tmp_path / "run", "--quiet", "--no-figures", *SMALL, *options]
+    if said is None:  # an option of another kind of split is of no account
+        assert cli.main([str(a) for a in argv]) == 0
+    else:
+        assert said in one_line_of_error(capsys, argv)
+
+
+def test_an_item_out_of_range(tmp_path, capsys):
+    path = tmp_path / "r.csv"
+    path.write_text("0,0\n1,1\n2,7\n")
+    argv = ["train", path, "--output", tmp_path / "run", "--ids", "index", "--shape", "3", "5"]
+    assert "expected indices from 0 to 4, got 7" in one_line_of_error(capsys, argv)
+
+
+def test_missing_files_and_folders(run_folder, tmp_path, capsys):
+    assert "no such file" in one_line_of_error(capsys, ["train", tmp_path / "none.csv"])
+    assert "is a folder" in one_line_of_error(capsys, ["train", tmp_path])
+    assert "no such run folder" in one_line_of_error(capsys, ["evaluate", tmp_path / "none"])
+    assert "no such run folder" in one_line_of_error(capsys, ["recommend", tmp_path / "none", "--user", "1"])
+    assert "not a run folder" in one_line_of_error(capsys, ["evaluate", tmp_path])
+    assert "none.txt" in one_line_of_error(capsys, ["recommend", run_folder, "--user-file", tmp_path / "none.txt"])
+
+
+def test_folders_that_cannot_be_written(ratings, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for folder, said in (("file", "is a file, expected a folder"), ("file/run", "file")):
+        assert said in one_line_of_error(capsys, ["train", ratings, "--output", tmp_path / folder, "--quiet"])
+    assert "proc" in one_line_of_error(capsys, ["train", ratings, "--output", "/proc/zerosum_ext/run", "--quiet"])
+
+
+def test_recommend_refuses_what_it_cannot_do(run_folder, capsys):
+    def error(*options):
+        return one_line_of_error(capsys, ["recommend", run_folder, *options])
+
+    assert "no user 'nobody'" in error("--user", "nobody")
+    assert "no users: give --user" in error()
+    assert "k: expected an integer >= 1, got 0" in error("--user", "u3", "-k", "0")
+    assert "method: expected one of 'bpr', 'zerosum'" in error("--user", "u3", "--method", "nonsense")
+
+
+def test_damaged_runs(run_folder, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    path = copy / "zerosum" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["user_embedding"][:] = float("nan")
+    save_file(tensors, path)
+    assert "NaN" in one_line_of_error(capsys, ["recommend", copy, "--user", "u3"])
+    assert "NaN" in one_line_of_error(capsys, ["evaluate", copy])
+    path.write_bytes(path.read_bytes()[:50])
+    assert "is not a model of this run" in one_line_of_error(capsys, ["recommend", copy, "--user", "u3"])
+    (copy / "config.json").write_text("{")
+    assert "config.json is damaged" in one_line_of_error(capsys, ["evaluate", copy])
+
+
+def test_a_folder_in_use_is_refused(ratings, run_folder, capsys):
+    argv = ["train", ratings, "--output", run_folder, "--quiet", *SMALL]
+    assert "resume goes on with it" in one_line_of_error(capsys, argv)
+    assert "bpr.lr: 0.001 there, 0.1 now" in one_line_of_error(capsys, [*argv, "--resume", "--lr", "0.1"])
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(ratings, tmp_path):
+    folder = tmp_path / "my run"
+    argv = ["train", str(ratings), "--output", str(folder), "--no-figures", "--dim", "8", "--batch-size", "2"]
+    argv += ["--epochs", "100000", "--patience", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zerosum_ext", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    checkpoint = folder / "bpr" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    again = shlex.split(last.partition("to go on: ")[2])
+    assert again == ["zerosum-ext", *argv, "--resume"]
+    assert checkpoint.is_file()

@@ -7,6 +7,7 @@ and line.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -152,6 +153,10 @@ def read_table(
     path = Path(path)
     if id_type not in ("auto", "int", "str"):
         raise ValueError(f"id_type: expected 'auto', 'int' or 'str', got {id_type!r}")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise ValueError(f"encoding: expected the name of one, such as 'utf-8', got {encoding!r}") from None
     wanted = dict(columns or {})
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file")

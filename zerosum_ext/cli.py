@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
+import os
+import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerosum_ext import runs
 
 __all__ = ["main"]
 
@@ -19,11 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: ``doctor`` found something missing; 2: bad input, one line on stderr; 130: Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("zerosum-ext: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"zerosum-ext: interrupted{interrupt}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"zerosum-ext: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -60,7 +72,377 @@ def _parser() -> argparse.ArgumentParser:
         help="w of Pos2Neg2 and Zerosum, 0 to 1 (default: %(default)s)",
     )
     demo.set_defaults(run=_demo)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_recommend(commands)
     return parser
+
+
+# --- train ---------------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train on interactions, measure against plain BPR, write a run folder",
+        description="Splits interactions, trains a model with the chosen loss and with plain BPR on the same split, "
+        "prints accuracy and popularity bias of both side by side, and writes model, metrics, history and figures to "
+        "a run folder.",
+        epilog="example: zerosum-ext train ratings.csv --loss zerosum --weight 0.9 --output runs/mine, then "
+        "zerosum-ext recommend runs/mine --user 42",
+    )
+    train.add_argument(
+        "data", metavar="FILE", help="text with one interaction a row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA"
+    )
+    train.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME_OF_FILE-LOSS)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    train.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder, and start again")
+    train.add_argument("--no-baseline", action="store_true", help="do not train plain BPR beside it")
+    train.add_argument("--no-figures", action="store_true", help="draw none")
+    _add_output_options(train)
+
+    how = train.add_argument_group("method")
+    how.add_argument(
+        "--loss", default="zerosum", metavar="NAME", help="a name of zerosum_ext.losses (default: zerosum)"
+    )
+    how.add_argument(
+        "--weight",
+        type=float,
+        metavar="W",
+        help="w of losses that have one: w times BPR and 1 - w times the regularizer, 0 to 1 (default: 0.9)",
+    )
+    how.add_argument(
+        "--loss-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the loss"
+    )
+    how.add_argument("--model", default="mf", metavar="NAME", help="what to train (default: mf, matrix factorization)")
+    how.add_argument(
+        "--model-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the model"
+    )
+    how.add_argument("--dim", type=int, default=64, metavar="D", help="width of the embeddings (default: 64)")
+    how.add_argument("--epochs", type=int, default=100, metavar="N", help="at most so many (default: 100)")
+    how.add_argument("--batch-size", type=int, default=1024, metavar="B", help="default: 1024")
+    how.add_argument("--lr", type=float, default=1e-3, metavar="RATE", help="learning rate (default: 0.001)")
+    how.add_argument("--optimizer", default="adam", metavar="NAME", help="adam, adamw, adagrad, sgd or sparse_adam")
+    how.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="of the optimizer (default: 0)")
+    how.add_argument("--l2", type=float, default=0.0, metavar="X", help="L2 on the rows of the batch (default: 0)")
+    how.add_argument("--negatives", type=int, default=1, metavar="K", help="negatives a positive (default: 1)")
+    how.add_argument("--draws", type=int, default=1, metavar="N", help="visits to each positive an epoch (default: 1)")
+    how.add_argument("--strategy", choices=("uniform", "popularity"), default="uniform", help="how negatives are drawn")
+    how.add_argument("--seed", type=int, default=0, metavar="S", help="of initial weights and samples (default: 0)")
+    how.add_argument("--metric", default="ndcg@10", metavar="NAME", help="watched in validation (default: ndcg@10)")
+    how.add_argument(
+        "--patience", type=int, default=10, metavar="N", help="stop after N epochs without a better one (default: 10)"
+    )
+    how.add_argument("--keep", choices=("best", "last"), default="best", help="epoch to keep (default: best)")
+    how.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+
+    split = train.add_argument_group("split")
+    split.add_argument(
+        "--split",
+        choices=("random", "last", "column"),
+        default="random",
+        help="random; last: each user's latest are held out; column: as --split-column says (default: random)",
+    )
+    split.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=(0.8, 0.1, 0.1),
+        metavar="R",
+        help="of random: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
+    )
+    split.add_argument("--split-seed", type=int, default=0, metavar="S", help="of random (default: 0)")
+    split.add_argument(
+        "--hold-out", type=int, default=1, metavar="N", help="of last: N to test with, N to validate (default: 1)"
+    )
+    split.add_argument(
+        "--split-values",
+        nargs=3,
+        default=("0", "2", "1"),
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="of column: what it says (default: 0 2 1)",
+    )
+    _add_reading_options(train)
+    train.set_defaults(run=_train)
+
+
+def _add_output_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--k", type=int, nargs="+", metavar="K", help="cut-offs of the metrics (default: 10 20)")
+    command.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
+    command.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
+    command.add_argument("--quiet", action="store_true", help="no progress bar and no notes")
+
+
+def _add_reading_options(command: argparse.ArgumentParser) -> None:
+    reading = command.add_argument_group("reading", "Columns are names, or numbers from 0. All is recognised if usual.")
+    for name in ("user", "item", "rating", "timestamp", "split"):
+        reading.add_argument(f"--{name}-column", metavar="COLUMN")
+    reading.add_argument("--delimiter", metavar="TEXT", help="such as ',' or '::' or '\\t'; ' ' is any run of blanks")
+    reading.add_argument("--header", action=argparse.BooleanOptionalAction, default=None, help="the first row is names")
+    reading.add_argument(
+        "--ids",
+        choices=("external", "index"),
+        help="users and items are ids of any kind, or 0-based indices (default: ids; indices in .npz)",
+    )
+    reading.add_argument(
+        "--id-type", choices=("auto", "int", "str"), default="auto", help="default: as in the first row"
+    )
+    reading.add_argument("--shape", type=int, nargs=2, metavar=("USERS", "ITEMS"), help="with --ids index")
+    reading.add_argument("--min-rating", type=float, metavar="R", help="leave out lower ratings")
+    reading.add_argument("--min-item-count", type=int, default=0, metavar="N", help="leave out items that occur less")
+    reading.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be read, and go on")
+    reading.add_argument("--encoding", default="utf-8", metavar="NAME", help="of text (default: utf-8)")
+
+
+def _source(file: str, arguments: argparse.Namespace) -> runs.DataSource:
+    from zerosum_ext import runs
+
+    columns: dict[str, str | int | None] = {}
+    for name in ("user", "item", "rating", "timestamp", "split"):
+        value = getattr(arguments, f"{name}_column")
+        if value is not None:
+            columns[name] = int(value) if value.isdecimal() else value
+    return runs.DataSource(
+        file,
+        columns=columns or None,
+        delimiter=None if arguments.delimiter is None else arguments.delimiter.replace("\\t", "\t"),
+        header=arguments.header,
+        ids=None if arguments.ids is None else arguments.ids == "external",
+        id_type=arguments.id_type,
+        shape=None if arguments.shape is None else tuple(arguments.shape),
+        min_rating=arguments.min_rating,
+        skip_bad_rows=arguments.skip_bad_rows,
+        encoding=arguments.encoding,
+        min_item_count=arguments.min_item_count,
+    )
+
+
+def _options(name: str, given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; values are JSON where they can be read as such (numbers, true, null), else text."""
+    result = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--{name}: expected NAME=VALUE, got {text!r}")
+        try:
+            result[key] = json.loads(value)
+        except ValueError:
+            result[key] = value
+    return result
+
+
+def _set_threads(arguments: argparse.Namespace) -> None:
+    import torch
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+
+
+def _note(arguments: argparse.Namespace) -> Any:
+    return (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from zerosum_ext import losses, runs
+
+    _set_threads(arguments)
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume and --overwrite: expected one of them")
+    weight = arguments.weight
+    if weight is None and arguments.loss in losses.loss_names() and "w" in losses.loss_options(arguments.loss):
+        weight = 0.9
+    method = runs.Method(
+        loss=arguments.loss,
+        weight=weight,
+        loss_options=_options("loss-option", arguments.loss_option),
+        model_options=_options("model-option", arguments.model_option),
+        **{
+            name: getattr(arguments, name)
+            for name in (
+                *("model", "dim", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "l2", "negatives"),
+                *("draws", "strategy", "seed", "metric", "patience", "keep", "device"),
+            )
+        },
+    )
+    values = [int(v) if v.lstrip("-").isdecimal() else v for v in arguments.split_values]
+    rule = runs.SplitRule(
+        kind=arguments.split,
+        ratios=tuple(arguments.ratios),
+        seed=arguments.split_seed,
+        count=arguments.hold_out,
+        values=(values[0], values[1], values[2]),
+    )
+    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
+    try:
+        run = runs.train(
+            _source(arguments.data, arguments),
+            folder,
+            method,
+            split=rule,
+            baseline=not arguments.no_baseline,
+            k=arguments.k or (10, 20),
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            figures=not arguments.no_figures,
+            progress=False if arguments.quiet else None,
+            note=_note(arguments),
+        )
+    except KeyboardInterrupt:
+        if not (Path(folder) / "config.json").is_file():
+            raise
+        again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
+        command = shlex.join(["zerosum-ext", *again, "--resume"])
+        raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
+    if arguments.json:
+        histories = {name: history.to_dict() for name, history in run.histories.items()}
+        print(runs.to_json({"folder": str(run.folder), "metrics": run.metrics, "histories": histories}))
+        return 0
+    print(_comparison(run.metrics))
+    written = sorted(p.name for p in run.folder.iterdir() if p.is_file())
+    print(f"{', '.join(written)} and the models are in {run.folder}")
+    return 0
+
+
+# What the table shows, of all that metrics.json holds: metric, label, what is good.
+_ROWS = (
+    ("accuracy", (("hr", "Hit"), ("recall", "Recall"), ("ndcg", "NDCG"), ("auc", "AUC"))),
+    ("popularity bias among a user's own items", (("pri", "PRI"), ("pop_q_at_1", "PopQ@1"), ("upo", "uPO"))),
+    (
+        "exposure",
+        (("arp", "ARP"), ("aplt", "long-tail share"), ("coverage", "coverage"), ("gini", "Gini")),
+    ),
+)
+_LEGEND = (
+    "PRI, uPO: 0 ideal, 1 the popular first. PopQ@1: .5 ideal, 0 the most popular on top. ARP: mean popularity of "
+    "what is recommended."
+)
+
+
+def _comparison(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The metrics of one or two methods as a table, and where there are two, their difference."""
+    names = list(metrics)
+    keys = list(metrics[names[-1]])
+    width = max(10, *(len(name) + 2 for name in names))
+    head = "".join(f"{name:>{width}}" for name in names) + (f"{'difference':>12}" if len(names) == 2 else "")
+    lines = [f"{'':<22}{head}"]
+    for title, rows in _ROWS:
+        lines.append(title)
+        for metric, label in rows:
+            for key in keys:
+                name, at, cutoff = key.partition("@")
+                if key != metric and not (name == metric and at):
+                    continue
+                values = [metrics[n].get(key) for n in names]
+                cells = [f"{_number(value):>{width}}" for value in values]
+                if len(values) == 2:
+                    first, second = values
+                    known = first is not None and second is not None
+                    cells.append(f"{_number(second - first, '+') if known else '':>12}")  # type: ignore[operator]
+                lines.append(f"  {label + (f' @{cutoff}' if at and key != metric else ''):<20}" + "".join(cells))
+    return "\n".join([*lines, _LEGEND])
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.1f}"
+
+
+# --- evaluate and recommend ----------------------------------------------------------------------------------
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure the models of a run again, also on other data",
+        description="Measures the models of a run folder, on its own test part or on held-out interactions from a file "
+        "with the same ids.",
+        epilog="example: zerosum-ext evaluate runs/mine --data later.csv --k 5 10",
+    )
+    evaluate.add_argument("folder", metavar="RUN", help="a run folder of zerosum-ext train")
+    evaluate.add_argument("--data", metavar="FILE", help="held-out interactions (default: the run's own test part)")
+    evaluate.add_argument("--method", action="append", metavar="NAME", help="only this one, such as bpr (default: all)")
+    evaluate.add_argument("--skip-unknown", action="store_true", help="leave out users and items new to the run")
+    _add_output_options(evaluate)
+    _add_reading_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from zerosum_ext import runs
+
+    _set_threads(arguments)
+    run = runs.Run.open(arguments.folder)
+    data = None if arguments.data is None else _source(arguments.data, arguments)
+    values, skipped = run.evaluate(data, methods=arguments.method, k=arguments.k, skip_unknown=arguments.skip_unknown)
+    if skipped:
+        _note(arguments)(f"{skipped:,} rows are of users or items that the run does not know, and were left out")
+    if arguments.json:
+        print(runs.to_json(values))
+    else:
+        print(_comparison(values))
+    return 0
+
+
+def _add_recommend(commands: Any) -> None:
+    recommend = commands.add_parser(
+        "recommend",
+        help="the best items for users, by the model of a run",
+        description="Prints the best items for users by a run's model, with the ids of the file that was trained on. "
+        "What a user has interacted with is left out.",
+        epilog="example: zerosum-ext recommend runs/mine --user 42 --user 43 -k 5 --csv",
+    )
+    recommend.add_argument("folder", metavar="RUN", help="a run folder of zerosum-ext train")
+    recommend.add_argument("--user", action="append", default=[], metavar="ID", help="may be given more than once")
+    recommend.add_argument("--user-file", metavar="FILE", help="one id a line; - is the standard input")
+    recommend.add_argument("-k", type=int, default=10, metavar="K", help="items a user (default: 10)")
+    recommend.add_argument("--method", metavar="NAME", help="whose model, such as bpr (default: the run's main one)")
+    recommend.add_argument("--include-seen", action="store_true", help="also what the user has interacted with")
+    form = recommend.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV: user, rank, item, score")
+    recommend.set_defaults(run=_recommend)
+
+
+def _recommend(arguments: argparse.Namespace) -> int:
+    from zerosum_ext import runs
+
+    users = list(arguments.user)
+    if arguments.user_file is not None:
+        text = sys.stdin.read() if arguments.user_file == "-" else Path(arguments.user_file).read_text()
+        users += [line.strip() for line in text.splitlines() if line.strip()]
+    if not users:
+        raise ValueError("no users: give --user ID or --user-file FILE")
+    run = runs.Run.open(arguments.folder)
+    found = run.recommend(users, arguments.k, method=arguments.method, include_seen=arguments.include_seen)
+    for one in found:
+        if not one.items:
+            print(f"user {one.user}: nothing is left to recommend, every item was interacted with", file=sys.stderr)
+    if arguments.json:
+        print(runs.to_json([asdict(one) for one in found]))
+        return 0
+    rows = [
+        (one.user, place, item, f"{score:.6g}")
+        for one in found
+        for place, (item, score) in enumerate(zip(one.items, one.scores, strict=True), 1)
+    ]
+    head = ("user", "rank", "item", "score")
+    if arguments.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+        return 0
+    table = [head, *((str(cell) for cell in row) for row in rows)]
+    cells = [list(row) for row in table]
+    widths = [max(len(row[c]) for row in cells) for c in range(4)]
+    for row in cells:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+# --- demo and doctor -----------------------------------------------------------------------------------------
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from zerosum_ext.interactions import Interactions
 
-__all__ = ["load", "power_law", "synthetic4", "synthetic_triangle"]
+__all__ = ["find", "load", "power_law", "synthetic4", "synthetic_triangle"]
 
 
 def synthetic_triangle(num_users: int = 200, num_items: int = 200, boundary: int | None = None) -> sp.csr_matrix:
@@ -121,3 +121,21 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Interaction
         have = ", ".join(sorted(p.stem for p in Path(folder).glob("*.npz"))) or "none"
         raise ValueError(f"name: there is no {name!r} in {folder}; it has {have}")
     return Interactions.from_file(path)
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The path of a file of interactions, given as such or as the name of a data set that :func:`load` knows.
+
+    Raises FileNotFoundError where it is neither.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    folder = os.environ.get("ZEROSUM_EXT_DATA")
+    if path.name == str(source) and folder:
+        named = Path(folder) / f"{path.name}.npz"
+        if named.is_file():
+            return named
+        raise FileNotFoundError(f"{source}: there is no such file, nor a data set of that name in {folder}")
+    hint = "" if folder else "; names of data sets are looked up in the folder that ZEROSUM_EXT_DATA names"
+    raise FileNotFoundError(f"{source}: there is no such file{hint}")

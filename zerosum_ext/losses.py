@@ -17,6 +17,7 @@ Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -851,6 +852,12 @@ _MODULES: dict[str, type[Loss]] = {
 def loss_names() -> list[str]:
     """The names that :func:`get_loss` knows."""
     return list(_MODULES)
+
+
+def loss_options(name: str) -> list[str]:
+    """The names of the options that :func:`get_loss` takes for a loss."""
+    require_choice("loss", name, loss_names())
+    return list(inspect.signature(_MODULES[name]).parameters)
 
 
 def get_loss(name: str, **options: Any) -> Loss:

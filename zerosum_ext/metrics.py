@@ -35,6 +35,7 @@ __all__ = [
     "aplt",
     "arp",
     "auc",
+    "average_ranks",
     "coverage",
     "entropy",
     "gini",
@@ -222,11 +223,40 @@ def _mean(values: np.ndarray) -> float:
 # ----------------------------------------------------------------------------------------------------------
 
 
+def average_ranks(users: Any, items: Any, scores: Any, min_positives: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Average rank quantile r(i) of each item among the positives of those who have it: the r(i) of [RCS22 eq. 2].
+
+    r(i) is the mean over users of (rank of i by descending score among the user's evaluated positives - 1) /
+    (n_u - 1): 0 is always a user's top, 1 always the bottom, .5 as good as any other. Equal scores share their
+    average rank; users with fewer than ``min_positives`` evaluated positives are left out.
+
+    Args:
+        users, items: integers [P].
+        scores: numbers [P].
+        min_positives: users with fewer positives do not take part.
+
+    Returns:
+        (items that take part, ascending, int64 [m]; their r(i), float64 [m]).
+    """
+    u, i, s = _integers(users, "users"), _integers(items, "items"), _numbers(scores, "scores")
+    _same_length(users=u, items=i, scores=s)
+    if i.size and i.min() < 0:
+        raise ValueError(f"items: expected indices from 0, got {i.min()}")
+    group, sizes, i, s = _keep(u, min_positives, i, s)
+    return _mean_by_item(i, (_average_ranks(group, -s) - 1) / (sizes[group] - 1))
+
+
+def _mean_by_item(items: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the distinct items, ascending; the mean of each one's values)."""
+    seen = np.bincount(items)
+    distinct = np.flatnonzero(seen)
+    return distinct, np.bincount(items, weights=values)[distinct] / seen[distinct]
+
+
 def pri(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int = 2) -> float:
     """Popularity-rank correlation over items, -Spearman(popularity(i), r(i)) [RCS22 eq. 2].
 
-    r(i) is the mean over users of (rank of i by descending score among the user's evaluated positives - 1) /
-    (n_u - 1), so 0 is a user's top; users with fewer than ``min_positives`` evaluated positives are left out.
+    r(i) is that of :func:`average_ranks`, from the users with at least ``min_positives`` evaluated positives.
     Range -1 to 1: 1 means that popular items are on top, 0 is ideal. Equal scores share their average rank.
 
     Args:
@@ -244,9 +274,7 @@ def _pri_of_quantiles(items: np.ndarray, quantile: np.ndarray, counts: np.ndarra
     """PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
     if items.size == 0:
         return float("nan")
-    seen = np.bincount(items, minlength=counts.size)
-    evaluated = np.flatnonzero(seen)
-    r = np.bincount(items, weights=quantile, minlength=counts.size)[evaluated] / seen[evaluated]
+    evaluated, r = _mean_by_item(items, quantile)
     # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.
     r = np.round(r, 12)
     one = np.zeros(r.size, np.int64)

@@ -1,4 +1,4 @@
-"""Figures as PNG files: score matrices and the PopQ histogram. matplotlib is imported only when one is drawn."""
+"""Figures as PNG files, of training, scores and popularity bias. matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["popq_histogram", "score_matrices"]
+__all__ = ["popq_histogram", "rank_curves", "score_matrices", "training_curves"]
 
 # Okabe and Ito's palette, which stays apart for every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def score_matrices(scores: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def score_matrices(
+    scores: Mapping[str, Any], path: str | os.PathLike[str], items: str = "item", users: str = "user"
+) -> None:
     """Heat maps of score matrices side by side, to a PNG.
 
     Args:
-        scores: title -> array [users, items]. The colours of each panel are symmetric about 0.
+        scores: title -> array [users, items]. The colours of each panel are symmetric about 0, up to the 99.5th
+            percentile of the scores' sizes.
         path: of the PNG.
+        items, users: what the axes say.
     """
     figure = _figure(3.4 * len(scores) + 0.6, 3.6)
     for axes, (title, matrix) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
         matrix = np.asarray(matrix)
-        limit = float(np.abs(matrix).max(initial=0)) or 1.0
+        limit = float(np.quantile(np.abs(matrix), 0.995)) if matrix.size else 1.0
+        limit = limit or 1.0
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        axes.set(title=title, xlabel="item", ylabel="user")
+        axes.set(title=title, xlabel=items, ylabel=users)
         figure.colorbar(image, ax=axes, label="score")
     figure.savefig(path, dpi=150)
 
@@ -51,6 +56,75 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         axes.set(title=title, xlabel="PopQ@1 (0: most popular)", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
     row[0].set_ylabel("share of users")
+    figure.savefig(path, dpi=150)
+
+
+def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Average rank of each item against its popularity, to a PNG [RCS22 fig. 2].
+
+    A dot is an item, the line the mean of items of like popularity. A line that climbs to the left ranks the unpopular
+    positives of users below the popular ones; a level one at .5 is ideal.
+
+    Args:
+        curves: title -> (popularity [m], average rank [m]) of the items, the latter as of ``metrics.average_ranks``.
+        path: of the PNG.
+    """
+    figure = _figure(3.4 * len(curves) + 0.4, 3.6)
+    row = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    for k, (axes, (title, (popularity, ranks))) in enumerate(zip(row, curves.items(), strict=True)):
+        x, y = np.asarray(popularity, np.float64), np.asarray(ranks, np.float64)
+        colour = COLOURS[k % len(COLOURS)]
+        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+        axes.scatter(x, y, s=6, color=colour, alpha=min(1.0, max(0.08, 150 / max(1, x.size))), linewidths=0)
+        if x.size and x.max() > 10 * max(1.0, float(np.median(x))):
+            axes.set_xscale("log")
+        axes.plot(*_binned_mean(x, y), color=colour, linewidth=2)
+        axes.set(title=title, xlabel="item popularity", ylim=(1.03, -0.03))
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylabel("average rank of the item\n(0: top of the user's positives)")
+    figure.savefig(path, dpi=150)
+
+
+def _binned_mean(x: np.ndarray, y: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Means of x and y over so many bins of about equally many entries, along x."""
+    if not x.size:
+        return x, y
+    parts = np.array_split(np.argsort(x, kind="stable"), min(bins, x.size))
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Validation metric and loss by epoch, to a PNG.
+
+    Args:
+        histories: title -> :class:`zerosum_ext.training.History`. The validation values share one panel, where there
+            are any; losses of different methods cannot be compared and have one each.
+        path: of the PNG.
+    """
+    validated = {title: h for title, h in histories.items() if h.validation}
+    panels = len(histories) + bool(validated)
+    figure = _figure(3.4 * panels, 3.2)
+    row = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes in row:
+        axes.set_xlabel("epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if validated:
+        axes = row.pop(0)
+        for k, (title, history) in enumerate(histories.items()):
+            if not history.validation:
+                continue
+            colour = COLOURS[k % len(COLOURS)]
+            epochs = np.arange(1, len(history.validation) + 1)
+            axes.plot(epochs, history.validation, color=colour, label=title)
+            best = history.best_epoch
+            axes.plot([best + 1], [history.validation[best]], "o", color=colour, markersize=5)
+        metric = next(iter(validated.values())).metric
+        axes.set(title="validation (dot: best epoch)", ylabel=metric)
+        axes.legend(frameon=False)
+    for k, (axes, (title, history)) in enumerate(zip(row, histories.items(), strict=True)):
+        axes.plot(np.arange(1, len(history) + 1), list(history), color=COLOURS[k % len(COLOURS)])
+        axes.set(title=title, ylabel="mean training loss")
     figure.savefig(path, dpi=150)
 
 

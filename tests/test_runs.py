@@ -1,0 +1,287 @@
+"""Run folders: training beside BPR, going on after an interruption, opening, evaluating, recommending."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import zerosum_ext as zx
+from zerosum_ext import runs
+
+METHOD = runs.Method(weight=0.8, dim=8, epochs=3, batch_size=64, patience=None)
+FAST = {"figures": False, "progress": False}
+FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "curves.png", "popq.png", "ranks.png"}
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    """A file of a triangle's interactions, with ids that are not indices: users u007, ..., items 1000, 1003, ..."""
+    path = tmp_path_factory.mktemp("data") / "ratings.csv"
+    users, items = zx.datasets.synthetic_triangle(40, 40).nonzero()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "item"])
+        writer.writerows([f"u{u:03}", 1000 + 3 * i] for u, i in zip(users, items, strict=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(ratings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return runs.train(ratings, folder, METHOD, progress=False)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_run_has_all_it_needs(finished):
+    names = {p.name for p in finished.folder.iterdir()}
+    assert names == FILES | {"scores.png", "bpr", "zerosum"}
+    for name in finished.methods:
+        assert {p.name for p in (finished.folder / name).iterdir()} == {
+            "model.safetensors",
+            "history.json",
+            "metrics.json",
+        }
+    assert finished.main == "zerosum"
+    assert finished.methods["bpr"] == replace(METHOD, loss="bpr", weight=None)
+    assert json.loads((finished.folder / "metrics.json").read_text()) == finished.metrics
+    assert {"hr@10", "ndcg@20", "pri", "pop_q_at_1", "arp@10", "coverage@20"} <= set(finished.metrics["bpr"])
+    rows = list(csv.reader((finished.folder / "history.csv").open()))
+    assert rows[0] == ["method", "epoch", "loss", "validation ndcg@10", "seconds", "samples"]
+    assert [row[:2] for row in rows[1:]] == [[m, str(e)] for m in ("bpr", "zerosum") for e in (1, 2, 3)]
+    config = json.loads((finished.folder / "config.json").read_text())
+    assert config["methods"]["zerosum"]["weight"] == 0.8
+    assert config["environment"]["torch"] == torch.__version__
+
+
+def test_the_model_file_is_one_of_matrix_factorization(finished):
+    model = zx.MatrixFactorization.load(finished.folder / "zerosum" / "model.safetensors")
+    assert same_weights(model, finished.model())
+
+
+def test_an_opened_run_is_the_run(finished):
+    run = runs.Run.open(finished.folder)
+    assert run.methods == finished.methods
+    for part, expected in zip(run.split, finished.split, strict=True):
+        assert torch.equal(part.indptr, expected.indptr)
+        assert torch.equal(part.indices, expected.indices)
+    np.testing.assert_array_equal(run.split.train.user_ids, finished.split.train.user_ids)
+    assert run.evaluate()[0] == finished.metrics
+    # The figures are those of the library's own evaluate with the run's conventions.
+    seen = run.split.train | run.split.valid
+    values = zx.evaluate(run.model(), seen, run.split.test, popularity=(seen | run.split.test).popularity)
+    assert values == pytest.approx(finished.metrics["zerosum"], nan_ok=True)
+
+
+def test_recommendations_are_in_external_ids_and_new_to_the_user(finished):
+    run = runs.Run.open(finished.folder)
+    users = ["u005", "u030", "u001"]
+    found = run.recommend(users, 50)
+    assert [one.user for one in found] == users
+    for one in found:
+        u = int(one.user[1:])
+        owned = {1000 + 3 * i for i in np.flatnonzero(zx.datasets.synthetic_triangle(40, 40)[u].toarray()[0])}
+        assert set(one.items) == {1000 + 3 * i for i in range(40)} - owned
+        assert one.scores == sorted(one.scores, reverse=True)
+        index, item = run.split.train.encode_users([one.user]), run.split.train.encode_items([one.items[0]])
+        assert one.scores[0] == pytest.approx(float(run.model().predict(index, item)))
+    assert len(run.recommend(["u005"], 50, include_seen=True)[0].items) == 40
+    assert run.recommend(["u030"], 3, method="bpr")[0].items != []
+    with pytest.raises(ValueError, match="no user 'u999'"):
+        run.recommend(["u005", "u999"])
+
+
+def test_a_user_who_owns_every_item_trains_and_gets_an_empty_list(tmp_path):
+    notes = []
+    cells = zx.datasets.synthetic_triangle(20, 20).toarray()
+    cells[3] = 1
+    users, items = np.nonzero(cells)
+    data = zx.Interactions.from_arrays(users, items, columns={"split": np.where(users % 5 == 4, items % 2, 0)})
+    run = runs.train(data, tmp_path / "r", METHOD, split=runs.SplitRule("column"), note=notes.append, **FAST)
+    assert any("have every item" in note for note in notes)
+    assert run.recommend([3], 5)[0].items == []
+    assert run.histories["zerosum"].validation == []
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(ratings, finished, tmp_path, monkeypatch, epoch):
+    original, calls = runs.fit, []
+
+    def interrupted_fit(model, *args, **options):
+        calls.append(options["resume"])
+        if len(calls) == 2:  # Ctrl-C in the main method
+            options["callbacks"] = [lambda e: signal.raise_signal(signal.SIGINT) if e.epoch == epoch - 1 else None]
+        return original(model, *args, **options)
+
+    monkeypatch.setattr(runs, "fit", interrupted_fit)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(ratings, tmp_path / "r", METHOD, **FAST)
+    assert (tmp_path / "r" / "zerosum" / "checkpoint.pt").is_file()
+    with pytest.raises(ValueError, match="its training is not over"):
+        runs.Run.open(tmp_path / "r").recommend(["u005"])
+    run = runs.train(ratings, tmp_path / "r", METHOD, **FAST, resume=True)
+    assert calls == [None, None, tmp_path / "r" / "zerosum" / "checkpoint.pt"]  # bpr was not trained again
+    assert same_weights(run.model(), finished.model())
+    assert run.metrics == finished.metrics
+    assert not (tmp_path / "r" / "zerosum" / "checkpoint.pt").exists()
+
+
+def test_a_finished_run_is_shown_again_by_resuming(ratings, finished, monkeypatch):
+    monkeypatch.setattr(runs, "fit", None)
+    assert runs.train(ratings, finished.folder, METHOD, resume=True).metrics == finished.metrics
+
+
+def test_a_folder_in_use_is_respected(ratings, tmp_path):
+    folder = tmp_path / "r"
+    short = replace(METHOD, epochs=1)
+    runs.train(ratings, folder, short, baseline=False, **FAST)
+    with pytest.raises(ValueError, match="with these settings already: resume"):
+        runs.train(ratings, folder, short, baseline=False, **FAST)
+    for other, said in (
+        ({"method": replace(short, lr=0.1)}, r"zerosum.lr: 0.001 there, 0.1 now"),
+        ({"k": (5,)}, r"k: \[10, 20\] there, \[5\] now"),
+        ({"split": runs.SplitRule(seed=1)}, "another split"),
+        ({"baseline": True}, "bpr"),
+    ):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=said):
+                runs.train(ratings, folder, **{"method": short, "baseline": False, **other}, resume=resume)
+    (folder / "mine.txt").write_text("keep")
+    run = runs.train(ratings, folder, replace(short, lr=0.1), baseline=False, overwrite=True, **FAST)
+    assert run.methods["zerosum"].lr == 0.1
+    assert (folder / "mine.txt").read_text() == "keep"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="not a run folder"):
+            runs.train(ratings, tmp_path / "other", short, overwrite=overwrite, **FAST)
+
+
+def test_bad_settings_leave_nothing_behind(ratings, tmp_path):
+    for method in (replace(METHOD, weight=1.5), replace(METHOD, loss_options={"nonsense": 1})):
+        with pytest.raises(ValueError):
+            runs.train(ratings, tmp_path / "r", method)
+    with pytest.raises(ValueError, match="model_options: 'mf' takes"):
+        runs.train(ratings, tmp_path / "r", replace(METHOD, model_options={"nonsense": 1}))
+    with pytest.raises(ValueError, match="left for test"):
+        runs.train(ratings, tmp_path / "r", METHOD, split=runs.SplitRule(ratios=(1.0, 0.0)))
+    assert not (tmp_path / "r").exists()
+    for options in ({"loss": "nonsense"}, {"loss": "bpr", "weight": 0.5}, {"metric": "pri"}, {"device": "nonsense"}):
+        with pytest.raises(ValueError):
+            runs.Method(**options)
+
+
+@pytest.mark.parametrize("loss", zx.losses.loss_names())
+def test_every_loss_trains(ratings, tmp_path, loss):
+    method = replace(METHOD, loss=loss, weight=None, epochs=1)
+    run = runs.train(ratings, tmp_path / "r", method, baseline=False, **FAST)
+    assert list(run.metrics) == [loss]
+
+
+@pytest.mark.parametrize("optimizer", list(runs.OPTIMIZERS))
+def test_every_optimizer_trains(ratings, tmp_path, optimizer):
+    method = replace(METHOD, optimizer=optimizer, lr=0.05, epochs=2)
+    run = runs.train(ratings, tmp_path / "r", method, baseline=False, **FAST)
+    history = run.histories["zerosum"]
+    assert history[1] < history[0]
+
+
+def test_another_model_is_one_line(ratings, tmp_path, monkeypatch):
+    class Popular(torch.nn.Module):
+        """Scores an item by what it learns of the item alone."""
+
+        def __init__(self, num_users, num_items):
+            super().__init__()
+            self.num_users, self.num_items = num_users, num_items
+            self.value = torch.nn.Parameter(torch.zeros(num_items))
+
+        def forward(self, users, items):
+            return self.value[items]
+
+        @torch.no_grad()
+        def score_all_items(self, users):
+            return self.value.expand(len(users), -1)
+
+    monkeypatch.setitem(runs.MODELS, "popular", lambda train, dim, seed: Popular(*train.shape))
+    run = runs.train(ratings, tmp_path / "r", replace(METHOD, model="popular"), progress=False)
+    assert runs.Run.open(run.folder).evaluate()[0] == run.metrics
+
+
+def test_evaluating_on_other_data(finished, tmp_path):
+    run = runs.Run.open(finished.folder)
+    file = tmp_path / "later.csv"
+    file.write_text("user,item\nu003,1117\nu010,1003\n")
+    values, skipped = run.evaluate(runs.DataSource(str(file)), methods=["zerosum"], k=[5])
+    assert skipped == 0
+    users, items = run.split.train.encode_users(["u003", "u010"]), run.split.train.encode_items([1117, 1003])
+    test = zx.Interactions.from_arrays(users, items, shape=run.split.train.shape)
+    seen = run.split.train | run.split.valid
+    expected = zx.evaluate(run.model(), seen, test, k=[5], popularity=run.seen().popularity)
+    assert values["zerosum"] == pytest.approx(expected, nan_ok=True)
+    file.write_text("user,item\nu003,1117\nu777,1003\nu010,5\n")
+    with pytest.raises(ValueError, match=r"no user 'u777' \(1 of 3 rows"):
+        run.evaluate(runs.DataSource(str(file)))
+    assert run.evaluate(runs.DataSource(str(file)), skip_unknown=True)[1] == 2
+    file.write_text("user,item\nx,y\n")
+    with pytest.raises(ValueError, match="no row is of a user and an item that the run knows"):
+        run.evaluate(runs.DataSource(str(file)), skip_unknown=True)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    import shutil
+
+    return shutil.copytree(finished.folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", None, "not a run folder"),
+        ("config.json", b"{", "no JSON"),
+        ("config.json", b"[1]", "not the configuration"),
+        ("config.json", b'{"format": "zerosum_ext.run/1"}', "damaged"),
+        ("interactions.npz", None, "damaged"),
+        ("interactions.npz", b"PK\x03\x04 half", "damaged"),
+        ("zerosum/model.safetensors", None, "not over"),
+        ("zerosum/model.safetensors", b"\x00" * 100, "not a model"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_damaged_folder_is_named(copy, file, content, said):
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        runs.Run.open(copy).recommend(["u005"])
+
+
+def test_nan_weights_are_named(copy):
+    path = copy / "zerosum" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["item_embedding"][39] = float("nan")
+    save_file(tensors, path)
+    for act in (lambda run: run.recommend(["u005"]), lambda run: run.evaluate()):
+        with pytest.raises(ValueError, match="NaN"):
+            act(runs.Run.open(copy))
+
+
+def test_sources_are_files_or_names(tmp_path, monkeypatch):
+    np.savez(tmp_path / "tiny.npz", user=np.array([0, 1]), item=np.array([1, 0]))
+    monkeypatch.setenv("ZEROSUM_EXT_DATA", str(tmp_path))
+    assert runs.DataSource("tiny").read().shape == (2, 2)
+    assert runs.DataSource(str(tmp_path / "tiny.npz")).read().shape == (2, 2)
+    with pytest.raises(FileNotFoundError, match="nor a data set of that name"):
+        runs.DataSource("nonsense").read()
+    monkeypatch.delenv("ZEROSUM_EXT_DATA")
+    with pytest.raises(FileNotFoundError, match="ZEROSUM_EXT_DATA"):
+        runs.DataSource("tiny").read()
