@@ -60,8 +60,15 @@ def test_demo(tmp_path, capsys):
     values = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(values) == {"bpr", "pos2neg2", "zerosum"}
     assert all(set(v) == {"error", "pri", "pop_q_at_1"} for v in values.values())
-    assert {"scores.png", "popq.png", "seeds.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"scores.png", "ranks.png", "popq.png", "seeds.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
     assert "published" in capsys.readouterr().out
+
+
+def test_demo_json_is_all_of_stdout(tmp_path, capsys):
+    assert cli.main(["demo", "--output", str(tmp_path), "--seeds", "2", "--epochs", "1", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["mean"] == json.loads((tmp_path / "metrics.json").read_text())
+    assert len(shown["seeds"]["bpr"]) == 2
 
 
 @pytest.mark.parametrize("option", [["--seeds", "0"], ["--epochs", "0"], ["--weight", "1.5"], ["--weight", "nan"]])

@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="W",
         help="w of Pos2Neg2 and Zerosum, 0 to 1 (default: %(default)s)",
     )
+    demo.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
+    demo.add_argument("--quiet", action="store_true", help="no progress bar")
     demo.set_defaults(run=_demo)
     _add_train(commands)
     _add_evaluate(commands)
@@ -447,6 +449,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     import numpy as np
+    from tqdm import tqdm
 
     from zerosum_ext import experiments, plots
 
@@ -455,30 +458,38 @@ def _demo(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = range(arguments.seeds)
-    mean: dict[str, dict[str, float]] = {}
-    runs: dict[str, list[dict[str, float]]] = {}
-    scores, popq = {}, {}
+    runs: dict[str, experiments.Synthetic] = {}
+    methods = list(experiments.SYNTHETIC_PUBLISHED)
+    with tqdm(total=len(methods) * arguments.seeds, unit="run", leave=False, disable=arguments.quiet or None) as bar:
+        for method in methods:
+            bar.set_description(method)
+            runs[method] = experiments.synthetic(
+                method, range(arguments.seeds), epochs=arguments.epochs, weight=arguments.weight, after_seed=bar.update
+            )
+    keys = list(experiments.SYNTHETIC_PUBLISHED[methods[0]])
+    mean = {method: {key: float(np.mean([v[key] for v in run.values])) for key in keys} for method, run in runs.items()}
+    seeds = {method: run.values for method, run in runs.items()}
+    (folder / "metrics.json").write_text(json.dumps(mean, indent=2) + "\n")
+    (folder / "seeds.json").write_text(json.dumps(seeds, indent=2) + "\n")
+    plots.score_matrices({method: run.scores for method, run in runs.items()}, folder / "scores.png")
+    plots.rank_curves({method: run.ranks for method, run in runs.items()}, folder / "ranks.png")
+    plots.popq_histogram({method: run.pop_q for method, run in runs.items()}, folder / "popq.png")
+    if arguments.json:
+        published = experiments.SYNTHETIC_PUBLISHED
+        print(json.dumps({"mean": mean, "seeds": seeds, "published": published, "folder": str(folder)}, indent=2))
+        return 0
     print(f"{'mean (lowest to highest)':<26}{'error %':>26}{'PRI':>26}{'PopQ@1':>26}")
-    for method, published in experiments.SYNTHETIC_PUBLISHED.items():
-        runs[method], scores[method], popq[method] = experiments.synthetic(
-            method, seeds, epochs=arguments.epochs, weight=arguments.weight
-        )
-        mean[method] = {key: float(np.mean([run[key] for run in runs[method]])) for key in published}
+    for method, published_values in experiments.SYNTHETIC_PUBLISHED.items():
         cells = []
-        for key in published:
+        for key in keys:
             factor = 100 if key == "error" else 1
-            values = [factor * run[key] for run in runs[method]]
+            values = [factor * one[key] for one in seeds[method]]
             cells.append(f"{factor * mean[method][key]:.3f} ({min(values):.3f} to {max(values):.3f})")
         print(f"{method:<26}" + "".join(f"{cell:>26}" for cell in cells))
-        cells = [f"{(100 if key == 'error' else 1) * value:.3g}" for key, value in published.items()]
+        cells = [f"{(100 if key == 'error' else 1) * value:.3g}" for key, value in published_values.items()]
         print(f"{'  published':<26}" + "".join(f"{cell:>26}" for cell in cells))
     print("PRI: 1 ranks the popular first, 0 is ideal. PopQ@1: 0 puts the most popular on top, .5 is ideal.")
-    (folder / "metrics.json").write_text(json.dumps(mean, indent=2) + "\n")
-    (folder / "seeds.json").write_text(json.dumps(runs, indent=2) + "\n")
-    plots.score_matrices(scores, folder / "scores.png")
-    plots.popq_histogram(popq, folder / "popq.png")
-    print(f"metrics.json, seeds.json, scores.png and popq.png are in {folder}")
+    print(f"metrics.json, seeds.json, scores.png, ranks.png and popq.png are in {folder}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import get_loss
 from zerosum_ext.models import MatrixFactorization
 
-__all__ = ["SYNTHETIC_PUBLISHED", "synthetic"]
+__all__ = ["SYNTHETIC_PUBLISHED", "Synthetic", "synthetic"]
 
 # [RCS22] section 4.1, matrix factorization on the synthetic triangle.
 SYNTHETIC_PUBLISHED: dict[str, dict[str, float]] = {
@@ -23,31 +24,53 @@ SYNTHETIC_PUBLISHED: dict[str, dict[str, float]] = {
 }
 
 
+@dataclass
+class Synthetic:
+    """What :func:`synthetic` returns.
+
+    Attributes:
+        values: for each seed {"error" (1 - pairwise accuracy, a fraction), "pri", "pop_q_at_1"}.
+        scores: of the last seed, [200, 200].
+        pop_q: PopQ@1 of each of its users.
+        ranks: (popularity, average rank) of its items [RCS22 fig. 2].
+    """
+
+    values: list[dict[str, float]]
+    scores: np.ndarray
+    pop_q: np.ndarray
+    ranks: tuple[np.ndarray, np.ndarray]
+
+
 def synthetic(
-    method: str, seeds: Sequence[int] = (0,), *, epochs: int = 10, weight: float = 0.8
-) -> tuple[list[dict[str, float]], np.ndarray, np.ndarray]:
+    method: str,
+    seeds: Sequence[int] = (0,),
+    *,
+    epochs: int = 10,
+    weight: float = 0.8,
+    after_seed: Callable[[], object] = lambda: None,
+) -> Synthetic:
     """Matrix factorization on the synthetic triangle by the protocol of [RCS22] section 4.1.
 
     d = 64, initial N(0, .01), Adam 1e-3, batches of 256, 3 draws per positive and epoch; train and evaluated positives
-    are the same matrix.
+    are the same matrix. ``after_seed`` is called when a seed is done, to show progress.
 
-    Returns:
-        For each seed {"error" (1 - pairwise accuracy, a fraction), "pri", "pop_q_at_1"}; of the last seed the scores
-        [200, 200] and the PopQ@1 of each user.
+    Raises:
+        ValueError: no seeds; an unknown method; a weight outside [0, 1].
     """
+    if len(seeds) == 0:
+        raise ValueError("seeds: expected at least one, got none")
     x = Interactions.from_scipy(datasets.synthetic_triangle())
-    results: list[dict[str, float]] = []
-    scores = popq = np.zeros(0)
+    users, items = (t.numpy() for t in x.pairs())
+    values: list[dict[str, float]] = []
     for seed in seeds:
         model = MatrixFactorization(x.num_users, x.num_items, 64, seed=seed)
         loss = get_loss(method) if method == "bpr" else get_loss(method, w=weight)
-        model.fit(x, loss, batch_size=256, epochs=epochs, draws=3, seed=seed)
+        model.fit(x, loss, batch_size=256, epochs=epochs, draws=3, seed=seed, progress=False)
         names = ("pairwise_accuracy", "pri", "pop_q_at_1")
-        values = evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
-        results.append(
-            {"error": 1 - values["pairwise_accuracy"], "pri": values["pri"], "pop_q_at_1": values["pop_q_at_1"]}
-        )
-        scores = model.score_all_items(torch.arange(x.num_users)).numpy()
-        users, items = (t.numpy() for t in x.pairs())
-        popq = metrics.pop_q_at_1(users, items, scores[users, items], x.popularity, reduction="none")
-    return results, scores, popq
+        found = evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
+        values.append({"error": 1 - found["pairwise_accuracy"], "pri": found["pri"], "pop_q_at_1": found["pop_q_at_1"]})
+        after_seed()
+    scores = model.score_all_items(torch.arange(x.num_users)).numpy()
+    pop_q = metrics.pop_q_at_1(users, items, scores[users, items], x.popularity, reduction="none")
+    ranked, r = metrics.average_ranks(users, items, scores[users, items])
+    return Synthetic(values, scores, pop_q, (x.popularity.numpy()[ranked], r))
