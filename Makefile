@@ -6,14 +6,16 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 OUTPUT ?= runs/demo
+EXPERIMENTS ?= $(wildcard benchmarks/paper/*.toml)
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: demo test bench lint format types sanitize cuda-check wheel clean help
+.PHONY: reproduce demo test bench lint format types sanitize cuda-check wheel clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
 	@echo "make test        the whole test suite"
+	@echo "make reproduce   the paper's experiments (hours; resumable), report in benchmarks/paper/REPORT.md"
 	@echo "make bench       the sampling benchmark (minutes)"
 	@echo "make lint types  ruff, clang-format, mypy"
 	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
@@ -44,6 +46,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN)/pytest -q $(PYTEST_ARGS)
+
+# Data are found in the folder that ZEROSUM_EXT_DATA names. What is finished is not run again.
+reproduce: $(VENV)/.installed
+	$(RUN)/zerosum-ext reproduce --experiment $(EXPERIMENTS) --jobs $(JOBS) --output benchmarks/paper/results --report benchmarks/paper/REPORT.md
 
 bench: $(VENV)/.installed
 	$(RUN)/python benchmarks/bench_sampling.py

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
+    _add_reproduce(commands)
     return parser
 
 
@@ -445,6 +446,53 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 # --- demo and doctor -----------------------------------------------------------------------------------------
+
+
+# --- reproduce -----------------------------------------------------------------------------------------------
+
+
+def _add_reproduce(commands: Any) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run experiment files, and report beside the published figures",
+        description="Runs the methods and seeds of experiment files that are not finished yet, and writes a report "
+        "with the published figures beside those reached. Interrupt it and run it again: it goes on.",
+        epilog="example: zerosum-ext reproduce --experiment benchmarks/paper/synthetic.toml --jobs 2",
+    )
+    reproduce.add_argument("--experiment", nargs="+", required=True, metavar="FILE", help="TOML files")
+    reproduce.add_argument(
+        "--output", default="runs/paper", metavar="DIR", help="results go here (default: %(default)s)"
+    )
+    reproduce.add_argument("--report", metavar="FILE", help="the report (default: REPORT.md in the results' folder)")
+    reproduce.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: %(default)s)")
+    reproduce.add_argument("--only", metavar="TEXT", help="run only methods whose name contains this")
+    reproduce.add_argument("--no-run", action="store_true", help="report what is finished, run nothing")
+    reproduce.add_argument("--quiet", action="store_true", help="no progress bar")
+    reproduce.set_defaults(run=_reproduce)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from zerosum_ext import reproduce
+
+    sections = []
+    for path in arguments.experiment:
+        if arguments.no_run:
+            results = reproduce.load(path, arguments.output)
+        else:
+            results = reproduce.run(
+                path,
+                arguments.output,
+                jobs=arguments.jobs,
+                only=arguments.only,
+                progress=False if arguments.quiet else None,
+            )
+        sections.append(reproduce.report(results))
+    report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("# Published experiments, run again\n\n" + "\n".join(sections))
+    print("\n".join(sections))
+    print(f"the report is in {report}, the results in {arguments.output}")
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

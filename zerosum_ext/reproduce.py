@@ -55,7 +55,7 @@ from zerosum_ext.runs import DataSource, Method, measure
 from zerosum_ext.sampling import sample_negatives
 from zerosum_ext.training import EpochEnd, fit
 
-__all__ = ["Cell", "Experiment", "Results", "report", "run"]
+__all__ = ["Cell", "Experiment", "Results", "load", "report", "run"]
 
 _EVALUATION_NEGATIVES = 100
 _NAMES = {
@@ -273,12 +273,10 @@ def _benchmark(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, Any]]
     )
     exclude = None
     if cell.experiment.leak:
-        exclude = (
-            split.valid
-            | split.test
-            | Interactions.from_arrays(
-                users.repeat_interleave(negatives.shape[1]), negatives.reshape(-1), shape=everything.shape
-            )
+        owners = users.repeat_interleave(negatives.shape[1])
+        drawn = Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
+        # As scipy matrices: drawn has no external ids, and what is excluded needs none.
+        exclude = Interactions.from_scipy(split.valid.to_scipy() + split.test.to_scipy() + drawn.to_scipy())
         )
     best: dict[str, Any] = {"value": -1.0}
 
