@@ -559,6 +559,10 @@ def test_union(random_interactions):
         a | b
     with pytest.raises(TypeError, match="expected Interactions"):
         a.union(3)
+    plain = Interactions.from_arrays([0], [0])
+    for both in (a | plain, plain | a):  # a plain matrix speaks of indices
+        assert both.item_ids.tolist() == ["a"]
+        assert both.nnz == 1
 
 
 def test_movielens_1m_after_the_papers_filter():

@@ -655,23 +655,22 @@ class Interactions:
     def union(self, other: Interactions) -> Interactions:
         """All pairs that are in either, such as train and validation together; also written ``a | b``.
 
-        Both must have the same shape and ids. Columns that both have are kept; of a pair in both, the
-        other's.
+        Both must have the same shape, and the same ids where both have ids: one without (a plain matrix) speaks of
+        indices. Columns that both have are kept; of a pair in both, the other's.
         """
         if not isinstance(other, Interactions):
             raise TypeError(f"other: expected Interactions, got {type(other).__name__}")
         if self.shape != other.shape:
             raise ValueError(f"other: expected shape {self.shape}, got {other.shape}")
-        for mine, theirs, what in (
-            (self.user_ids, other.user_ids, "user"),
-            (self.item_ids, other.item_ids, "item"),
-        ):
-            if mine is not theirs and not (mine is not None and theirs is not None and np.array_equal(mine, theirs)):
+        ids = ((self.user_ids, other.user_ids), (self.item_ids, other.item_ids))
+        for (mine, theirs), what in zip(ids, ("user", "item"), strict=True):
+            if mine is not None and theirs is not None and mine is not theirs and not np.array_equal(mine, theirs):
                 raise ValueError(f"other: its {what} ids differ, so the same index means different {what}s")
         columns = {n: np.concatenate((v, other.columns[n])) for n, v in self.columns.items() if n in other.columns}
         users, items = (torch.cat((a.cpu(), b.cpu())).numpy() for a, b in zip(self.pairs(), other.pairs(), strict=True))
         report = Report(f"union of {self.report.source} and {other.report.source}", len(users))
-        return self._from_pairs(users, items, self.shape, columns, self.user_ids, self.item_ids, report).to(self.device)
+        user_ids, item_ids = (theirs if mine is None else mine for mine, theirs in ids)
+        return self._from_pairs(users, items, self.shape, columns, user_ids, item_ids, report).to(self.device)
 
     __or__ = union
 

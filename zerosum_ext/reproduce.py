@@ -275,9 +275,7 @@ def _benchmark(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, Any]]
     if cell.experiment.leak:
         owners = users.repeat_interleave(negatives.shape[1])
         drawn = Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
-        # As scipy matrices: drawn has no external ids, and what is excluded needs none.
-        exclude = Interactions.from_scipy(split.valid.to_scipy() + split.test.to_scipy() + drawn.to_scipy())
-        )
+        exclude = split.valid | split.test | drawn
     best: dict[str, Any] = {"value": -1.0}
 
     def validate(model: nn.Module) -> float:
