@@ -69,6 +69,14 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "user_metrics(Tensor offset, Tensor greater, Tensor equal, Tensor candidates, Tensor popularity, Tensor cutoffs, "
       "int ties) -> (Tensor at_k, Tensor auc, Tensor right, Tensor correlation, Tensor top_quantile, Tensor quantile)");
   m.def("list_metrics(Tensor lists, Tensor values, Tensor cutoffs) -> (Tensor sums, Tensor lengths, Tensor exposure)");
+
+  // ---- the scores of all positives, never stored (csrc/cpu/csr_scores.cpp)
+  m.def(
+      "csr_score_moments(Tensor rows, Tensor columns, Tensor? column_bias, Tensor indptr, Tensor indices, "
+      "Tensor column_x) -> Tensor");
+  m.def(
+      "csr_weighted_columns(Tensor rows, Tensor columns, Tensor? row_bias, Tensor? column_bias, Tensor indptr, "
+      "Tensor indices, Tensor? row_x, Tensor? column_x, float slope) -> (Tensor out, Tensor out_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CompositeExplicitAutograd, m) {

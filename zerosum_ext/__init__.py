@@ -42,6 +42,7 @@ from zerosum_ext.losses import (
 )
 from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.recommender import Recommender
+from zerosum_ext.regularizers import PearsonRegularizer, popularity_correlation
 from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "NeuMF",
     "PDLoss",
     "PSLLoss",
+    "PearsonRegularizer",
     "Pos2Loss",
     "Pos2Neg2Loss",
     "Ranking",
@@ -82,6 +84,7 @@ __all__ = [
     "metrics",
     "neg2_loss",
     "pd_loss",
+    "popularity_correlation",
     "pos2_loss",
     "pos2neg2_loss",
     "psl_loss",

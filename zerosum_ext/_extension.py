@@ -27,6 +27,8 @@ OPS = (
     "rank_scores",
     "user_metrics",
     "list_metrics",
+    "csr_score_moments",
+    "csr_weighted_columns",
 )
 
 

@@ -403,3 +403,65 @@ def list_metrics(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor
     if has_op("list_metrics", lists.device):
         return torch.ops.zerosum_ext.list_metrics(lists, values, cutoffs)
     return _ranking_reference.list_metrics(lists, values, cutoffs)
+
+
+# ---------------------------------------------------------------------------------------- scores of all positives
+
+if _extension.CPU.loaded:
+    _csr_score_moments = torch.ops.zerosum_ext.csr_score_moments.default
+    _csr_weighted_columns = torch.ops.zerosum_ext.csr_weighted_columns.default
+
+    @torch.library.register_fake("zerosum_ext::csr_score_moments")
+    def _(
+        rows: Tensor, columns: Tensor, column_bias: Tensor | None, indptr: Tensor, indices: Tensor, column_x: Tensor
+    ) -> Tensor:
+        return rows.new_empty((3,), dtype=torch.float64)
+
+    @torch.library.register_fake("zerosum_ext::csr_weighted_columns")
+    def _(
+        rows: Tensor,
+        columns: Tensor,
+        row_bias: Tensor | None,
+        column_bias: Tensor | None,
+        indptr: Tensor,
+        indices: Tensor,
+        row_x: Tensor | None,
+        column_x: Tensor | None,
+        slope: float,
+    ) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(rows), rows.new_empty((rows.shape[0],))
+
+
+def csr_score_moments(
+    rows: Tensor, columns: Tensor, column_bias: Tensor | None, indptr: Tensor, indices: Tensor, column_x: Tensor
+) -> Tensor:
+    """Sums of s, s^2 and s x over all entries of a CSR matrix, float64 [3].
+
+    s is the score of an entry, <rows[r], columns[c]> + column_bias[c], and x a constant of its column, column_x [C].
+    rows [R, d] and columns [C, d] are float32 or float64, contiguous, and the vectors of their dtype.
+    """
+    if has_op("csr_score_moments", rows.device):
+        return _csr_score_moments(rows, columns, column_bias, indptr, indices, column_x)
+    return reference.csr_score_moments(rows, columns, column_bias, indptr, indices, column_x)
+
+
+def csr_weighted_columns(
+    rows: Tensor,
+    columns: Tensor,
+    row_bias: Tensor | None,
+    column_bias: Tensor | None,
+    indptr: Tensor,
+    indices: Tensor,
+    row_x: Tensor | None,
+    column_x: Tensor | None,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """For each row of a CSR matrix the sum of g columns[c] over its entries, [R, d], and the sum of g, [R].
+
+    g = x + slope s with the score s of the entry (biases of both sides added) and a constant x of its row or its column:
+    one of row_x [R] and column_x [C] is given.
+    """
+    arguments = (rows, columns, row_bias, column_bias, indptr, indices, row_x, column_x, slope)
+    if has_op("csr_weighted_columns", rows.device):
+        return _csr_weighted_columns(*arguments)
+    return reference.csr_weighted_columns(*arguments)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import get_loss
+from zerosum_ext.regularizers import Regularizer
 from zerosum_ext.sampling import TripletLoader
 
 __all__ = ["EpochEnd", "History", "fit"]
@@ -114,6 +115,7 @@ def fit(
     exclude: Any = None,
     l2: float = 0.0,
     clip_row_norm: float | None = None,
+    regularizer: Regularizer | None = None,
     scheduler: Any = None,
     scheduler_interval: str = "epoch",
     validation: Any = None,
@@ -152,6 +154,8 @@ def fit(
         l2: weight of ``model.l2_penalty(users, items)``: l2/2 times the mean over the batch of the summed squared
             norms of the gathered rows ([BPR09] section 4.3.1).
         clip_row_norm: scales each row of each gradient (its first dimension counts rows) down to this norm.
+        regularizer: a term over all training positives, such as
+            :class:`~zerosum_ext.regularizers.PearsonRegularizer`; its ``every`` says when it is added.
         scheduler: a torch learning-rate scheduler on ``optimizer``, or a callable that makes one from it.
         scheduler_interval: "epoch" or "step": when the scheduler advances. ReduceLROnPlateau advances once an
             epoch on the validation value (on the loss where there is no validation).
@@ -193,6 +197,8 @@ def fit(
     evaluator = _evaluator(validation, metric, train, model)
 
     chosen = _make_optimizer(optimizer, model, loss_module)
+    if regularizer is not None and isinstance(chosen, torch.optim.SparseAdam):
+        raise ValueError("regularizer: expected None with SparseAdam, which takes no gradient of all rows")
     if isinstance(chosen, torch.optim.SparseAdam) and hasattr(model, "sparse"):
         setattr(model, "sparse", True)  # noqa: B010  (SparseAdam refuses dense gradients; mypy, undeclared attributes)
     trainer = _Trainer(model, train, loss_module, chosen, settings, extra)
@@ -214,6 +220,7 @@ class _Settings:
     strategy: str
     l2: float
     clip_row_norm: float | None
+    regularizer: Regularizer | None
     scheduler: Any
     scheduler_interval: str
     metric: str
@@ -254,6 +261,9 @@ def _checked(given: dict[str, Any]) -> _Settings:
         raise ValueError(f"patience: expected None without validation, got {given['patience']}")
     if given["checkpoint_every"] is not None and given["checkpoint"] is None:
         raise ValueError(f"checkpoint_every: expected None without checkpoint, got {given['checkpoint_every']}")
+    regularizer = given["regularizer"]
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise TypeError(f"regularizer: expected a Regularizer or None, got {type(regularizer).__name__}")
     callbacks = tuple(given["callbacks"])
     for callback in callbacks:
         if not callable(callback):
@@ -424,6 +434,7 @@ class _Trainer:
     def _end_epoch(self, evaluator: Callable[[nn.Module], float] | None, bar: Any) -> bool:
         """Books the epoch, validates, advances the schedule, checkpoints. True where training is to stop."""
         settings, history = self.settings, self.history
+        self.engine.end()
         mean = float(self.loss_sum) / max(1, self.engine.samples)
         if not math.isfinite(mean):
             raise ValueError(
@@ -486,6 +497,7 @@ class _Trainer:
             "loss": repr(self.loss),
             "l2": s.l2,
             "clip_row_norm": s.clip_row_norm,
+            "regularizer": None if s.regularizer is None else repr(s.regularizer),
             "optimizer": type(self.optimizer).__name__,
             "optimizer groups": [_plain_values(group) for group in self.optimizer.param_groups],
         }
@@ -583,6 +595,8 @@ class _AutogradEngine:
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.l2, self.clip = settings.l2, settings.clip_row_norm
+        self.regularizer = settings.regularizer
+        self.position = 0  # steps since the beginning of the run
         self.summed = getattr(loss, "reduction", "mean") == "sum"
         self.positives = int(getattr(loss, "num_positives", 1))
         self.needs_items = bool(getattr(loss, "needs_items", False))
@@ -611,6 +625,19 @@ class _AutogradEngine:
         self.loader.set_epoch(epoch)
         self.samples = self.loader.num_samples
         self.batches = itertools.islice(iter(self.loader), first_step, None)
+        self.position = epoch * self.steps + first_step
+
+    def end(self) -> None:
+        """What follows the last step of an epoch: the step of a regularizer that has one of its own."""
+        if self.regularizer is not None and self.regularizer.every is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.regularizer.add_gradients(self.model)
+            self._update()
+
+    def _update(self) -> None:
+        if self.clip is not None:
+            _clip_rows(self.optimizer, self.clip)
+        self.optimizer.step()
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         """Does one step and adds the summed loss of its samples to ``loss_sum``. Returns the steps done."""
@@ -628,9 +655,11 @@ class _AutogradEngine:
             objective = value + (penalty * size if self.summed else penalty)
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward()
-        if self.clip is not None:
-            _clip_rows(self.optimizer, self.clip)
-        self.optimizer.step()
+        self.position += 1
+        regularizer = self.regularizer
+        if regularizer is not None and regularizer.every is not None and self.position % regularizer.every == 0:
+            regularizer.add_gradients(self.model)
+        self._update()
         loss_sum += value.detach() if self.summed else value.detach() * size
         after_step()
         return 1
