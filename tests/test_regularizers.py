@@ -94,7 +94,8 @@ def test_constant_scores_have_correlation_0_and_gradient_0(constant):
     value = popularity_correlation(user, item, x)
     value.backward()
     assert float(value.detach()) == 0
-    assert not user.grad.any() and not item.grad.any()
+    assert not user.grad.any()
+    assert not item.grad.any()
 
 
 def test_equally_popular_items_have_correlation_0():

@@ -458,8 +458,8 @@ def csr_weighted_columns(
 ) -> tuple[Tensor, Tensor]:
     """For each row of a CSR matrix the sum of g columns[c] over its entries, [R, d], and the sum of g, [R].
 
-    g = x + slope s with the score s of the entry (biases of both sides added) and a constant x of its row or its column:
-    one of row_x [R] and column_x [C] is given.
+    g = x + slope s with the score s of the entry (biases of both sides added) and a constant x of its row or its
+    column: one of row_x [R] and column_x [C] is given.
     """
     arguments = (rows, columns, row_bias, column_bias, indptr, indices, row_x, column_x, slope)
     if has_op("csr_weighted_columns", rows.device):

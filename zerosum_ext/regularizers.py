@@ -121,8 +121,8 @@ def _definition(user: Tensor, item: Tensor, bias: Tensor | None, positives: _Pos
 def popularity_correlation(user: Tensor, item: Tensor, interactions: Any, item_bias: Tensor | None = None) -> Tensor:
     """Pearson correlation of score and popularity over all interactions, differentiable.
 
-    Scores are ``<user[u], item[i]> + item_bias[i]``, popularity the items' counts. None of the scores is stored: time is
-    O(nnz d), memory O(users d + items d). With all scores or all popularities alike the correlation counts as 0.
+    Scores are ``<user[u], item[i]> + item_bias[i]``, popularity the items' counts. None of the scores is stored: time
+    is O(nnz d), memory O(users d + items d). With all scores or all popularities alike the correlation counts as 0.
 
     Args:
         user, item: vectors [num_users, d] and [num_items, d], float32 or float64.
@@ -157,7 +157,8 @@ class PearsonRegularizer(Regularizer):
             much the same length for any weight, so that to be able to trade accuracy for bias, give a number of steps.
 
     References:
-        [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering", WSDM 2021.
+        [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering",
+            WSDM 2021.
         [RCS22] Rhee, Cho, Suh, "Countering Popularity Bias by Regularizing Score Differences", RecSys 2022.
     """
 
