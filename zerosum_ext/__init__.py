@@ -40,6 +40,7 @@ from zerosum_ext.losses import (
     sampled_softmax_loss,
     zerosum_loss,
 )
+from zerosum_ext.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
 from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.recommender import Recommender
 from zerosum_ext.regularizers import PearsonRegularizer, popularity_correlation
@@ -47,21 +48,25 @@ from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask
 
 __all__ = [
     "GMF",
+    "MACR",
     "MLP",
     "NGCF",
     "BPRLoss",
     "BSLLoss",
+    "Compensated",
     "CustomLoss",
     "HardestLoss",
     "IPWLoss",
     "Interactions",
     "LightGCN",
+    "MACRLoss",
     "MatrixFactorization",
     "Neg2Loss",
     "NeuMF",
     "PDLoss",
     "PSLLoss",
     "PearsonRegularizer",
+    "PopularityAdjusted",
     "Pos2Loss",
     "Pos2Neg2Loss",
     "Ranking",
@@ -74,6 +79,7 @@ __all__ = [
     "build_info",
     "datasets",
     "evaluate",
+    "get_method",
     "get_model",
     "hardest_loss",
     "hardest_negatives",

@@ -106,7 +106,7 @@ def _add_train(commands: Any) -> None:
 
     how = train.add_argument_group("method")
     how.add_argument(
-        "--loss", default="zerosum", metavar="NAME", help="a name of zerosum_ext.losses (default: zerosum)"
+        "--loss", default="zerosum", metavar="NAME", help="a loss or method of zerosum_ext.methods (default: zerosum)"
     )
     how.add_argument(
         "--weight",
@@ -248,13 +248,13 @@ def _note(arguments: argparse.Namespace) -> Any:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from zerosum_ext import losses, runs
+    from zerosum_ext import methods, runs
 
     _set_threads(arguments)
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite: expected one of them")
     weight = arguments.weight
-    if weight is None and arguments.loss in losses.loss_names() and "w" in losses.loss_options(arguments.loss):
+    if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
         weight = 0.9
     method = runs.Method(
         loss=arguments.loss,

@@ -29,6 +29,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ import scipy
 import torch
 from torch import nn
 
-from zerosum_ext import datasets, losses, metrics, plots
+from zerosum_ext import backbones, datasets, methods, metrics, plots
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext._extension import build_info
 from zerosum_ext.evaluation import Ranking, compute, rank
 from zerosum_ext.interactions import Interactions, Report, Split
 from zerosum_ext.models import MatrixFactorization
+from zerosum_ext.recommender import Recommender
 from zerosum_ext.training import History, fit
 
 __all__ = [
@@ -71,10 +73,17 @@ def _matrix_factorization(train: Interactions, dim: int, seed: int, **options: A
     return MatrixFactorization(train.num_users, train.num_items, dim, seed=seed, **options)
 
 
+def _backbone(name: str, train: Interactions, dim: int, seed: int, **options: Any) -> nn.Module:
+    return backbones.get_model(name, train, embedding_dim=dim, seed=seed, **options)
+
+
 #: Models by name: functions of (train, dim, seed, **options) that return a module which is called as
 #: ``model(users [B], items [B, J])``, and has ``score_all_items(users)`` and ``recommend(users, k, exclude)``.
 #: Add a line to train another model in runs.
-MODELS: dict[str, Callable[..., nn.Module]] = {"mf": _matrix_factorization}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(_backbone, name) for name in backbones.model_names()},
+    "mf": _matrix_factorization,
+}
 
 #: Optimizers by name. "sparse_adam" updates only the rows of the batch.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -158,7 +167,9 @@ class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
 
     Attributes:
-        loss, loss_options: as in :func:`zerosum_ext.losses.get_loss`. Popularities are those of the training part.
+        loss, loss_options: as in :func:`zerosum_ext.methods.get_method`: the name of a loss or of a debiasing method.
+            Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
+            part.
         weight: w of the losses that have one ([RCS22], convex: w times BPR, 1 - w times the regularizer).
         model, model_options: a name of :data:`MODELS` and what its function takes beside dim and seed.
         dim: width of the embeddings.
@@ -191,7 +202,7 @@ class Method:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        require_choice("loss", self.loss, losses.loss_names())
+        require_choice("loss", self.loss, methods.method_names())
         require_choice("model", self.model, list(MODELS))
         require_choice("optimizer", self.optimizer, list(OPTIMIZERS))
         require_choice("keep", self.keep, ("best", "last"))
@@ -200,7 +211,7 @@ class Method:
         require_positive_int("seed", self.seed, minimum=0)
         require_finite_number("lr", self.lr, minimum=0)
         require_finite_number("weight_decay", self.weight_decay, minimum=0)
-        if self.weight is not None and "w" not in losses.loss_options(self.loss):
+        if self.weight is not None and "w" not in methods.method_options(self.loss):
             raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
         if self.metric.partition("@")[0] not in _ACCURACY:
             raise ValueError(
@@ -215,17 +226,20 @@ class Method:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device: {self.device!r} was asked for, but this torch sees no GPU")
 
-    def make_loss(self, train: Interactions) -> nn.Module:
-        """The loss module; the popularities it may need are those of ``train``."""
+    def make_parts(self, train: Interactions) -> methods.MethodParts:
+        """The model to train, loss, regularizer and inference; popularities are those of ``train``."""
         options = dict(self.loss_options)
         if self.weight is not None:
             options["w"] = self.weight
-        if "popularity" in losses.loss_options(self.loss):
-            options["popularity"] = train.popularity.cpu()
-        return losses.get_loss(self.loss, **options)
+        model: Any = self.make_model(train)
+        return methods.get_method(self.loss, model, train, **options)
+
+    def make_loss(self, train: Interactions) -> nn.Module:
+        """The loss module alone."""
+        return self.make_parts(train).loss
 
     def make_model(self, train: Interactions) -> nn.Module:
-        """The model with its initial weights."""
+        """The model with its initial weights, before a method wraps it."""
         factory = MODELS[self.model]
         known = inspect.signature(factory).parameters
         try:
@@ -275,13 +289,15 @@ def train_method(
     )
     if resume and history_file.is_file():
         return _read_model(method, split.train, model_file), History.from_dict(_read_json(history_file))
-    model = method.make_model(split.train)
+    parts = method.make_parts(split.train)
+    model: Any = parts.model
     validated = split.valid.nnz > 0
     history = fit(
         model,
         split.train,
-        method.make_loss(split.train),
+        parts.loss,
         method.make_optimizer,
+        regularizer=parts.regularizer,
         batch_size=method.batch_size,
         epochs=method.epochs,
         device=method.device,
@@ -301,10 +317,17 @@ def train_method(
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
+    model = parts.inference(model)
+    if method.loss == "macr" and validated and "c" not in method.loss_options:
+        methods.choose(model, _MACR_C, split.train, split.valid, method.metric)
     _save_model(model, model_file)
     _write_json(history_file, history.to_dict())
     checkpoint.unlink()
     return model, history
+
+
+# Reference scores to choose from: [WFC21] search to 40; scores after a few epochs are smaller.
+_MACR_C = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def _save_model(model: nn.Module, path: Path) -> None:
@@ -324,9 +347,13 @@ def _read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
 
     if not path.is_file():
         raise ValueError(f"{path.parent.parent}: there is no {path.parent.name}/{path.name}; its training is not over")
-    model = method.make_model(train)
+    parts = method.make_parts(train)
+    model = parts.inference(parts.model)
     try:
-        model.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        if isinstance(model, Recommender):  # a graph is in the file for who has not the interactions
+            tensors = {name: value for name, value in tensors.items() if name not in model._extra_tensors()}
+        model.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is not a model of this run: {error}") from None
     return model.to(method.device)
@@ -601,18 +628,17 @@ def train(
     if parts.valid.nnz == 0:
         note("no validation part: all epochs are trained and the last one is kept")
 
-    methods = {}
+    chosen = {}
     if baseline and method.loss != "bpr":
-        methods["bpr"] = replace(method, loss="bpr", weight=None, loss_options={})
-    methods[method.loss] = method
-    for one in methods.values():  # what is wrong with the settings shows before anything is written
-        one.make_loss(parts.train)
-        one.make_model(parts.train)
+        chosen["bpr"] = replace(method, loss="bpr", weight=None, loss_options={})
+    chosen[method.loss] = method
+    for one in chosen.values():  # what is wrong with the settings shows before anything is written
+        one.make_parts(parts.train)
     config = {
         "format": _FORMAT,
         "data": asdict(data) if isinstance(data, DataSource) else {"source": interactions.report.source},
         "split": asdict(rule),
-        "methods": {name: asdict(m) for name, m in methods.items()},
+        "methods": {name: asdict(m) for name, m in chosen.items()},
         "evaluation": {"k": list(cutoffs)},
         "interactions": _describe(interactions, parts),
         "environment": _environment(),
@@ -625,8 +651,8 @@ def train(
     _write_json(path / "config.json", config)
 
     rankings = {}
-    for number, (name, one) in enumerate(methods.items(), 1):
-        note(f"{name} ({number} of {len(methods)}): training")
+    for number, (name, one) in enumerate(chosen.items(), 1):
+        note(f"{name} ({number} of {len(chosen)}): training")
         model, history = train_method(one, parts, path / name, resume=resume, progress=progress)
         best = "" if history.best_epoch is None else f", best of epoch {history.best_epoch + 1}"
         note(f"{name}: {len(history)} epochs ({history.stopped}{best}) in {sum(history.seconds):.1f} s; evaluating")

@@ -600,6 +600,9 @@ class _AutogradEngine:
         self.summed = getattr(loss, "reduction", "mean") == "sum"
         self.positives = int(getattr(loss, "num_positives", 1))
         self.needs_items = bool(getattr(loss, "needs_items", False))
+        self.needs_branches = bool(getattr(loss, "needs_branches", False))
+        if self.needs_branches and not hasattr(model, "branches"):
+            raise ValueError(f"loss: {type(loss).__name__} needs a model with branches, got {type(model).__name__}")
         negatives = settings.negatives
         if self.positives == 2:
             if negatives not in (1, 2):
@@ -645,8 +648,16 @@ class _AutogradEngine:
         size = users.shape[0]
         items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
         split = items.shape[1] - negatives.reshape(size, -1).shape[1]
-        scores = self.model(users, items)
         constants = {"pos_items": positives, "neg_items": negatives} if self.needs_items else {}
+        if self.needs_branches:
+            scores, user_branch, branch = self.model.branches(users, items)  # type: ignore[operator]
+            constants |= {
+                "user_branch": user_branch,
+                "pos_branch": branch[:, :split].reshape(positives.shape),
+                "neg_branch": branch[:, split:].reshape(negatives.shape),
+            }
+        else:
+            scores = self.model(users, items)
         pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
         value = self.loss(pos, neg, **constants)
         objective = value
