@@ -38,6 +38,19 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "float alpha, float beta, int reduction, bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg, "
       "Tensor grad_user, Tensor grad_pos_branch, Tensor grad_neg_branch)");
 
+  // ---- matrix factorization: a loss of dot products of embedding rows. constants [I] are those that a loss takes
+  // beside each item. coefficient [B, J] (with grad): the derivative of the reduced value with respect to each score,
+  // positives first. failed [1]: the first id out of range, as its place among users, positives and negatives one after
+  // another, or -1. mf_gradient's l2 is that of one gathered row: l2 / B for a mean.
+  m.def(
+      "mf_loss(Tensor user_embedding, Tensor item_embedding, Tensor? item_bias, Tensor users, Tensor positives, "
+      "Tensor negatives, Tensor? constants, Tensor? weight, int loss, float a, float b, float c, float l2, "
+      "int reduction, bool grad) -> (Tensor value, Tensor coefficient, Tensor failed)");
+  m.def(
+      "mf_gradient(Tensor user_embedding, Tensor item_embedding, Tensor users, Tensor positives, Tensor negatives, "
+      "Tensor coefficient, Tensor scale, float l2, bool user, bool item, bool bias, bool sparse) -> (Tensor user_rows, "
+      "Tensor user_values, Tensor item_rows, Tensor item_values, Tensor bias_values)");
+
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or
   // -1. key [3]: seed, epoch and offset (or begin), to be read when the kernel runs, instead of the numbers.

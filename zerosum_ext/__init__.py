@@ -12,6 +12,7 @@ from zerosum_ext import datasets, metrics
 from zerosum_ext._extension import build_info
 from zerosum_ext.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
 from zerosum_ext.evaluation import Ranking, evaluate, rank
+from zerosum_ext.fused import mf_loss
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import (
     BPRLoss,
@@ -88,6 +89,7 @@ __all__ = [
     "ipw_weights",
     "macr_loss",
     "metrics",
+    "mf_loss",
     "neg2_loss",
     "pd_loss",
     "popularity_correlation",

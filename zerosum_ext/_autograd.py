@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _ops, reference
+from zerosum_ext._checks import out_of_range
 from zerosum_ext.reference import compute_dtype
 
 # Where the backward pass evaluates the loss again instead of scaling derivatives that the forward pass has kept. On a
@@ -21,6 +22,8 @@ _RECOMPUTED = ("cuda",)
 
 # loss, a, b, c, reduction
 PairArgs = tuple[str, float, float, float, str]
+# loss, a, b, c, l2, reduction
+MfArgs = tuple[str, float, float, float, float, str]
 
 
 class _PairLoss(torch.autograd.Function):
@@ -88,6 +91,88 @@ class _MacrLoss(torch.autograd.Function):
         else:
             out = _scale(grads, grad_output)
         return None, None, None, None, *out
+
+
+class _MfLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user_embedding: Tensor,
+        item_embedding: Tensor,
+        item_bias: Tensor | None,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        constants: Tensor | None,
+        weight: Tensor | None,
+        args: MfArgs,
+        sparse: bool,
+    ) -> Tensor:
+        ctx.args, ctx.sparse = args, sparse
+        grad = args[-1] != "none"
+        value, coefficient, failed = _ops.mf_loss(
+            user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight, *args, grad
+        )
+        _check_ids(failed, user_embedding, item_embedding, (users, positives, negatives))
+        ctx.save_for_backward(
+            user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight, coefficient
+        )
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        user, item, bias, users, positives, negatives, constants, weight, coefficient = ctx.saved_tensors
+        loss, a, b, c, l2, reduction = ctx.args
+        needed: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            # Dense, also where sparse gradients are asked for: torch cannot differentiate those again.
+            given = (user, item, bias)
+            chosen = tuple(t for t, wanted in zip(given, needed, strict=True) if wanted)
+
+            def value(*tensors: Tensor) -> Tensor:
+                rest = iter(tensors)
+                p, q, r = (next(rest) if wanted else t for t, wanted in zip(given, needed, strict=True))
+                return reference.mf_loss_value(p, q, r, users, positives, negatives, constants, weight, *ctx.args)
+
+            grads = iter(_differentiable_gradients(value, chosen, grad_output))
+            return *(next(grads) if wanted else None for wanted in needed), None, None, None, None, None, None, None
+        scale = grad_output.to(compute_dtype(user.dtype))
+        if reduction == "none":
+            # sum_k grad_output_k loss_k is the same loss with other weights.
+            scaled = reference.weigh(scale, weight).contiguous()
+            ids = (users, positives, negatives)
+            coefficient = _ops.mf_loss(user, item, bias, *ids, constants, scaled, loss, a, b, c, 0.0, "sum", True)[1]
+            scale = torch.ones((), dtype=scale.dtype, device=scale.device)
+        row_l2 = l2 / max(users.shape[0], 1) if reduction == "mean" else l2
+        user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
+            user, item, users, positives, negatives, coefficient, scale, row_l2, *needed, ctx.sparse
+        )
+        out = []
+        for wanted, table, rows, values in (
+            (needed[0], user, user_rows, user_values),
+            (needed[1], item, item_rows, item_values),
+            (needed[2], bias, item_rows, bias_values),
+        ):
+            if wanted and ctx.sparse:
+                values = torch.sparse_coo_tensor(
+                    rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
+                )
+            out.append(values if wanted else None)
+        return *out, None, None, None, None, None, None, None
+
+
+def _check_ids(failed: Tensor, user: Tensor, item: Tensor, ids: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Raises for the id that the op found out of range."""
+    # Where looking would synchronise, or is not possible while tracing, the kernel itself has to refuse.
+    if failed.device.type != "cpu" or torch.compiler.is_compiling() or type(failed) is not Tensor:
+        return
+    at = int(failed)
+    if at < 0:
+        return
+    for name, numbers, table in zip(("users", "positives", "negatives"), ids, (user, item, item), strict=True):
+        if at < numbers.numel():
+            raise out_of_range(name, numbers, at, table.shape[0])
+        at -= numbers.numel()
 
 
 class _CustomLoss(torch.autograd.Function):
@@ -182,6 +267,28 @@ def macr_loss(
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
         return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)
     return _ops.macr_loss(scores, weight, alpha, beta, reduction, False)[0]
+
+
+def mf_loss(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    item_bias: Tensor | None,
+    ids: tuple[Tensor, Tensor, Tensor],
+    constants: Tensor | None,
+    weight: Tensor | None,
+    args: MfArgs,
+    sparse: bool,
+) -> Tensor:
+    """The op mf_loss, differentiable in the tables and the bias, and by its definition in the other tensors."""
+    users, positives, negatives = ids
+    given = (user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight)
+    if _needs_definition("mf_loss", user_embedding.device, constants, weight):
+        return reference.mf_loss_value(*given, *args, sparse)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:3]):
+        return _MfLoss.apply(*given, args, sparse)
+    value, _, failed = _ops.mf_loss(*given, *args, False)
+    _check_ids(failed, user_embedding, item_embedding, ids)
+    return value
 
 
 def custom_loss(

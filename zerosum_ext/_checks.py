@@ -73,3 +73,9 @@ def require_index_tensor(name: str, value: Any) -> None:
     require_tensor(name, value)
     if value.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected an int32 or int64 tensor, got {describe(value)}")
+
+
+def out_of_range(name: str, ids: Tensor, position: int, size: int) -> ValueError:
+    """The error for an id that names no row: number ``position`` of the flattened ``ids``."""
+    got = int(ids.reshape(-1)[position])
+    return ValueError(f"{name}: expected numbers from 0 to {size - 1}, got {got} at position {position}")

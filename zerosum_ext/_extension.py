@@ -19,6 +19,8 @@ OPS = (
     "cpu_isa",
     "pair_loss",
     "macr_loss",
+    "mf_loss",
+    "mf_gradient",
     "sample_negatives",
     "sample_positives",
     "row_filter",

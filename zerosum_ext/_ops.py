@@ -135,6 +135,168 @@ def macr_loss(
     return reference.macr_loss(scores, weight, alpha, beta, reduction, grad)
 
 
+# -------------------------------------------------------------------------------------------- matrix factorization
+
+
+if _extension.CPU.loaded:
+    _mf_loss = torch.ops.zerosum_ext.mf_loss.default
+    _mf_gradient = torch.ops.zerosum_ext.mf_gradient.default
+
+    @torch.library.register_fake("zerosum_ext::mf_loss")
+    def _(
+        user_embedding: Tensor,
+        item_embedding: Tensor,
+        item_bias: Tensor | None,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        constants: Tensor | None,
+        weight: Tensor | None,
+        loss: int,
+        a: float,
+        b: float,
+        c: float,
+        l2: float,
+        reduction: int,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _check_alike(
+            "user_embedding",
+            user_embedding,
+            item_embedding=item_embedding,
+            item_bias=item_bias,
+            users=users,
+            positives=positives,
+            negatives=negatives,
+            constants=constants,
+            weight=weight,
+        )
+        compute = compute_dtype(user_embedding.dtype)
+        name = _LOSS_NAMES[loss]
+        if reduction != 0:
+            value = user_embedding.new_empty((), dtype=compute)
+        elif name in reference.QUAD_LOSSES or name in reference.ROW_LOSSES:
+            value = user_embedding.new_empty(users.shape)
+        else:
+            value = user_embedding.new_empty(negatives.shape)
+        width = sum(1 if t.dim() == 1 else t.shape[1] for t in (positives, negatives))
+        shape = (users.shape[0], width) if grad else (0,)
+        return value, user_embedding.new_empty(shape, dtype=compute), users.new_empty((1,))
+
+    @torch.library.register_fake("zerosum_ext::mf_gradient")
+    def _(
+        user_embedding: Tensor,
+        item_embedding: Tensor,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        coefficient: Tensor,
+        scale: Tensor,
+        l2: float,
+        user: bool,
+        item: bool,
+        bias: bool,
+        sparse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        nothing = (0,)
+        if not sparse:
+            return (
+                users.new_empty(nothing),
+                user_embedding.new_empty(user_embedding.shape if user else nothing),
+                users.new_empty(nothing),
+                item_embedding.new_empty(item_embedding.shape if item else nothing),
+                item_embedding.new_empty(item_embedding.shape[:1] if bias else nothing),
+            )
+        context = torch.library.get_ctx()
+        width = user_embedding.shape[1]
+        num_users = context.new_dynamic_size() if user else 0
+        num_items = context.new_dynamic_size() if item or bias else 0
+        return (
+            users.new_empty((num_users,)),
+            user_embedding.new_empty((num_users, width) if user else nothing),
+            users.new_empty((num_items,)),
+            item_embedding.new_empty((num_items, width) if item else nothing),
+            item_embedding.new_empty((num_items,) if bias else nothing),
+        )
+
+
+def mf_loss(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    constants: Tensor | None,
+    weight: Tensor | None,
+    loss: str,
+    a: float,
+    b: float,
+    c: float,
+    l2: float,
+    reduction: str,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss of dot products of rows, and with ``grad`` its derivatives in the scores; only where there is a kernel.
+
+    Tables [U, d] and [I, d] and bias [I] of one dtype, contiguous; ids int64, contiguous; constants [I] and weight in
+    the dtype of the arithmetic. Third result int64 [1]: the first id out of range, counted through users, positives and
+    negatives, else -1. See :func:`zerosum_ext.reference.mf_loss_value`.
+    """
+    return _mf_loss(
+        user_embedding,
+        item_embedding,
+        item_bias,
+        users,
+        positives,
+        negatives,
+        constants,
+        weight,
+        LOSS_IDS[loss],
+        a,
+        b,
+        c,
+        l2,
+        REDUCTIONS[reduction],
+        grad,
+    )
+
+
+def mf_gradient(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    coefficient: Tensor,
+    scale: Tensor,
+    l2: float,
+    user: bool,
+    item: bool,
+    bias: bool,
+    sparse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """From the derivatives in the scores, ``coefficient`` [B, J], those in the tables that are asked for.
+
+    ``scale`` (one number) multiplies them; ``l2`` times each gathered row is added before. Returns user rows, user
+    values, item rows, item values and bias values: dense with empty rows, or sparse with ascending distinct rows.
+    """
+    return _mf_gradient(
+        user_embedding,
+        item_embedding,
+        users,
+        positives,
+        negatives,
+        coefficient,
+        scale,
+        l2,
+        user,
+        item,
+        bias,
+        sparse,
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- sampling
 
 

@@ -111,7 +111,14 @@ def _pair_loss(
 
 
 def _quad_loss(
-    pos: Tensor, neg: Tensor, sample_weight: Tensor | None, a: float, b: float, c: float, reduction: str
+    pos: Tensor,
+    neg: Tensor,
+    sample_weight: Tensor | None,
+    loss: str,
+    a: float,
+    b: float,
+    c: float,
+    reduction: str,
 ) -> Tensor:
     """A loss of pos, neg [B, 2]: every row is a sample."""
     pos, neg = _scores(pos, neg, reduction)
@@ -123,7 +130,7 @@ def _quad_loss(
     if sample_weight is not None:
         require_floating("sample_weight", sample_weight)
         sample_weight = _sample_tensor("sample_weight", sample_weight, pos[:, 0], pos[:, 0], pos.shape[:1])
-    return _autograd.pair_loss(pos, neg, None, None, sample_weight, ("pos2neg2", a, b, c, reduction))
+    return _autograd.pair_loss(pos, neg, None, None, sample_weight, (loss, a, b, c, reduction))
 
 
 def _row_loss(
@@ -179,6 +186,50 @@ def _weights(
     return w * a_share, (1 - w) * b_share
 
 
+# What each function amounts to among the compiled losses (csrc/common/losses.h): a name and three parameters.
+Kernel = tuple[str, float, float, float]
+
+
+def _bpr_kernel() -> Kernel:
+    return "bpr", 1.0, 0.0, 0.0
+
+
+def _zerosum_kernel(bpr_weight: float = 1.0, reg_weight: float = 1.0, w: float | None = None) -> Kernel:
+    return "zerosum", *_weights(bpr_weight, reg_weight, w, 0.5, 0.5), 0.0
+
+
+def _pos2neg2_kernel(bpr_weight: float = 1.0, reg_weight: float = 1.0, w: float | None = None) -> Kernel:
+    a, b = _weights(bpr_weight, reg_weight, w, 0.25, 0.25)
+    return "pos2neg2", a, b, b
+
+
+def _pos2_kernel(bpr_weight: float = 1.0, reg_weight: float = 1.0, w: float | None = None) -> Kernel:
+    return "pos2neg2", *_weights(bpr_weight, reg_weight, w, 0.25, 0.5), 0.0
+
+
+def _neg2_kernel(bpr_weight: float = 1.0, reg_weight: float = 1.0, w: float | None = None) -> Kernel:
+    a, b = _weights(bpr_weight, reg_weight, w, 0.25, 0.5)
+    return "pos2neg2", a, 0.0, b
+
+
+def _sampled_softmax_kernel(temperature: float = 1.0) -> Kernel:
+    return "sampled_softmax", 1 / _positive("temperature", temperature), 0.0, 0.0
+
+
+def _bsl_kernel(t1: float, t2: float) -> Kernel:
+    t1, t2 = _positive("t1", t1), _positive("t2", t2)
+    return "bsl", 1 / t1, 1 / t2, t2 / t1
+
+
+def _psl_kernel(temperature: float, activation: str = "tanh") -> Kernel:
+    inverse = 1 / _positive("temperature", temperature)
+    return f"psl_{require_choice('activation', activation, ('tanh', 'relu'))}", inverse, 0.0, 0.0
+
+
+def _hardest_kernel() -> Kernel:
+    return "hardest", 1.0, 0.0, 0.0
+
+
 # ---- the paper's losses
 
 
@@ -199,7 +250,7 @@ def bpr_loss(pos: Tensor, neg: Tensor, *, sample_weight: Tensor | None = None, r
         TypeError: scores or weights that are not floating-point tensors.
         ValueError: shapes or devices that do not fit, an unknown reduction.
     """
-    return _pair_loss(pos, neg, sample_weight, "bpr", 1.0, 0.0, 0.0, reduction)
+    return _pair_loss(pos, neg, sample_weight, *_bpr_kernel(), reduction)
 
 
 def zerosum_loss(
@@ -225,8 +276,7 @@ def zerosum_loss(
     Raises:
         ValueError: also where w comes together with bpr_weight or reg_weight, or a weight is out of range.
     """
-    a, b = _weights(bpr_weight, reg_weight, w, 0.5, 0.5)
-    return _pair_loss(pos, neg, sample_weight, "zerosum", a, b, 0.0, reduction)
+    return _pair_loss(pos, neg, sample_weight, *_zerosum_kernel(bpr_weight, reg_weight, w), reduction)
 
 
 def pos2neg2_loss(
@@ -254,8 +304,7 @@ def pos2neg2_loss(
     Raises:
         TypeError, ValueError: as for :func:`zerosum_loss`.
     """
-    a, b = _weights(bpr_weight, reg_weight, w, 0.25, 0.25)
-    return _quad_loss(pos, neg, sample_weight, a, b, b, reduction)
+    return _quad_loss(pos, neg, sample_weight, *_pos2neg2_kernel(bpr_weight, reg_weight, w), reduction)
 
 
 def _shared(name: str, scores: Tensor) -> Tensor:
@@ -290,8 +339,8 @@ def pos2_loss(
         shared: the form of the authors' code, with one negative in both BPR terms; neg is [B], or [B, 2] of which
             the first column counts.
     """
-    a, b = _weights(bpr_weight, reg_weight, w, 0.25, 0.5)
-    return _quad_loss(pos, _shared("neg", neg) if shared else neg, sample_weight, a, b, 0.0, reduction)
+    kernel = _pos2_kernel(bpr_weight, reg_weight, w)
+    return _quad_loss(pos, _shared("neg", neg) if shared else neg, sample_weight, *kernel, reduction)
 
 
 def neg2_loss(
@@ -310,8 +359,8 @@ def neg2_loss(
     ``a (sp(n1-p1) + sp(n2-p2)) + b rho(n1-n2)``. Arguments as for :func:`pos2_loss`; with ``shared`` it is pos that
     may be [B] and whose first column counts.
     """
-    a, b = _weights(bpr_weight, reg_weight, w, 0.25, 0.5)
-    return _quad_loss(_shared("pos", pos) if shared else pos, neg, sample_weight, a, 0.0, b, reduction)
+    kernel = _neg2_kernel(bpr_weight, reg_weight, w)
+    return _quad_loss(_shared("pos", pos) if shared else pos, neg, sample_weight, *kernel, reduction)
 
 
 # ---- the methods that the paper compares with
@@ -472,15 +521,11 @@ def sampled_softmax_loss(
         sample_weight: [B].
         reduction: ``"none"`` returns [B]; ``"mean"`` divides by B.
     """
-    inverse = 1 / _positive("temperature", temperature)
     return _row_loss(
         pos,
         neg,
         sample_weight,
-        "sampled_softmax",
-        inverse,
-        0.0,
-        0.0,
+        *_sampled_softmax_kernel(temperature),
         reduction,
         ("log_q_pos", log_q_pos),
         ("log_q_neg", log_q_neg),
@@ -502,8 +547,7 @@ def bsl_loss(
         pos, neg, sample_weight, reduction: as for :func:`sampled_softmax_loss`.
         t1, t2: temperatures of the positive and of the negatives, > 0.
     """
-    t1, t2 = _positive("t1", t1), _positive("t2", t2)
-    return _row_loss(pos, neg, sample_weight, "bsl", 1 / t1, 1 / t2, t2 / t1, reduction)
+    return _row_loss(pos, neg, sample_weight, *_bsl_kernel(t1, t2), reduction)
 
 
 def psl_loss(
@@ -522,9 +566,7 @@ def psl_loss(
         temperature: > 0.
         activation: ``"tanh"`` or ``"relu"``. (The third of the paper, atan, has no logarithm for margins beyond 1.56.)
     """
-    inverse = 1 / _positive("temperature", temperature)
-    require_choice("activation", activation, ("tanh", "relu"))
-    return _row_loss(pos, neg, sample_weight, f"psl_{activation}", inverse, 0.0, 0.0, reduction)
+    return _row_loss(pos, neg, sample_weight, *_psl_kernel(temperature, activation), reduction)
 
 
 def hardest_loss(pos: Tensor, neg: Tensor, *, sample_weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
@@ -532,7 +574,7 @@ def hardest_loss(pos: Tensor, neg: Tensor, *, sample_weight: Tensor | None = Non
 
     Arguments as for :func:`sampled_softmax_loss`; of equal negatives the first takes the gradient.
     """
-    return _row_loss(pos, neg, sample_weight, "hardest", 1.0, 0.0, 0.0, reduction)
+    return _row_loss(pos, neg, sample_weight, *_hardest_kernel(), reduction)
 
 
 def _positive(name: str, value: float) -> float:
@@ -565,6 +607,15 @@ class Loss(nn.Module):
         """The keyword arguments that the function of this loss takes."""
         return {"reduction": self.reduction}
 
+    def kernel(self) -> Kernel | None:
+        """The compiled loss and its three parameters that forward amounts to, for what evaluates losses inside other
+        kernels; None where forward is more than that."""
+        return None
+
+    def item_constants(self) -> Tensor | None:
+        """What the compiled loss takes beside each item, [num_items], or None."""
+        return None
+
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.options().items())
 
@@ -573,6 +624,14 @@ class _FunctionLoss(Loss):
     """A module that passes its options to one function."""
 
     function: ClassVar[Callable[..., Tensor]]
+    kernel_function: ClassVar[Callable[..., Kernel]]
+
+    def kernel(self) -> Kernel | None:
+        options = self.options()
+        del options["reduction"]
+        if options.pop("shared", False):
+            return None
+        return type(self).kernel_function(**options)
 
     def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         return type(self).function(pos, neg, sample_weight=sample_weight, **self.options())
@@ -582,6 +641,7 @@ class BPRLoss(_FunctionLoss):
     """Module over :func:`bpr_loss`."""
 
     function = staticmethod(bpr_loss)
+    kernel_function = staticmethod(_bpr_kernel)
 
 
 class _WeightedLoss(_FunctionLoss):
@@ -604,6 +664,7 @@ class ZerosumLoss(_WeightedLoss):
     """Module over :func:`zerosum_loss`."""
 
     function = staticmethod(zerosum_loss)
+    kernel_function = staticmethod(_zerosum_kernel)
 
 
 class Pos2Neg2Loss(_WeightedLoss):
@@ -611,6 +672,7 @@ class Pos2Neg2Loss(_WeightedLoss):
 
     num_positives: ClassVar[int] = 2
     function = staticmethod(pos2neg2_loss)
+    kernel_function = staticmethod(_pos2neg2_kernel)
 
 
 class Pos2Loss(_WeightedLoss):
@@ -618,6 +680,7 @@ class Pos2Loss(_WeightedLoss):
 
     num_positives: ClassVar[int] = 2
     function = staticmethod(pos2_loss)
+    kernel_function = staticmethod(_pos2_kernel)
 
     def __init__(
         self,
@@ -638,6 +701,7 @@ class Neg2Loss(Pos2Loss):
     """Module over :func:`neg2_loss`."""
 
     function = staticmethod(neg2_loss)
+    kernel_function = staticmethod(_neg2_kernel)
 
 
 class SampledSoftmaxLoss(Loss):
@@ -661,6 +725,12 @@ class SampledSoftmaxLoss(Loss):
     def options(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "reduction": self.reduction}
 
+    def kernel(self) -> Kernel | None:
+        return _sampled_softmax_kernel(self.temperature)
+
+    def item_constants(self) -> Tensor | None:
+        return self.log_q
+
     def forward(
         self,
         pos: Tensor,
@@ -682,6 +752,7 @@ class BSLLoss(_FunctionLoss):
     """Module over :func:`bsl_loss`."""
 
     function = staticmethod(bsl_loss)
+    kernel_function = staticmethod(_bsl_kernel)
 
     def __init__(self, t1: float = 1.0, t2: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -695,6 +766,7 @@ class PSLLoss(_FunctionLoss):
     """Module over :func:`psl_loss`."""
 
     function = staticmethod(psl_loss)
+    kernel_function = staticmethod(_psl_kernel)
 
     def __init__(self, temperature: float = 1.0, activation: str = "tanh", reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -709,6 +781,7 @@ class HardestLoss(_FunctionLoss):
     """Module over :func:`hardest_loss`."""
 
     function = staticmethod(hardest_loss)
+    kernel_function = staticmethod(_hardest_kernel)
 
 
 def _look_up(table: Tensor, name: str, items: Tensor | None) -> Tensor:
@@ -730,6 +803,12 @@ class _ItemConstantLoss(Loss):
         # float64 on the CPU, and the arithmetic's dtype after the look-up
         self.register_buffer("constants", constants)
 
+    def kernel(self) -> Kernel | None:
+        return self.loss, 1.0, 0.0, 0.0
+
+    def item_constants(self) -> Tensor | None:
+        return self.constants
+
     def forward(
         self,
         pos: Tensor,
@@ -743,6 +822,16 @@ class _ItemConstantLoss(Loss):
             ("neg_items", _look_up(self.constants, "neg_items", neg_items)),
         )
         return _pair_loss(pos, neg, sample_weight, self.loss, 1.0, 0.0, 0.0, self.reduction, aux)
+
+
+def compiled_loss(loss: nn.Module) -> Kernel | None:
+    """What :meth:`Loss.kernel` says of one of this module's own losses; None for any other module.
+
+    A subclass may have a forward of its own, and hooks want to be called: neither is what the kernel computes.
+    """
+    if type(loss) not in _MODULES.values() or loss._forward_hooks or loss._forward_pre_hooks:
+        return None
+    return loss.kernel()  # type: ignore[operator]
 
 
 class IPWLoss(_ItemConstantLoss):

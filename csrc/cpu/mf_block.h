@@ -1,0 +1,206 @@
+// What mf_loss and the fused training step have in common: the scores of a block of samples, and a loss of the
+// registry and its derivatives at these scores, all in buffers that stay in the cache.
+//
+// Sample b has a user, kPositives (1 or 2) positives and K negatives; J = positives + K is the number of its items.
+// Derivatives ("coefficients") are stored as [samples, J], positives first.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/element_loss.h"
+#include "cpu/row_loss.h"
+#include "cpu/rows.h"
+
+namespace zx::cpu {
+
+// Tables and samples of a problem. C: compute_t<S>.
+template <class S, class C>
+struct MfInputs {
+  const S* user = nullptr;       // [num_users, dim]
+  const S* item = nullptr;       // [num_items, dim]
+  const S* bias = nullptr;       // [num_items] or absent
+  const C* constants = nullptr;  // [num_items] or absent: what a loss takes beside each item
+  int64_t dim = 0;
+  const int64_t* users = nullptr;      // [samples]
+  const int64_t* positives = nullptr;  // [samples, num_positives]
+  const int64_t* negatives = nullptr;  // [samples, num_negatives]
+  int64_t num_positives = 1, num_negatives = 1;
+
+  ZX_HD int64_t items() const { return num_positives + num_negatives; }
+  ZX_HD int64_t item_at(int64_t sample, int64_t j) const {
+    return j < num_positives ? positives[sample * num_positives + j]
+                             : negatives[sample * num_negatives + j - num_positives];
+  }
+};
+
+// A loss as a choice of the registry, with its parameters and reduction.
+struct MfLoss {
+  Loss kind;
+  double a, b, c;
+};
+
+// Where a block keeps its numbers. Scores of positives lie as planes [num_positives][n]; those of negatives as planes
+// too for losses of pairs of items, else as rows [n, K].
+template <class S, class C>
+struct MfBlockBuffers {
+  std::vector<C> pos, neg, aux_pos, aux_neg, weight, value, d_pos, d_neg, wide, coefficient;
+  std::vector<const S*> rows;  // the item rows of the block's samples [n, J]
+
+  void reserve(int64_t n, int64_t num_positives, int64_t k) {
+    const size_t positives = static_cast<size_t>(n * num_positives), negatives = static_cast<size_t>(n * k);
+    if (pos.size() < positives) pos.resize(positives), d_pos.resize(positives), aux_pos.resize(positives);
+    if (neg.size() < negatives) {
+      neg.resize(negatives), d_neg.resize(negatives), aux_neg.resize(negatives), weight.resize(negatives);
+      value.resize(negatives), wide.resize(3 * negatives);
+    }
+    if (rows.size() < positives + negatives)
+      rows.resize(positives + negatives), coefficient.resize(positives + negatives);
+  }
+};
+
+// Scores and item rows of n samples: sample i of the block is number order[i], or first + i without an order.
+template <class S, class C>
+struct MfScores {
+  static constexpr int64_t kAhead = 8;  // samples whose rows are on their way
+
+  ZX_HD static void run(const MfInputs<S, C>* inputs, const uint32_t* order, int64_t first, int64_t n, int64_t limit,
+                        bool planes, MfBlockBuffers<S, C>* buffers) {
+    const MfInputs<S, C>& in = *inputs;
+    const int64_t positives = in.num_positives, k = in.num_negatives, dim = in.dim;
+    const S** rows = buffers->rows.data();
+    C *pos = buffers->pos.data(), *neg = buffers->neg.data();
+    C *aux_pos = buffers->aux_pos.data(), *aux_neg = buffers->aux_neg.data();
+    for (int64_t i = 0; i < n; ++i) {
+      if (i + kAhead < limit) prefetch(in, order != nullptr ? order[i + kAhead] : first + i + kAhead);
+      const int64_t sample = order != nullptr ? order[i] : first + i;
+      const S* user = in.user + in.users[sample] * dim;
+      for (int64_t j = 0; j < positives; ++j) {
+        const int64_t item = in.positives[sample * positives + j];
+        const S* row = in.item + item * dim;
+        *rows++ = row;
+        pos[j * n + i] = dot<C>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        if (in.constants != nullptr) aux_pos[j * n + i] = in.constants[item];
+      }
+      for (int64_t j = 0; j < k; ++j) {
+        const int64_t item = in.negatives[sample * k + j];
+        const S* row = in.item + item * dim;
+        const int64_t at = planes ? j * n + i : i * k + j;
+        *rows++ = row;
+        neg[at] = dot<C>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        if (in.constants != nullptr) aux_neg[at] = in.constants[item];
+      }
+    }
+  }
+
+  ZX_HD static void prefetch(const MfInputs<S, C>& in, int64_t sample) {
+    prefetch_row<false>(in.user + in.users[sample] * in.dim, in.dim);
+    for (int64_t j = 0; j < in.num_positives; ++j)
+      prefetch_row<false>(in.item + in.positives[sample * in.num_positives + j] * in.dim, in.dim);
+    // Of many negatives the hardware sees the first few coming; the others follow while these are worked on.
+    for (int64_t j = 0; j < std::min<int64_t>(in.num_negatives, 4); ++j)
+      prefetch_row<false>(in.item + in.negatives[sample * in.num_negatives + j] * in.dim, in.dim);
+  }
+};
+
+// Evaluates one loss over a block's buffers. weight: [n], or [n, K] for losses of pairs, or nullptr. scale multiplies
+// the derivatives. Returns the sum of the values; writes value, d_pos and d_neg (kGrad).
+template <class S, class C>
+using MfLossFunction = double (*)(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t k, bool constants, const C* weight,
+                                  C scale, const Params<C>& params);
+
+// pos [n] against neg [n, k]: each pair is a sample.
+template <class LossType, class S, class C, bool kGrad>
+double mf_pair_loss(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t k, bool, const C* weight, C scale,
+                    const Params<C>& params) {
+  const C *pos = buffers.pos.data(), *aux_pos = buffers.aux_pos.data();
+  C* d_pos = buffers.d_pos.data();
+  C *wide_pos = buffers.wide.data(), *wide_aux = wide_pos + n * k, *wide_d = wide_aux + n * k;
+  if (k != 1) {
+    for (int64_t i = 0; i < n; ++i) {
+      std::fill_n(wide_pos + i * k, k, pos[i]);
+      if (LossType::kAux > 0) std::fill_n(wide_aux + i * k, k, aux_pos[i]);
+    }
+    pos = wide_pos, aux_pos = wide_aux, d_pos = wide_d;
+  }
+  const C* scores[2] = {pos, buffers.neg.data()};
+  const C* aux[2] = {aux_pos, buffers.aux_neg.data()};
+  C* grads[2] = {d_pos, buffers.d_neg.data()};
+  const double total = simd<ElementTile<LossType, C, kGrad>>(
+      static_cast<const C* const*>(scores), static_cast<const C* const*>(aux), weight, scale, params, n * k,
+      buffers.value.data(), static_cast<C* const*>(grads));
+  if (kGrad && k != 1)
+    for (int64_t i = 0; i < n; ++i) buffers.d_pos[i] = static_cast<C>(sum_lanes(wide_d + i * k, k));
+  return total;
+}
+
+template <class LossType, class S, class C, bool kGrad>
+double mf_quad_loss(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t, bool, const C* weight, C scale,
+                    const Params<C>& params) {
+  const C* scores[4] = {buffers.pos.data(), buffers.pos.data() + n, buffers.neg.data(), buffers.neg.data() + n};
+  C* grads[4] = {buffers.d_pos.data(), buffers.d_pos.data() + n, buffers.d_neg.data(), buffers.d_neg.data() + n};
+  const C* const* none = nullptr;
+  return simd<ElementTile<LossType, C, kGrad>>(static_cast<const C* const*>(scores), none, weight, scale, params, n,
+                                               buffers.value.data(), static_cast<C* const*>(grads));
+}
+
+template <class LossType, class S, class C, bool kGrad>
+double mf_row_loss(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t k, bool constants, const C* weight, C scale,
+                   const Params<C>& params) {
+  return simd<RowTile<LossType, C, kGrad>>(
+      static_cast<const C*>(buffers.pos.data()), static_cast<const C*>(buffers.neg.data()),
+      static_cast<const C*>(constants ? buffers.aux_pos.data() : nullptr),
+      static_cast<const C*>(constants ? buffers.aux_neg.data() : nullptr), weight, scale, params, n, k,
+      static_cast<C>(std::log(static_cast<double>(k))), buffers.value.data(), buffers.d_pos.data(),
+      buffers.d_neg.data(), buffers.d_neg.data());
+}
+
+template <class S, class C, bool kGrad>
+MfLossFunction<S, C> mf_loss_function(Loss loss) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return &mf_pair_loss<type, S, C, kGrad>;
+    ZX_PAIR_LOSSES(ZX_CASE)
+#undef ZX_CASE
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return &mf_quad_loss<type, S, C, kGrad>;
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return &mf_row_loss<type, S, C, kGrad>;
+    ZX_ROW_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      ZX_CHECK(false, "no such loss");
+  }
+}
+
+// Whether a loss takes a constant of each item, and whether it cannot do without.
+inline bool loss_needs_constants(Loss loss) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return type::kAux > 0;
+    ZX_PAIR_LOSSES(ZX_CASE)
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      return false;
+  }
+}
+
+// Brings a block's derivatives into the layout [n, J].
+template <class S, class C>
+inline void gather_coefficients(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t positives, int64_t k, bool planes) {
+  C* out = buffers.coefficient.data();
+  const C *d_pos = buffers.d_pos.data(), *d_neg = buffers.d_neg.data();
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < positives; ++j) *out++ = d_pos[j * n + i];
+    for (int64_t j = 0; j < k; ++j) *out++ = d_neg[planes ? j * n + i : i * k + j];
+  }
+}
+
+}  // namespace zx::cpu

@@ -1,0 +1,88 @@
+// Groups the positions of a batch by the row that they name: a stable radix sort of (row, position) pairs.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "torch_stable.h"
+
+namespace zx::cpu {
+
+// One group of equal rows: order[begin .. end) are its positions, in ascending order.
+struct Segment {
+  int64_t row, begin, end;
+};
+
+class RowGroups {
+ public:
+  // Sorts positions 0 .. n-1 by row_of(position), each in [0, rows); rows and n below 2^32. Buffers are kept.
+  template <class F>
+  void sort(int64_t n, int64_t rows, const F& row_of) {
+    ZX_CHECK(rows <= kLargest && n <= kLargest, "tables and batches must have fewer than 2^32 rows");
+    keys_.resize(static_cast<size_t>(n));
+    spare_.resize(static_cast<size_t>(n));
+    int bits = 1;
+    while ((int64_t{1} << bits) < rows) ++bits;
+    // Few wide digits: 2^11 counters stay in the L1 cache. Small batches are not worth counters that wide.
+    const int widest = n >= 2048 ? kDigitBits : 8;
+    const int passes = (bits + widest - 1) / widest;
+    const int width = (bits + passes - 1) / passes;
+    const uint32_t mask = (1u << width) - 1;
+    std::array<std::array<uint32_t, 1 << kDigitBits>, 4> counts;
+    for (int p = 0; p < passes; ++p) std::fill_n(counts[p].begin(), mask + 1, 0u);
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t row = static_cast<uint32_t>(row_of(i));
+      keys_[i] = (static_cast<uint64_t>(row) << 32) | static_cast<uint32_t>(i);
+      for (int p = 0; p < passes; ++p) ++counts[p][(row >> (p * width)) & mask];
+    }
+    for (int p = 0; p < passes; ++p) {
+      auto& count = counts[p];
+      uint32_t total = 0;
+      for (uint32_t v = 0; v <= mask; ++v) {
+        const uint32_t c = count[v];
+        count[v] = total;
+        total += c;
+      }
+      const int shift = 32 + p * width;
+      for (int64_t i = 0; i < n; ++i) spare_[count[(keys_[i] >> shift) & mask]++] = keys_[i];
+      keys_.swap(spare_);
+    }
+    order_.resize(static_cast<size_t>(n));
+    segments_.clear();
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = static_cast<int64_t>(keys_[i] >> 32);
+      order_[i] = static_cast<uint32_t>(keys_[i]);
+      if (i == 0 || row != segments_.back().row) {
+        if (i > 0) segments_.back().end = i;
+        segments_.push_back({row, i, i});
+      }
+    }
+    if (n > 0) segments_.back().end = n;
+  }
+
+  const std::vector<uint32_t>& order() const { return order_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+
+  // Cuts the segments into runs [cuts[i], cuts[i + 1]) of at least `least` positions each, the last one excepted: what
+  // one thread does at a time, and independent of their number.
+  void cut(int64_t least, std::vector<int64_t>* cuts) const {
+    cuts->assign(1, 0);
+    int64_t begin = 0;
+    for (size_t s = 0; s < segments_.size(); ++s)
+      if (segments_[s].end - begin >= least || s + 1 == segments_.size()) {
+        cuts->push_back(static_cast<int64_t>(s) + 1);
+        begin = segments_[s].end;
+      }
+  }
+
+ private:
+  static constexpr int kDigitBits = 11;
+  static constexpr int64_t kLargest = int64_t{1} << 32;
+  std::vector<uint64_t> keys_, spare_;
+  std::vector<uint32_t> order_;
+  std::vector<Segment> segments_;
+};
+
+}  // namespace zx::cpu
