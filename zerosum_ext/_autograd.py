@@ -204,7 +204,7 @@ def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) 
 def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
     # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1.
     if (
-        grad_output.device.type == "cpu"
+        grad_output.is_cpu
         and not torch.compiler.is_compiling()
         and type(grad_output) is Tensor
         and grad_output.item() == 1.0
@@ -235,7 +235,10 @@ def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) 
     """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
     if not _ops.has_op(op, device) or _transforms_active():
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
+    for t in constants:  # noqa: SIM110 (a generator in any() costs more than the rest of this)
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            return True
+    return False
 
 
 def pair_loss(

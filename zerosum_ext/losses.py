@@ -37,6 +37,7 @@ from zerosum_ext._checks import (
 from zerosum_ext.reference import compute_dtype, weigh_and_reduce
 
 _REDUCTIONS = ("none", "sum", "mean")
+_DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
 
 
 # ---- checks and shapes
@@ -59,16 +60,23 @@ def _sample_tensor(name: str, value: Tensor, pos: Tensor, neg: Tensor, shape: to
 
 def _scores(pos: Tensor, neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     """Checks what holds for every loss, and brings both scores to one dtype."""
-    require_floating("pos", pos)
-    require_floating("neg", neg)
-    if reduction not in _REDUCTIONS:
-        require_choice("reduction", reduction, _REDUCTIONS)
-    if pos.device != neg.device:
-        require_same_device("neg", neg, "pos", pos)
-    if pos.dtype != neg.dtype:
-        common = torch.promote_types(pos.dtype, neg.dtype)
-        pos, neg = pos.to(common), neg.to(common)
-    return pos, neg
+    if (
+        isinstance(pos, Tensor)
+        and isinstance(neg, Tensor)
+        and pos.dtype is neg.dtype
+        and pos.dtype in _DTYPES
+        and reduction in _REDUCTIONS
+        and pos.device == neg.device
+    ):
+        return pos, neg
+    for name, scores in (("pos", pos), ("neg", neg)):
+        require_floating(name, scores)
+        if scores.dtype not in _DTYPES:
+            raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {describe(scores)}")
+    require_choice("reduction", reduction, _REDUCTIONS)
+    require_same_device("neg", neg, "pos", pos)
+    common = torch.promote_types(pos.dtype, neg.dtype)
+    return pos.to(common), neg.to(common)
 
 
 def _flat_scores(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
