@@ -329,7 +329,7 @@ class MethodParts(NamedTuple):
 _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "macr": ("macr", {"c": 0.0}),
     "pda": ("pd", {"popularity": None}),
-    "pearson": ("bpr", {"weight": 5.0, "every": 10}),
+    "pearson": ("bpr", {"weight": 5.0, "every": None}),
     "compensation": ("bpr", {"alpha": 0.1, "beta": 0.5}),
 }
 
