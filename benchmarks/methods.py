@@ -107,10 +107,10 @@ def table(result: dict[str, object]) -> str:
     s = result["settings"]
     correlation = any("train_correlation" in row for row in result["rows"])
     lines = [
-        f"Measured by `python benchmarks/methods.py {result['arguments']}` on {result['machine']}, torch "
+        f"Measured by `python benchmarks/methods.py{result['arguments']}` on {result['machine']}, torch "
         f"{result['torch']}: {s['data']}, split 80/10/10, d = {s['dim']}, {s['epochs']} epochs of Adam {s['lr']}, "
         f"batches of {s['batch_size']}, one seed. Equal, short training for all: not each at its best. Validation "
-        "loss: before training, and its lowest.",
+        "loss: before training, and its lowest. Seconds of training on a machine in use: not to be compared.",
         "",
         "| model | method | validation loss | NDCG@10 | Recall@10 | PRI | PopQ@1 | ARP@10 |"
         + (" corr, train |" if correlation else "")
@@ -154,9 +154,9 @@ def main() -> None:
     if result["settings"] != settings:
         raise SystemExit(f"{path} is of other settings: {result['settings']}; give another --name, or remove it")
     defaults = {action.dest: action.default for action in parser._actions}
-    given = [f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if v != defaults[k]]
+    given = [f" --{k.replace('_', '-')} {v}" for k, v in settings.items() if v != defaults[k]]
     result |= {
-        "arguments": " ".join(given),
+        "arguments": "".join(given),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
