@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,3 +78,13 @@ def test_command_line(capsys):
     assert cli.main(["gradcheck", "--loss", "nothing"]) == 2
     assert "loss: expected one of" in capsys.readouterr().err
     assert cli.main(["gradcheck", "--device", "abacus"]) == 2
+
+
+def test_the_example_of_the_guide(capsys):
+    guide = Path(__file__).parents[1] / "docs" / "adding_a_loss.md"
+    if not guide.is_file():
+        pytest.skip("the documentation is not here")
+    code = guide.read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 30
+    exec(compile(code, str(guide), "exec"), {})
+    assert "double backward" in capsys.readouterr().out
