@@ -50,6 +50,11 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "mf_gradient(Tensor user_embedding, Tensor item_embedding, Tensor users, Tensor positives, Tensor negatives, "
       "Tensor coefficient, Tensor scale, float l2, bool user, bool item, bool bias, bool sparse) -> (Tensor user_rows, "
       "Tensor user_values, Tensor item_rows, Tensor item_values, Tensor bias_values)");
+  // One optimizer's step on a table in place (csrc/common/optimizers.h), from ascending distinct rows and their
+  // gradients.
+  m.def(
+      "mf_update(Tensor(a!) table, Tensor(b!)? first, Tensor(c!)? second, Tensor rows, Tensor values, int optimizer, "
+      "float lr, float x, float y, float eps, float step) -> ()");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

@@ -21,6 +21,7 @@ OPS = (
     "macr_loss",
     "mf_loss",
     "mf_gradient",
+    "mf_update",
     "sample_negatives",
     "sample_positives",
     "row_filter",

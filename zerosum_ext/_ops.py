@@ -141,6 +141,7 @@ def macr_loss(
 if _extension.CPU.loaded:
     _mf_loss = torch.ops.zerosum_ext.mf_loss.default
     _mf_gradient = torch.ops.zerosum_ext.mf_gradient.default
+    _mf_update = torch.ops.zerosum_ext.mf_update.default
 
     @torch.library.register_fake("zerosum_ext::mf_loss")
     def _(
@@ -295,6 +296,27 @@ def mf_gradient(
         bias,
         sparse,
     )
+
+
+def mf_update(
+    table: Tensor,
+    first: Tensor | None,
+    second: Tensor | None,
+    rows: Tensor,
+    values: Tensor,
+    optimizer: int,
+    lr: float,
+    x: float,
+    y: float,
+    eps: float,
+    step: float,
+) -> None:
+    """An optimizer's step on ``table`` in place, from what :func:`mf_gradient` gives with ``sparse``.
+
+    All float32, contiguous. ``optimizer`` and what x and y mean: csrc/common/optimizers.h. ``first`` and ``second`` are
+    torch.optim's state of the table.
+    """
+    _mf_update(table, first, second, rows, values, optimizer, lr, x, y, eps, step)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

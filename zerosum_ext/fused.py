@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from zerosum_ext._checks import (
     require_same_device,
 )
 from zerosum_ext.losses import compiled_loss, get_loss
+from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.reference import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
 
 __all__ = ["mf_loss"]
@@ -194,3 +197,145 @@ def _composed(
         options |= {"pos_items": positives, "neg_items": negatives}
     value = loss(*split_scores(scores, positives, negatives), **options)
     return value + l2 * reduce(norms, getattr(loss, "reduction", "mean")) if l2 else value
+
+
+# ---- the training step of fit
+
+# The optimizers as csrc/common/optimizers.h numbers them, and the names of their state in torch.optim.
+_OPTIMIZERS: dict[type[torch.optim.Optimizer], tuple[int, tuple[str | None, str | None]]] = {
+    torch.optim.SGD: (0, (None, None)),
+    torch.optim.Adagrad: (1, (None, "sum")),
+    torch.optim.Adam: (2, ("exp_avg", "exp_avg_sq")),
+    torch.optim.SparseAdam: (3, ("exp_avg", "exp_avg_sq")),
+}
+# Options that must be off.
+_OFF = (
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "amsgrad",
+    "maximize",
+    "capturable",
+    "differentiable",
+    "fused",
+    "decoupled_weight_decay",
+)
+
+
+def fused_obstacle(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Why :class:`FusedStep` cannot stand for autograd and ``optimizer.step()``; None where it can."""
+    if type(model) is not MatrixFactorization or model._forward_hooks or model._forward_pre_hooks:
+        return f"model: expected a MatrixFactorization without hooks, got {type(model).__name__}"
+    parameters = list(model.parameters())
+    for p in parameters:
+        if p.device.type != "cpu" or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
+            return f"model: expected contiguous float32 parameters on the CPU without hooks, got {describe(p)}"
+    if not (_ops.has_op("mf_loss", parameters[0].device) and _ops.has_op("mf_update", parameters[0].device)):
+        return "model: the compiled part of zerosum_ext is not loaded"
+    if compiled_loss(loss) is None:
+        return f"loss: expected a compiled loss of zerosum_ext, got {type(loss).__name__}"
+    constants = loss.item_constants()  # type: ignore[operator]
+    if constants is not None and constants.shape != (model.num_items,):
+        return f"loss: expected constants of {model.num_items} items, got {tuple(constants.shape)}"
+    if (
+        type(optimizer) not in _OPTIMIZERS
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    ):
+        names = ", ".join(t.__name__ for t in _OPTIMIZERS)
+        return f"optimizer: expected one of torch.optim's {names} without hooks, got {type(optimizer).__name__}"
+    for group in optimizer.param_groups:
+        for option in _OFF:
+            if group.get(option):
+                return f"optimizer: expected no {option}, got {group[option]!r}"
+    return None
+
+
+class FusedStep:
+    """Loss, gradients and update of a MatrixFactorization on one batch, without an autograd graph.
+
+    Exact mini-batch semantics, and the same bits for any number of threads. The state is the optimizer's own
+    (``optimizer.state``), as torch.optim keeps it: checkpoints are the same, and either way of training can go on from
+    the other's. Only where :func:`fused_obstacle` finds none.
+    """
+
+    def __init__(
+        self,
+        model: MatrixFactorization,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        l2: float = 0.0,
+        max_row_norm: float | None = None,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.l2, self.max_row_norm = l2, max_row_norm
+        kernel = compiled_loss(loss)
+        assert kernel is not None
+        self.kernel = kernel
+        self.reduction: str = loss.reduction  # type: ignore[assignment]
+        constants = loss.item_constants()  # type: ignore[operator]
+        self.constants: Tensor | None = None if constants is None else constants.float().contiguous()
+        self.kind, self.state_names = _OPTIMIZERS[type(optimizer)]
+        self.scale = torch.ones(())
+
+    @torch.no_grad()
+    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Trains on ids int64 [B] and [B], [B, 2] or [B, K], which must be in range; returns the loss without L2."""
+        model = self.model
+        user, item, bias = model.user_embedding, model.item_embedding, model.item_bias
+        name, a, b, c = self.kernel
+        if name in ROW_LOSSES and negatives.dim() == 1:
+            negatives = negatives.unsqueeze(1)
+        ids = (users.contiguous(), positives.contiguous(), negatives.contiguous())
+        value, coefficient, _ = _ops.mf_loss(
+            user, item, bias, *ids, self.constants, None, name, a, b, c, 0.0, self.reduction, True
+        )
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
+        wanted = (id(user) in groups, id(item) in groups, bias is not None and id(bias) in groups)
+        row_l2 = self.l2 / max(users.shape[0], 1) if self.reduction == "mean" else self.l2
+        # All gradients first: each table's is made of the other's rows.
+        user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
+            user, item, *ids, coefficient, self.scale, row_l2, *wanted, True
+        )
+        updates = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
+        for needed, (table, rows, values) in zip(wanted, updates, strict=True):
+            if needed and table is not None:
+                self._update(table, rows, values, groups[id(table)])
+        return value
+
+    def _update(self, table: Tensor, rows: Tensor, values: Tensor, group: dict[str, Any]) -> None:
+        if self.max_row_norm is not None:
+            clip_rows(values, self.max_row_norm)
+        state = self.optimizer.state[table]
+        first, second = self.state_names
+        step = 1.0
+        if second is not None:
+            if not state:
+                # As torch.optim.Adam and SparseAdam begin; Adagrad has its state from the start.
+                sparse = isinstance(self.optimizer, torch.optim.SparseAdam)
+                state["step"] = 0 if sparse else torch.zeros((), dtype=torch.float32)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state[name] = torch.zeros_like(table, memory_format=torch.preserve_format)
+            state["step"] += 1
+            step = float(state["step"])
+        x, y = group.get("betas", (group.get("lr_decay", 0.0), 0.0))
+        _ops.mf_update(
+            table,
+            state[first] if first is not None else None,
+            state[second] if second is not None else None,
+            rows,
+            values,
+            self.kind,
+            float(group["lr"]),
+            float(x),
+            float(y),
+            float(group.get("eps", 0.0)),
+            step,
+        )
+
+
+def clip_rows(values: Tensor, max_norm: float) -> None:
+    """Scales the rows (the first dimension counts them) that are longer than ``max_norm`` down to it, in place."""
+    rows = values.reshape(values.shape[0], -1) if values.dim() else values.reshape(1, 1)
+    norms = rows.norm(dim=1, keepdim=True)
+    rows.mul_(torch.where(norms > max_norm, max_norm / norms, torch.ones_like(norms)))

@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from zerosum_ext.evaluation import evaluate
+from zerosum_ext.fused import FusedStep, clip_rows, fused_obstacle
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import get_loss
+from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.regularizers import Regularizer
 from zerosum_ext.sampling import TripletLoader
 
@@ -128,6 +130,7 @@ def fit(
     checkpoint_every: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    engine: str = "auto",
 ) -> History:
     """Trains ``model`` in place on sampled (user, positives, negatives).
 
@@ -170,6 +173,10 @@ def fit(
         checkpoint_every: writes it every so many steps too.
         resume: a checkpoint to go on from, given the same data and settings (``epochs`` may differ).
         progress: True or False shows or hides the progress bar; None shows it on a terminal.
+        engine: "autograd", or "fused": gather, loss, gradients and update in compiled code, for a MatrixFactorization
+            of float32 on the CPU, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
+            options. The same mini-batch semantics and optimizer state, so that a checkpoint of one can be resumed by
+            the other; the same bits for any number of threads. "auto" takes it where it is possible.
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
@@ -231,6 +238,7 @@ class _Settings:
     checkpoint: str | None
     checkpoint_every: int | None
     progress: bool | None
+    engine: str
 
 
 def _checked(given: dict[str, Any]) -> _Settings:
@@ -255,6 +263,8 @@ def _checked(given: dict[str, Any]) -> _Settings:
     clip = given["clip_row_norm"]
     if clip is not None and not 0.0 < clip < math.inf:
         raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
+    if given["engine"] not in ("auto", "fused", "autograd"):
+        raise ValueError(f"engine: expected 'auto', 'fused' or 'autograd', got {given['engine']!r}")
     if given["scheduler_interval"] not in ("epoch", "step"):
         raise ValueError(f"scheduler_interval: expected 'epoch' or 'step', got {given['scheduler_interval']!r}")
     if given["patience"] is not None and given["validation"] is None:
@@ -348,7 +358,7 @@ class _Trainer:
         self.model, self.train, self.loss, self.optimizer = model, train, loss, optimizer
         self.settings = settings
         self.device = train.device
-        self.engine = _AutogradEngine(model, train, loss, optimizer, settings, exclude)
+        self.engine = _choose_engine(model, loss, optimizer, settings)(model, train, loss, optimizer, settings, exclude)
         self.scheduler = settings.scheduler
         if callable(self.scheduler) and not hasattr(self.scheduler, "step"):
             self.scheduler = self.scheduler(optimizer)
@@ -676,6 +686,50 @@ class _AutogradEngine:
         return 1
 
 
+class _FusedEngine(_AutogradEngine):
+    """The same batches through :class:`~zerosum_ext.fused.FusedStep`."""
+
+    path = "fused"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Any,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: _Settings,
+        exclude: Any,
+    ) -> None:
+        super().__init__(model, train, loss, optimizer, settings, exclude)
+        assert isinstance(model, MatrixFactorization)
+        self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip)
+
+    def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
+        users, positives, negatives = next(self.batches)
+        value = self.fused(users, positives, negatives)
+        self.position += 1
+        # What a scheduler looks at to see that the optimizer has gone before it.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        loss_sum += value if self.summed else value * users.shape[0]
+        after_step()
+        return 1
+
+
+def _choose_engine(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, settings: _Settings
+) -> type[_AutogradEngine]:
+    if settings.engine == "autograd":
+        return _AutogradEngine
+    obstacle = fused_obstacle(model, loss, optimizer)
+    if settings.regularizer is not None:
+        obstacle = f"regularizer: expected None, got {settings.regularizer!r}"
+    if obstacle is None:
+        return _FusedEngine
+    if settings.engine == "fused":
+        raise ValueError(f"engine: 'fused' does not fit this run. {obstacle}")
+    return _AutogradEngine
+
+
 def _clip_rows(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     """Scales the rows of every gradient that are longer than ``max_norm`` down to it."""
     for group in optimizer.param_groups:
@@ -689,9 +743,7 @@ def _clip_rows(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
                 values = grad.values()
             else:
                 values = grad
-            rows = values.reshape(values.shape[0], -1) if values.dim() else values.reshape(1, 1)
-            norms = rows.norm(dim=1, keepdim=True)
-            rows.mul_(torch.where(norms > max_norm, max_norm / norms, torch.ones_like(norms)))
+            clip_rows(values, max_norm)
 
 
 def _progress_bar(settings: _Settings, steps: int, initial: int) -> Any:
