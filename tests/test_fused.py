@@ -158,7 +158,8 @@ def test_what_does_not_fit_is_named_and_goes_through_autograd(triangle, change, 
 
 
 def test_what_fits_is_taken_unless_refused(triangle):
-    assert fit(new_model(), triangle, **OPTIONS).path == "fused"
+    assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).path == "fused"
+    assert fit(new_model(), triangle, **OPTIONS).path == "autograd"
     assert fit(new_model(), triangle, engine="autograd", **OPTIONS).path == "autograd"
     with pytest.raises(ValueError, match="engine: expected 'auto', 'fused' or 'autograd', got 'fast'"):
         fit(new_model(), triangle, engine="fast", **OPTIONS)
