@@ -278,3 +278,184 @@ def test_bad_types(change, message):
     scores, train, test = case("random")
     with pytest.raises(TypeError, match=message):
         ev.evaluate(**({"model": scores, "train": train, "test": test} | change))
+
+
+def test_per_user_values_are_what_is_averaged():
+    scores, train, test = case("ties")
+    ranking = ev.rank(scores, train, test, k=5)
+    popularity = train.getnnz(axis=0)
+    values = ev.per_user(ranking, popularity, k=(1, 5))
+    means = ev.compute(ranking, popularity, metrics=ev.PER_USER_METRICS, k=(1, 5))
+    assert values.keys() == means.keys()
+    for name, array in values.items():
+        assert array.shape == ranking.users.shape
+        assert np.nanmean(array) == pytest.approx(means[name]), name
+    few = np.diff(ranking.indptr) < 5
+    assert few.any()
+    np.testing.assert_array_equal(np.isnan(values["pop_q_at_1"]), few)
+    with pytest.raises(ValueError, match="coverage@10 is no mean over users"):
+        ev.per_user(ranking, popularity, metrics=["coverage"])
+
+
+def test_without_kernels(monkeypatch):
+    scores, train, test = case("ties")
+    expected = ev.evaluate(scores, train, test, k=(1, 5))
+    monkeypatch.setattr(ev._ops, "has_op", lambda name, device: False)
+    assert ev.evaluate(scores, train, test, k=(1, 5)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_groups_of_users():
+    scores, train, test = case("random")
+    ranking = ev.rank(scores, train, test)
+    groups = np.where(np.arange(test.shape[0]) % 3 == 0, "third", "other")
+    got = ev.by_group(ranking, groups, train, metrics=("ndcg", "pri"), k=5)
+    assert list(got) == ["other", "third"]
+    for name, values in got.items():
+        users = np.flatnonzero(groups == name)
+        assert values == ev.evaluate(scores, train, test, metrics=("ndcg", "pri"), k=5, popularity=train, users=users)
+    with pytest.raises(ValueError, match=r"groups: expected shape \(37,\)"):
+        ev.by_group(ranking, [0, 1], train)
+
+
+def test_deciles_of_items():
+    scores, train, test = case("random")
+    popularity = train.getnnz(axis=0)
+    ranking = ev.rank(scores, train, test, k=5)
+    got = ev.by_popularity(ranking, popularity, bins=4, k=5)
+    order = np.argsort(-popularity, kind="stable")
+    ranks = ranking.greater + 1  # no ties
+    for part, items in enumerate(np.array_split(order, 4)):
+        mine = np.isin(ranking.items, items)
+        assert got["popularity"][part] == pytest.approx(popularity[items].mean(), abs=0.5)
+        assert got["positives"][part] == pytest.approx(mine.sum(), abs=len(ranking.users))
+    assert got["positives"].sum() == ranking.items.size
+    assert got["exposure"].sum() == pytest.approx(1)
+    assert np.nansum(got["recall"] * got["positives"]) == pytest.approx((ranks <= 5).sum())
+    assert (np.diff(got["popularity"]) <= 0).all()
+    exact = ev.by_popularity(ranking, popularity, bins=53, k=5)  # an item each
+    at = int(np.flatnonzero(order == ranking.items[0])[0])
+    assert exact["positives"][at] == (ranking.items == ranking.items[0]).sum()
+    assert exact["exposure"][at] == pytest.approx(
+        (ranking.top_items == ranking.items[0]).sum() / (5 * len(ranking.users))
+    )
+
+
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_sampled_metrics(kind):
+    rng = np.random.default_rng(2)
+    _, train, test = case("random")
+    test = (test > train).tocsr()
+    user, item = (rng.integers(-2, 3, (n, 4)) if kind == "ties" else rng.normal(size=(n, 4)) for n in test.shape)
+    scores = (user @ item.T).astype(np.float32)
+    negatives = rng.integers(0, test.shape[1], (test.shape[0], 9))
+    expected = [1 + (scores[u, negatives[u]] >= scores[u, i]).sum() for u, i in zip(*test.nonzero(), strict=True)]
+    for model in (scores, (user.astype(np.float32), item.astype(np.float32))):
+        users, ranks = ev.sampled_ranks(model, train, test, negatives=negatives)
+        assert users.tolist() == test.nonzero()[0].tolist()
+        assert ranks.tolist() == expected
+        got = ev.evaluate(
+            model, train, test, metrics=("sampled_hit@3", "hr@3", "sampled_ndcg"), k=5, negatives=negatives
+        )
+        ranks = np.array(expected)
+        assert list(got) == ["sampled_hit@3", "hr@3", "sampled_ndcg@5"]
+        assert got["sampled_hit@3"] == pytest.approx((ranks <= 3).mean())
+        assert got["sampled_ndcg@5"] == pytest.approx(((ranks <= 5) / np.log2(ranks + 1)).mean())
+
+
+def test_negatives_drawn_are_reproducible_and_negative():
+    _, train, test = case("no train")
+    test = test.tolil()
+    test[3, 20:] = 0
+    test = test.tocsr()
+    own = test.toarray().astype(np.float32)  # only held-out items score 1: any other positive drawn would tie
+    assert set(ev.sampled_ranks(own, train, test, negatives=15)[1]) == {1}
+    scores = np.random.default_rng(0).normal(size=test.shape)
+    first, again, other = (ev.sampled_ranks(scores, None, test, negatives=15, seed=s)[1] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    with pytest.raises(ValueError, match="user"):
+        ev.sampled_ranks(scores, None, test, negatives=53)
+    for bad, message in ((np.zeros((3, 2), int), "one row for each of 37 users"), (np.full((37, 1), 53), "items in")):
+        with pytest.raises(ValueError, match=f"negatives: expected .*{message}"):
+            ev.sampled_ranks(scores, None, test, negatives=bad)
+    with pytest.raises(ValueError, match="sampled_hit@10 needs"):
+        ev.compute(ev.rank(scores, None, test), test, metrics=["sampled_hit"])
+
+
+def test_batch_by_batch():
+    scores, train, test = case("ties")
+    expected = ev.evaluate(scores, train, test, k=(1, 5))
+    metric = ev.RankingMetrics(train, test, k=(1, 5))
+    order = np.random.default_rng(0).permutation(test.shape[0])
+    for users in np.array_split(order, 4):
+        metric.update(users, scores[users])
+    metric.update(order[:5], scores[order[:5]])  # once more, as samplers pad
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+    metric.reset()
+    assert math.isnan(metric.compute()["ndcg@5"])
+    metric.update(torch.from_numpy(order), torch.from_numpy(scores[order]))
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+    with pytest.raises(ValueError, match=r"scores: expected \[2, 53\]"):
+        metric.update([0, 1], scores[:3])
+    with pytest.raises(ValueError, match="users: expected integers in"):
+        metric.update([37], scores[:1])
+
+
+def _one_process(rank, meeting, queue):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    scores, train, test = case("ties")
+    metric = ev.RankingMetrics(train, test, k=5)
+    users = np.arange(rank, test.shape[0], 2)
+    metric.update(users, scores[users])
+    queue.put((rank, metric.compute()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_processes_share_what_they_saw(tmp_path):
+    scores, train, test = case("ties")
+    expected = ev.evaluate(scores, train, test, k=5)
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_one_process, args=(r, tmp_path / "meeting", queue)) for r in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert results[0] == results[1] == pytest.approx(expected)
+
+
+def test_ranx_agrees():
+    ranx = pytest.importorskip("ranx")
+    scores, train, test = case("random")
+    got = ev.evaluate(scores, train, test, metrics=("ndcg", "recall", "precision", "mrr", "map", "hr"), k=60)
+    qrels, run = {}, {}
+    for u, candidates, positives, *_ in brute_force(scores, train, test, 1):
+        qrels[str(u)] = {str(i): 1 for i in positives}
+        run[str(u)] = {str(i): float(scores[u, i]) for i in candidates}
+    names = {"ndcg": "ndcg", "recall": "recall", "precision": "precision", "mrr": "mrr", "map": "map", "hr": "hit_rate"}
+    theirs = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), [f"{name}@60" for name in names.values()])
+    for ours, name in names.items():
+        assert got[f"{ours}@60"] == pytest.approx(theirs[f"{name}@60"]), ours
+
+
+def test_torchmetrics_agrees():
+    retrieval = pytest.importorskip("torchmetrics.retrieval")
+    scores, train, test = case("random")
+    got = ev.evaluate(scores, train, test, metrics=("ndcg", "recall", "precision", "mrr", "hr"), k=5)
+    users, labels, values = [], [], []
+    for u, candidates, positives, *_ in brute_force(scores, train, test, 1):
+        users.append(np.full(len(candidates), u))
+        labels.append(np.isin(candidates, positives))
+        values.append(scores[u, candidates])
+    index, target, preds = (torch.from_numpy(np.concatenate(x)) for x in (users, labels, values))
+    for name, metric in (
+        ("ndcg", retrieval.RetrievalNormalizedDCG(top_k=5)),
+        ("recall", retrieval.RetrievalRecall(top_k=5)),
+        ("precision", retrieval.RetrievalPrecision(top_k=5)),
+        ("mrr", retrieval.RetrievalMRR(top_k=5)),
+        ("hr", retrieval.RetrievalHitRate(top_k=5)),
+    ):
+        assert got[f"{name}@5"] == pytest.approx(float(metric(preds, target, indexes=index)), abs=1e-6), name

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 from zerosum_ext import datasets, metrics
 from zerosum_ext._extension import build_info
 from zerosum_ext.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
-from zerosum_ext.evaluation import Ranking, evaluate, rank
+from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
 from zerosum_ext.fused import mf_loss
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import (
@@ -71,6 +71,7 @@ __all__ = [
     "Pos2Loss",
     "Pos2Neg2Loss",
     "Ranking",
+    "RankingMetrics",
     "Recommender",
     "SampledSoftmaxLoss",
     "TripletLoader",

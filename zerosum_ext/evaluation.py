@@ -23,8 +23,23 @@ from zerosum_ext import _ops
 from zerosum_ext import metrics as m
 from zerosum_ext._checks import require_positive_int
 from zerosum_ext.interactions import Interactions
+from zerosum_ext.sampling import sample_negatives
 
-__all__ = ["AT_K_METRICS", "METRICS", "PER_USER_METRICS", "Ranking", "compute", "evaluate", "per_user", "rank"]
+__all__ = [
+    "AT_K_METRICS",
+    "METRICS",
+    "PER_USER_METRICS",
+    "SAMPLED_METRICS",
+    "Ranking",
+    "RankingMetrics",
+    "by_group",
+    "by_popularity",
+    "compute",
+    "evaluate",
+    "per_user",
+    "rank",
+    "sampled_ranks",
+]
 
 # Metrics that have a cut-off, reported as "name@k" for each k.
 AT_K_METRICS = (
@@ -45,6 +60,9 @@ AT_K_METRICS = (
 )
 # Everything evaluate computes by default.
 METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
+
+# Each held-out positive against some negatives of its user; evaluate computes them when they are asked for.
+SAMPLED_METRICS = ("sampled_hit", "sampled_ndcg")
 
 _BY_RANK = ("hr", "recall", "precision", "ndcg", "mrr", "map")  # in the order of _ops.user_metrics
 _BY_LIST = {"arp": 0, "aplt": 1, "aclt": 1, "novelty": 2}  # the rows of the values that are added up
@@ -232,6 +250,18 @@ def rank(
     """
     held_out = _interactions(test, "test")
     num_users, num_items = held_out.shape
+    excluded = _excluded(exclude, train, held_out)
+    k = require_positive_int("k", k, minimum=0)
+    if batch_size is not None:
+        batch_size = require_positive_int("batch_size", batch_size)
+
+    evaluated = _evaluated(held_out.user_counts.cpu().numpy(), users)
+    with _inference(model):
+        source = _source(model, num_users, num_items)
+        return _rank_users(source, evaluated, held_out, excluded, k, batch_size)
+
+
+def _excluded(exclude: Any, train: Any, held_out: Interactions) -> Interactions | None:
     if isinstance(exclude, str):
         if exclude != "train":
             raise ValueError(f"exclude: expected 'train', None or an interaction matrix, got {exclude!r}")
@@ -239,29 +269,48 @@ def rank(
     excluded = None if exclude is None else _interactions(exclude, "exclude")
     if excluded is not None:
         _same_shape(excluded.shape, held_out.shape)
-    k = require_positive_int("k", k, minimum=0)
-    if batch_size is not None:
-        batch_size = require_positive_int("batch_size", batch_size)
+    return excluded
 
-    counts = held_out.user_counts.cpu().numpy()
+
+def _popularity_of(train: Interactions | None, test: Interactions) -> Tensor:
+    """Counts of train + test."""
+    if train is None:
+        return test.popularity.cpu()
+    _same_shape(train.shape, test.shape)
+    return train.popularity.cpu() + test.popularity.cpu()
+
+
+def _evaluated(counts: np.ndarray, users: Any) -> np.ndarray:
+    """Those of the users (None: all) who have a positive, ascending."""
     evaluated = np.flatnonzero(counts)
-    if users is not None:
-        chosen = np.unique(np.asarray(users, dtype=np.int64))
-        if chosen.size and (chosen[0] < 0 or chosen[-1] >= num_users):
-            raise ValueError(f"users: expected integers in [0, {num_users}), got {chosen[0]} .. {chosen[-1]}")
-        evaluated = np.intersect1d(evaluated, chosen)
+    if users is None:
+        return evaluated
+    chosen = np.unique(np.asarray(users, dtype=np.int64))
+    if chosen.size and (chosen[0] < 0 or chosen[-1] >= counts.size):
+        raise ValueError(f"users: expected integers in [0, {counts.size}), got {chosen[0]} .. {chosen[-1]}")
+    return np.intersect1d(evaluated, chosen)
+
+
+def _rank_users(
+    source: Factors | Callable[[Tensor], Any],
+    evaluated: np.ndarray,
+    held_out: Interactions,
+    excluded: Interactions | None,
+    k: int,
+    batch_size: int | None = None,
+) -> Ranking:
+    num_users, num_items = held_out.shape
+    counts = held_out.user_counts.cpu().numpy()
     indptr = np.concatenate(([0], np.cumsum(counts[evaluated])))
-    with _inference(model):
-        source = _source(model, num_users, num_items)
-        if isinstance(source, tuple):
-            step = _BLOCK_USERS
-        else:
-            step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
-        starts = range(0, evaluated.size, step) or range(1)  # nobody is one block of no users
-        parts = [
-            _rank_block(source, evaluated[i : i + step], indptr[i : i + step + 1] - indptr[i], held_out, excluded, k)
-            for i in starts
-        ]
+    if isinstance(source, tuple):
+        step = _BLOCK_USERS
+    else:
+        step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
+    starts = range(0, evaluated.size, step) or range(1)  # nobody is one block of no users
+    parts = [
+        _rank_block(source, evaluated[i : i + step], indptr[i : i + step + 1] - indptr[i], held_out, excluded, k)
+        for i in starts
+    ]
     target, greater, equal, candidates, top = (
         (torch.cat(column) if len(parts) > 1 else column[0]).cpu().numpy() for column in zip(*parts, strict=True)
     )
@@ -335,9 +384,10 @@ def _parse(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int
     wanted: dict[str, tuple[str, str, int]] = {}
     for entry in metrics:
         name, at, cut = entry.partition("@")
-        if name not in METRICS:
-            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join(METRICS)}")
-        if name not in AT_K_METRICS:
+        known = (*METRICS, *SAMPLED_METRICS)
+        if name not in known:
+            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join(known)}")
+        if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
             if at:
                 raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
             wanted[name] = (name, name, 0)
@@ -366,8 +416,10 @@ def compute(
         popularity: interaction counts [num_items], or an interaction matrix.
         metrics, k, ties, tail_mass: as in :func:`evaluate`.
     """
-    cutoffs = _cutoffs(k)
-    wanted = _parse(metrics, cutoffs)
+    wanted = _parse(metrics, _cutoffs(k))
+    for key, name, _ in wanted:
+        if name in SAMPLED_METRICS:
+            raise ValueError(f"metrics: {key} needs the model's scores of negatives; evaluate computes it")
     table = _Table(ranking, popularity, [cut for _, _, cut in wanted if cut], ties, tail_mass)
     return {key: table.value(name, cut) for key, name, cut in wanted}
 
@@ -501,6 +553,8 @@ def evaluate(
     tail_mass: float = 0.2,
     users: Any = None,
     batch_size: int | None = None,
+    negatives: Any = 100,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Evaluates a model on held-out interactions: accuracy, popularity bias and exposure in one pass.
 
@@ -518,6 +572,7 @@ def evaluate(
             number.
         tail_mass: share of the interactions that the long tail has, see
             :func:`zerosum_ext.metrics.long_tail`.
+        negatives, seed: for :data:`SAMPLED_METRICS`, see :func:`sampled_ranks`; what is excluded is not drawn.
 
     Returns:
         {"hr@10": .., "hr@20": .., ..., "pri": .., "pop_q_at_1": ..}, in the order of ``metrics``.
@@ -527,10 +582,262 @@ def evaluate(
     # Once, here: rank would convert both again.
     test, train = _interactions(test, "test"), None if train is None else _interactions(train, "train")
     if popularity is None:
-        popularity = test.popularity.cpu()
-        if train is not None:
-            _same_shape(train.shape, test.shape)
-            popularity = popularity + train.popularity.cpu()
-    length = max((cutoff for _, _, cutoff in wanted), default=0)
-    ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
-    return compute(ranking, popularity, metrics=metrics, k=cutoffs, ties=ties, tail_mass=tail_mass)
+        popularity = _popularity_of(train, test)
+    full = [entry for entry in wanted if entry[1] not in SAMPLED_METRICS]
+    values: dict[str, float] = {}
+    if full:
+        length = max(cutoff for _, _, cutoff in full)
+        ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
+        names = [key for key, _, _ in full]
+        values = compute(ranking, popularity, metrics=names, ties=ties, tail_mass=tail_mass)
+    if len(full) < len(wanted):
+        known = train if isinstance(exclude, str) else exclude
+        places = sampled_ranks(model, known, test, negatives=negatives, seed=seed, users=users)[1]
+        for key, name, cutoff in wanted:
+            if name in SAMPLED_METRICS:
+                function = m._hit_of_ranks if name == "sampled_hit" else m._ndcg_of_ranks
+                values[key] = function(places, cutoff)
+    return {key: values[key] for key, _, _ in wanted}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Sampled ranking
+# ----------------------------------------------------------------------------------------------------------
+
+
+def sampled_ranks(
+    model: Any, known: Any, test: Any, *, negatives: Any = 100, seed: int = 0, users: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks each held-out positive among itself and some negatives of its user; ties count against it [RCS22].
+
+    Args:
+        model, test, users: as in :func:`rank`.
+        known: interactions that are not drawn as negatives, beside the held-out ones; None for none.
+        negatives: integers [num_users, M], the negatives of each user; or M, to draw as many distinct ones for every
+            evaluated user, uniformly and reproducibly: they depend on ``known``, ``test``, ``users`` and ``seed``.
+
+    Returns:
+        (user, 1-based rank) of each positive: int64 [P] each.
+
+    Raises:
+        ValueError: a user has fewer than M negatives, a negative is out of range, or a score is NaN.
+    """
+    held_out = _interactions(test, "test")
+    num_users, num_items = held_out.shape
+    counts = held_out.user_counts.cpu().numpy()
+    evaluated = _evaluated(counts, users)
+    if isinstance(negatives, (int, np.integer)):
+        size = require_positive_int("negatives", negatives)
+        drawn = sample_negatives(
+            held_out if known is None else _interactions(known, "known"),
+            evaluated,
+            size,
+            seed=seed,
+            exclude=None if known is None else held_out,
+            replacement=False,
+        )
+        chosen = drawn.cpu()
+    else:
+        given = m._integers(negatives, "negatives", ndim=2)
+        if len(given) != num_users:
+            raise ValueError(f"negatives: expected one row for each of {num_users} users, got {len(given)}")
+        chosen = torch.from_numpy(given[evaluated])
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= num_items):
+            raise ValueError(f"negatives: expected items in [0, {num_items})")
+    indptr, indices = held_out.indptr.cpu(), held_out.indices.cpu().long()
+    places = [np.zeros(0, np.int64)]
+    with _inference(model):
+        source = _source(model, num_users, num_items)
+        for start in range(0, evaluated.size, 512):
+            block = torch.from_numpy(evaluated[start : start + 512])
+            row = torch.arange(block.numel()).repeat_interleave(torch.from_numpy(counts[block.numpy()]))
+            positives = torch.cat([indices[indptr[u] : indptr[u + 1]] for u in block])
+            others = chosen[start : start + 512]
+            if isinstance(source, tuple):
+                positive_scores = _pair_scores(source, block[row], positives)
+                negative_scores = _pair_scores(source, block[:, None].expand_as(others), others)
+            else:
+                scores = _floating(source(block)).cpu()
+                positive_scores, negative_scores = scores[row, positives], scores.gather(1, others)
+            bad = positive_scores.isnan().any() | negative_scores.isnan().any()
+            if bool(bad):
+                raise ValueError(f"model: NaN among the scores of users {int(block[0])} .. {int(block[-1])}")
+            places.append(m.sampled_ranks(positive_scores, negative_scores[row]))
+    return np.repeat(evaluated, counts[evaluated]), np.concatenate(places)
+
+
+def _pair_scores(factors: Factors, users: Tensor, items: Tensor) -> Tensor:
+    """Scores of (user, item) pairs, each one the same sum whatever the shape: ties are exact."""
+    user, item, bias = factors
+    scores = (user[users.to(user.device)] * item[items.to(item.device)]).sum(-1)
+    return (scores if bias is None else scores + bias[items.to(item.device)]).cpu()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Breakdowns
+# ----------------------------------------------------------------------------------------------------------
+
+
+def by_group(ranking: Ranking, groups: Any, popularity: Any, **options: Any) -> dict[Any, dict[str, float]]:
+    """:func:`compute` for each group of users, in ascending order of the groups.
+
+    Args:
+        ranking, popularity, options: as in :func:`compute`.
+        groups: [num_users], the group of each user: integers or text.
+    """
+    labels = np.asarray(groups)
+    if labels.shape != (ranking.num_users,):
+        raise ValueError(f"groups: expected shape ({ranking.num_users},), got {labels.shape}")
+    return {
+        label.item(): compute(ranking.select(labels == label), popularity, **options) for label in np.unique(labels)
+    }
+
+
+def by_popularity(
+    ranking: Ranking, popularity: Any, *, bins: int = 10, k: int = 10, ties: m.Ties = "average"
+) -> dict[str, np.ndarray]:
+    """How items fare by their popularity: ten deciles of items, the most popular first.
+
+    Deciles hold equally many items (to within one); items of equal popularity are in order of their numbers.
+
+    Args:
+        ranking: of :func:`rank`, whose k is at least ``k``.
+        popularity: interaction counts [num_items], or an interaction matrix.
+        bins: how many parts, ten for deciles.
+        k, ties: as in :func:`compute`.
+
+    Returns:
+        Arrays [bins]: ``popularity`` (mean count of the items), ``positives`` (held-out positives), ``recall`` (share
+        of these with a rank <= k; NaN without any) and ``exposure`` (share of all places in the users' first k).
+    """
+    bins, k = require_positive_int("bins", bins), m._cutoff(k)
+    counts = m.popularity_counts(popularity)
+    if counts.size != ranking.num_items:
+        raise ValueError(f"popularity: expected {ranking.num_items} items, got {counts.size}")
+    if k > ranking.top_items.shape[1] < ranking.num_items:
+        raise ValueError(f"ranking: keeps {ranking.top_items.shape[1]} items per user, k is {k}")
+    part = np.empty(counts.size, np.int64)
+    part[np.argsort(-counts, kind="stable")] = np.arange(counts.size) * bins // max(1, counts.size)
+    users = ranking.positive_users
+    ranks = m.positive_ranks(users, ranking.scores, ranking.greater, ranking.equal, ties)
+    positives = np.bincount(part[ranking.items], minlength=bins)
+    hits = np.bincount(part[ranking.items], weights=ranks <= k, minlength=bins)
+    lists = ranking.top_items[:, :k]
+    places = np.bincount(part[lists[lists >= 0]], minlength=bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "popularity": np.bincount(part, weights=counts, minlength=bins) / np.bincount(part, minlength=bins),
+            "positives": positives,
+            "recall": hits / positives,
+            "exposure": places / places.sum(),
+        }
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Batch by batch
+# ----------------------------------------------------------------------------------------------------------
+
+
+class RankingMetrics:
+    """The same metrics batch by batch, for evaluation loops of one's own: update, compute, reset.
+
+    Under torch.distributed each process updates with its own users, and :meth:`compute` gathers what all have seen, so
+    that every process gets the metrics of all users. A user who was seen twice (samplers pad the last batch) counts
+    once.
+
+    Args:
+        train, test: interactions [num_users, num_items], as in :func:`evaluate`.
+        metrics, k, popularity, exclude, ties, tail_mass: as in :func:`evaluate`; no :data:`SAMPLED_METRICS`.
+
+    Example::
+
+        metric = RankingMetrics(train, test, metrics=("ndcg", "pri"), k=10)
+        for users in batches:
+            metric.update(users, model(users))  # scores [B, num_items]
+        values = metric.compute()
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        test: Any,
+        *,
+        metrics: Sequence[str] = METRICS,
+        k: int | Sequence[int] = (10, 20),
+        popularity: Any = None,
+        exclude: Any = "train",
+        ties: m.Ties = "average",
+        tail_mass: float = 0.2,
+    ) -> None:
+        self._test = _interactions(test, "test")
+        known = None if train is None else _interactions(train, "train")
+        self._excluded = _excluded(exclude, known, self._test)
+        self._popularity = _popularity_of(known, self._test) if popularity is None else popularity
+        wanted = _parse(metrics, _cutoffs(k))
+        self._length = max((cutoff for _, _, cutoff in wanted), default=0)
+        self._options: dict[str, Any] = {
+            "metrics": [key for key, _, _ in wanted],
+            "ties": ties,
+            "tail_mass": tail_mass,
+        }
+        self._parts: list[Ranking] = []
+
+    def update(self, users: Any, scores: Any) -> None:
+        """Adds users [B] and their scores [B, num_items]; those without a held-out positive are left out.
+
+        Raises:
+            ValueError: shapes do not agree, a user is out of range, or a candidate's score is NaN.
+        """
+        index, values = m._integers(users, "users"), torch.as_tensor(scores).detach()
+        if values.shape != (index.size, self._test.num_items):
+            raise ValueError(f"scores: expected [{index.size}, {self._test.num_items}], got {[*values.shape]}")
+        kept, first = np.unique(index, return_index=True)
+        evaluated = _evaluated(self._test.user_counts.cpu().numpy(), kept)
+        rows = torch.from_numpy(first[np.isin(kept, evaluated)]).to(values.device)
+        self._parts.append(_rank_users(lambda _: values[rows], evaluated, self._test, self._excluded, self._length))
+
+    def ranking(self) -> Ranking:
+        """What was seen so far, of all processes."""
+        parts = list(self._parts)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = [part for some in gathered for part in some]
+        none = _rank_users(
+            lambda _: torch.zeros(0, self._test.num_items), np.zeros(0, np.int64), self._test, None, self._length
+        )
+        return _join([*parts, none])
+
+    def compute(self) -> dict[str, float]:
+        """The metrics of all users seen, as :func:`evaluate` returns them."""
+        return compute(self.ranking(), self._popularity, **self._options)
+
+    def reset(self) -> None:
+        """Forgets what was seen."""
+        self._parts.clear()
+
+
+def _join(parts: Sequence[Ranking]) -> Ranking:
+    """One ranking of several, users ascending, each once."""
+    users, first = np.unique(np.concatenate([part.users for part in parts]), return_index=True)
+    sizes = np.concatenate([np.diff(part.indptr) for part in parts])
+    start = np.cumsum(sizes) - sizes
+    kept = sizes[first]
+    indptr = np.concatenate(([0], np.cumsum(kept)))
+    where = np.arange(indptr[-1]) + np.repeat(start[first] - indptr[:-1], kept)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Ranking(
+        users=users,
+        indptr=indptr,
+        items=joined("items")[where],
+        scores=joined("scores")[where],
+        greater=joined("greater")[where],
+        equal=joined("equal")[where],
+        num_candidates=joined("num_candidates")[first],
+        top_items=joined("top_items")[first],
+        num_users=parts[0].num_users,
+        num_items=parts[0].num_items,
+    )

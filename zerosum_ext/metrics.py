@@ -457,7 +457,11 @@ def sampled_hit(positive_scores: Any, negative_scores: Any, k: int = 10) -> floa
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """
-    return _mean(sampled_ranks(positive_scores, negative_scores) <= _cutoff(k))
+    return _hit_of_ranks(sampled_ranks(positive_scores, negative_scores), k)
+
+
+def _hit_of_ranks(ranks: np.ndarray, k: int) -> float:
+    return _mean(ranks <= _cutoff(k))
 
 
 def sampled_ndcg(positive_scores: Any, negative_scores: Any, k: int = 10) -> float:
@@ -465,7 +469,10 @@ def sampled_ndcg(positive_scores: Any, negative_scores: Any, k: int = 10) -> flo
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """
-    ranks = sampled_ranks(positive_scores, negative_scores)
+    return _ndcg_of_ranks(sampled_ranks(positive_scores, negative_scores), k)
+
+
+def _ndcg_of_ranks(ranks: np.ndarray, k: int) -> float:
     return _mean((ranks <= _cutoff(k)) / np.log2(ranks + 1))
 
 
