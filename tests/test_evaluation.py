@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -459,3 +461,11 @@ def test_torchmetrics_agrees():
         ("hr", retrieval.RetrievalHitRate(top_k=5)),
     ):
         assert got[f"{name}@5"] == pytest.approx(float(metric(preds, target, indexes=index)), abs=1e-6), name
+
+
+def test_every_metric_is_documented():
+    path = Path(__file__).parents[1] / "docs" / "metrics.md"
+    if not path.exists():
+        pytest.skip("the documentation is not part of this installation")
+    keys = set(re.findall(r"^\| `(\w+)(?:@k)?` \|", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert keys == {*ev.METRICS, *ev.SAMPLED_METRICS}

@@ -17,3 +17,16 @@ def test_figures_are_png_files(tmp_path, count):
     plots.popq_histogram({"none": []}, tmp_path / "none.png")
     for name in ("scores", "popq", "flat", "none"):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_frontier_and_exposure(tmp_path):
+    points = {"bpr": (0.48, 0.91), "zerosum": (0.45, 0.37), "pd": (0.44, -0.5), "both best": (0.5, 0.4)}
+    assert plots.pareto(points) == ["zerosum", "both best"]
+    assert plots.pareto({"a": (0.5, 0.2), "b": (0.5, 0.2)}) == ["a", "b"]
+    assert plots.pareto({"a": (0.5, 0.9), "b": (0.4, 0.5)}, ideal=0.5) == ["b", "a"]
+    plots.frontier(points, tmp_path / "frontier.png")
+    part = {"exposure": np.full(10, 0.1), "positives": np.arange(10)}
+    plots.popularity_exposure({"a": part, "b": part}, tmp_path / "exposure.png")
+    plots.popularity_exposure({}, tmp_path / "none.png")
+    for name in ("frontier", "exposure", "none"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

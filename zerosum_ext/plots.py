@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["popq_histogram", "rank_curves", "score_matrices", "training_curves"]
+__all__ = [
+    "frontier",
+    "pareto",
+    "popq_histogram",
+    "popularity_exposure",
+    "rank_curves",
+    "score_matrices",
+    "training_curves",
+]
 
 # Okabe and Ito's palette, which stays apart for every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -125,6 +133,78 @@ def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) 
     for k, (axes, (title, history)) in enumerate(zip(row, histories.items(), strict=True)):
         axes.plot(np.arange(1, len(history) + 1), list(history), color=COLOURS[k % len(COLOURS)])
         axes.set(title=title, ylabel="mean training loss")
+    figure.savefig(path, dpi=150)
+
+
+def frontier(
+    points: Mapping[str, tuple[float, float]],
+    path: str | os.PathLike[str],
+    *,
+    accuracy: str = "NDCG@10",
+    bias: str = "PRI",
+    ideal: float = 0.0,
+) -> None:
+    """Accuracy against popularity bias, one point per model, to a PNG.
+
+    Models on the line are those that no other beats in both: one nearer to the ideal bias is less accurate.
+
+    Args:
+        points: title -> (accuracy, bias), such as two values of ``evaluate``.
+        path: of the PNG.
+        accuracy, bias: labels of the axes.
+        ideal: value of the bias metric without bias, 0 for PRI and .5 for PopQ@1.
+    """
+    figure = _figure(5.0, 4.0)
+    axes = figure.subplots()
+    for k, (title, (y, x)) in enumerate(points.items()):
+        axes.scatter([x], [y], color=COLOURS[k % len(COLOURS)], zorder=3)
+        axes.annotate(title, (x, y), xytext=(6, 4), textcoords="offset points")
+    best = pareto(points, ideal)
+    axes.plot([points[t][1] for t in best], [points[t][0] for t in best], color="0.6", linewidth=1)
+    axes.axvline(ideal, color="black", linestyle="--", linewidth=1, label="no bias")
+    axes.set(xlabel=bias, ylabel=accuracy)
+    axes.margins(0.15)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> list[str]:
+    """Titles that no other beats in accuracy and in distance of the bias from ``ideal`` at once, by ascending bias."""
+    best = [
+        title
+        for title, (y, x) in points.items()
+        if not any(
+            v >= y and abs(w - ideal) <= abs(x - ideal) and (v > y or abs(w - ideal) < abs(x - ideal))
+            for v, w in points.values()
+        )
+    ]
+    return sorted(best, key=lambda title: points[title][1])
+
+
+def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Share of the recommended places that each decile of items gets, to a PNG.
+
+    Args:
+        breakdowns: title -> what :func:`zerosum_ext.evaluation.by_popularity` returns. The held-out positives' shares,
+            drawn as a line, are those of the first.
+        path: of the PNG.
+    """
+    figure = _figure(5.6, 3.6)
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(breakdowns))
+    for k, (title, parts) in enumerate(breakdowns.items()):
+        exposure = np.asarray(parts["exposure"])
+        place = np.arange(1, exposure.size + 1)
+        if k == 0:
+            positives = np.asarray(parts["positives"])
+            share = positives / max(1, positives.sum())
+            axes.plot(place, share, color="black", marker="o", markersize=3, linewidth=1, label="held out")
+        axes.bar(place - 0.4 + (k + 0.5) * width, exposure, width, color=COLOURS[k % len(COLOURS)], label=title)
+    axes.set(xlabel="items by popularity, the most popular part first", ylabel="share of recommended places")
+    if breakdowns:
+        axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
