@@ -6,6 +6,9 @@ PyTorch.
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 __version__ = "0.1.0"
 
 from zerosum_ext import datasets, metrics
@@ -102,3 +105,18 @@ __all__ = [
     "sampled_softmax_loss",
     "zerosum_loss",
 ]
+
+# Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
+_LAZY = frozenset(
+    ("methods", "plots", "presets", "regularizers", "reproduce", "runs", "significance", "testing", "training")
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
