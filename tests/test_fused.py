@@ -74,6 +74,11 @@ def test_other_losses_and_reductions(triangle, loss):
     check(triangle, loss=loss, l2=0.01, negatives=2)
 
 
+@pytest.mark.parametrize("every", [None, 3])
+def test_with_a_regularizer(triangle, every):
+    check(triangle, loss="bpr", regularizer=zx.PearsonRegularizer(triangle, weight=5.0, every=every))
+
+
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.filterwarnings("error")
 def test_a_schedule_changes_the_rate(triangle, interval):
@@ -159,7 +164,7 @@ def test_what_does_not_fit_is_named_and_goes_through_autograd(triangle, change, 
 
 def test_what_fits_is_taken_unless_refused(triangle):
     assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).path == "fused"
-    assert fit(new_model(), triangle, **OPTIONS).path == "autograd"
+    assert fit(new_model(), triangle, **OPTIONS).path == "fused"
     assert fit(new_model(), triangle, engine="autograd", **OPTIONS).path == "autograd"
     with pytest.raises(ValueError, match="engine: expected 'auto', 'fused' or 'autograd', got 'fast'"):
         fit(new_model(), triangle, engine="fast", **OPTIONS)

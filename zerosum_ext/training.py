@@ -176,8 +176,7 @@ def fit(
         engine: "autograd", or "fused": gather, loss, gradients and update in compiled code, for a MatrixFactorization
             of float32 on the CPU, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
             options. The same mini-batch semantics and optimizer state, so that a checkpoint of one can be resumed by
-            the other; the same bits for any number of threads. "auto" takes it where it is possible,
-            but for Adam, whose dense sweep is faster in torch.
+            the other; the same bits for any number of threads. "auto" takes it where it is possible.
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
@@ -706,6 +705,10 @@ class _FusedEngine(_AutogradEngine):
         self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip)
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
+        regularizer = self.regularizer
+        if regularizer is not None and regularizer.every is not None and (self.position + 1) % regularizer.every == 0:
+            # Its gradient joins that of the batch: a step for autograd.
+            return super().advance(limit, loss_sum, after_step)
         users, positives, negatives = next(self.batches)
         value = self.fused(users, positives, negatives)
         self.position += 1
@@ -719,12 +722,9 @@ class _FusedEngine(_AutogradEngine):
 def _choose_engine(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, settings: _Settings
 ) -> type[_AutogradEngine]:
-    # The compiled sweep of dense Adam over all rows has been measured slower than torch's.
-    if settings.engine == "autograd" or (settings.engine == "auto" and type(optimizer) is torch.optim.Adam):
+    if settings.engine == "autograd":
         return _AutogradEngine
     obstacle = fused_obstacle(model, loss, optimizer)
-    if settings.regularizer is not None:
-        obstacle = f"regularizer: expected None, got {settings.regularizer!r}"
     if obstacle is None:
         return _FusedEngine
     if settings.engine == "fused":
