@@ -57,7 +57,7 @@ def one(split: zx.interactions.Split, model_name: str, name: str, args: argparse
     ranker = parts.inference(parts.model)
     chosen = {}
     if name == "macr":
-        methods.choose(ranker, runs._MACR_C, split.train, split.valid)
+        methods.choose(ranker, runs.MACR_REFERENCES, split.train, split.valid)
         chosen = {"c": float(ranker.c)}
     seen = split.train | split.valid
     popularity = split.train.popularity + split.valid.popularity + split.test.popularity

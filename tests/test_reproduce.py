@@ -38,7 +38,7 @@ def test_finished_cells_are_not_run_again_and_others_are(experiment, tmp_path, m
     results = reproduce.run(experiment, tmp_path / "out", progress=False, only="BPR")
     assert [r["seed"] for r in results.records["BPR"]] == [3, 4]
     assert results.records["Zerosum w=.8"] == []
-    assert {f.name for f in (tmp_path / "out" / "small").iterdir()} == {"bpr-seed3.json", "bpr-seed4.json"}
+    assert {f.name for f in (tmp_path / "out" / "small").glob("*.json")} == {"bpr-seed3.json", "bpr-seed4.json"}
     ran = []
     real = reproduce._synthetic
     monkeypatch.setattr(reproduce, "_synthetic", lambda cell: ran.append((cell.name, cell.method.seed)) or real(cell))

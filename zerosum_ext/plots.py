@@ -10,6 +10,7 @@ import numpy as np
 
 __all__ = [
     "frontier",
+    "frontier_curves",
     "pareto",
     "popq_histogram",
     "popularity_exposure",
@@ -33,8 +34,8 @@ def score_matrices(
         path: of the PNG.
         items, users: what the axes say.
     """
-    figure = _figure(3.4 * len(scores) + 0.6, 3.6)
-    for axes, (title, matrix) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
+    figure, panels = _panels(len(scores), 3.6)
+    for axes, (title, matrix) in zip(panels, scores.items(), strict=True):
         matrix = np.asarray(matrix)
         limit = float(np.quantile(np.abs(matrix), 0.995)) if matrix.size else 1.0
         limit = limit or 1.0
@@ -52,9 +53,8 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
             [RCS22 eq. 3]: 0 is the user's most popular positive, .5 the ideal mean.
         path: of the PNG.
     """
-    figure = _figure(3.4 * len(values), 3.4)
-    row = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
-    for k, (axes, (title, quantiles)) in enumerate(zip(row, values.items(), strict=True)):
+    figure, panels = _panels(len(values), 3.4, sharey=True)
+    for k, (axes, (title, quantiles)) in enumerate(zip(panels, values.items(), strict=True)):
         quantiles = np.asarray(quantiles)
         share = np.full(quantiles.size, 1 / max(1, quantiles.size))
         axes.hist(quantiles, bins=np.linspace(0, 1, 21), weights=share, color=COLOURS[k % len(COLOURS)])
@@ -63,7 +63,8 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
             axes.legend(frameon=False)
         axes.set(title=title, xlabel="PopQ@1 (0: most popular)", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
-    row[0].set_ylabel("share of users")
+        if k % _COLUMNS == 0:
+            axes.set_ylabel("share of users")
     figure.savefig(path, dpi=150)
 
 
@@ -77,9 +78,8 @@ def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         curves: title -> (popularity [m], average rank [m]) of the items, the latter as of ``metrics.average_ranks``.
         path: of the PNG.
     """
-    figure = _figure(3.4 * len(curves) + 0.4, 3.6)
-    row = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
-    for k, (axes, (title, (popularity, ranks))) in enumerate(zip(row, curves.items(), strict=True)):
+    figure, panels = _panels(len(curves), 3.6, sharey=True)
+    for k, (axes, (title, (popularity, ranks))) in enumerate(zip(panels, curves.items(), strict=True)):
         x, y = np.asarray(popularity, np.float64), np.asarray(ranks, np.float64)
         colour = COLOURS[k % len(COLOURS)]
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
@@ -89,7 +89,8 @@ def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         axes.plot(*_binned_mean(x, y), color=colour, linewidth=2)
         axes.set(title=title, xlabel="item popularity", ylim=(1.03, -0.03))
         axes.spines[["top", "right"]].set_visible(False)
-    row[0].set_ylabel("average rank of the item\n(0: top of the user's positives)")
+        if k % _COLUMNS == 0:
+            axes.set_ylabel("average rank of the item\n(0: top of the user's positives)")
     figure.savefig(path, dpi=150)
 
 
@@ -169,6 +170,36 @@ def frontier(
     figure.savefig(path, dpi=150)
 
 
+def frontier_curves(
+    panels: Mapping[str, tuple[Mapping[str, Any], tuple[float, float], float]],
+    path: str | os.PathLike[str],
+    *,
+    accuracy: str = "NDCG@10",
+) -> None:
+    """Accuracy against bias over the strengths of several methods, to a PNG, a panel for each measure of bias.
+
+    Args:
+        panels: name of the bias metric -> (curves, baseline, ideal): title -> points (accuracy, bias) in the order of
+            the strength; the point without debiasing; the value of the metric without bias.
+        path: of the PNG.
+        accuracy: label of the axes.
+    """
+    figure = _figure(5.2 * len(panels), 4.2)
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (bias, (curves, (y, x), ideal)) in zip(row, panels.items(), strict=True):
+        for k, (title, points) in enumerate(curves.items()):
+            values = np.array([(x, y), *((b, a) for a, b in points)])
+            style = "os^Dv<>"[k % 7]
+            axes.plot(*values.T, f"-{style}", color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1.2, label=title)
+        axes.plot([x], [y], "*", color="black", markersize=12, zorder=4, label="BPR", linestyle="none")
+        axes.axvline(ideal, color="black", linestyle="--", linewidth=1, label="no bias")
+        axes.set(xlabel=bias)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylabel(accuracy)
+    row[-1].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> list[str]:
     """Titles that no other beats in accuracy and in distance of the bias from ``ideal`` at once, by ascending bias."""
     best = [
@@ -206,6 +237,21 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+# Panels in a row; further ones go below.
+_COLUMNS = 4
+
+
+def _panels(count: int, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
+    """A figure with so many axes, row by row."""
+    columns = max(1, min(count, _COLUMNS))
+    rows = max(1, -(-count // columns))
+    figure = _figure(3.4 * columns + 0.5, height * rows)
+    every = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for axes in every[count:]:
+        axes.remove()
+    return figure, every[:count]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -17,8 +17,19 @@ A file names the data, the protocol, the settings common to all methods, and the
     settings = {loss = "zerosum", weight = 0.9}
     published = {"hit@10" = 0.718, "ndcg@10" = 0.449}
 
+    [[methods]]                             # as many methods as the parameter has values, for a frontier
+    name = "PD"
+    settings = {loss = "pd"}
+    sweep = {"loss_options.gamma" = [0.1, 0.2, 0.4]}
+
+    [[methods]]
+    name = "Pos2Neg2 w=.9, mis-paired"
+    settings = {loss = "pos2neg2", weight = 0.9}
+    pairing = "released"
+
 A cell is one method with one seed. Each is written to a file of its own when it is finished, named after the method and
-the seed, and is not run again as long as what it follows from is the same.
+the seed, and is not run again as long as what it follows from is the same. Methods that differ in what is done at
+inference alone (``compensation``, ``pda``, the c of ``macr``) and follow each other in the file are trained once.
 
 Protocols:
     synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
@@ -26,10 +37,18 @@ Protocols:
         interacted with, shared by validation and test; popularity counts all interactions. ``leak = true`` keeps these
         negatives out of training too, as the released code does. Figures are those of the last epoch, and those of the
         best epoch by sampled NDCG@10 in validation.
+
+``pairing = "released"`` is the pairing of the code that came with [RCS22], for what it changes: there the second
+positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of
+interactions. It is then a positive of whoever stands at that place. The files of the synthetic data are in the order of
+the items, those of the others in the order of a random split, which is stood in for by a random order.
+
+"error" is 1 - pairwise accuracy; "hit@10" and "ndcg@10" are the sampled ones, "full/ndcg@10" is over all items.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -37,25 +56,26 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import datasets, metrics
+from zerosum_ext import datasets, frontier, metrics, plots
 from zerosum_ext._checks import require_choice, require_positive_int
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.interactions import Interactions, Split
-from zerosum_ext.runs import DataSource, Method, measure
+from zerosum_ext.methods import MACR, Compensated, MethodParts
+from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, measure
 from zerosum_ext.sampling import sample_negatives
 from zerosum_ext.training import EpochEnd, fit
 
-__all__ = ["Cell", "Experiment", "Results", "load", "report", "run"]
+__all__ = ["Cell", "Experiment", "Results", "draw", "load", "report", "run"]
 
 _EVALUATION_NEGATIVES = 100
 _NAMES = {
@@ -75,6 +95,7 @@ class Cell:
     experiment: Experiment = field(repr=False)
     name: str
     method: Method
+    pairing: str = "same user"
 
     @property
     def file(self) -> str:
@@ -84,14 +105,37 @@ class Cell:
     @property
     def digest(self) -> str:
         """A short name of everything that the cell's figures follow from."""
+        return self._digest(self.method)
+
+    @property
+    def trained_digest(self) -> str:
+        """The same of everything that the trained model follows from, what is done at inference left out."""
+        loss, *inference = _AT_INFERENCE.get(self.method.loss, (self.method.loss,))
+        options = {name: value for name, value in self.method.loss_options.items() if name not in inference}
+        return self._digest(replace(self.method, loss=loss, loss_options=options))
+
+    def _digest(self, method: Method) -> str:
         e = self.experiment
-        settings = [e.protocol, e.leak, vars(e.data), e.split_seed, vars(self.method)]
+        settings = [e.protocol, e.leak, vars(e.data), e.split_seed, vars(method), self.pairing]
         return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+# Methods with options of inference alone: the loss they train with, and these options.
+_AT_INFERENCE = {"compensation": ("bpr", "alpha", "beta"), "pda": ("pd", "popularity"), "macr": ("macr", "c")}
+_PAIRINGS = ("same user", "released")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment file, read and checked."""
+    """An experiment file, read and checked.
+
+    Attributes:
+        methods: name -> settings, those of sweeps written out.
+        families: name of a sweep -> its methods' names, in the order of the parameter's values.
+        pairings: of methods with two positives: "same user" or "released".
+        published: name -> column -> figure.
+        The others are as in the file.
+    """
 
     name: str
     title: str
@@ -102,6 +146,8 @@ class Experiment:
     split_seed: int
     seeds: tuple[int, ...]
     methods: Mapping[str, Method]
+    families: Mapping[str, tuple[str, ...]]
+    pairings: Mapping[str, str]
     published: Mapping[str, Mapping[str, float]]
     note: str
 
@@ -119,20 +165,27 @@ class Experiment:
             values = _read_toml(path)
         except ValueError as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from None
-        known = {f.name for f in fields(cls)} - {"name", "published"} | {"settings"}
+        known = {f.name for f in fields(cls)} - {"name", "published", "families", "pairings"} | {"settings"}
         unknown, missing = sorted(set(values) - known), sorted({"title", "protocol", "methods", "data"} - set(values))
         if unknown or missing:
             raise ValueError(
                 f"{path}: unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
             )
-        common = values.get("settings", {})
-        methods, published = {}, {}
+        methods: dict[str, Method] = {}
+        families, pairings, published = {}, {}, {}
         for entry in values["methods"]:
             try:
-                methods[entry["name"]] = Method(**{"patience": None, "keep": "last", **common, **entry["settings"]})
+                made = _methods(entry, {"patience": None, "keep": "last", **values.get("settings", {})})
+                twice = sorted(set(made) & set(methods))
+                if twice:
+                    raise ValueError(f"name: expected one that is not in the file yet, got {twice[0]!r}")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}: method {entry.get('name')!r}: {error}") from None
-            published[entry["name"]] = entry.get("published", {})
+            methods |= made
+            if "sweep" in entry:
+                families[entry["name"]] = tuple(made)
+            for name in made:
+                pairings[name], published[name] = entry.get("pairing", _PAIRINGS[0]), entry.get("published", {})
         seeds = values.get("seeds", [0])
         if not isinstance(seeds, list) or not seeds:
             raise ValueError(f"{path}: seeds: expected a list of integers, got {seeds!r}")
@@ -146,13 +199,48 @@ class Experiment:
             split_seed=values.get("split_seed", 0),
             seeds=tuple(require_positive_int("seeds", seed, minimum=0) for seed in seeds),
             methods=methods,
+            families=families,
+            pairings=pairings,
             published=published,
             note=values.get("note", ""),
         )
 
+    @property
+    def baseline(self) -> str | None:
+        """The first method that is plain BPR."""
+        return next((name for name, method in self.methods.items() if method.loss == "bpr"), None)
+
     def cells(self) -> list[Cell]:
         """Seed by seed, so that an interrupted run has whole comparisons."""
-        return [Cell(self, n, replace(m, seed=seed)) for seed in self.seeds for n, m in self.methods.items()]
+        return [
+            Cell(self, name, replace(method, seed=seed), self.pairings[name])
+            for seed in self.seeds
+            for name, method in self.methods.items()
+        ]
+
+
+def _methods(entry: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Method]:
+    """The methods of one entry of a file by name: one, or one for each value of its sweep."""
+    unknown = sorted(set(entry) - {"name", "settings", "published", "sweep", "pairing"})
+    if unknown:
+        raise ValueError(f"expected name, settings, published, sweep and pairing, got {unknown[0]!r}")
+    settings = {**common, **entry["settings"]}
+    made = {}
+    if "sweep" not in entry:
+        made[entry["name"]] = Method(**settings)
+    elif len(entry["sweep"]) != 1:
+        raise ValueError(f"sweep: expected one parameter with its values, got {len(entry['sweep'])}")
+    else:
+        ((parameter, values),) = entry["sweep"].items()
+        group, dot, option = parameter.rpartition(".")
+        for value in values:
+            one = {group: {**settings.get(group, {}), option: value}} if dot else {option: value}
+            short = "w" if option == "weight" and not dot else option
+            made[f"{entry['name']} {short}={value:g}"] = Method(**{**settings, **one})
+    pairing = require_choice("pairing", entry.get("pairing", _PAIRINGS[0]), _PAIRINGS)
+    if pairing == "released" and any(method.loss != "pos2neg2" for method in made.values()):
+        raise ValueError("pairing: expected 'released' with loss 'pos2neg2' alone")
+    return made
 
 
 @dataclass(frozen=True)
@@ -234,74 +322,182 @@ def _finished(folder: Path, cell: Cell) -> dict[str, Any] | None:
 
 def _run_and_write(cell: Cell, folder: Path) -> None:
     start = time.perf_counter()
-    found, history = (_synthetic if cell.experiment.protocol == "synthetic" else _benchmark)(cell)
+    _forget_peak_memory()
+    measured = (_synthetic if cell.experiment.protocol == "synthetic" else _benchmark)(cell)
     record = {
         "experiment": cell.experiment.name,
         "method": cell.name,
         "seed": cell.method.seed,
         "digest": cell.digest,
-        "metrics": found,
-        "history": history,
+        "settings": {**asdict(cell.method), "pairing": cell.pairing},
+        "metrics": measured.metrics,
+        "history": measured.history,
         "seconds": time.perf_counter() - start,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "trained_here": measured.trained_here,
+        "peak_memory_mb": _peak_memory_mb(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if measured.scores is not None and cell.method.seed == cell.experiment.seeds[0]:
+        np.savez_compressed((folder / cell.file).with_suffix(".npz"), scores=measured.scores.astype(np.float16))
     part = folder / f"{cell.file}.part"
     part.write_text(json.dumps(record, indent=1) + "\n")
     part.replace(folder / cell.file)
 
 
+def _forget_peak_memory() -> None:
+    """Begins to measure the peak anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Most resident memory since; of the whole process where the system does not say more."""
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 # --- protocols -----------------------------------------------------------------------------------------------
 
 
-def _synthetic(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+class _Measured(NamedTuple):
+    """What a cell yields: figures by epoch ("last", "best"), the training, and of synthetic data all scores."""
+
+    metrics: dict[str, dict[str, float]]
+    history: dict[str, Any]
+    trained_here: bool
+    scores: np.ndarray | None = None
+
+
+class _Trained(NamedTuple):
+    """A model with its weights after the last and the best epoch."""
+
+    digest: str
+    model: nn.Module
+    states: dict[str, dict[str, Tensor]]
+    best_epoch: int | None
+    history: dict[str, Any]
+
+
+# The model trained last in this process, for cells that differ from it at inference alone; and the data read last.
+_last_trained: list[_Trained] = []
+_last_data: list[tuple[str, Any]] = []
+
+
+def _synthetic_data(experiment: Experiment) -> Interactions:
     sources = {"triangle": datasets.synthetic_triangle, "synthetic4": datasets.synthetic4}
-    x = Interactions.from_scipy(sources[require_choice("data.source", cell.experiment.data.source, list(sources))]())
-    model, history = _train(cell, x)
-    names = ("pairwise_accuracy", "pri", "pop_q_at_1", "upo")
-    found = evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
+    return Interactions.from_scipy(sources[require_choice("data.source", experiment.data.source, list(sources))]())
+
+
+def _synthetic(cell: Cell) -> _Measured:
+    x = _synthetic_data(cell.experiment)
+    # The released file is in the order of the items.
+    by_item = torch.argsort(x.indices, stable=True)
+    parts = cell.method.make_parts(x)
+    trained, here = _train(cell, x, parts, file_order=by_item)
+    ranker = parts.inference(trained.model)  # type: ignore[arg-type]
+
+    def figures(model: nn.Module) -> dict[str, float]:
+        names = ("pairwise_accuracy", "pri", "pop_q_at_1", "upo")
+        return evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
+
+    # There is no validation part: what is evaluated is what was trained on.
+    chosen = _choose_reference(cell, ranker, lambda model: figures(model)["pairwise_accuracy"])
+    found = figures(ranker)
     error = 1 - found.pop("pairwise_accuracy")
-    return {"last": {"error": error, **found}}, history
+    ranker.eval()
+    scores = ranker.score_all_items(torch.arange(x.num_users)).detach().numpy()
+    return _Measured({"last": {"error": error, **found, **chosen}}, trained.history, here, scores)
 
 
-def _benchmark(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    everything = cell.experiment.data.read()
-    split = everything.split_random((0.6, 0.2, 0.2), seed=cell.experiment.split_seed)
-    users = torch.arange(everything.num_users)
-    negatives = sample_negatives(
-        everything, users, _EVALUATION_NEGATIVES, seed=cell.experiment.split_seed, replacement=False
-    )
+class _Data(NamedTuple):
+    everything: Interactions
+    split: Split
+    negatives: Tensor
+
+
+def _benchmark_data(experiment: Experiment) -> _Data:
+    key = json.dumps([vars(experiment.data), experiment.split_seed], default=str)
+    if not _last_data or _last_data[0][0] != key:
+        everything = experiment.data.read()
+        split = everything.split_random((0.6, 0.2, 0.2), seed=experiment.split_seed)
+        users = torch.arange(everything.num_users)
+        negatives = sample_negatives(
+            everything, users, _EVALUATION_NEGATIVES, seed=experiment.split_seed, replacement=False
+        )
+        _last_data[:] = [(key, _Data(everything, split, negatives))]
+    return _last_data[0][1]
+
+
+def _benchmark(cell: Cell) -> _Measured:
+    everything, split, negatives = _benchmark_data(cell.experiment)
     exclude = None
     if cell.experiment.leak:
-        owners = users.repeat_interleave(negatives.shape[1])
+        owners = torch.arange(everything.num_users).repeat_interleave(negatives.shape[1])
         drawn = Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
         exclude = split.valid | split.test | drawn
-    best: dict[str, Any] = {"value": -1.0}
 
     def validate(model: nn.Module) -> float:
         return _sampled(model, split.valid, negatives)["ndcg@10"]
 
+    parts = cell.method.make_parts(split.train)
+    order = torch.randperm(split.train.nnz, generator=torch.Generator().manual_seed(cell.experiment.split_seed))
+    trained, here = _train(cell, split.train, parts, file_order=order, exclude=exclude, validation=validate)
+    found = {}
+    for epoch, state in trained.states.items():
+        trained.model.load_state_dict(state)
+        ranker = parts.inference(trained.model)  # type: ignore[arg-type]
+        chosen = _choose_reference(cell, ranker, validate)
+        found[epoch] = _measured(ranker, split, negatives, everything.popularity) | chosen
+    if trained.best_epoch is not None:
+        found["best"]["epoch"] = trained.best_epoch + 1
+    return _Measured(found, trained.history, here)
+
+
+def _choose_reference(cell: Cell, model: nn.Module, validate: Callable[[nn.Module], float]) -> dict[str, float]:
+    """Sets the c of MACR to the best in validation where the file says none; {"c": it} for MACR, else nothing."""
+    if not isinstance(model, MACR):
+        return {}
+    if "c" in cell.method.loss_options:
+        model.set_strength(cell.method.loss_options["c"])
+    else:
+        values = {}
+        for candidate in MACR_REFERENCES:
+            model.set_strength(candidate)
+            values[candidate] = validate(model)
+        model.set_strength(max(values, key=values.__getitem__))
+    return {"c": float(model.c)}
+
+
+def _train(
+    cell: Cell,
+    train: Interactions,
+    parts: MethodParts,
+    *,
+    file_order: Tensor,
+    exclude: Interactions | None = None,
+    validation: Callable[[nn.Module], float] | None = None,
+) -> tuple[_Trained, bool]:
+    """The trained model of a cell, and whether it was trained for it (else for the cell before)."""
+    method, digest = cell.method, cell.trained_digest
+    if _last_trained and _last_trained[0].digest == digest:
+        return _last_trained[0], False
+    best: dict[str, Any] = {"value": -1.0, "epoch": None}
+
     def remember(end: EpochEnd) -> None:
-        value = end.history.validation[-1]
-        if value > best["value"]:
-            state = {name: t.detach().clone() for name, t in end.model.state_dict().items()}
-            best.update(value=value, epoch=end.epoch, state=state)
+        if end.history.validation and end.history.validation[-1] > best["value"]:
+            best.update(value=end.history.validation[-1], epoch=end.epoch, state=_copy(end.model))
 
-    model, history = _train(cell, split.train, exclude=exclude, validation=validate, callbacks=[remember])
-    found = {"last": _measured(model, split, negatives, everything.popularity)}
-    model.load_state_dict(best["state"])
-    found["best"] = _measured(model, split, negatives, everything.popularity) | {"epoch": best["epoch"] + 1}
-    return found, history
-
-
-def _train(cell: Cell, train: Interactions, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    method = cell.method
-    model = method.make_model(train)
     history = fit(
-        model,
+        parts.model,
         train,
-        method.make_loss(train),
+        parts.loss,
         method.make_optimizer,
+        regularizer=parts.regularizer,
+        transform=_ReleasedPairing(train, file_order, method.seed) if cell.pairing == "released" else None,
         batch_size=method.batch_size,
         epochs=method.epochs,
         device=method.device,
@@ -310,27 +506,65 @@ def _train(cell: Cell, train: Interactions, **options: Any) -> tuple[nn.Module, 
         draws=method.draws,
         strategy=method.strategy,
         l2=method.l2,
+        exclude=exclude,
+        validation=validation,
         restore_best=False,
+        callbacks=[remember],
         progress=False,
-        **options,
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
-    return model, history.to_dict()
+    states = {"last": _copy(parts.model)}
+    if best["epoch"] is not None:
+        states["best"] = best["state"]
+    _last_trained[:] = [_Trained(digest, parts.model, states, best["epoch"], history.to_dict())]
+    return _last_trained[0], True
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+class _ReleasedPairing:
+    """Replaces second positives as the module's text says. Pairs are drawn anew in every batch."""
+
+    def __init__(self, train: Interactions, file_order: Tensor, seed: int) -> None:
+        users, items = train.pairs()
+        self.num_items = train.num_items
+        self.keys = users.long() * train.num_items + items.long()  # ascending
+        self.items, self.indptr, self.counts = items.long(), train.indptr.long(), train.user_counts.long()
+        # Of each interaction, the user at its place in the table by user, where interactions are numbered as here.
+        self.partner = torch.empty_like(users.long())
+        self.partner[file_order] = users.long()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        place = torch.searchsorted(self.keys, users * self.num_items + positives[:, 0])
+        partner = self.partner[place]
+        step = (torch.rand(len(users), generator=self.generator) * self.counts[partner]).long()
+        second = self.items[self.indptr[partner] + torch.minimum(step, self.counts[partner] - 1)]
+        return users, torch.stack([positives[:, 0], second], dim=1), negatives
 
 
 def _sampled(model: nn.Module, held_out: Interactions, negatives: Tensor, block: int = 1024) -> dict[str, float]:
     """Sampled Hit@10 and NDCG@10 of the held-out positives [RCS22 section 5]."""
     ranks = []
+    training = model.training
     model.eval()
+    # A compensated score needs all of a user's; others are taken one by one.
+    whole = isinstance(model, Compensated)
     with torch.no_grad():
         for first in range(0, held_out.num_users, block):
             users = torch.arange(first, min(first + block, held_out.num_users))
             local = torch.repeat_interleave(users - first, held_out.user_counts[users])
             items = held_out.indices[held_out.indptr[first] : held_out.indptr[users[-1] + 1]].long()
-            scores = model.score_all_items(users)  # type: ignore[operator]
-            ranks.append(metrics.sampled_ranks(scores[local, items], scores.gather(1, negatives[users])[local]))
-    model.train()
+            if whole:
+                scores = model.score_all_items(users)  # type: ignore[operator]
+                positive, negative = scores[local, items], scores.gather(1, negatives[users])
+            else:
+                positive, negative = model(users[local], items), model(users, negatives[users])
+            ranks.append(metrics.sampled_ranks(positive, negative[local]))
+    model.train(training)
     rank = np.concatenate(ranks)
     hit = rank <= 10
     return {"hit@10": float(hit.mean()), "ndcg@10": float((hit / np.log2(rank + 1)).mean())}
@@ -346,31 +580,177 @@ def _measured(model: nn.Module, split: Split, negatives: Tensor, popularity: Ten
 # --- report --------------------------------------------------------------------------------------------------
 
 
-def report(results: Results) -> str:
-    """A Markdown section: of each method every figure, mean and sd over seeds, with the published one beside it."""
+def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
+    """A Markdown section: of each method every figure, mean and sd over seeds, with the published one beside it.
+
+    Args:
+        results: of :func:`run` or :func:`load`.
+        figures: caption -> address of pictures to show, such as :func:`draw` returns.
+    """
     e = results.experiment
     header = ["method", "seeds", *(_NAMES.get(c, c) for c in e.columns)]
     lines = [f"## {e.title}", ""]
     if e.note:
         lines += [e.note.strip(), ""]
-    epochs = ["last"] if e.protocol == "synthetic" else ["last", "best"]
-    for epoch in epochs:
+    for epoch in _epochs(e):
         if e.protocol != "synthetic":
             lines += [{"last": "Last epoch, as in the paper:", "best": "Best epoch in validation:"}[epoch], ""]
-        lines += [f"| {' | '.join(header)} |", f"|---|--:|{'--:|' * len(e.columns)}"]
+        extra = ["epoch"] if epoch == "best" else []
+        lines += [
+            f"| {' | '.join(header + extra)} |",
+            f"|---|--:|{'--:|' * len(e.columns + tuple(extra))}",
+        ]
         for name, records in results.records.items():
             if records:
                 cells = [_cell(results, name, column, epoch) for column in e.columns]
+                cells += ["-".join(f"{v:.0f}" for v in _range(results.values(name, c, epoch))) for c in extra]
                 lines.append(f"| {name} | {len(records)} | {' | '.join(cells)} |")
         lines.append("")
+    lines += _frontier_lines(results)
+    for caption, address in (figures or {}).items():
+        lines += [f"![{caption}]({address})", ""]
     missing = [name for name, records in results.records.items() if len(records) < len(e.seeds)]
     if missing:
         lines += [f"Not finished: {', '.join(missing)}.", ""]
-    done = [r for records in results.records.values() for r in records]
-    if done:
-        seconds = np.array([r["seconds"] for r in done])
-        lines.append(f"{len(done)} runs, {seconds.min():.0f} to {seconds.max():.0f} s each.")
+    lines += _cost_lines(results)
     return "\n".join(lines) + "\n"
+
+
+def _epochs(experiment: Experiment) -> list[str]:
+    return ["last"] if experiment.protocol == "synthetic" else ["last", "best"]
+
+
+def _range(values: np.ndarray) -> list[float]:
+    return sorted({float(np.min(values)), float(np.max(values))})
+
+
+def _cost_lines(results: Results) -> list[str]:
+    """Time and memory of a run of each method; of a sweep, of all its strengths together."""
+    e = results.experiment
+    member = {name: family for family, names in e.families.items() for name in names}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, records in results.records.items():
+        groups.setdefault(member.get(name, name), []).extend(r for r in records if r["trained_here"])
+    lines = ["| one run | s | of these training | s an epoch | peak MB |", "|---|--:|--:|--:|--:|"]
+    for name, records in groups.items():
+        if records:
+            whole = [r["seconds"] for r in records]
+            training = [sum(r["history"]["seconds"]) for r in records]
+            epochs = [x for r in records for x in r["history"]["seconds"]]
+            memory = max(r["peak_memory_mb"] for r in records)
+            lines.append(
+                f"| {name} ({records[0]['history']['path']}) | {np.mean(whole):.1f} | {np.mean(training):.1f} | "
+                f"{np.mean(epochs):.2f} | {memory:.0f} |"
+            )
+    done = [r for records in results.records.values() for r in records]
+    if not done:
+        return []
+    threads = "-".join(str(int(v)) for v in _range(np.array([r["threads"] for r in done])))
+    return [
+        *lines,
+        "",
+        f"{len(done)} runs of {threads} thread(s), {sum(r['seconds'] for r in done) / 60:.1f} min in all.",
+    ]
+
+
+def _points(results: Results, names: Sequence[str], accuracy: str, bias: str, epoch: str) -> list[tuple[float, float]]:
+    """(accuracy, bias) of those methods that are finished, means over seeds."""
+    return [
+        (float(np.mean(results.values(n, accuracy, epoch))), float(np.mean(results.values(n, bias, epoch))))
+        for n in names
+        if results.records[n]
+    ]
+
+
+_BIAS = {"pri": 0.0, "pop_q_at_1": 0.5}
+_KEPT = (0.99, 0.98, 0.95, 0.90)
+
+
+def _frontier_lines(results: Results, accuracy: str = "ndcg@10") -> list[str]:
+    """Tables of the areas under the frontiers, and of what each family reaches at a given cost."""
+    e = results.experiment
+    base = e.baseline
+    if not e.families or base is None or not results.records[base]:
+        return []
+    lines = []
+    for epoch in _epochs(e):
+        for bias, ideal in _BIAS.items():
+            start = _points(results, [base], accuracy, bias, epoch)[0]
+            head = [f"keeps {100 * k:.0f} %" for k in _KEPT]
+            lines += [
+                f"Frontier of {_NAMES[accuracy]} and {_NAMES[bias]}, {epoch} epoch: area under it, and the largest "
+                f"share of BPR's bias ({start[1]:.3f}, ideal {ideal:g}) that is taken away while so much of its "
+                f"{_NAMES[accuracy]} ({start[0]:.3f}) is kept:",
+                "",
+                f"| family | strengths | area | {' | '.join(head)} |",
+                f"|---|--:|--:|{'--:|' * len(head)}",
+            ]
+            rows = {}
+            for family, names in e.families.items():
+                points = _points(results, names, accuracy, bias, epoch)
+                reached = [frontier.best_reduction(points, start, ideal, share=kept) for kept in _KEPT]
+                rows[family] = (len(points), [frontier.area(points, start, ideal), *reached])
+            best = np.max([values for _, values in rows.values()], axis=0)
+            for family, (count, values) in rows.items():
+                cells = [
+                    f"**{v:.3f}**" if v == top and v > 0 else f"{v:.3f}" for v, top in zip(values, best, strict=True)
+                ]
+                lines.append(f"| {family} | {count} | {' | '.join(cells)} |")
+            lines.append("")
+    return lines
+
+
+def draw(results: Results, output: str | Path, folder: str | Path) -> dict[str, Path]:
+    """Draws what there is to draw of an experiment, to PNGs in ``folder``: caption -> file.
+
+    Synthetic data: score matrices, average ranks and PopQ@1 of every method [RCS22 figures 1 to 3], of the first seed,
+    from the scores that :func:`run` left beside the results in ``output``. Where these are gone, pictures that are
+    there already are kept. Sweeps: the frontiers.
+    """
+    e, folder = results.experiment, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Path] = {}
+    if e.protocol == "synthetic":
+        made = {
+            f"{e.title}: {what}": folder / f"{e.name}-{short}.png"
+            for short, what in (("scores", "score matrices"), ("ranks", "average ranks"), ("popq", "PopQ@1"))
+        }
+        scores = {}
+        for cell in e.cells():
+            path = (Path(output) / e.name / cell.file).with_suffix(".npz")
+            if cell.method.seed == e.seeds[0] and path.is_file() and results.records[cell.name]:
+                with np.load(path, allow_pickle=False) as archive:
+                    scores[cell.name] = archive["scores"].astype(np.float32)
+        if scores:
+            _draw_synthetic(e, scores, *made.values())
+        return {caption: path for caption, path in made.items() if path.is_file()}
+    base = e.baseline
+    if e.families and base is not None and results.records[base]:
+        for epoch in _epochs(e):
+            panels = {}
+            for bias, ideal in _BIAS.items():
+                start = _points(results, [base], "ndcg@10", bias, epoch)[0]
+                curves = {f: _points(results, n, "ndcg@10", bias, epoch) for f, n in e.families.items()}
+                panels[_NAMES[bias]] = ({f: c for f, c in curves.items() if c}, start, ideal)
+            path = folder / f"{e.name}-frontier-{epoch}.png"
+            plots.frontier_curves(panels, path, accuracy=_NAMES["ndcg@10"])
+            made[f"{e.title}: accuracy against bias, {epoch} epoch"] = path
+    return made
+
+
+def _draw_synthetic(e: Experiment, scores: Mapping[str, np.ndarray], matrices: Path, ranks: Path, popq: Path) -> None:
+    x = Interactions.from_scipy(
+        {"triangle": datasets.synthetic_triangle, "synthetic4": datasets.synthetic4}[e.data.source]()
+    )
+    users, items = (t.numpy() for t in x.pairs())
+    plots.score_matrices(scores, matrices)
+    curves, quantiles = {}, {}
+    for name, matrix in scores.items():
+        ranked, average = metrics.average_ranks(users, items, matrix[users, items])
+        curves[name] = (x.popularity.numpy()[ranked], average)
+        quantiles[name] = metrics.pop_q_at_1(users, items, matrix[users, items], x.popularity, reduction="none")
+    plots.rank_curves(curves, ranks)
+    plots.popq_histogram(quantiles, popq)
 
 
 def _cell(results: Results, name: str, column: str, epoch: str) -> str:

@@ -48,6 +48,7 @@ from zerosum_ext.recommender import Recommender
 from zerosum_ext.training import History, fit
 
 __all__ = [
+    "MACR_REFERENCES",
     "MODELS",
     "OPTIMIZERS",
     "DataSource",
@@ -319,15 +320,15 @@ def train_method(
         raise KeyboardInterrupt
     model = parts.inference(model)
     if method.loss == "macr" and validated and "c" not in method.loss_options:
-        methods.choose(model, _MACR_C, split.train, split.valid, method.metric)
+        methods.choose(model, MACR_REFERENCES, split.train, split.valid, method.metric)
     _save_model(model, model_file)
     _write_json(history_file, history.to_dict())
     checkpoint.unlink()
     return model, history
 
 
-# Reference scores to choose from: [WFC21] search to 40; scores after a few epochs are smaller.
-_MACR_C = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: Reference scores c of MACR to choose from: [WFC21] search to 40; scores after a few epochs are smaller.
+MACR_REFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def _save_model(model: nn.Module, path: Path) -> None:

@@ -118,6 +118,7 @@ def fit(
     l2: float = 0.0,
     clip_row_norm: float | None = None,
     regularizer: Regularizer | None = None,
+    transform: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None,
     scheduler: Any = None,
     scheduler_interval: str = "epoch",
     validation: Any = None,
@@ -159,6 +160,8 @@ def fit(
         clip_row_norm: scales each row of each gradient (its first dimension counts rows) down to this norm.
         regularizer: a term over all training positives, such as
             :class:`~zerosum_ext.regularizers.PearsonRegularizer`; its ``every`` says when it is added.
+        transform: called with (users, positives, negatives) of each batch; returns those to train on instead, int64
+            tensors of shapes that the loss takes. A run that is to be resumed needs one that has no memory.
         scheduler: a torch learning-rate scheduler on ``optimizer``, or a callable that makes one from it.
         scheduler_interval: "epoch" or "step": when the scheduler advances. ReduceLROnPlateau advances once an
             epoch on the validation value (on the loss where there is no validation).
@@ -228,6 +231,7 @@ class _Settings:
     l2: float
     clip_row_norm: float | None
     regularizer: Regularizer | None
+    transform: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None
     scheduler: Any
     scheduler_interval: str
     metric: str
@@ -274,6 +278,8 @@ def _checked(given: dict[str, Any]) -> _Settings:
     regularizer = given["regularizer"]
     if regularizer is not None and not isinstance(regularizer, Regularizer):
         raise TypeError(f"regularizer: expected a Regularizer or None, got {type(regularizer).__name__}")
+    if given["transform"] is not None and not callable(given["transform"]):
+        raise TypeError(f"transform: expected a callable or None, got {type(given['transform']).__name__}")
     callbacks = tuple(given["callbacks"])
     for callback in callbacks:
         if not callable(callback):
@@ -605,7 +611,7 @@ class _AutogradEngine:
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.l2, self.clip = settings.l2, settings.clip_row_norm
-        self.regularizer = settings.regularizer
+        self.regularizer, self.transform = settings.regularizer, settings.transform
         self.position = 0  # steps since the beginning of the run
         self.summed = getattr(loss, "reduction", "mean") == "sum"
         self.positives = int(getattr(loss, "num_positives", 1))
@@ -638,6 +644,8 @@ class _AutogradEngine:
         self.loader.set_epoch(epoch)
         self.samples = self.loader.num_samples
         self.batches = itertools.islice(iter(self.loader), first_step, None)
+        if self.transform is not None:
+            self.batches = itertools.starmap(self.transform, self.batches)
         self.position = epoch * self.steps + first_step
 
     def end(self) -> None:
