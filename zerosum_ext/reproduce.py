@@ -256,7 +256,13 @@ class Results:
 
 
 def run(
-    path: str | Path, output: str | Path, *, jobs: int = 1, progress: bool | None = None, only: str | None = None
+    path: str | Path,
+    output: str | Path,
+    *,
+    jobs: int = 1,
+    progress: bool | None = None,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Results:
     """Runs the cells of an experiment that are not finished yet.
 
@@ -266,6 +272,7 @@ def run(
         jobs: processes at once, one thread each.
         progress: shows a progress bar; None: on a terminal.
         only: run the methods whose name contains this; all finished cells are returned.
+        seeds: run these of the file's seeds alone.
 
     Raises:
         ValueError, OSError: a bad file, data that are not there, training that diverged.
@@ -277,7 +284,13 @@ def run(
     require_positive_int("jobs", jobs)
     folder = Path(output) / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
-    open_cells = [c for c in experiment.cells() if _finished(folder, c) is None and (only is None or only in c.name)]
+    open_cells = [
+        cell
+        for cell in experiment.cells()
+        if (only is None or only in cell.name)
+        and (seeds is None or cell.method.seed in seeds)
+        and _finished(folder, cell) is None
+    ]
     bar = tqdm(
         total=len(open_cells), desc=experiment.name, unit="run", disable=None if progress is None else not progress
     )
