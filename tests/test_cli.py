@@ -126,6 +126,20 @@ def test_train_prints_both_methods_and_says_where_all_is(ratings, tmp_path, caps
     assert float(row[3]) == pytest.approx(metrics["zerosum"]["pop_q_at_1"] - metrics["bpr"]["pop_q_at_1"], abs=1e-4)
 
 
+def test_train_finds_the_weight(ratings, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--weight", "auto", "--max-cost", "0.9", "--bias", "pri", "--epochs", "1", "--dim", "4"]
+    assert cli.main(["train", str(ratings), "--output", str(folder), "--no-figures", *options]) == 0
+    found = json.loads((folder / "weights" / "search.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["methods"]["zerosum"]["weight"] == found["weight"]
+    err = capsys.readouterr().err
+    assert f"w={found['weight']:g} is taken" in err
+    for one in found["tried"]:
+        assert f"w={one['weight']:g}: validation ndcg@10 {one['accuracy']:.4f}" in err
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(ratings), "--weight", "automatic"])
+
+
 def test_train_json_is_all_of_stdout(ratings, tmp_path, capsys):
     argv = ["train", str(ratings), "--output", str(tmp_path / "r"), "--json", "--no-baseline", "--no-figures", *SMALL]
     assert cli.main([*argv, "--k", "3", "--loss", "pd", "--loss-option", "gamma=0.5"]) == 0
@@ -247,6 +261,9 @@ def test_train_refuses_bad_files(tmp_path, capsys, content, said):
     [
         (["--weight", "1.5"], "w: expected a number in [0, 1], got 1.5"),
         (["--weight", "nan"], "w: expected a number in [0, 1], got nan"),
+        (["--weight", "auto", "--loss", "bpr"], "needs a loss that has a w"),
+        (["--weight", "auto", "--ratios", "0.8", "0.2"], "validation part"),
+        (["--weight", "auto", "--max-cost", "1"], "max_cost: expected a share in [0, 1)"),
         (["--loss", "nonsense"], "loss: expected one of 'bpr'"),
         (["--loss", "bpr", "--weight", "0.5"], "weight: expected none for loss 'bpr'"),
         (["--loss-option", "gamma=1"], "gamma"),

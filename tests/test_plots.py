@@ -8,7 +8,7 @@ import pytest
 from zerosum_ext import plots
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 6])
 def test_figures_are_png_files(tmp_path, count):
     rng = np.random.default_rng(0)
     plots.score_matrices({f"m{k}": rng.normal(size=(20, 30)) for k in range(count)}, tmp_path / "scores.png")
@@ -30,3 +30,10 @@ def test_frontier_and_exposure(tmp_path):
     plots.popularity_exposure({}, tmp_path / "none.png")
     for name in ("frontier", "exposure", "none"):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_frontier_curves(tmp_path):
+    curves = {"zerosum": [(0.49, 0.8), (0.4, 0.3)], "pd": [(0.45, 0.6)]}
+    panels = {"PRI": (curves, (0.5, 0.9), 0.0), "PopQ@1": (curves, (0.5, 0.1), 0.5)}
+    plots.frontier_curves(panels, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zerosum_ext import Interactions, cli, datasets, metrics, reproduce, sample_negatives
+from zerosum_ext import Interactions, cli, datasets, frontier, metrics, reproduce, sample_negatives
 
 SYNTHETIC = """
 title = "Small"
@@ -138,6 +138,11 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (("weight = 0.8", "wait = 0.8"), "wait"),
         (("seeds = [3, 4]", "seeds = []"), "seeds"),
         (("seeds = [3, 4]", "seeds = [-1]"), "seeds"),
+        (("weight = 0.8, epochs = 2}", 'weight = 0.8}\npairing = "wrong"'), "pairing"),
+        (("weight = 0.8, epochs = 2}", 'weight = 0.8}\npairing = "released"'), "pos2neg2"),
+        (("weight = 0.8, epochs = 2}", "weight = 0.8}\nsweep = {epochs = [1], dim = [2]}"), "sweep"),
+        (("weight = 0.8, epochs = 2}", "weight = 0.8}\nseeds = [1]"), "seeds"),
+        (('"Zerosum w=.8"', '"BPR"'), "'BPR'"),
         (("[[methods]]", "[[methods"), "not a TOML file"),
         (('"triangle"', '"square"'), "square"),
     ],
@@ -161,6 +166,131 @@ def test_command_line(experiment, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "small" / "bpr-seed3.json").read_text())
     assert set(record["metrics"]["last"]) >= {"error", "pri", "pop_q_at_1"}
     assert cli.main(["reproduce", "--experiment", str(tmp_path / "none.toml")]) == 2
+
+
+def test_some_seeds_alone(experiment, tmp_path):
+    results = reproduce.run(experiment, tmp_path / "out", progress=False, only="BPR", seeds=[4])
+    assert [r["seed"] for r in results.records["BPR"]] == [4]
+
+
+def test_the_released_pairing():
+    """Second positives are those of the user at the row's place in the table by user, in the order of the file."""
+    x = Interactions.from_scipy(datasets.synthetic_triangle(30, 30))
+    users, items = (t.long() for t in x.pairs())
+    by_item = torch.argsort(items, stable=True)
+    pairing = reproduce._ReleasedPairing(x, by_item, seed=0)
+    positives, negatives = torch.stack([items, items], 1), torch.zeros(x.nnz, 2, dtype=torch.int64)
+    dense = torch.from_numpy(x.to_scipy().toarray() > 0)
+    # Row r of the file is interaction by_item[r]; the table by user is in the interactions' own order.
+    partner = dict(zip(by_item.tolist(), users.tolist(), strict=True))
+    partners = torch.tensor([partner[q] for q in range(x.nnz)])
+    drawn = set()
+    for _ in range(20):
+        same_users, pairs, same_negatives = pairing(users, positives, negatives)
+        assert same_users is users
+        assert same_negatives is negatives
+        assert torch.equal(pairs[:, 0], items)
+        assert dense[partners, pairs[:, 1]].all()
+        drawn |= set(pairs[partners == 0, 1].tolist())
+    assert drawn == set(items[users == 0].tolist())  # each positive of that user comes up
+    # The share of wrong pairs that is known of the released synthetic data: 19 %.
+    x = Interactions.from_scipy(datasets.synthetic_triangle())
+    users, items = (t.long() for t in x.pairs())
+    pairing = reproduce._ReleasedPairing(x, torch.argsort(items, stable=True), seed=0)
+    second = pairing(users, torch.stack([items, items], 1), items)[1][:, 1]
+    dense = torch.from_numpy(x.to_scipy().toarray() > 0)
+    assert float((~dense[users, second]).float().mean()) == pytest.approx(0.19, abs=0.01)
+
+
+def test_the_released_pairing_is_trained_with(experiment, tmp_path):
+    method = 'settings = {loss = "pos2neg2", weight = 0.8}\n'
+    experiment.write_text(
+        SYNTHETIC.replace('settings = {loss = "bpr"}\n', method).replace(
+            'settings = {loss = "zerosum", weight = 0.8, epochs = 2}', method + 'pairing = "released"'
+        )
+    )
+    results = reproduce.run(experiment, tmp_path / "out", progress=False)
+    right, wrong = (records[0]["history"]["loss"] for records in results.records.values())
+    assert right != wrong
+    assert results.records["Zerosum w=.8"][0]["settings"]["pairing"] == "released"
+
+
+SWEEP = """
+[[methods]]
+name = "Compensation"
+settings = {loss = "compensation"}
+sweep = {"loss_options.alpha" = [0.0, 0.5]}
+[[methods]]
+name = "Zerosum"
+settings = {loss = "zerosum"}
+sweep = {weight = [0.9, 0.5]}
+[[methods]]
+name = "Pearson"
+settings = {loss = "pearson", loss_options = {weight = 10.0}}
+[[methods]]
+name = "MACR"
+settings = {loss = "macr"}
+"""
+
+
+def test_methods_of_every_kind_and_their_frontiers(tmp_path):
+    path = benchmark_file(tmp_path, False)
+    path.write_text(path.read_text() + SWEEP)
+    results = reproduce.run(path, tmp_path / "out", progress=False)
+    first = {name: records[0] for name, records in results.records.items()}
+    last = {name: record["metrics"]["last"] for name, record in first.items()}
+    # Trained once: BPR and what compensates its scores; alpha 0 leaves them as they are.
+    assert [first[f"Compensation alpha={a}"]["trained_here"] for a in ("0", "0.5")] == [False, False]
+    assert last["Compensation alpha=0"] == pytest.approx(last["BPR"])
+    assert last["Compensation alpha=0.5"]["pri"] < last["BPR"]["pri"]
+    # The regularizer acts, the last epoch's step of its own in the last figures.
+    assert last["Pearson"]["pcc"] < last["BPR"]["pcc"]
+    # c is the best of the candidates in validation.
+    assert last["MACR"]["c"] in reproduce.MACR_REFERENCES
+    assert results.experiment.families == {
+        "Compensation": ("Compensation alpha=0", "Compensation alpha=0.5"),
+        "Zerosum": ("Zerosum w=0.9", "Zerosum w=0.5"),
+    }
+    drawn = reproduce.draw(results, tmp_path / "out", tmp_path / "figures")
+    assert sorted(file.name for file in drawn.values()) == ["few-frontier-best.png", "few-frontier-last.png"]
+    text = reproduce.report(results, {caption: file.name for caption, file in drawn.items()})
+    assert "few-frontier-last.png" in text
+    row = next(line for line in text.splitlines() if line.startswith("| Compensation | 2 |"))
+    base = (last["BPR"]["ndcg@10"], last["BPR"]["pri"])
+    points = [(last[n]["ndcg@10"], last[n]["pri"]) for n in results.experiment.families["Compensation"]]
+    assert f"{frontier.area(points, base):.3f}" in row
+    # The cell's own training is what a process would have done that had trained nothing before.
+    reproduce._last_trained.clear()
+    again = reproduce.run(path, tmp_path / "again", progress=False, only="alpha=0.5")
+    assert again.records["Compensation alpha=0.5"][0]["trained_here"]
+    assert again.records["Compensation alpha=0.5"][0]["metrics"] == first["Compensation alpha=0.5"]["metrics"]
+
+
+def test_pictures_of_synthetic_data(experiment, tmp_path):
+    results = reproduce.run(experiment, tmp_path / "out", progress=False)
+    drawn = reproduce.draw(results, tmp_path / "out", tmp_path / "figures")
+    names = {"small-scores.png", "small-ranks.png", "small-popq.png"}
+    assert {file.name for file in drawn.values()} == names
+    # Without the scores the pictures that are there are shown.
+    for file in (tmp_path / "out" / "small").glob("*.npz"):
+        file.unlink()
+    assert reproduce.draw(results, tmp_path / "out", tmp_path / "figures") == drawn
+    assert reproduce.draw(results, tmp_path / "out", tmp_path / "elsewhere") == {}
+
+
+def test_what_has_no_data_is_skipped_and_said(experiment, tmp_path, capsys):
+    absent = tmp_path / "absent.toml"
+    absent.write_text(benchmark_file(tmp_path, False).read_text().replace("few.npz", "none.npz"))
+    (tmp_path / "FINDINGS.md").write_text("What was found.\n")
+    argv = ["reproduce", "--experiment", str(absent), str(experiment), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*argv, "--only", "BPR", "--seed", "3"]) == 0
+    captured = capsys.readouterr()
+    assert "absent.toml: skipped." in captured.err
+    assert "none.npz" in captured.err
+    text = (tmp_path / "out" / "REPORT.md").read_text()
+    assert "What was found." in text
+    assert "| BPR | 1 |" in text
+    assert "figures/small-scores.png" in text
 
 
 def test_the_projects_own_experiments_are_well_formed(request):

@@ -285,3 +285,74 @@ def test_sources_are_files_or_names(tmp_path, monkeypatch):
     monkeypatch.delenv("ZEROSUM_EXT_DATA")
     with pytest.raises(FileNotFoundError, match="ZEROSUM_EXT_DATA"):
         runs.DataSource("tiny").read()
+
+
+# ---- searching for the weight
+
+SEARCH = runs.WeightSearch(max_cost=0.3, bias="pri", weights=(0.5, 0.9))
+
+
+@pytest.fixture(scope="module")
+def searched(ratings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "searched"
+    return runs.train(ratings, folder, replace(METHOD, weight=None, epochs=8, lr=0.02), search=SEARCH, **FAST)
+
+
+def test_a_search_takes_the_least_biased_that_costs_little(searched):
+    found = json.loads((searched.folder / "weights" / "search.json").read_text())
+    tried = found["tried"]
+    assert [t["weight"] for t in tried] == [1.0, 0.9, 0.5]  # the mildest first
+    for t in tried:
+        assert t["affordable"] == (t["accuracy"] >= 0.7 * tried[0]["accuracy"])
+    best = min((t for t in tried if t["affordable"]), key=lambda t: abs(t["bias"]))
+    assert found["weight"] == best["weight"] == searched.methods["zerosum"].weight
+    assert best["weight"] < 1  # else this test says little
+    # The figures are those of the library's own evaluate, on the validation part alone.
+    folder = searched.folder / "weights" / f"w{best['weight']:g}"
+    model = zx.MatrixFactorization.load(folder / "model.safetensors")
+    values = zx.evaluate(model, searched.split.train, searched.split.valid, metrics=("ndcg", "pri"), k=(10,))
+    assert (values["ndcg@10"], values["pri"]) == (best["accuracy"], best["bias"])
+    assert same_weights(model, searched.model())
+
+
+def test_a_search_is_gone_on_with(ratings, searched, monkeypatch):
+    method = replace(METHOD, weight=None, epochs=8, lr=0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+        again = runs.train(ratings, searched.folder, method, search=SEARCH, resume=True, **FAST)
+    assert again.metrics == searched.metrics
+    with pytest.raises(ValueError, match="max_cost"):
+        runs.train(ratings, searched.folder, method, search=replace(SEARCH, max_cost=0.2), resume=True, **FAST)
+
+
+def test_bpr_is_taken_where_all_costs_too_much(ratings, tmp_path):
+    split = runs.SplitRule().apply(runs.DataSource(str(ratings)).read())
+    search = runs.WeightSearch(max_cost=0.0, bias="pri", weights=(0.02, 0.01, 0.005))
+    notes = []
+    # So much of the regularizer keeps all scores near 0: nothing is learnt.
+    method = replace(METHOD, weight=None, epochs=8, lr=0.02)
+    weight, tried = runs.choose_weight(method, split, tmp_path / "w", search, note=notes.append, progress=False)
+    if any(t.affordable for t in tried[1:]):
+        pytest.fail(f"expected weights that cost something, got {tried}")
+    assert weight == 1.0
+    assert len(tried) == 3  # not the third weight, after two that cost too much
+    assert "no weight reduced the bias" in notes[-1]
+
+
+def test_bad_searches_are_named(ratings, tmp_path):
+    for options, said in (
+        ({"max_cost": 1.0}, "max_cost"),
+        ({"bias": "gini"}, "bias"),
+        ({"weights": ()}, "weights"),
+        ({"weights": (1.0,)}, "weights"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            runs.WeightSearch(**options)
+    with pytest.raises(ValueError, match="has a w"):
+        runs.train(ratings, tmp_path / "a", replace(METHOD, loss="pd", weight=None), search=SEARCH, **FAST)
+    with pytest.raises(ValueError, match="weight: expected None"):
+        runs.train(ratings, tmp_path / "b", METHOD, search=SEARCH, **FAST)
+    rule = runs.SplitRule(ratios=(0.8, 0.2))
+    with pytest.raises(ValueError, match="validation"):
+        runs.train(ratings, tmp_path / "c", replace(METHOD, weight=None), split=rule, search=SEARCH, **FAST)
+    assert not any((tmp_path / name).exists() for name in "abc")

@@ -165,3 +165,27 @@ def test_losses_of_the_items_are_given_their_indices(triangle, name, negatives):
     loss.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
     new_model().fit(triangle, loss, **dict(OPTIONS, epochs=1, negatives=negatives))
     torch.testing.assert_close(seen[0], expected.detach())
+
+
+@pytest.mark.parametrize("engine", ["autograd", "fused"])
+def test_batches_are_transformed_before_they_are_trained_on(triangle, engine):
+    seen = []
+
+    def swap(users, positives, negatives):
+        seen.append(len(users))
+        return users, negatives, positives
+
+    plain, swapped, again = new_model(), new_model(), new_model()
+    plain.fit(triangle, "bpr", engine=engine, **OPTIONS)
+    history = swapped.fit(triangle, "bpr", engine=engine, transform=swap, **OPTIONS)
+    assert sum(seen) == sum(history.samples)
+    again.fit(triangle, "bpr", engine=engine, transform=lambda *batch: batch, **OPTIONS)
+    assert torch.equal(again.item_embedding, plain.item_embedding)
+
+    def margin(model):
+        scores = model.score_all_items(torch.arange(40)).numpy()
+        return scores[triangle.toarray() > 0].mean() - scores[triangle.toarray() == 0].mean()
+
+    assert margin(plain) > 0 > margin(swapped)
+    with pytest.raises(TypeError, match="transform"):
+        plain.fit(triangle, "bpr", transform=3, **OPTIONS)

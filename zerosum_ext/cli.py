@@ -151,9 +151,23 @@ def _add_train(commands: Any) -> None:
     )
     how.add_argument(
         "--weight",
-        type=float,
+        type=_weight,
         metavar="W",
-        help="w of losses that have one: w times BPR and 1 - w times the regularizer, 0 to 1 (default: 0.9)",
+        help="w of losses that have one: w times BPR and 1 - w times the regularizer, 0 to 1 (default: 0.9); auto "
+        "finds the one that takes away most bias at the cost of --max-cost, by training several",
+    )
+    how.add_argument(
+        "--max-cost",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="with --weight auto: of BPR's --metric in validation that may be lost (default: 0.05)",
+    )
+    how.add_argument(
+        "--bias",
+        choices=("pop_q_at_1", "pri", "upo", "pcc"),
+        default="pop_q_at_1",
+        help="with --weight auto: the measure of bias (default: pop_q_at_1)",
     )
     how.add_argument(
         "--loss-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the loss"
@@ -288,6 +302,10 @@ def _note(arguments: argparse.Namespace) -> Any:
     return (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
 
 
+def _weight(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from zerosum_ext import methods, runs
 
@@ -297,9 +315,10 @@ def _train(arguments: argparse.Namespace) -> int:
     weight = arguments.weight
     if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
         weight = 0.9
+    search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
     method = runs.Method(
         loss=arguments.loss,
-        weight=weight,
+        weight=None if search else weight,
         loss_options=_options("loss-option", arguments.loss_option),
         model_options=_options("model-option", arguments.model_option),
         **{
@@ -330,6 +349,7 @@ def _train(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             figures=not arguments.no_figures,
+            search=search,
             progress=False if arguments.quiet else None,
             note=_note(arguments),
         )
@@ -507,7 +527,12 @@ def _add_reproduce(commands: Any) -> None:
     reproduce.add_argument("--report", metavar="FILE", help="the report (default: REPORT.md in the results' folder)")
     reproduce.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: %(default)s)")
     reproduce.add_argument("--only", metavar="TEXT", help="run only methods whose name contains this")
+    reproduce.add_argument("--seed", type=int, nargs="+", metavar="S", help="run only these of the file's seeds")
     reproduce.add_argument("--no-run", action="store_true", help="report what is finished, run nothing")
+    reproduce.add_argument("--no-figures", action="store_true", help="draw none")
+    reproduce.add_argument(
+        "--findings", metavar="FILE", help="text that opens the report (default: FINDINGS.md beside the first file)"
+    )
     reproduce.add_argument("--quiet", action="store_true", help="no progress bar")
     reproduce.set_defaults(run=_reproduce)
 
@@ -515,9 +540,17 @@ def _add_reproduce(commands: Any) -> None:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from zerosum_ext import reproduce
 
+    report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
+    findings = Path(arguments.findings or Path(arguments.experiment[0]).parent / "FINDINGS.md")
+    head = ["# Published experiments, run again", ""]
+    if arguments.findings or findings.is_file():
+        head += [findings.read_text().strip(), ""]
     sections = []
     for path in arguments.experiment:
-        if arguments.no_run:
+        missing = "" if arguments.no_run else reproduce.Experiment.read(path).missing_data()
+        if missing:
+            print(f"{path}: skipped. {missing}", file=sys.stderr)
+        if missing or arguments.no_run:
             results = reproduce.load(path, arguments.output)
         else:
             results = reproduce.run(
@@ -525,12 +558,17 @@ def _reproduce(arguments: argparse.Namespace) -> int:
                 arguments.output,
                 jobs=arguments.jobs,
                 only=arguments.only,
+                seeds=arguments.seed,
                 progress=False if arguments.quiet else None,
             )
-        sections.append(reproduce.report(results))
-    report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text("# Published experiments, run again\n\n" + "\n".join(sections))
+        report.parent.mkdir(parents=True, exist_ok=True)
+        figures = {}
+        if not arguments.no_figures:
+            drawn = reproduce.draw(results, arguments.output, report.parent / "figures")
+            figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
+        sections.append(reproduce.report(results, figures))
+        # Written after every experiment, so that an interrupted command has reported what it ran.
+        report.write_text("\n".join([*head, *sections]))
     print("\n".join(sections))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0

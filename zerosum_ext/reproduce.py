@@ -205,6 +205,16 @@ class Experiment:
             note=values.get("note", ""),
         )
 
+    def missing_data(self) -> str:
+        """What to say where the data are not there; empty where they are."""
+        if self.protocol == "synthetic":
+            return ""
+        try:
+            datasets.find(self.data.source)
+        except FileNotFoundError as error:
+            return str(error)
+        return ""
+
     @property
     def baseline(self) -> str | None:
         """The first method that is plain BPR."""
@@ -334,7 +344,7 @@ def _finished(folder: Path, cell: Cell) -> dict[str, Any] | None:
 
 
 def _run_and_write(cell: Cell, folder: Path) -> None:
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     _forget_peak_memory()
     measured = (_synthetic if cell.experiment.protocol == "synthetic" else _benchmark)(cell)
     record = {
@@ -346,6 +356,7 @@ def _run_and_write(cell: Cell, folder: Path) -> None:
         "metrics": measured.metrics,
         "history": measured.history,
         "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
         "trained_here": measured.trained_here,
         "peak_memory_mb": _peak_memory_mb(),
         "threads": torch.get_num_threads(),
@@ -638,22 +649,22 @@ def _range(values: np.ndarray) -> list[float]:
 
 
 def _cost_lines(results: Results) -> list[str]:
-    """Time and memory of a run of each method; of a sweep, of all its strengths together."""
+    """Time (medians) and most memory of a run of each method; of a sweep, of all its strengths together."""
     e = results.experiment
     member = {name: family for family, names in e.families.items() for name in names}
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, records in results.records.items():
         groups.setdefault(member.get(name, name), []).extend(r for r in records if r["trained_here"])
-    lines = ["| one run | s | of these training | s an epoch | peak MB |", "|---|--:|--:|--:|--:|"]
+    lines = ["| one run | CPU s | s | of these training | s an epoch | peak MB |", "|---|--:|--:|--:|--:|--:|"]
     for name, records in groups.items():
         if records:
-            whole = [r["seconds"] for r in records]
-            training = [sum(r["history"]["seconds"]) for r in records]
-            epochs = [x for r in records for x in r["history"]["seconds"]]
+            cpu, whole = (np.median([r[key] for r in records]) for key in ("cpu_seconds", "seconds"))
+            training = np.median([sum(r["history"]["seconds"]) for r in records])
+            epoch = np.median([x for r in records for x in r["history"]["seconds"]])
             memory = max(r["peak_memory_mb"] for r in records)
             lines.append(
-                f"| {name} ({records[0]['history']['path']}) | {np.mean(whole):.1f} | {np.mean(training):.1f} | "
-                f"{np.mean(epochs):.2f} | {memory:.0f} |"
+                f"| {name} ({records[0]['history']['path']}) | {cpu:.1f} | {whole:.1f} | {training:.1f} | {epoch:.2f} "
+                f"| {memory:.0f} |"
             )
     done = [r for records in results.records.values() for r in records]
     if not done:

@@ -9,6 +9,7 @@ The folder holds everything that the figures follow from and all that recommendi
     config.json         data, split, hyper-parameters of every method, versions
     interactions.npz    the interactions with their external ids, and which part of the split each belongs to
     METHOD/             model.safetensors, history.json, metrics.json; checkpoint.pt while it is being trained
+    weights/            models of the weights that were tried, and search.json, where the weight was searched for
     metrics.json        {method: {metric: value}}
     history.csv         one row for each epoch of each method
     *.png               curves, PopQ histogram, average ranks, score matrices where small
@@ -26,6 +27,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -41,7 +43,7 @@ from torch import nn
 from zerosum_ext import backbones, datasets, methods, metrics, plots
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext._extension import build_info
-from zerosum_ext.evaluation import Ranking, compute, rank
+from zerosum_ext.evaluation import Ranking, compute, evaluate, rank
 from zerosum_ext.interactions import Interactions, Report, Split
 from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.recommender import Recommender
@@ -56,6 +58,9 @@ __all__ = [
     "Recommended",
     "Run",
     "SplitRule",
+    "Tried",
+    "WeightSearch",
+    "choose_weight",
     "measure",
     "to_json",
     "train",
@@ -360,6 +365,114 @@ def _read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
     return model.to(method.device)
 
 
+@dataclass(frozen=True)
+class WeightSearch:
+    """How to find a weight: the one that takes away most bias among those that cost little accuracy.
+
+    Attributes:
+        max_cost: share of BPR's accuracy in validation (the method's ``metric``) that may be lost, in [0, 1).
+        bias: "pop_q_at_1", "pri", "upo" or "pcc", of which the distance from its value without bias is to be small.
+        weights: to try, in (0, 1), from the largest, the mildest, on. After two in a row that cost too much, further
+            ones are not tried.
+    """
+
+    max_cost: float = 0.05
+    bias: str = "pop_q_at_1"
+    weights: tuple[float, ...] = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5, 0.3)
+
+    def __post_init__(self) -> None:
+        if not 0 <= require_finite_number("max_cost", self.max_cost) < 1:
+            raise ValueError(f"max_cost: expected a share in [0, 1), got {self.max_cost}")
+        require_choice("bias", self.bias, tuple(_UNBIASED))
+        if not self.weights or not all(0 < require_finite_number("weights", w) < 1 for w in self.weights):
+            raise ValueError(f"weights: expected numbers between 0 and 1, got {self.weights}")
+
+
+# The value of a measure of bias where there is none.
+_UNBIASED = {"pop_q_at_1": 0.5, "pri": 0.0, "upo": 0.0, "pcc": 0.0}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One weight of a search, as measured on the validation part. Weight 1 is BPR."""
+
+    weight: float
+    accuracy: float
+    bias: float
+    affordable: bool
+
+
+def choose_weight(
+    method: Method,
+    split: Split,
+    folder: str | os.PathLike[str],
+    search: WeightSearch | None = None,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
+    note: Callable[[str], Any] = lambda text: None,
+) -> tuple[float, list[Tried]]:
+    """Finds w of a method by its validation part: the largest bias reduction at a given cost in accuracy.
+
+    BPR and then the method with one weight after the other are trained on ``split.train`` and measured on
+    ``split.valid``, with popularities counted in these two; the test part is not looked at. The search takes as long as
+    training so many models.
+
+    Args:
+        method: of which ``weight`` is to be found.
+        split: its train and valid parts are used.
+        folder: gets the models, each in a folder of its own, and search.json.
+        search: what may be lost, the measure of bias and the weights.
+        resume: take models that are in the folder already, of the same settings.
+        progress: shows progress bars; None: on a terminal.
+        note: is told about each weight.
+
+    Returns:
+        (weight, what was tried). 1.0, which is BPR, where no weight reduces the bias at that cost.
+
+    Raises:
+        ValueError: a method without w, no validation part, or one too small to measure the bias by.
+    """
+    search = search or WeightSearch()
+    if "w" not in methods.method_options(method.loss):
+        raise ValueError(f"weight: expected none for loss {method.loss!r}, which has no w, got a search for it")
+    if split.valid.nnz == 0:
+        raise ValueError("split: expected a validation part to choose the weight by, got none")
+    folder, ideal = Path(folder), _UNBIASED[search.bias]
+    name, _, cutoff = method.metric.partition("@")
+    tried: list[Tried] = []
+    too_costly = 0
+    for weight in (1.0, *sorted(search.weights, reverse=True)):
+        one = _plain_bpr(method) if weight == 1.0 else replace(method, weight=weight)
+        model, _ = train_method(one, split, folder / _of_weight(weight), resume=resume, progress=progress)
+        values = evaluate(model, split.train, split.valid, metrics=(name, search.bias), k=(int(cutoff or 10),))
+        accuracy, bias = values[method.metric], values[search.bias]
+        if not math.isfinite(bias):
+            raise ValueError(
+                f"bias: {search.bias} has no value on the {split.valid.nnz:,} validation positives; choose another"
+            )
+        least = (1 - search.max_cost) * (tried[0].accuracy if tried else accuracy)
+        tried.append(Tried(weight, accuracy, bias, accuracy >= least))
+        verdict = "" if tried[-1].affordable else ", costs too much"
+        note(f"w={weight:g}: validation {method.metric} {accuracy:.4f}, {search.bias} {bias:.3f}{verdict}")
+        too_costly = 0 if tried[-1].affordable else too_costly + 1
+        if too_costly == 2:
+            break
+    # Of equally biased ones the first, the mildest.
+    chosen = min((t for t in tried if t.affordable), key=lambda t: abs(t.bias - ideal)).weight
+    _write_json(folder / "search.json", {**asdict(search), "weight": chosen, "tried": [asdict(t) for t in tried]})
+    note(f"w={chosen:g} is taken" + (": no weight reduced the bias at that cost" if chosen == 1.0 else ""))
+    return chosen, tried
+
+
+def _of_weight(weight: float) -> str:
+    return "bpr" if weight == 1.0 else f"w{weight:g}"
+
+
+def _plain_bpr(method: Method) -> Method:
+    return replace(method, loss="bpr", weight=None, loss_options={})
+
+
 def measure(
     model: nn.Module, split: Split, *, k: Sequence[int] = (10, 20), popularity: Any = None
 ) -> tuple[dict[str, float], Ranking]:
@@ -584,6 +697,7 @@ def train(
     split: SplitRule | None = None,
     baseline: bool = True,
     k: Sequence[int] = (10, 20),
+    search: WeightSearch | None = None,
     resume: bool = False,
     overwrite: bool = False,
     figures: bool = True,
@@ -599,6 +713,7 @@ def train(
         split: by default random, 80/10/10.
         baseline: train BPR with the same settings too (there is nothing to compare where the loss is BPR).
         k: cut-offs of the metrics.
+        search: find the method's weight, which is then None, by :func:`choose_weight`.
         resume: go on with the run in the folder, where there is one; it must have the same settings and data.
         overwrite: remove the run that is in the folder. Without it, or resume, a folder that is not empty is refused;
             one that holds something else than a run always is.
@@ -610,7 +725,9 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after a checkpoint; the same call with ``resume=True`` goes on.
         ValueError, OSError: bad settings or data, a folder that cannot be written.
     """
-    method = method or Method(weight=0.9)
+    method = method or Method(weight=None if search else 0.9)
+    if search and method.weight is not None:
+        raise ValueError(f"weight: expected None with a search for it, got {method.weight}")
     cutoffs = tuple(require_positive_int("k", value) for value in k)
     if not cutoffs:
         raise ValueError("k: expected at least one cut-off, got none")
@@ -631,10 +748,15 @@ def train(
 
     chosen = {}
     if baseline and method.loss != "bpr":
-        chosen["bpr"] = replace(method, loss="bpr", weight=None, loss_options={})
+        chosen["bpr"] = _plain_bpr(method)
     chosen[method.loss] = method
     for one in chosen.values():  # what is wrong with the settings shows before anything is written
         one.make_parts(parts.train)
+    if search and ("w" not in methods.method_options(method.loss) or parts.valid.nnz == 0):
+        raise ValueError(
+            f"weight: a search for it needs a loss that has a w, and a validation part, got loss {method.loss!r} and "
+            f"{parts.valid.nnz} validation interactions"
+        )
     config = {
         "format": _FORMAT,
         "data": asdict(data) if isinstance(data, DataSource) else {"source": interactions.report.source},
@@ -643,6 +765,7 @@ def train(
         "evaluation": {"k": list(cutoffs)},
         "interactions": _describe(interactions, parts),
         "environment": _environment(),
+        "search": None if search is None else asdict(search),
     }
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read again
     path = Path(folder)
@@ -650,11 +773,24 @@ def train(
     if not (path / "interactions.npz").is_file():
         _write_split(path / "interactions.npz", parts)
     _write_json(path / "config.json", config)
+    if search is not None:
+        weights = path / "weights"
+        weight, _ = choose_weight(method, parts, weights, search, resume=resume, progress=progress, note=note)
+        chosen[method.loss] = replace(method, weight=weight)
+        config["methods"] = json.loads(json.dumps({name: asdict(m) for name, m in chosen.items()}))
+        _write_json(path / "config.json", config)
+        # The models of the search are those of the run.
+        for name, place in (("bpr", _of_weight(1.0)), (method.loss, _of_weight(weight))):
+            if name in chosen and (name == "bpr" or weight != 1.0):
+                (path / name).mkdir(exist_ok=True)
+                for file in ("model.safetensors", "history.json"):
+                    shutil.copyfile(weights / place / file, path / name / file)
 
     rankings = {}
     for number, (name, one) in enumerate(chosen.items(), 1):
         note(f"{name} ({number} of {len(chosen)}): training")
-        model, history = train_method(one, parts, path / name, resume=resume, progress=progress)
+        found = search is not None and (path / name / "history.json").is_file()
+        model, history = train_method(one, parts, path / name, resume=resume or found, progress=progress)
         best = "" if history.best_epoch is None else f", best of epoch {history.best_epoch + 1}"
         note(f"{name}: {len(history)} epochs ({history.stopped}{best}) in {sum(history.seconds):.1f} s; evaluating")
         values, rankings[name] = measure(model, parts, k=cutoffs)
@@ -725,9 +861,11 @@ def _prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool
 
 def _difference(old: Any, new: Any) -> str:
     """The first setting in which two runs differ, in words; empty where they agree."""
-    for part in ("methods", "evaluation"):
-        before, after = _flat(old.get(part)), _flat(new[part])
+    for part in ("methods", "evaluation", "search"):
+        before, after = _flat(old.get(part)), _flat(new.get(part))
         for name in [*after, *before]:
+            if old.get("search") and new.get("search") and part == "methods" and name.endswith(".weight"):
+                continue  # that is what was searched for
             if before.get(name) != after.get(name):
                 return f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
     if old.get("interactions", {}).get("digest") != new["interactions"]["digest"]:
@@ -746,10 +884,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _remove_run(folder: Path, config: dict[str, Any]) -> None:
     """Takes away the files that a run consists of, and nothing else."""
-    for name in config.get("methods", {}):
+    search = config.get("search") or {"weights": ()}
+    tried = [f"weights/{_of_weight(weight)}" for weight in (1.0, *search["weights"])]
+    for name in (*config.get("methods", {}), *tried):
         if (folder / name).is_dir():
             for file in ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt"):
                 (folder / name / file).unlink(missing_ok=True)
+    (folder / "weights" / "search.json").unlink(missing_ok=True)
     figures = ("curves.png", "popq.png", "ranks.png", "scores.png")
     for file in ("metrics.json", "history.csv", "interactions.npz", "config.json", *figures):
         (folder / file).unlink(missing_ok=True)
