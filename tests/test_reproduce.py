@@ -266,6 +266,29 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
     assert again.records["Compensation alpha=0.5"][0]["metrics"] == first["Compensation alpha=0.5"]["metrics"]
 
 
+def test_another_split(tmp_path):
+    path = benchmark_file(tmp_path, False)
+    with np.load(tmp_path / "few.npz") as archive:
+        arrays = dict(archive)
+    arrays["split"] = (np.arange(len(arrays["user"])) % 4 == 0).astype(np.int8)  # 1: test
+    np.savez(tmp_path / "few.npz", **arrays)
+    path.write_text('split = {kind = "column"}\n' + path.read_text())
+    experiment = reproduce.Experiment.read(path)
+    everything, split, negatives = reproduce._benchmark_data(experiment)
+    assert (split.train | split.valid | split.test).nnz == sum(part.nnz for part in split) == everything.nnz
+    expected = experiment.data.read().split_by("split", train=0, valid=2, test=1)
+    assert torch.equal(split.test.indices, expected.test.indices)
+    assert (split.train | split.valid).nnz == expected.train.nnz
+    assert split.valid.nnz == pytest.approx(0.1 * expected.train.nnz, rel=0.1)
+    held = everything.to_scipy().toarray() > 0
+    assert not held[torch.arange(everything.num_users)[:, None], negatives].any()
+    plain = reproduce.Experiment.read(benchmark_file(tmp_path, False)).cells()[0]
+    assert plain.digest != experiment.cells()[0].digest
+    path.write_text(path.read_text().replace("title", 'split = {sort = "column"}\ntitle', 1))
+    with pytest.raises(ValueError, match="sort"):
+        reproduce.Experiment.read(path)
+
+
 def test_pictures_of_synthetic_data(experiment, tmp_path):
     results = reproduce.run(experiment, tmp_path / "out", progress=False)
     drawn = reproduce.draw(results, tmp_path / "out", tmp_path / "figures")

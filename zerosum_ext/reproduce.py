@@ -36,7 +36,9 @@ Protocols:
     benchmark: [RCS22 section 5]: a random 60/20/20 split (of its own seed), 100 negatives for each user that he never
         interacted with, shared by validation and test; popularity counts all interactions. ``leak = true`` keeps these
         negatives out of training too, as the released code does. Figures are those of the last epoch, and those of the
-        best epoch by sampled NDCG@10 in validation.
+        best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other fields of
+        :class:`~zerosum_ext.runs.SplitRule`, is another split; where it has no validation part, a tenth of the training
+        part is taken for it.
 
 ``pairing = "released"`` is the pairing of the code that came with [RCS22], for what it changes: there the second
 positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of
@@ -71,7 +73,7 @@ from zerosum_ext._checks import require_choice, require_positive_int
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.interactions import Interactions, Split
 from zerosum_ext.methods import MACR, Compensated, MethodParts
-from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, measure
+from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, SplitRule, measure
 from zerosum_ext.sampling import sample_negatives
 from zerosum_ext.training import EpochEnd, fit
 
@@ -117,6 +119,8 @@ class Cell:
     def _digest(self, method: Method) -> str:
         e = self.experiment
         settings = [e.protocol, e.leak, vars(e.data), e.split_seed, vars(method), self.pairing]
+        if e.split != SplitRule(ratios=(0.6, 0.2, 0.2), seed=e.split_seed):
+            settings.append(vars(e.split))
         return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
@@ -142,6 +146,7 @@ class Experiment:
     protocol: str
     columns: tuple[str, ...]
     data: DataSource
+    split: SplitRule
     leak: bool
     split_seed: int
     seeds: tuple[int, ...]
@@ -186,6 +191,11 @@ class Experiment:
                 families[entry["name"]] = tuple(made)
             for name in made:
                 pairings[name], published[name] = entry.get("pairing", _PAIRINGS[0]), entry.get("published", {})
+        split_seed = require_positive_int(f"{path}: split_seed", values.get("split_seed", 0), minimum=0)
+        try:
+            split = SplitRule(**{"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **values.get("split", {})})
+        except TypeError as error:
+            raise ValueError(f"{path}: split: {error}") from None
         seeds = values.get("seeds", [0])
         if not isinstance(seeds, list) or not seeds:
             raise ValueError(f"{path}: seeds: expected a list of integers, got {seeds!r}")
@@ -195,8 +205,9 @@ class Experiment:
             protocol=require_choice(f"{path}: protocol", values["protocol"], ("synthetic", "benchmark")),
             columns=tuple(values.get("columns", ("pri", "pop_q_at_1"))),
             data=DataSource(**values["data"]),
+            split=split,
             leak=bool(values.get("leak", False)),
-            split_seed=values.get("split_seed", 0),
+            split_seed=split_seed,
             seeds=tuple(require_positive_int("seeds", seed, minimum=0) for seed in seeds),
             methods=methods,
             families=families,
@@ -444,10 +455,13 @@ class _Data(NamedTuple):
 
 
 def _benchmark_data(experiment: Experiment) -> _Data:
-    key = json.dumps([vars(experiment.data), experiment.split_seed], default=str)
+    key = json.dumps([vars(experiment.data), vars(experiment.split), experiment.split_seed], default=str)
     if not _last_data or _last_data[0][0] != key:
         everything = experiment.data.read()
-        split = everything.split_random((0.6, 0.2, 0.2), seed=experiment.split_seed)
+        split = experiment.split.apply(everything)
+        if split.valid.nnz == 0:
+            train, valid = split.train.split_random((0.9, 0.1), seed=experiment.split_seed)[::2]
+            split = split._replace(train=train, valid=valid)
         users = torch.arange(everything.num_users)
         negatives = sample_negatives(
             everything, users, _EVALUATION_NEGATIVES, seed=experiment.split_seed, replacement=False
@@ -595,7 +609,7 @@ def _sampled(model: nn.Module, held_out: Interactions, negatives: Tensor, block:
 
 
 def _measured(model: nn.Module, split: Split, negatives: Tensor, popularity: Tensor) -> dict[str, float]:
-    found, _ = measure(model, split, k=(10,), popularity=popularity)
+    found, _ = measure(model, split, k=(10, 20), popularity=popularity)
     # In the paper Hit@10 and NDCG@10 are the sampled ones; "full/" marks those over all items.
     full = {f"full/{name}" if name in ("hr@10", "ndcg@10") else name: value for name, value in found.items()}
     return full | _sampled(model, split.test, negatives)
