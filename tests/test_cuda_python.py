@@ -85,6 +85,70 @@ def test_the_backward_pass_waits_for_nothing(fake, kernels_on_cuda, weighted, re
     assert [(g.shape, g.dtype, g.device) for g in grads] == [(t.shape, dtype, CUDA) for t in branches]
 
 
+MF_LOSSES = {"zerosum": (7, 5), "bpr": (7,), "bsl": (7, 5), "pos2neg2": (7, 2)}
+
+
+def mf_inputs(name, dtype):
+    user, item = scores(9, 16, dtype=dtype), scores(11, 16, dtype=dtype)
+    shapes = (7,), (7, 2) if name == "pos2neg2" else (7,), MF_LOSSES[name]
+    return user, item, [torch.empty(s, dtype=torch.int64, device=CUDA) for s in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", MF_LOSSES)
+def test_matrix_factorization_on_fake_tensors(fake, kernels_on_cuda, name, reduction, dtype):
+    user, item, ids = mf_inputs(name, dtype)
+    value = zx.mf_loss(user, item, *ids, loss=name, reduction=reduction, item_bias=scores(11, dtype=dtype))
+    samples = (MF_LOSSES[name] if name in ("zerosum", "bpr") else (7,)) if reduction == "none" else ()
+    compute = torch.float32 if dtype == torch.float16 else dtype
+    assert (value.shape, value.device) == (samples, CUDA)
+    assert value.dtype == (dtype if reduction == "none" else compute)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", MF_LOSSES)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_its_backward_pass_waits_for_nothing(fake, kernels_on_cuda, deterministic, name, reduction):
+    user, item, ids = mf_inputs(name, torch.float32)
+    bias, context = scores(11), Context()
+    context.needs_input_grad = (True, True, True)
+    l2 = 0.0 if reduction == "none" else 0.1
+    with torch.no_grad():
+        value = _autograd._MfLoss.forward(
+            context, user, item, bias, *ids, None, None, (name, 1.0, 1.0, 1.0, l2, reduction), False, deterministic
+        )
+        grads = _autograd._MfLoss.backward(context, torch.empty_like(value))
+    assert [(g.shape, g.device) for g in grads[:3]] == [(t.shape, CUDA) for t in (user, item, bias)]
+    assert len(grads) == 11
+    assert grads[3:] == (None,) * 8
+
+
+def test_matrix_factorization_exports(fake, kernels_on_cuda):
+    class Loss(torch.nn.Module):
+        def forward(self, user, item, users, positives, negatives):
+            return zx.mf_loss(user, item, users, positives, negatives)
+
+    user, item, ids = mf_inputs("zerosum", torch.float32)
+    exported = torch.export.export(Loss(), (user, item, *ids))
+    targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert torch.ops.zerosum_ext.mf_loss.default in targets
+
+
+@pytest.mark.parametrize("other", [torch.device("cpu"), torch.device("cuda:1")])
+def test_one_device_for_matrix_factorization(fake, other):
+    user, item, ids = mf_inputs("bpr", torch.float32)
+    with pytest.raises(ValueError, match=f"item_embedding: expected a tensor on cuda:0, .* on {other}"):
+        zx.mf_loss(user, torch.empty(11, 16, device=other), *ids)
+    moved = torch.empty(7, dtype=torch.int64, device=other)
+    with pytest.raises(ValueError, match="positives: expected a tensor on cuda:0, where the tables are"):
+        zx.mf_loss(user, item, ids[0], moved, ids[2])
+    coefficient, scale = scores(7, 2), scores()
+    arguments = (coefficient, scale, 0.0, True, True, False, False)
+    with pytest.raises(RuntimeError, match=f"user_embedding is on cuda:0, negatives on {other}"):
+        torch.ops.zerosum_ext.mf_gradient(user, item, ids[0], ids[1], moved, *arguments)
+
+
 def test_export_keeps_the_op(fake, kernels_on_cuda):
     exported = torch.export.export(zx.ZerosumLoss(), (scores(8), scores(8)))
     targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]

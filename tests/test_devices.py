@@ -118,6 +118,66 @@ def test_small_epochs_are_the_same(device, positives, positive_strategy):
         assert all(torch.equal(t, u.cpu()) for t, u in zip(a, b, strict=True))
 
 
+# ---- matrix factorization
+
+MF_LOSSES = {
+    "zerosum": (zx.ZerosumLoss, 1),
+    "bpr": (zx.BPRLoss, 5),
+    "pos2neg2": (zx.Pos2Neg2Loss, 2),
+    "bsl": (zx.BSLLoss, 21),
+    "hardest": (zx.HardestLoss, 3),
+}
+
+
+def factorization(name, rows, dim, dtype, num_users=61, num_items=97):
+    """Tables with a bias, and ids: many samples of few rows."""
+    generator = torch.Generator().manual_seed(dim)
+    shapes = (num_users, dim), (num_items, dim), (num_items,)
+    tables = [torch.randn(s, generator=generator, dtype=torch.float64).mul(0.5).to(dtype) for s in shapes]
+    k = MF_LOSSES[name][1]
+    users = torch.randint(0, num_users, (rows,), generator=generator)
+    items = (torch.rand(rows, 2 + k, generator=generator) ** 3 * num_items).long()
+    if name == "pos2neg2":
+        return tables, (users, items[:, :2], items[:, 2:4])
+    return tables, (users, items[:, 0], items[:, 1] if k == 1 else items[:, 1 : 1 + k])
+
+
+def check_mf(device, name, rows, dim, dtype, *, reduction="mean", sparse=False, deterministic=True):
+    tables, ids = factorization(name, rows, dim, dtype)
+    module = MF_LOSSES[name][0](reduction=reduction)
+    l2 = 0.0 if reduction == "none" else 0.1
+    leaves = [t.to(device).requires_grad_() for t in tables]
+    options = {"loss": module, "item_bias": leaves[2], "l2": l2, "sparse": sparse, "deterministic": deterministic}
+    value = zx.mf_loss(*leaves[:2], *(t.to(device) for t in ids), **options)
+    upstream = scores(value.shape, value.dtype, 3)
+    got = (value, *torch.autograd.grad(value, leaves, upstream.to(device)))
+    doubles = [t.double().requires_grad_() for t in tables]
+    value = reference.mf_loss_value(*doubles, *ids, None, None, *module.kernel(), l2, reduction)
+    want = (value, *torch.autograd.grad(value, doubles, upstream.double()))
+    for x, y in zip(got, want, strict=True):
+        scale = max(1.0, float(y.detach().abs().max()))
+        tolerance = 4 * TOLERANCE[dtype]
+        torch.testing.assert_close(x.to_dense().double().cpu(), y, rtol=tolerance, atol=tolerance * scale)
+    return [g.to_dense() for g in got]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", MF_LOSSES)
+def test_small_factorizations(device, name, sparse):
+    for dtype in TOLERANCE:
+        check_mf(device, name, 300, 20, dtype, sparse=sparse)
+    check_mf(device, name, 41, 33, torch.float32, reduction="none", sparse=sparse)
+    check_mf(device, name, 41, 64, torch.float32, sparse=sparse, deterministic=False)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 257])
+@pytest.mark.parametrize("name", ["zerosum", "bpr"])
+def test_factorizations_of_every_size(device, name, dim):
+    check_mf(device, name, 20_000, dim, torch.float32, sparse=True)
+    first, second = (check_mf(device, name, 9000, dim, torch.float32) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
 # ---- what only a GPU has
 
 
@@ -147,6 +207,42 @@ def test_graphs(gpu):
         graph.replay()
         want = work()
         assert all(torch.equal(a, b) for a, b in zip(captured, want, strict=True))
+
+
+@pytest.mark.cuda
+def test_graphs_of_factorization(gpu):
+    tables, ids = factorization("bpr", 5000, 64, torch.float32)
+    leaves, ids = [t.cuda().requires_grad_() for t in tables], [t.cuda() for t in ids]
+
+    def work():
+        value = zx.mf_loss(*leaves[:2], *ids, loss="bpr", item_bias=leaves[2], l2=0.1)
+        return value, *torch.autograd.grad(value, leaves)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for _ in range(2):
+        with torch.no_grad():
+            leaves[0].mul_(0.9)
+            ids[0].copy_(ids[0].flip(0))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, work(), strict=True))
+
+
+@pytest.mark.cuda
+def test_ids_out_of_range_give_nan(gpu):
+    tables, ids = factorization("bpr", 100, 8, torch.float32)
+    ids[1][7] = 97
+    leaves = [t.cuda().requires_grad_() for t in tables]
+    value = zx.mf_loss(*leaves[:2], *(t.cuda() for t in ids), loss="bpr")
+    assert value.isnan()
+    grads = torch.autograd.grad(value, leaves[:2])
+    assert grads[0].isnan().any(1).nonzero().flatten().tolist() == [int(ids[0][7])]
 
 
 @pytest.mark.cuda

@@ -107,8 +107,9 @@ class _MfLoss(torch.autograd.Function):
         weight: Tensor | None,
         args: MfArgs,
         sparse: bool,
+        deterministic: bool,
     ) -> Tensor:
-        ctx.args, ctx.sparse = args, sparse
+        ctx.args, ctx.sparse, ctx.atomics = args, sparse, not deterministic
         grad = args[-1] != "none"
         value, coefficient, failed = _ops.mf_loss(
             user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight, *args, grad
@@ -135,7 +136,7 @@ class _MfLoss(torch.autograd.Function):
                 return reference.mf_loss_value(p, q, r, users, positives, negatives, constants, weight, *ctx.args)
 
             grads = iter(_differentiable_gradients(value, chosen, grad_output))
-            return *(next(grads) if wanted else None for wanted in needed), None, None, None, None, None, None, None
+            return *(next(grads) if wanted else None for wanted in needed), *(None,) * 8
         scale = grad_output.to(compute_dtype(user.dtype))
         if reduction == "none":
             # sum_k grad_output_k loss_k is the same loss with other weights.
@@ -145,7 +146,7 @@ class _MfLoss(torch.autograd.Function):
             scale = torch.ones((), dtype=scale.dtype, device=scale.device)
         row_l2 = l2 / max(users.shape[0], 1) if reduction == "mean" else l2
         user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
-            user, item, users, positives, negatives, coefficient, scale, row_l2, *needed, ctx.sparse
+            user, item, users, positives, negatives, coefficient, scale, row_l2, *needed, ctx.sparse, False, ctx.atomics
         )
         out = []
         for wanted, table, rows, values in (
@@ -158,12 +159,12 @@ class _MfLoss(torch.autograd.Function):
                     rows.unsqueeze(0), values, table.shape, is_coalesced=True, check_invariants=False
                 )
             out.append(values if wanted else None)
-        return *out, None, None, None, None, None, None, None
+        return *out, *(None,) * 8
 
 
 def _check_ids(failed: Tensor, user: Tensor, item: Tensor, ids: tuple[Tensor, Tensor, Tensor]) -> None:
     """Raises for the id that the op found out of range."""
-    # Where looking would synchronise, or is not possible while tracing, the kernel itself has to refuse.
+    # Where looking would synchronise, or is not possible while tracing, the value is NaN, which says that much.
     if failed.device.type != "cpu" or torch.compiler.is_compiling() or type(failed) is not Tensor:
         return
     at = int(failed)
@@ -281,6 +282,7 @@ def mf_loss(
     weight: Tensor | None,
     args: MfArgs,
     sparse: bool,
+    deterministic: bool = True,
 ) -> Tensor:
     """The op mf_loss, differentiable in the tables and the bias, and by its definition in the other tensors."""
     users, positives, negatives = ids
@@ -288,7 +290,7 @@ def mf_loss(
     if _needs_definition("mf_loss", user_embedding.device, constants, weight):
         return reference.mf_loss_value(*given, *args, sparse)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:3]):
-        return _MfLoss.apply(*given, args, sparse)
+        return _MfLoss.apply(*given, args, sparse, deterministic)
     value, _, failed = _ops.mf_loss(*given, *args, False)
     _check_ids(failed, user_embedding, item_embedding, ids)
     return value

@@ -198,7 +198,19 @@ if _extension.CPU.loaded:
         item: bool,
         bias: bool,
         sparse: bool,
+        padded: bool = False,
+        atomics: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        _check_alike(
+            "user_embedding",
+            user_embedding,
+            item_embedding=item_embedding,
+            users=users,
+            positives=positives,
+            negatives=negatives,
+            coefficient=coefficient,
+            scale=scale,
+        )
         nothing = (0,)
         if not sparse:
             return (
@@ -276,11 +288,16 @@ def mf_gradient(
     item: bool,
     bias: bool,
     sparse: bool,
+    padded: bool = False,
+    atomics: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """From the derivatives in the scores, ``coefficient`` [B, J], those in the tables that are asked for.
 
     ``scale`` (one number) multiplies them; ``l2`` times each gathered row is added before. Returns user rows, user
-    values, item rows, item values and bias values: dense with empty rows, or sparse with ascending distinct rows.
+    values, item rows, item values and bias values: dense with empty rows, or sparse with ascending distinct rows. How
+    many those are, a GPU has to be asked; with ``padded`` it is not, and more rows may follow, all numbered as the
+    table's end, whose values mean nothing. ``atomics``: on a GPU and in float32 or float64, dense gradients are summed
+    in no certain order.
     """
     return _mf_gradient(
         user_embedding,
@@ -295,6 +312,8 @@ def mf_gradient(
         item,
         bias,
         sparse,
+        padded,
+        atomics,
     )
 
 

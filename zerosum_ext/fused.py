@@ -37,12 +37,14 @@ def mf_loss(
     sample_weight: Tensor | None = None,
     reduction: str | None = None,
     sparse: bool = False,
+    deterministic: bool = True,
 ) -> Tensor:
     """A loss of matrix factorization scores ``<P_u, Q_i> (+ b_i)``, straight from the tables.
 
     Equal to gathering the rows, multiplying them and calling the loss ([BPR09] section 4.3.1), but the gathered blocks
     [B, d] never exist: forward keeps one number for each score, backward sums the rows' gradients in the order of the
-    samples. Values and gradients have the same bits for any number of threads.
+    samples (on a GPU: of the batch sorted by row). Values and gradients have the same bits for any number of threads,
+    and each time.
 
     Args:
         user_embedding: P, [num_users, d]. float64, float32, float16 or bfloat16; the arithmetic is in float32 or
@@ -61,6 +63,9 @@ def mf_loss(
         reduction: "none", "sum" or "mean" as in the losses; None is the loss module's own, or "mean" for a name.
         sparse: gradients as coalesced sparse tensors with ascending rows, for SparseAdam, Adagrad and SGD: what to
             choose where a batch touches few of the rows. Under ``create_graph=True`` gradients are dense.
+        deterministic: False lets a GPU sum dense gradients of float32 and float64 tables by atomic additions, without
+            sorting the batch: their last bits then differ from call to call. It changes nothing else, and nothing on
+            the CPU.
 
     Returns:
         A scalar of float32 (float64 for float64), or for "none" the values in the tables' dtype: [B], or [B, K] for
@@ -69,7 +74,8 @@ def mf_loss(
     Raises:
         TypeError: tables that are not floating-point tensors, ids that are not integers.
         ValueError: shapes, dtypes or devices that do not fit, ids out of range (on the CPU; the message names the
-            argument and the id), l2 with reduction "none".
+            argument and the id. On a GPU, which is not waited for, the value and what the ids touch become NaN), l2
+            with reduction "none".
     """
     require_floating("user_embedding", user_embedding)
     require_floating("item_embedding", item_embedding)
@@ -136,7 +142,13 @@ def mf_loss(
     bias = None if item_bias is None else item_bias.contiguous()
     tensors = (user_embedding.contiguous(), item_embedding.contiguous(), bias)
     return _autograd.mf_loss(
-        *tensors, (users, positives, negatives), constants, sample_weight, (*kernel, l2, reduction), sparse
+        *tensors,
+        (users, positives, negatives),
+        constants,
+        sample_weight,
+        (*kernel, l2, reduction),
+        sparse,
+        deterministic,
     )
 
 

@@ -233,8 +233,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
                                                                const Tensor& item_embedding, const Tensor& users,
                                                                const Tensor& positives, const Tensor& negatives,
                                                                const Tensor& coefficient, const Tensor& scale,
-                                                               double l2, bool user, bool item, bool bias,
-                                                               bool sparse) {
+                                                               double l2, bool user, bool item, bool bias, bool sparse,
+                                                               bool /*padded*/, bool /*atomics*/) {
   const ScalarType dtype = user_embedding.scalar_type();
   // Each output is a tensor of its own: a schema without aliases promises that.
   Tensor user_rows = new_tensor(users, {0}, ScalarType::Long), item_rows = new_tensor(users, {0}, ScalarType::Long);

@@ -3,27 +3,10 @@
 
 #include <tuple>
 
-#include "cuda/call.h"
+#include "cuda/tensors.h"
 
 namespace zx::cuda {
 namespace {
-
-ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
-
-Element element_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    case ScalarType::Half:
-      return Element::kHalf;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    default:
-      ZX_CHECK(false, "expected a float32, float64, float16 or bfloat16 tensor");
-  }
-}
 
 // A [rows] or [rows, cols] tensor.
 TensorRef ref(const Tensor& t, int64_t rows, int64_t cols, ScalarType dtype, const char* name) {

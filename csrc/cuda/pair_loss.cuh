@@ -6,14 +6,10 @@
 // after run and on GPUs of any size.
 #pragma once
 
-#include "common/losses.h"
-#include "cuda/reduce.cuh"
+#include "cuda/loss_common.cuh"
 
 namespace zx {
 inline namespace GPU_NS {
-
-constexpr int kLossThreads = 256;
-constexpr int kLossBlocks = 2048;  // at most: more work is walked in strides
 
 // A tensor read by row and column; a stride of 0 repeats. `part` is the distance between the two scores of a user in
 // losses that take [B, 2].
@@ -121,17 +117,6 @@ __device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a,
   return static_cast<double>(total);
 }
 
-// A block's sum, to its place among the partial sums; the only block writes the result.
-template <class S>
-__device__ __forceinline__ void finish_block(double total, double* partials, void* value, double scale) {
-  total = block_combine<kLossThreads>(total, Add{});
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1)
-    *static_cast<arithmetic_t<S>*>(value) = static_cast<arithmetic_t<S>>(total * scale);
-  else
-    partials[blockIdx.x] = total;
-}
-
 // Losses without a score that columns share: one long row, cols samples.
 template <class Loss, class S>
 __global__ void __launch_bounds__(kLossThreads, 2) flat_loss_kernel(const typename Layout<Loss>::Args a) {
@@ -197,8 +182,7 @@ struct RowArgs {
   double scale, log_cols;
 };
 
-// Passes over a row's logits, each recomputed from scores that the first pass left in the L1 cache: the maximum, the
-// sum of the exponentials, the gradients.
+// Logits are recomputed in each pass, from scores that the first pass left in the L1 cache.
 template <class Loss, class S>
 __global__ void __launch_bounds__(kLossThreads, 2) softmax_loss_kernel(const RowArgs a) {
   using C = arithmetic_t<S>;
@@ -209,83 +193,32 @@ __global__ void __launch_bounds__(kLossThreads, 2) softmax_loss_kernel(const Row
   for (int64_t first = blockIdx.x * rows_per_block; first < a.rows; first += gridDim.x * rows_per_block) {
     const int64_t row = first + threadIdx.x / a.width;
     const bool mine = row < a.rows;
-    const int64_t at = mine ? row : 0;  // threads beyond the last row work on the first one, and store nothing
+    const int64_t at = mine ? row : 0;  // threads beyond the last row have no columns, and store nothing
     const S* n = static_cast<const S*>(a.neg.data) + at * a.neg.row;
     const C* x = a.aux_neg.data != nullptr ? static_cast<const C*>(a.aux_neg.data) + at * a.aux_neg.row : nullptr;
     const C p = widen(static_cast<const S*>(a.pos.data)[at * a.pos.row]);
     const C x_p = a.aux_pos.data != nullptr ? static_cast<const C*>(a.aux_pos.data)[at * a.aux_pos.row] : C(0);
     const C w = a.weight.data != nullptr ? static_cast<const C*>(a.weight.data)[at * a.weight.row] : C(1);
-    const C scale = static_cast<C>(a.scale) * w;
     const auto logit = [&](int64_t col) {
       return Loss::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
     };
-
-    C top = logit(0).z;
-    for (int64_t col = lane; col < a.cols; col += a.width) {
-      const C z = logit(col).z;
-      top = z > top ? z : top;
-    }
-    top = group_combine<kLossThreads>(top, a.width, Larger{});
-
-    C sum = 0;  // of exponentials; for the maximum: 0, or NaN where a logit is
-    int64_t hardest = a.cols - 1;
-    for (int64_t col = lane; col < a.cols; col += a.width) {
-      const C z = logit(col).z;
-      if constexpr (Loss::kHardMax) {
-        sum += z * C(0);
-        if (z == top && col < hardest) hardest = col;
-      } else {
-        sum += exp_nonpositive(z - top);
-      }
-    }
-    sum = group_combine<kLossThreads>(sum, a.width, Add{});
-    if constexpr (Loss::kHardMax) hardest = group_combine<kLossThreads>(hardest, a.width, Smaller{});
-    const RowValue<C> f =
-        Loss::finish(p, x_p, Loss::kHardMax ? top + sum : top + log_(sum), static_cast<C>(a.log_cols), params);
+    S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
+    const auto store = [&](int64_t col, C g) { out[col] = narrow<S>(g); };
+    const RowResult<C> f =
+        evaluate_row<Loss>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
+                           static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
     if (mine && lane == 0) {
       if (a.keep_values)
         static_cast<S*>(a.value)[row] = narrow<S>(w * f.value);
       else
         total += static_cast<double>(w * f.value);
+      if (a.grad_pos != nullptr) static_cast<S*>(a.grad_pos)[row] = narrow<S>(f.grad_pos);
     }
-
-    if (a.grad_pos == nullptr) continue;
-    C through_logits = 0;
-    const C factor = Loss::kHardMax ? scale * f.dl : scale * f.dl / sum;
-    S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
-    for (int64_t col = lane; mine && col < a.cols; col += a.width) {
-      const Logit<C> l = logit(col);
-      C g;
-      if constexpr (Loss::kHardMax)
-        g = col == hardest ? factor : C(0);
-      else
-        g = factor * exp_nonpositive(l.z - top) * l.dn;
-      out[col] = narrow<S>(g);
-      through_logits += g;
-    }
-    // The derivative in p of each logit is minus that in n, where p takes part in it.
-    if constexpr (Loss::kPositiveInLogit)
-      through_logits = group_combine<kLossThreads>(through_logits, a.width, Add{});
-    else
-      through_logits = 0;
-    if (mine && lane == 0) static_cast<S*>(a.grad_pos)[row] = narrow<S>(scale * f.dp - through_logits);
   }
   if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
 }
 
-// The second step of a sum: one block adds the partial sums of all others. C is the type of the result.
-template <class C>
-__global__ void __launch_bounds__(kLossThreads, 2)
-    add_partials_kernel(const double* partials, int blocks, double scale, C* value) {
-  double total = 0;
-  for (int i = threadIdx.x; i < blocks; i += kLossThreads) total += partials[i];
-  total = block_combine<kLossThreads>(total, Add{});
-  if (threadIdx.x == 0) *value = static_cast<C>(total * scale);
-}
-
 // ---- launching ------------------------------------------------------------------------------------------------------
-
-enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
 
 // A tensor of one or two dimensions, or none (data is null).
 struct TensorRef {
@@ -318,13 +251,6 @@ struct MacrProblem {
   double a = 0, b = 0;
 };
 
-// Blocks for some units of work: few units are left to one block, which then needs no second step.
-inline unsigned loss_blocks(int64_t work, int64_t per_block) {
-  if (work <= 4 * per_block) return 1;
-  const int64_t blocks = (work + per_block - 1) / per_block;
-  return static_cast<unsigned>(blocks > kLossBlocks ? kLossBlocks : blocks);
-}
-
 // How many numbers `partials` must hold.
 inline int64_t loss_partials(int64_t rows, int64_t cols, Reduction reduction) {
   const int64_t threads = rows * (cols > 1 ? kLossThreads : 1);  // at most a block a row
@@ -342,15 +268,6 @@ inline int row_width(int64_t items) {
 inline LossInput loss_input(const TensorRef& t, bool parts = false) {
   if (parts) return {t.data, t.stride[0], 0, t.stride[1]};
   return {t.data, t.stride[0], t.dim == 2 ? t.stride[1] : 0, 1};
-}
-
-template <class S>
-void finish_sum(unsigned blocks, bool keep_values, const double* partials, double scale, void* value,
-                gpuStream stream) {
-  using C = arithmetic_t<S>;
-  if (keep_values || blocks == 1) return;
-  GPU_LAUNCH((add_partials_kernel<C>), 1, kLossThreads, 0, stream)
-  (partials, static_cast<int>(blocks), scale, static_cast<C*>(value));
 }
 
 // Whether columns can be read in 16-byte accesses; `step` is the distance of neighbouring columns if they can.
@@ -394,10 +311,6 @@ void run_element_loss(typename Layout<Loss>::Args a, gpuStream stream) {
     GPU_LAUNCH((rows_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
   }
   finish_sum<S>(blocks, a.keep_values, a.partials, a.scale, a.value, stream);
-}
-
-inline double loss_scale(Reduction reduction, double samples) {
-  return reduction == Reduction::kMean && samples > 0 ? 1 / samples : 1;
 }
 
 template <class Loss, class S>
@@ -465,35 +378,6 @@ void run_loss(Loss loss, const PairProblem& p, gpuStream stream) {
 #undef ZX_CASE
     default:
       return;
-  }
-}
-
-// Whether a loss cannot do without the constants of its items.
-inline bool needs_constants(Loss loss) {
-  switch (loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    return type::kAux > 0;
-    ZX_PAIR_LOSSES(ZX_CASE)
-    ZX_QUAD_LOSSES(ZX_CASE)
-#undef ZX_CASE
-    default:
-      return false;
-  }
-}
-
-// Calls f(T{}) with the element type.
-template <class F>
-void with_element(Element element, F&& f) {
-  switch (element) {
-    case Element::kFloat:
-      return f(float{});
-    case Element::kDouble:
-      return f(double{});
-    case Element::kHalf:
-      return f(__half{});
-    case Element::kBFloat16:
-      return f(__nv_bfloat16{});
   }
 }
 

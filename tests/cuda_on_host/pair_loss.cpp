@@ -1,22 +1,9 @@
 // The launchers of csrc/cuda/pair_loss.cuh.
 #include "cuda/pair_loss.cuh"
 
-#include "host_call.h"
+#include "element.h"
 
 namespace {
-
-zx::Element element_of(const Tensor& t) {
-  switch (t.dtype) {
-    case hostcall::DType::f64:
-      return zx::Element::kDouble;
-    case hostcall::DType::f16:
-      return zx::Element::kHalf;
-    case hostcall::DType::bf16:
-      return zx::Element::kBFloat16;
-    default:
-      return zx::Element::kFloat;
-  }
-}
 
 zx::TensorRef ref(const Tensor& t) {
   zx::TensorRef r;
