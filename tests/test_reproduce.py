@@ -66,6 +66,12 @@ def test_the_report_sets_ours_beside_the_published(experiment, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| BPR"))
     assert f"{errors.mean():.4f} ± {errors.std(ddof=1):.4f} (published 25, {errors.mean() - 25:+.4f})" in row
     assert "Not finished: Zerosum w=.8." in text
+    # The figures of each epoch, of which the last are those of the trained model.
+    every = [r["history"]["figures"] for r in results.records["BPR"]]
+    assert [one[-1]["pri"] for one in every] == results.values("BPR", "pri").tolist()
+    row = next(line for line in text.splitlines() if line.startswith("| BPR |") and " to " in line)
+    pri = [x["pri"] for one in every for x in one]
+    assert f"{min(pri):.3f} to {max(pri):.3f}" in row
     assert "| Zerosum" not in text
 
 

@@ -42,7 +42,7 @@ def score_matrices(
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axes.set(title=title, xlabel=items, ylabel=users)
         figure.colorbar(image, ax=axes, label="score")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=_resolution(panels))
 
 
 def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -65,7 +65,7 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         axes.spines[["top", "right"]].set_visible(False)
         if k % _COLUMNS == 0:
             axes.set_ylabel("share of users")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=_resolution(panels))
 
 
 def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -91,7 +91,7 @@ def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         axes.spines[["top", "right"]].set_visible(False)
         if k % _COLUMNS == 0:
             axes.set_ylabel("average rank of the item\n(0: top of the user's positives)")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=_resolution(panels))
 
 
 def _binned_mean(x: np.ndarray, y: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -252,6 +252,11 @@ def _panels(count: int, height: float, sharey: bool = False) -> tuple[Any, list[
     for axes in every[count:]:
         axes.remove()
     return figure, every[:count]
+
+
+def _resolution(panels: list[Any]) -> int:
+    """Dots an inch: fewer where there are many panels, so that the file stays small."""
+    return 150 if len(panels) <= _COLUMNS else 90
 
 
 def _figure(width: float, height: float) -> Any:

@@ -432,20 +432,23 @@ def _synthetic(cell: Cell) -> _Measured:
     # The released file is in the order of the items.
     by_item = torch.argsort(x.indices, stable=True)
     parts = cell.method.make_parts(x)
-    trained, here = _train(cell, x, parts, file_order=by_item)
-    ranker = parts.inference(trained.model)  # type: ignore[arg-type]
 
     def figures(model: nn.Module) -> dict[str, float]:
         names = ("pairwise_accuracy", "pri", "pop_q_at_1", "upo")
-        return evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
+        found = evaluate(model, None, x, metrics=names, popularity=x, exclude=None)
+        return {"error": 1 - found.pop("pairwise_accuracy"), **found}
 
+    def watch(model: nn.Module) -> dict[str, float]:
+        return figures(parts.inference(model))  # type: ignore[arg-type]
+
+    trained, here = _train(cell, x, parts, file_order=by_item, watch=watch)
+    ranker = parts.inference(trained.model)  # type: ignore[arg-type]
     # There is no validation part: what is evaluated is what was trained on.
-    chosen = _choose_reference(cell, ranker, lambda model: figures(model)["pairwise_accuracy"])
+    chosen = _choose_reference(cell, ranker, lambda model: -figures(model)["error"])
     found = figures(ranker)
-    error = 1 - found.pop("pairwise_accuracy")
     ranker.eval()
     scores = ranker.score_all_items(torch.arange(x.num_users)).detach().numpy()
-    return _Measured({"last": {"error": error, **found, **chosen}}, trained.history, here, scores)
+    return _Measured({"last": {**found, **chosen}}, trained.history, here, scores)
 
 
 class _Data(NamedTuple):
@@ -518,14 +521,21 @@ def _train(
     file_order: Tensor,
     exclude: Interactions | None = None,
     validation: Callable[[nn.Module], float] | None = None,
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> tuple[_Trained, bool]:
-    """The trained model of a cell, and whether it was trained for it (else for the cell before)."""
+    """The trained model of a cell, and whether it was trained for it (else for the cell before).
+
+    What ``watch`` returns after each epoch is in the history as "figures".
+    """
     method, digest = cell.method, cell.trained_digest
     if _last_trained and _last_trained[0].digest == digest:
         return _last_trained[0], False
     best: dict[str, Any] = {"value": -1.0, "epoch": None}
+    watched: list[dict[str, float]] = []
 
     def remember(end: EpochEnd) -> None:
+        if watch is not None:
+            watched.append(watch(end.model))
         if end.history.validation and end.history.validation[-1] > best["value"]:
             best.update(value=end.history.validation[-1], epoch=end.epoch, state=_copy(end.model))
 
@@ -555,7 +565,8 @@ def _train(
     states = {"last": _copy(parts.model)}
     if best["epoch"] is not None:
         states["best"] = best["state"]
-    _last_trained[:] = [_Trained(digest, parts.model, states, best["epoch"], history.to_dict())]
+    told = history.to_dict() | ({"figures": watched} if watch is not None else {})
+    _last_trained[:] = [_Trained(digest, parts.model, states, best["epoch"], told)]
     return _last_trained[0], True
 
 
@@ -644,7 +655,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
                 cells += ["-".join(f"{v:.0f}" for v in _range(results.values(name, c, epoch))) for c in extra]
                 lines.append(f"| {name} | {len(records)} | {' | '.join(cells)} |")
         lines.append("")
-    lines += _frontier_lines(results)
+    lines += [*_epoch_lines(results), *_frontier_lines(results)]
     for caption, address in (figures or {}).items():
         lines += [f"![{caption}]({address})", ""]
     missing = [name for name, records in results.records.items() if len(records) < len(e.seeds)]
@@ -660,6 +671,26 @@ def _epochs(experiment: Experiment) -> list[str]:
 
 def _range(values: np.ndarray) -> list[float]:
     return sorted({float(np.min(values)), float(np.max(values))})
+
+
+def _epoch_lines(results: Results, count: int = 3) -> list[str]:
+    """Table of how far figures move in the last epochs, of records that have them of each epoch."""
+    e = results.experiment
+    lines = []
+    for name, records in results.records.items():
+        figures = [r["history"]["figures"][-count:] for r in records if "figures" in r["history"]]
+        if figures:
+            cells = []
+            for column in e.columns:
+                factor, digits = (100, 4) if column == "error" else (1, 3)
+                low, high = (f([x[column] for one in figures for x in one]) * factor for f in (np.nanmin, np.nanmax))
+                cells.append(f"{low:.{digits}f} to {high:.{digits}f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    head = ["method", *(_NAMES.get(c, c) for c in e.columns)]
+    text = f"Lowest to highest over the last {count} epochs of all seeds:"
+    return [text, "", f"| {' | '.join(head)} |", f"|---|{'--:|' * len(e.columns)}", *lines, ""]
 
 
 def _cost_lines(results: Results) -> list[str]:
