@@ -86,7 +86,7 @@ def benchmark_file(tmp_path, leak):
         f"""
 title = "Few"
 protocol = "benchmark"
-leak = {str(leak).lower()}
+leak = {json.dumps(leak)}
 columns = ["hit@10", "ndcg@10", "pri"]
 data = {{source = "{tmp_path / "few.npz"}", min_item_count = 2}}
 settings = {{epochs = 3, batch_size = 64, dim = 8, lr = 0.01}}
@@ -98,7 +98,7 @@ settings = {{loss = "bpr"}}
     return path
 
 
-@pytest.mark.parametrize("leak", [False, True])
+@pytest.mark.parametrize("leak", [False, "positives", True])
 def test_benchmark_protocol(tmp_path, monkeypatch, leak):
     path = benchmark_file(tmp_path, leak)
     given = {}
@@ -115,7 +115,7 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
     negatives = sample_negatives(everything, users, 100, seed=0, replacement=False)
     if leak:
         excluded = given["exclude"].to_scipy().toarray() > 0
-        assert excluded[users[:, None], negatives].all()
+        assert excluded[users[:, None], negatives].all() == (leak is True)
         assert (excluded >= (split.test.to_scipy().toarray() > 0)).all()
         assert not (excluded & (split.train.to_scipy().toarray() > 0)).any()
     else:
@@ -142,6 +142,7 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (('"synthetic"', '"fast"'), "synthetic"),
         (('loss = "bpr"', 'loss = "bqr"'), "bqr"),
         (("weight = 0.8", "wait = 0.8"), "wait"),
+        (("seeds = [3, 4]", 'leak = "some"'), "leak"),
         (("seeds = [3, 4]", "seeds = []"), "seeds"),
         (("seeds = [3, 4]", "seeds = [-1]"), "seeds"),
         (("weight = 0.8, epochs = 2}", 'weight = 0.8}\npairing = "wrong"'), "pairing"),

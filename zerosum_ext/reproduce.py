@@ -34,8 +34,10 @@ inference alone (``compensation``, ``pda``, the c of ``macr``) and follow each o
 Protocols:
     synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
     benchmark: [RCS22 section 5]: a random 60/20/20 split (of its own seed), 100 negatives for each user that he never
-        interacted with, shared by validation and test; popularity counts all interactions. ``leak = true`` keeps these
-        negatives out of training too, as the released code does. Figures are those of the last epoch, and those of the
+        interacted with, shared by validation and test; popularity counts all interactions. ``leak = true`` draws no
+        training negative that is a held-out positive or one of these negatives, as the released code does;
+        ``leak = "positives"`` none that is a held-out positive; ``false``, the honest setting, keeps out training
+        positives alone. Figures are those of the last epoch, and those of the
         best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other fields of
         :class:`~zerosum_ext.runs.SplitRule`, is another split; where it has no validation part, a tenth of the training
         part is taken for it.
@@ -147,7 +149,7 @@ class Experiment:
     columns: tuple[str, ...]
     data: DataSource
     split: SplitRule
-    leak: bool
+    leak: bool | str
     split_seed: int
     seeds: tuple[int, ...]
     methods: Mapping[str, Method]
@@ -191,6 +193,9 @@ class Experiment:
                 families[entry["name"]] = tuple(made)
             for name in made:
                 pairings[name], published[name] = entry.get("pairing", _PAIRINGS[0]), entry.get("published", {})
+        leak = values.get("leak", False)
+        if leak not in (True, False, "positives"):
+            raise ValueError(f"{path}: leak: expected true, false or 'positives', got {leak!r}")
         split_seed = require_positive_int(f"{path}: split_seed", values.get("split_seed", 0), minimum=0)
         try:
             split = SplitRule(**{"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **values.get("split", {})})
@@ -206,7 +211,7 @@ class Experiment:
             columns=tuple(values.get("columns", ("pri", "pop_q_at_1"))),
             data=DataSource(**values["data"]),
             split=split,
-            leak=bool(values.get("leak", False)),
+            leak=leak,
             split_seed=split_seed,
             seeds=tuple(require_positive_int("seeds", seed, minimum=0) for seed in seeds),
             methods=methods,
@@ -475,11 +480,10 @@ def _benchmark_data(experiment: Experiment) -> _Data:
 
 def _benchmark(cell: Cell) -> _Measured:
     everything, split, negatives = _benchmark_data(cell.experiment)
-    exclude = None
-    if cell.experiment.leak:
+    exclude = split.valid | split.test if cell.experiment.leak else None
+    if exclude is not None and cell.experiment.leak is True:
         owners = torch.arange(everything.num_users).repeat_interleave(negatives.shape[1])
-        drawn = Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
-        exclude = split.valid | split.test | drawn
+        exclude = exclude | Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
 
     def validate(model: nn.Module) -> float:
         return _sampled(model, split.valid, negatives)["ndcg@10"]
