@@ -25,7 +25,7 @@ if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
 fi
 
 echo "== build for $TORCH_CUDA_ARCH_LIST"
-FORCE_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} timeout 240 "$python" setup.py -q build_ext --inplace
+FORCE_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} timeout 180 "$python" setup.py -q build_ext --inplace
 "$python" -c 'import zerosum_ext as zx; i = zx.build_info(); print(i["cuda"]); assert i["cuda"]["loaded"]'
 
 status=0
@@ -42,5 +42,5 @@ else
 fi
 
 echo "== benchmarks"
-timeout 150 "$python" benchmarks/bench_gpu.py --output "$output" || status=1
+timeout 180 "$python" benchmarks/bench_gpu.py --output "$output" || status=1
 exit $status

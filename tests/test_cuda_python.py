@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zerosum_ext as zx
-from zerosum_ext import _autograd, _extension, _ops
+from zerosum_ext import _autograd, _extension, _ops, fused
 
 if not _extension.CPU.loaded:
     pytest.skip("the schemas of the ops are in _C, which is not loaded", allow_module_level=True)
@@ -122,6 +122,47 @@ def test_its_backward_pass_waits_for_nothing(fake, kernels_on_cuda, deterministi
     assert [(g.shape, g.device) for g in grads[:3]] == [(t.shape, CUDA) for t in (user, item, bias)]
     assert len(grads) == 11
     assert grads[3:] == (None,) * 8
+
+
+# (torch.optim.Adam counts its steps in a tensor on the CPU, which here would be fake as well.)
+@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "SparseAdam"])
+@pytest.mark.parametrize("name", MF_LOSSES)
+def test_the_fused_step_waits_for_nothing(fake, kernels_on_cuda, name, optimizer):
+    model = zx.MatrixFactorization(9, 11, 16, item_bias=True, device=CUDA, seed=None)
+    loss = {"zerosum": zx.ZerosumLoss, "bpr": zx.BPRLoss, "bsl": zx.BSLLoss, "pos2neg2": zx.Pos2Neg2Loss}[name]()
+    options = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
+    assert fused.fused_obstacle(model, loss, options) is None
+    step = fused.FusedStep(model, loss, options, l2=0.1, max_row_norm=1.0)
+    for _ in range(2):
+        value = step(*mf_inputs(name, torch.float32)[2])
+    assert (value.shape, value.device) == ((), CUDA)
+
+
+def test_the_fused_step_needs_kernels_for_the_device(fake):
+    model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
+    obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert obstacle == "model: the compiled part of zerosum_ext for cuda is not loaded"
+    model.item_embedding = torch.nn.Parameter(torch.empty(11, 16))
+    obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert obstacle.startswith("model: expected contiguous float32 parameters on one device")
+
+
+def test_padded_gradients_have_as_many_rows_as_could_occur(fake, kernels_on_cuda):
+    user, item, ids = mf_inputs("zerosum", torch.float32)
+    arguments = (scores(7, 6), scores(), 0.0, True, True, True, True)
+    out = _ops.mf_gradient(user, item, *ids, *arguments, padded=True)
+    assert [t.shape for t in out] == [(7,), (7, 16), (11,), (11, 16), (11,)]
+
+
+def test_scores_of_all_positives_on_fake_tensors(fake, kernels_on_cuda):
+    user, item, bias, x = scores(9, 16), scores(11, 16), scores(11), scores(11)
+    csr = [torch.empty(n, dtype=torch.int64, device=CUDA) for n in (10, 50)]
+    moments = _ops.csr_score_moments(user, item, bias, *csr, x)
+    assert (moments.shape, moments.dtype, moments.device) == ((3,), torch.float64, CUDA)
+    out = _ops.csr_weighted_columns(user, item, None, bias, *csr, None, x, 0.5)
+    assert [(t.shape, t.device) for t in out] == [((9, 16), CUDA), ((9,), CUDA)]
+    with pytest.raises(RuntimeError, match="rows is on cuda:0, indptr on cpu"):
+        _ops.csr_score_moments(user, item, bias, torch.empty(10, dtype=torch.int64), csr[1], x)
 
 
 def test_matrix_factorization_exports(fake, kernels_on_cuda):

@@ -10,6 +10,9 @@ import torch
 
 import zerosum_ext as zx
 from zerosum_ext import _ops, _sampling_reference, reference, sampling
+from zerosum_ext.fused import FusedStep
+from zerosum_ext.regularizers import popularity_correlation
+from zerosum_ext.training import fit
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LOSSES = {
@@ -178,6 +181,47 @@ def test_factorizations_of_every_size(device, name, dim):
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.5),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.01, initial_accumulator_value=0.1, eps=1e-8),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), eps=1e-6),
+    "sparse_adam": lambda p: torch.optim.SparseAdam(p, lr=0.01, betas=(0.8, 0.99), eps=1e-6),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2)])
+def test_small_fused_training(device, loss, negatives, optimizer):
+    """fit with the fused step against fit with autograd on the CPU."""
+    if not _ops.has_op("mf_update", device):
+        pytest.skip("no compiled kernels")
+    x = matrix()
+    results = []
+    for engine, place in (("fused", device), ("autograd", torch.device("cpu"))):
+        model = zx.MatrixFactorization(61, 97, 20, item_bias=True, seed=1, init_std=0.3)
+        options = {"epochs": 3, "batch_size": 256, "seed": 3, "negatives": negatives, "l2": 0.1, "progress": False}
+        history = fit(model, x, loss, OPTIMIZERS[optimizer], engine=engine, device=place, **options)
+        assert history.path == engine
+        results.append((model.cpu(), list(history)))
+    (model, history), (wanted, losses) = results
+    assert history == pytest.approx(losses, rel=1e-5)
+    for got, want in zip(model.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=5e-4, atol=5e-5)
+
+
+def test_small_scores_of_all_positives(device):
+    x = matrix()
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(s, generator=generator) for s in ((61, 20), (97, 20), (97,))]
+    results = []
+    for place, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+        moved = [t.to(place, dtype).requires_grad_() for t in leaves]
+        value = popularity_correlation(moved[0], moved[1], x, moved[2])
+        results.append((value, *torch.autograd.grad(value, moved)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double().cpu(), want, rtol=1e-4, atol=1e-4 * float(want.detach().abs().max()))
+
+
 # ---- what only a GPU has
 
 
@@ -232,6 +276,51 @@ def test_graphs_of_factorization(gpu):
             ids[0].copy_(ids[0].flip(0))
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(captured, work(), strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_graphs_of_the_fused_step(gpu, optimizer):
+    """Steps of a captured graph are those of the step itself. (Adam's rule changes with the step number.)"""
+    batches = [tuple(t.cuda() for t in factorization("zerosum", 700, dim, torch.float32)[1]) for dim in (1, 2, 3)]
+    results = []
+    for graphed in (False, True):
+        model = zx.MatrixFactorization(61, 97, 64, item_bias=True, seed=1, init_std=0.3, device="cuda")
+        options = OPTIMIZERS[optimizer](model.parameters())
+        for group in options.param_groups:
+            if optimizer == "adagrad":
+                group["lr_decay"] = 0.0
+        step = FusedStep(model, zx.ZerosumLoss(), options, l2=0.1)
+        current = tuple(t.clone() for t in batches[0])
+        start = [p.detach().clone() for p in model.parameters()]
+        run = lambda step=step, current=current: step(*current)  # noqa: E731
+        if graphed:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = run()
+            with torch.no_grad():
+                for p, before in zip(model.parameters(), start, strict=True):
+                    p.copy_(before)
+                    for state in options.state[p].values():
+                        if state.dim():
+                            state.fill_(0.1)
+        values = []
+        for batch in batches:
+            for t, new in zip(current, batch, strict=True):
+                t.copy_(new)
+            if graphed:
+                graph.replay()
+                values.append(captured.clone())
+            else:
+                values.append(run())
+        results.append((values, [p.detach() for p in model.parameters()]))
+    for a, b in zip(*(values + tables for values, tables in results), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.cuda

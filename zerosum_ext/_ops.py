@@ -41,11 +41,11 @@ if _extension.CPU.loaded:
     _macr_loss = torch.ops.zerosum_ext.macr_loss.default
     _LOSS_NAMES = list(LOSS_IDS)
 
-    def _check_alike(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    def _check_alike(first_name: str, tensor: Tensor, **others: Tensor | None) -> None:
         for name, other in others.items():
             if other is not None:
-                message = f"{first_name} is on {first.device}, {name} on {other.device}: expected one device"
-                torch._check(first.device == other.device, lambda message=message: message)
+                message = f"{first_name} is on {tensor.device}, {name} on {other.device}: expected one device"
+                torch._check(tensor.device == other.device, lambda message=message: message)
 
     @torch.library.register_fake("zerosum_ext::pair_loss")
     def _(
@@ -220,10 +220,14 @@ if _extension.CPU.loaded:
                 item_embedding.new_empty(item_embedding.shape if item else nothing),
                 item_embedding.new_empty(item_embedding.shape[:1] if bias else nothing),
             )
-        context = torch.library.get_ctx()
         width = user_embedding.shape[1]
-        num_users = context.new_dynamic_size() if user else 0
-        num_items = context.new_dynamic_size() if item or bias else 0
+        if padded and user_embedding.device.type == "cuda":
+            num_users = min(users.shape[0], user_embedding.shape[0]) if user else 0
+            num_items = min(coefficient.numel(), item_embedding.shape[0]) if item or bias else 0
+        else:
+            context = torch.library.get_ctx()
+            num_users = context.new_dynamic_size() if user else 0  # type: ignore[assignment]
+            num_items = context.new_dynamic_size() if item or bias else 0  # type: ignore[assignment]
         return (
             users.new_empty((num_users,)),
             user_embedding.new_empty((num_users, width) if user else nothing),
@@ -231,6 +235,22 @@ if _extension.CPU.loaded:
             item_embedding.new_empty((num_items, width) if item else nothing),
             item_embedding.new_empty((num_items,) if bias else nothing),
         )
+
+    @torch.library.register_fake("zerosum_ext::mf_update")
+    def _(
+        table: Tensor,
+        first: Tensor | None,
+        second: Tensor | None,
+        rows: Tensor,
+        values: Tensor,
+        optimizer: int,
+        lr: float,
+        x: float,
+        y: float,
+        eps: float,
+        step: float,
+    ) -> None:
+        _check_alike("table", table, first=first, second=second, rows=rows, values=values)
 
 
 def mf_loss(
@@ -333,7 +353,7 @@ def mf_update(
     """An optimizer's step on ``table`` in place, from what :func:`mf_gradient` gives with ``sparse``.
 
     All float32, contiguous. ``optimizer`` and what x and y mean: csrc/common/optimizers.h. ``first`` and ``second`` are
-    torch.optim's state of the table.
+    torch.optim's state of the table. On a GPU rows beyond the table, with which ``padded`` fills up, are skipped.
     """
     _mf_update(table, first, second, rows, values, optimizer, lr, x, y, eps, step)
 
@@ -618,6 +638,8 @@ if _extension.CPU.loaded:
     def _(
         rows: Tensor, columns: Tensor, column_bias: Tensor | None, indptr: Tensor, indices: Tensor, column_x: Tensor
     ) -> Tensor:
+        others = {"columns": columns, "column_bias": column_bias, "indptr": indptr, "indices": indices}
+        _check_alike("rows", rows, column_x=column_x, **others)
         return rows.new_empty((3,), dtype=torch.float64)
 
     @torch.library.register_fake("zerosum_ext::csr_weighted_columns")
@@ -632,7 +654,9 @@ if _extension.CPU.loaded:
         column_x: Tensor | None,
         slope: float,
     ) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(rows), rows.new_empty((rows.shape[0],))
+        others = {"columns": columns, "row_bias": row_bias, "column_bias": column_bias, "row_x": row_x}
+        _check_alike("rows", rows, indptr=indptr, indices=indices, column_x=column_x, **others)
+        return rows.new_empty(rows.shape), rows.new_empty((rows.shape[0],))
 
 
 def csr_score_moments(

@@ -239,11 +239,12 @@ def fused_obstacle(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Opt
     if type(model) is not MatrixFactorization or model._forward_hooks or model._forward_pre_hooks:
         return f"model: expected a MatrixFactorization without hooks, got {type(model).__name__}"
     parameters = list(model.parameters())
+    device = parameters[0].device
     for p in parameters:
-        if p.device.type != "cpu" or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
-            return f"model: expected contiguous float32 parameters on the CPU without hooks, got {describe(p)}"
-    if not (_ops.has_op("mf_loss", parameters[0].device) and _ops.has_op("mf_update", parameters[0].device)):
-        return "model: the compiled part of zerosum_ext is not loaded"
+        if p.device != device or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
+            return f"model: expected contiguous float32 parameters on one device without hooks, got {describe(p)}"
+    if not (_ops.has_op("mf_loss", device) and _ops.has_op("mf_update", device)):
+        return f"model: the compiled part of zerosum_ext for {device.type} is not loaded"
     if compiled_loss(loss) is None:
         return f"loss: expected a compiled loss of zerosum_ext, got {type(loss).__name__}"
     constants = loss.item_constants()  # type: ignore[operator]
@@ -268,7 +269,7 @@ class FusedStep:
 
     Exact mini-batch semantics, and the same bits for any number of threads. The state is the optimizer's own
     (``optimizer.state``), as torch.optim keeps it: checkpoints are the same, and either way of training can go on from
-    the other's. Only where :func:`fused_obstacle` finds none.
+    the other's. A GPU is not waited for. Only where :func:`fused_obstacle` finds none.
     """
 
     def __init__(
@@ -286,9 +287,10 @@ class FusedStep:
         self.kernel = kernel
         self.reduction: str = loss.reduction  # type: ignore[assignment]
         constants = loss.item_constants()  # type: ignore[operator]
-        self.constants: Tensor | None = None if constants is None else constants.float().contiguous()
+        device = model.user_embedding.device
+        self.constants: Tensor | None = None if constants is None else constants.to(device).float().contiguous()
         self.kind, self.state_names = _OPTIMIZERS[type(optimizer)]
-        self.scale = torch.ones(())
+        self.scale = torch.ones((), device=device)
 
     @torch.no_grad()
     def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -307,7 +309,7 @@ class FusedStep:
         row_l2 = self.l2 / max(users.shape[0], 1) if self.reduction == "mean" else self.l2
         # All gradients first: each table's is made of the other's rows.
         user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
-            user, item, *ids, coefficient, self.scale, row_l2, *wanted, True
+            user, item, *ids, coefficient, self.scale, row_l2, *wanted, True, padded=True
         )
         updates = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
         for needed, (table, rows, values) in zip(wanted, updates, strict=True):

@@ -177,9 +177,9 @@ def fit(
         resume: a checkpoint to go on from, given the same data and settings (``epochs`` may differ).
         progress: True or False shows or hides the progress bar; None shows it on a terminal.
         engine: "autograd", or "fused": gather, loss, gradients and update in compiled code, for a MatrixFactorization
-            of float32 on the CPU, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
+            of float32, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
             options. The same mini-batch semantics and optimizer state, so that a checkpoint of one can be resumed by
-            the other; the same bits for any number of threads. "auto" takes it where it is possible.
+            the other; the same bits for any number of threads. "auto" takes it where it is possible, on the CPU.
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
@@ -730,7 +730,9 @@ class _FusedEngine(_AutogradEngine):
 def _choose_engine(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, settings: _Settings
 ) -> type[_AutogradEngine]:
-    if settings.engine == "autograd":
+    # On a GPU the fused step has not been measured yet: it has to be asked for.
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if settings.engine == "autograd" or (settings.engine == "auto" and on_gpu):
         return _AutogradEngine
     obstacle = fused_obstacle(model, loss, optimizer)
     if obstacle is None:
