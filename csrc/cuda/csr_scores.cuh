@@ -1,0 +1,189 @@
+// The scores of all entries of a CSR matrix, <row vector, column vector> (+ biases), on the GPU: their moments, and
+// sums of column vectors weighted by an affine function of the score. No score is stored.
+//
+// A warp takes a row, its groups of threads (rows.cuh) an entry each; sums of rows with very many entries, as those of
+// popular items, are made by a whole block. What is summed has one order: the same bits each time.
+#pragma once
+
+#include "cuda/loss_common.cuh"
+#include "cuda/rows.cuh"
+
+namespace zx {
+inline namespace GPU_NS {
+
+constexpr int kCsrThreads = 256;
+constexpr int kCsrWarps = kCsrThreads / kWarp;
+constexpr int64_t kCsrBlocks = 2048;  // at most: more rows are walked in strides
+constexpr int64_t kCsrLong = 1024;    // entries of a row from which on a block sums it
+
+template <class T, class Index>
+struct CsrArgs {
+  const T *rows, *columns;          // [num_rows, dim], [num_columns, dim]
+  const T *row_bias, *column_bias;  // or null
+  const int64_t* indptr;            // [num_rows + 1]
+  const Index* indices;
+  const T *row_x, *column_x;  // constants of rows or columns
+  int64_t num_rows;
+  RowShape shape;
+  double* partials;  // [3, blocks], for moments
+  double* moments;   // [3]
+  T slope;
+  T* out;       // [num_rows, dim]
+  T* out_bias;  // [num_rows]
+};
+
+// The score of an entry, for all lanes of its group; all lanes of the warp must be here. `entry` may be any that
+// exists.
+template <class T, class Index>
+__device__ __forceinline__ T csr_score(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t column) {
+  const T* const one[1] = {a.columns + column * a.shape.dim};
+  T product[1];
+  dots<1>(a.shape, lane, a.rows + row * a.shape.dim, one, product);
+  T score = product[0];
+  if (a.row_bias != nullptr) score += a.row_bias[row];
+  if (a.column_bias != nullptr) score += a.column_bias[column];
+  return score;
+}
+
+// Sums of s, s^2 and s x, x a constant of the column.
+template <class T, class Index>
+__global__ void __launch_bounds__(kCsrThreads) csr_moments_kernel(const CsrArgs<T, Index> a) {
+  const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
+  const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
+  double sums[3] = {};
+  for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
+    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+    for (int64_t first = begin; first < end; first += groups) {
+      const bool live = first + group < end;
+      const int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
+      const double s = csr_score(a, lane, row, column);
+      if (live && lane == 0) {
+        sums[0] += s;
+        sums[1] += s * s;
+        sums[2] += s * static_cast<double>(a.column_x[column]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const double sum = block_combine<kCsrThreads>(sums[i], Add{});
+    if (threadIdx.x == 0) (gridDim.x == 1 ? a.moments + i : a.partials + i * gridDim.x + blockIdx.x)[0] = sum;
+  }
+}
+
+// Adds the entries first, first + step, ... of a row, `groups` of them a turn, to a piece of its sum; factors go to
+// total.
+template <int N, class T, class Index>
+__device__ __forceinline__ void add_entries(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t begin,
+                                            int64_t end, int group, int groups, int64_t c0, Sums<N, T>& sums,
+                                            T& total) {
+  for (int64_t first = begin; first < end; first += groups) {
+    const bool live = first + group < end;
+    const int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
+    const T score = csr_score(a, lane, row, column);
+    if (!live) continue;
+    const T g = a.slope * score + (a.row_x != nullptr ? a.row_x[row] : a.column_x[column]);
+    add_row<N>(a.shape, lane, c0, a.columns + column * a.shape.dim, g, sums);
+    if (lane == 0) total += g;
+  }
+}
+
+template <int N, class T, class Index>
+__device__ __forceinline__ void store_sums(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t c0,
+                                           const Sums<N, T>& sums) {
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    const int64_t c = piece_column<N>(a.shape, lane, c0, q);
+    if (c >= a.shape.dim) continue;
+    Pack<T, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.v[n] = sums.v[q][n];
+    store_pack(a.out + row * a.shape.dim + c, out);
+  }
+}
+
+// out[row] = sum over its entries of g times the column vector, out_bias[row] the sum of g, with g = x + slope * score.
+// A warp to a row; rows of more than kCsrLong entries are left to the next kernel.
+template <class T, class Index>
+__global__ void __launch_bounds__(kCsrThreads) csr_columns_kernel(const CsrArgs<T, Index> a) {
+  const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
+  const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
+  for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
+    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+    if (end - begin > kCsrLong) continue;
+    T total = 0;
+    with_pack<T>(a.shape, [&](auto size) {
+      constexpr int N = decltype(size)::value;
+      for (int64_t c0 = 0; c0 < a.shape.dim || c0 == 0; c0 += 2 * width * N) {
+        Sums<N, T> sums = {};
+        T factors = 0;
+        add_entries<N>(a, lane, row, begin, end, group, groups, c0, sums, factors);
+        if (c0 == 0) total = factors;
+        // The sums of the warp's groups, as a tree.
+        for (int offset = width; offset < kWarp; offset *= 2)
+#pragma unroll
+          for (int e = 0; e < 2 * N; ++e)
+            sums.v[e / N][e % N] += __shfl_xor_sync(kFullWarp, sums.v[e / N][e % N], offset);
+        if (group == 0) store_sums<N>(a, lane, row, c0, sums);
+      }
+    });
+    total = warp_combine(total, kWarp, Add{});
+    if (threadIdx.x % kWarp == 0) a.out_bias[row] = total;
+  }
+}
+
+// The rows of more entries, a block to each.
+template <class T, class Index>
+__global__ void __launch_bounds__(kCsrThreads) csr_long_columns_kernel(const CsrArgs<T, Index> a) {
+  const int width = a.shape.width, lane = threadIdx.x % width;
+  const int group = threadIdx.x / width, groups = kCsrThreads / width;
+  for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+    if (end - begin <= kCsrLong) continue;
+    T total = 0;
+    with_pack<T>(a.shape, [&](auto size) {
+      constexpr int N = decltype(size)::value;
+      for (int64_t c0 = 0; c0 < a.shape.dim || c0 == 0; c0 += 2 * width * N) {
+        Sums<N, T> sums = {};
+        T factors = 0;
+        add_entries<N>(a, lane, row, begin, end, group, groups, c0, sums, factors);
+        if (c0 == 0) total = factors;
+        combine_groups<kCsrThreads, kRowPack<T>>(a.shape, sums);
+        if (group == 0) store_sums<N>(a, lane, row, c0, sums);
+      }
+    });
+    total = block_combine<kCsrThreads>(total, Add{});
+    if (threadIdx.x == 0) a.out_bias[row] = total;
+  }
+}
+
+// ---- launching ------------------------------------------------------------------------------------------------------
+
+inline unsigned csr_blocks(int64_t num_rows) {
+  const int64_t blocks = (num_rows + kCsrWarps - 1) / kCsrWarps;
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kCsrBlocks ? blocks : kCsrBlocks);
+}
+
+// partials: 3 * csr_blocks(num_rows) numbers.
+template <class T, class Index>
+void csr_moments(CsrArgs<T, Index> a, gpuStream stream) {
+  a.shape = row_shape<T>(a.shape.dim, {a.rows, a.columns});
+  const unsigned blocks = csr_blocks(a.num_rows);
+  GPU_LAUNCH((csr_moments_kernel<T, Index>), blocks, kCsrThreads, 0, stream)(a);
+  if (blocks == 1) return;
+  for (int i = 0; i < 3; ++i) GPU_LAUNCH((add_partials_kernel<double>), 1, kLossThreads, 0, stream)
+  (a.partials + i * int64_t(blocks), static_cast<int>(blocks), 1.0, a.moments + i);
+}
+
+template <class T, class Index>
+void csr_columns(CsrArgs<T, Index> a, gpuStream stream) {
+  if (a.num_rows == 0) return;
+  a.shape = row_shape<T>(a.shape.dim, {a.rows, a.columns, a.out});
+  GPU_LAUNCH((csr_columns_kernel<T, Index>), csr_blocks(a.num_rows), kCsrThreads, 0, stream)(a);
+  GPU_LAUNCH((csr_long_columns_kernel<T, Index>),
+             static_cast<unsigned>(a.num_rows < kCsrBlocks ? a.num_rows : kCsrBlocks), kCsrThreads, 0, stream)
+  (a);
+}
+
+}  // namespace GPU_NS
+}  // namespace zx
