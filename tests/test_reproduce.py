@@ -237,6 +237,9 @@ settings = {loss = "pearson", loss_options = {weight = 10.0}}
 [[methods]]
 name = "MACR"
 settings = {loss = "macr"}
+[[methods]]
+name = "PDA"
+settings = {loss = "pda", loss_options = {gamma = 0.5}}
 """
 
 
@@ -252,6 +255,24 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
     assert last["Compensation alpha=0.5"]["pri"] < last["BPR"]["pri"]
     # The regularizer acts, the last epoch's step of its own in the last figures.
     assert last["Pearson"]["pcc"] < last["BPR"]["pcc"]
+    # The best epoch is that of what ranks, popularity in it.
+    validation = first["PDA"]["history"]["validation"]
+    assert first["PDA"]["metrics"]["best"]["epoch"] == 1 + int(np.argmax(validation))
+    assert first["PDA"]["trained_here"]
+    _, split, negatives = reproduce._benchmark_data(results.experiment)
+    parts = results.experiment.methods["PDA"].make_parts(split.train)
+    reproduce.fit(
+        parts.model,
+        split.train,
+        parts.loss,
+        epochs=3,
+        batch_size=64,
+        progress=False,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
+    )
+    ranker = parts.inference(parts.model)
+    assert reproduce._sampled(ranker, split.valid, negatives)["ndcg@10"] == validation[-1]
+    assert reproduce._sampled(parts.model, split.valid, negatives)["ndcg@10"] != validation[-1]
     # c is the best of the candidates in validation.
     assert last["MACR"]["c"] in reproduce.MACR_REFERENCES
     assert results.experiment.families == {

@@ -29,7 +29,8 @@ A file names the data, the protocol, the settings common to all methods, and the
 
 A cell is one method with one seed. Each is written to a file of its own when it is finished, named after the method and
 the seed, and is not run again as long as what it follows from is the same. Methods that differ in what is done at
-inference alone (``compensation``, ``pda``, the c of ``macr``) and follow each other in the file are trained once.
+inference alone (``compensation``, the c of ``macr``) and follow each other in the file are trained once; their best
+epoch is that of the model before.
 
 Protocols:
     synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
@@ -127,7 +128,7 @@ class Cell:
 
 
 # Methods with options of inference alone: the loss they train with, and these options.
-_AT_INFERENCE = {"compensation": ("bpr", "alpha", "beta"), "pda": ("pd", "popularity"), "macr": ("macr", "c")}
+_AT_INFERENCE = {"compensation": ("bpr", "alpha", "beta"), "macr": ("macr", "c")}
 _PAIRINGS = ("same user", "released")
 
 
@@ -485,12 +486,18 @@ def _benchmark(cell: Cell) -> _Measured:
         owners = torch.arange(everything.num_users).repeat_interleave(negatives.shape[1])
         exclude = exclude | Interactions.from_arrays(owners, negatives.reshape(-1), shape=everything.shape)
 
+    parts = cell.method.make_parts(split.train)
+
     def validate(model: nn.Module) -> float:
         return _sampled(model, split.valid, negatives)["ndcg@10"]
 
-    parts = cell.method.make_parts(split.train)
+    def validate_trained(model: nn.Module) -> float:
+        # What is trained once for several strengths has one best epoch for all of them.
+        shared = cell.method.loss in _AT_INFERENCE
+        return validate(model if shared else parts.inference(model))  # type: ignore[arg-type]
+
     order = torch.randperm(split.train.nnz, generator=torch.Generator().manual_seed(cell.experiment.split_seed))
-    trained, here = _train(cell, split.train, parts, file_order=order, exclude=exclude, validation=validate)
+    trained, here = _train(cell, split.train, parts, file_order=order, exclude=exclude, validation=validate_trained)
     found = {}
     for epoch, state in trained.states.items():
         trained.model.load_state_dict(state)
