@@ -280,9 +280,10 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
         "Zerosum": ("Zerosum w=0.9", "Zerosum w=0.5"),
     }
     drawn = reproduce.draw(results, tmp_path / "out", tmp_path / "figures")
-    assert sorted(file.name for file in drawn.values()) == ["few-frontier-best.png", "few-frontier-last.png"]
+    names = {f"few-{a}-{e}.png" for a in ("ndcg", "full-ndcg") for e in ("last", "best")}
+    assert {file.name for file in drawn.values()} == names
     text = reproduce.report(results, {caption: file.name for caption, file in drawn.items()})
-    assert "few-frontier-last.png" in text
+    assert "few-full-ndcg-last.png" in text
     row = next(line for line in text.splitlines() if line.startswith("| Compensation | 2 |"))
     base = (last["BPR"]["ndcg@10"], last["BPR"]["pri"])
     points = [(last[n]["ndcg@10"], last[n]["pri"]) for n in results.experiment.families["Compensation"]]

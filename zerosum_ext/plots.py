@@ -175,6 +175,7 @@ def frontier_curves(
     path: str | os.PathLike[str],
     *,
     accuracy: str = "NDCG@10",
+    least: float = 0.6,
 ) -> None:
     """Accuracy against bias over the strengths of several methods, to a PNG, a panel for each measure of bias.
 
@@ -183,6 +184,7 @@ def frontier_curves(
             the strength; the point without debiasing; the value of the metric without bias.
         path: of the PNG.
         accuracy: label of the axes.
+        least: share of the baseline's accuracy below which nothing is shown.
     """
     figure = _figure(5.2 * len(panels), 4.2)
     row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -193,11 +195,15 @@ def frontier_curves(
             axes.plot(*values.T, f"-{style}", color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1.2, label=title)
         axes.plot([x], [y], "*", color="black", markersize=12, zorder=4, label="BPR", linestyle="none")
         axes.axvline(ideal, color="black", linestyle="--", linewidth=1, label="no bias")
-        axes.set(xlabel=bias)
+        shown = [(y, x), (y, ideal), *((a, b) for points in curves.values() for a, b in points if a >= least * y)]
+        for values, limit in zip(np.array(shown).T, (axes.set_ylim, axes.set_xlim), strict=True):
+            margin = 0.05 * float(np.ptp(values)) + 1e-6
+            limit(values.min() - margin, values.max() + margin)
+        axes.set_xlabel(bias)
         axes.spines[["top", "right"]].set_visible(False)
     row[0].set_ylabel(accuracy)
-    row[-1].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    row[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=120)
 
 
 def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> list[str]:
