@@ -728,11 +728,9 @@ def _cost_lines(results: Results) -> list[str]:
     if not done:
         return []
     threads = "-".join(str(int(v)) for v in _range(np.array([r["threads"] for r in done])))
-    return [
-        *lines,
-        "",
-        f"{len(done)} runs of {threads} thread(s), {sum(r['seconds'] for r in done) / 60:.1f} min in all.",
-    ]
+    minutes = sum(r["cpu_seconds"] for r in done) / 60
+    text = f"{len(done)} runs of {threads} thread(s), {minutes:.1f} CPU minutes in all. Times are medians."
+    return [*lines, "", text]
 
 
 def _points(results: Results, names: Sequence[str], accuracy: str, bias: str, epoch: str) -> list[tuple[float, float]]:
