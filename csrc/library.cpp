@@ -58,6 +58,16 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def(
       "mf_update(Tensor(a!) table, Tensor(b!)? first, Tensor(c!)? second, Tensor rows, Tensor values, int optimizer, "
       "float lr, float x, float y, float eps, float step) -> ()");
+  // Steps on consecutive batches of batch_size samples, all tables and their optimizer's state in place. settings
+  // [3, 6], of users, items and biases: whether it is trained, lr, x, y, eps, and the number of the first step (from
+  // 1). longest: rows of gradients are scaled down to this norm, if it is > 0. Returns the loss of each step;
+  // asynchronous: Hogwild SGD sample by sample, and one number, the sum over all samples.
+  m.def(
+      "mf_train(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, Tensor(d!)? user_first, "
+      "Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, Tensor(h!)? bias_first, "
+      "Tensor(i!)? bias_second, Tensor users, Tensor positives, Tensor negatives, Tensor? constants, Tensor settings, "
+      "int optimizer, int loss, float a, float b, float c, float l2, float longest, int reduction, int batch_size, "
+      "bool asynchronous) -> Tensor");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

@@ -22,6 +22,7 @@ OPS = (
     "mf_loss",
     "mf_gradient",
     "mf_update",
+    "mf_train",
     "sample_negatives",
     "sample_positives",
     "row_filter",

@@ -142,6 +142,7 @@ if _extension.CPU.loaded:
     _mf_loss = torch.ops.zerosum_ext.mf_loss.default
     _mf_gradient = torch.ops.zerosum_ext.mf_gradient.default
     _mf_update = torch.ops.zerosum_ext.mf_update.default
+    _mf_train = torch.ops.zerosum_ext.mf_train.default
 
     @torch.library.register_fake("zerosum_ext::mf_loss")
     def _(
@@ -356,6 +357,57 @@ def mf_update(
     torch.optim's state of the table. On a GPU rows beyond the table, with which ``padded`` fills up, are skipped.
     """
     _mf_update(table, first, second, rows, values, optimizer, lr, x, y, eps, step)
+
+
+def mf_train(
+    tables: Sequence[Tensor | None],
+    states: Sequence[tuple[Tensor | None, Tensor | None]],
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    constants: Tensor | None,
+    settings: Tensor,
+    optimizer: int,
+    loss: str,
+    a: float,
+    b: float,
+    c: float,
+    l2: float,
+    longest: float,
+    reduction: str,
+    batch_size: int,
+    asynchronous: bool,
+) -> Tensor:
+    """Training steps on consecutive batches of the samples, in place; the loss of each, float64.
+
+    tables: user embedding, item embedding, item bias or None; states: the two tensors of torch.optim's state of each.
+    ``settings`` and the rest: csrc/library.cpp and csrc/common/optimizers.h.
+    """
+    (user_first, user_second), (item_first, item_second), (bias_first, bias_second) = states
+    return _mf_train(
+        *tables,
+        user_first,
+        user_second,
+        item_first,
+        item_second,
+        bias_first,
+        bias_second,
+        users,
+        positives,
+        negatives,
+        constants,
+        settings,
+        optimizer,
+        LOSS_IDS[loss],
+        a,
+        b,
+        c,
+        l2,
+        longest,
+        REDUCTIONS[reduction],
+        batch_size,
+        asynchronous,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

@@ -234,7 +234,9 @@ _OFF = (
 )
 
 
-def fused_obstacle(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+def fused_obstacle(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, asynchronous: bool = False
+) -> str | None:
     """Why :class:`FusedStep` cannot stand for autograd and ``optimizer.step()``; None where it can."""
     if type(model) is not MatrixFactorization or model._forward_hooks or model._forward_pre_hooks:
         return f"model: expected a MatrixFactorization without hooks, got {type(model).__name__}"
@@ -243,19 +245,18 @@ def fused_obstacle(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Opt
     for p in parameters:
         if p.device != device or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
             return f"model: expected contiguous float32 parameters on one device without hooks, got {describe(p)}"
-    if not (_ops.has_op("mf_loss", device) and _ops.has_op("mf_update", device)):
+    if asynchronous and device.type != "cpu":
+        return f"model: expected parameters on the CPU, got {describe(parameters[0])}"
+    if not all(_ops.has_op(op, device) for op in ("mf_loss", "mf_gradient", "mf_update")):
         return f"model: the compiled part of zerosum_ext for {device.type} is not loaded"
     if compiled_loss(loss) is None:
         return f"loss: expected a compiled loss of zerosum_ext, got {type(loss).__name__}"
     constants = loss.item_constants()  # type: ignore[operator]
     if constants is not None and constants.shape != (model.num_items,):
         return f"loss: expected constants of {model.num_items} items, got {tuple(constants.shape)}"
-    if (
-        type(optimizer) not in _OPTIMIZERS
-        or optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-    ):
-        names = ", ".join(t.__name__ for t in _OPTIMIZERS)
+    allowed = [torch.optim.SGD] if asynchronous else list(_OPTIMIZERS)
+    if type(optimizer) not in allowed or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        names = ", ".join(t.__name__ for t in allowed)
         return f"optimizer: expected one of torch.optim's {names} without hooks, got {type(optimizer).__name__}"
     for group in optimizer.param_groups:
         for option in _OFF:
@@ -265,11 +266,16 @@ def fused_obstacle(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Opt
 
 
 class FusedStep:
-    """Loss, gradients and update of a MatrixFactorization on one batch, without an autograd graph.
+    """Loss, gradients and update of a MatrixFactorization, batch after batch, without an autograd graph.
 
     Exact mini-batch semantics, and the same bits for any number of threads. The state is the optimizer's own
     (``optimizer.state``), as torch.optim keeps it: checkpoints are the same, and either way of training can go on from
     the other's. A GPU is not waited for. Only where :func:`fused_obstacle` finds none.
+
+    Args:
+        l2, max_row_norm: as ``l2`` and ``clip_row_norm`` of :func:`zerosum_ext.training.fit`.
+        asynchronous: Hogwild SGD instead: a step for each sample, threads writing into the tables as they go. The
+            learning rate is then that of one sample.
     """
 
     def __init__(
@@ -279,9 +285,11 @@ class FusedStep:
         optimizer: torch.optim.Optimizer,
         l2: float = 0.0,
         max_row_norm: float | None = None,
+        asynchronous: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.l2, self.max_row_norm = l2, max_row_norm
+        self.asynchronous = asynchronous
         kernel = compiled_loss(loss)
         assert kernel is not None
         self.kernel = kernel
@@ -293,18 +301,85 @@ class FusedStep:
         self.scale = torch.ones((), device=device)
 
     @torch.no_grad()
-    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Trains on ids int64 [B] and [B], [B, 2] or [B, K], which must be in range; returns the loss without L2."""
+    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int) -> Tensor:
+        """Trains on consecutive batches of the samples; the last may be smaller.
+
+        Args:
+            users, positives, negatives: int64 [N] and [N], [N, 2] or [N, K], in range.
+            batch_size: samples of a step.
+
+        Returns:
+            The summed loss of all samples, without L2, float64.
+        """
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if self.kernel[0] in ROW_LOSSES and negatives.dim() == 1:
+            negatives = negatives.unsqueeze(1)
+        ids = (users.contiguous(), positives.contiguous(), negatives.contiguous())
+        if _ops.has_op("mf_train", users.device):
+            return self._train(*ids, batch_size, groups)
+        total = torch.zeros((), dtype=torch.float64, device=users.device)
+        for batch in zip(*(t.split(batch_size) for t in ids), strict=True):
+            value = self._one(*batch, groups)
+            total += value if self.reduction == "sum" else value * batch[0].shape[0]
+        return total
+
+    def _train(
+        self,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        batch_size: int,
+        groups: dict[int, dict[str, Any]],
+    ) -> Tensor:
+        """All steps in one op."""
+        model = self.model
+        name, a, b, c = self.kernel
+        tables = (model.user_embedding, model.item_embedding, model.item_bias)
+        steps = -(-users.shape[0] // batch_size)
+        states: list[tuple[Tensor | None, Tensor | None]] = []
+        settings = []
+        for table in tables:
+            group = None if table is None else groups.get(id(table))
+            if table is None or group is None:
+                states.append((None, None))
+                settings.append([0.0] * 6)
+            else:
+                step, first, second = self._state(table, steps)
+                states.append((first, second))
+                settings.append([1.0, *_rates(group), step])
+        values = _ops.mf_train(
+            tables,
+            states,
+            users,
+            positives,
+            negatives,
+            self.constants,
+            torch.tensor(settings, dtype=torch.float64),
+            self.kind,
+            name,
+            a,
+            b,
+            c,
+            self.l2,
+            self.max_row_norm or 0.0,
+            self.reduction,
+            batch_size,
+            self.asynchronous,
+        )
+        if self.asynchronous or self.reduction == "sum":
+            return values.sum()
+        last = users.shape[0] - (steps - 1) * batch_size
+        return batch_size * values[:-1].sum() + last * values[-1]
+
+    def _one(self, users: Tensor, positives: Tensor, negatives: Tensor, groups: dict[int, dict[str, Any]]) -> Tensor:
+        """One step from the ops for its parts; its loss without L2."""
         model = self.model
         user, item, bias = model.user_embedding, model.item_embedding, model.item_bias
         name, a, b, c = self.kernel
-        if name in ROW_LOSSES and negatives.dim() == 1:
-            negatives = negatives.unsqueeze(1)
-        ids = (users.contiguous(), positives.contiguous(), negatives.contiguous())
+        ids = (users, positives, negatives)
         value, coefficient, _ = _ops.mf_loss(
             user, item, bias, *ids, self.constants, None, name, a, b, c, 0.0, self.reduction, True
         )
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
         wanted = (id(user) in groups, id(item) in groups, bias is not None and id(bias) in groups)
         row_l2 = self.l2 / max(users.shape[0], 1) if self.reduction == "mean" else self.l2
         # All gradients first: each table's is made of the other's rows.
@@ -314,38 +389,33 @@ class FusedStep:
         updates = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
         for needed, (table, rows, values) in zip(wanted, updates, strict=True):
             if needed and table is not None:
-                self._update(table, rows, values, groups[id(table)])
+                if self.max_row_norm is not None:
+                    clip_rows(values, self.max_row_norm)
+                step, first, second = self._state(table, 1)
+                _ops.mf_update(table, first, second, rows, values, self.kind, *_rates(groups[id(table)]), step)
         return value
 
-    def _update(self, table: Tensor, rows: Tensor, values: Tensor, group: dict[str, Any]) -> None:
-        if self.max_row_norm is not None:
-            clip_rows(values, self.max_row_norm)
-        state = self.optimizer.state[table]
+    def _state(self, table: Tensor, steps: int) -> tuple[float, Tensor | None, Tensor | None]:
+        """The number of the first step, and the optimizer's state of a table, which is moved on by ``steps``."""
         first, second = self.state_names
-        step = 1.0
-        if second is not None:
-            if not state:
-                # As torch.optim.Adam and SparseAdam begin; Adagrad has its state from the start.
-                sparse = isinstance(self.optimizer, torch.optim.SparseAdam)
-                state["step"] = 0 if sparse else torch.zeros((), dtype=torch.float32)
-                for name in ("exp_avg", "exp_avg_sq"):
-                    state[name] = torch.zeros_like(table, memory_format=torch.preserve_format)
-            state["step"] += 1
-            step = float(state["step"])
-        x, y = group.get("betas", (group.get("lr_decay", 0.0), 0.0))
-        _ops.mf_update(
-            table,
-            state[first] if first is not None else None,
-            state[second] if second is not None else None,
-            rows,
-            values,
-            self.kind,
-            float(group["lr"]),
-            float(x),
-            float(y),
-            float(group.get("eps", 0.0)),
-            step,
-        )
+        if second is None:
+            return 1.0, None, None
+        state = self.optimizer.state[table]
+        if not state:
+            # As torch.optim.Adam and SparseAdam begin; Adagrad has its state from the start.
+            sparse = isinstance(self.optimizer, torch.optim.SparseAdam)
+            state["step"] = 0 if sparse else torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(table, memory_format=torch.preserve_format)
+        number = float(state["step"]) + 1.0
+        state["step"] += steps
+        return number, state[first] if first is not None else None, state[second]
+
+
+def _rates(group: dict[str, Any]) -> tuple[float, float, float, float]:
+    """lr, x, y and eps of an optimizer's group, as csrc/common/optimizers.h wants them."""
+    x, y = group.get("betas", (group.get("lr_decay", 0.0), 0.0))
+    return float(group["lr"]), float(x), float(y), float(group.get("eps", 0.0))
 
 
 def clip_rows(values: Tensor, max_norm: float) -> None:

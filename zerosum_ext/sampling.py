@@ -570,8 +570,11 @@ class TripletLoader:
         return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size
 
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._between(*self._slice(step), epoch)
+
+    def _between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples with the numbers [begin, end) of an epoch."""
         data = self.interactions
-        begin, end = self._slice(step)
         users, positives = _ops.sample_positives(
             data.indptr,
             data.indices,

@@ -9,7 +9,6 @@ interrupted and resumed in the middle of an epoch ends in the same bits as one t
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import signal
@@ -48,7 +47,7 @@ class History(list):
         metric: its name, or None.
         best_epoch: index of the epoch with the best value, or None.
         stopped: "completed", "early stopping", "callback" or "interrupted".
-        path: "fused" where the compiled training step ran, else "autograd".
+        path: the engine that ran: "fused", "hogwild" or "autograd".
         seconds: wall time of each epoch's training, validation left out. Not restored bit for bit on resume.
         samples: training samples of each epoch.
     """
@@ -180,6 +179,10 @@ def fit(
             of float32, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
             options. The same mini-batch semantics and optimizer state, so that a checkpoint of one can be resumed by
             the other; the same bits for any number of threads. "auto" takes it where it is possible, on the CPU.
+            "hogwild", for the same models and losses on the CPU and torch.optim.SGD: asynchronous SGD, the fastest. Every
+            sample is a step of its own with the learning rate lr (``batch_size`` says only how steps are counted), and
+            threads write into the tables without waiting for each other, so that runs with several threads differ
+            a little from each other; with one thread a run can be repeated bit for bit.
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
@@ -267,8 +270,8 @@ def _checked(given: dict[str, Any]) -> _Settings:
     clip = given["clip_row_norm"]
     if clip is not None and not 0.0 < clip < math.inf:
         raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
-    if given["engine"] not in ("auto", "fused", "autograd"):
-        raise ValueError(f"engine: expected 'auto', 'fused' or 'autograd', got {given['engine']!r}")
+    if given["engine"] not in ("auto", "fused", "hogwild", "autograd"):
+        raise ValueError(f"engine: expected 'auto', 'fused', 'hogwild' or 'autograd', got {given['engine']!r}")
     if given["scheduler_interval"] not in ("epoch", "step"):
         raise ValueError(f"scheduler_interval: expected 'epoch' or 'step', got {given['scheduler_interval']!r}")
     if given["patience"] is not None and given["validation"] is None:
@@ -514,6 +517,7 @@ class _Trainer:
             "l2": s.l2,
             "clip_row_norm": s.clip_row_norm,
             "regularizer": None if s.regularizer is None else repr(s.regularizer),
+            "hogwild": self.engine.path == "hogwild",
             "optimizer": type(self.optimizer).__name__,
             "optimizer groups": [_plain_values(group) for group in self.optimizer.param_groups],
         }
@@ -637,16 +641,20 @@ class _AutogradEngine:
         self.steps = len(self.loader)
         if self.steps == 0:
             raise ValueError("interactions: no user has both a positive and a negative; there is nothing to learn from")
-        self.samples = 0
-        self.batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
+        self.samples = self.loader.num_samples
+        self.epoch = self.step = 0
 
     def begin(self, epoch: int, first_step: int) -> None:
-        self.loader.set_epoch(epoch)
-        self.samples = self.loader.num_samples
-        self.batches = itertools.islice(iter(self.loader), first_step, None)
-        if self.transform is not None:
-            self.batches = itertools.starmap(self.transform, self.batches)
+        self.epoch, self.step = epoch, first_step
         self.position = epoch * self.steps + first_step
+
+    def _next(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples of the next steps: the numbers are consecutive, so that one call draws them all."""
+        size, loader = self.loader.batch_size, self.loader
+        end = min((self.step + steps) * size, loader.num_samples)
+        samples = loader._between(self.step * size, end, self.epoch)
+        self.step += steps
+        return samples if self.transform is None else self.transform(*samples)
 
     def end(self) -> None:
         """What follows the last step of an epoch: the step of a regularizer that has one of its own."""
@@ -662,7 +670,7 @@ class _AutogradEngine:
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         """Does one step and adds the summed loss of its samples to ``loss_sum``. Returns the steps done."""
-        users, positives, negatives = next(self.batches)
+        users, positives, negatives = self._next(1)
         size = users.shape[0]
         items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
         split = items.shape[1] - negatives.reshape(size, -1).shape[1]
@@ -695,9 +703,12 @@ class _AutogradEngine:
 
 
 class _FusedEngine(_AutogradEngine):
-    """The same batches through :class:`~zerosum_ext.fused.FusedStep`."""
+    """The same samples through :class:`~zerosum_ext.fused.FusedStep`."""
 
     path = "fused"
+    asynchronous = False
+    # Samples between two looks at the progress bar and at Ctrl-C, unless a batch has more: some hundredths of a second.
+    samples_at_once = 1 << 17
 
     def __init__(
         self,
@@ -710,21 +721,31 @@ class _FusedEngine(_AutogradEngine):
     ) -> None:
         super().__init__(model, train, loss, optimizer, settings, exclude)
         assert isinstance(model, MatrixFactorization)
-        self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip)
+        self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip, self.asynchronous)
+        each = settings.scheduler is not None and settings.scheduler_interval == "step"
+        each = each or settings.transform is not None  # which takes batches
+        self.steps_at_once = 1 if each else max(1, self.samples_at_once // settings.batch_size)
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
-        regularizer = self.regularizer
-        if regularizer is not None and regularizer.every is not None and (self.position + 1) % regularizer.every == 0:
-            # Its gradient joins that of the batch: a step for autograd.
-            return super().advance(limit, loss_sum, after_step)
-        users, positives, negatives = next(self.batches)
-        value = self.fused(users, positives, negatives)
-        self.position += 1
+        steps = min(limit, self.steps_at_once)
+        if self.regularizer is not None and self.regularizer.every is not None:
+            until = -(self.position + 1) % self.regularizer.every
+            if until == 0:  # its gradient joins that of the batch: a step for autograd
+                return super().advance(limit, loss_sum, after_step)
+            steps = min(steps, until)
+        loss_sum += self.fused(*self._next(steps), self.loader.batch_size)
+        self.position += steps
         # What a scheduler looks at to see that the optimizer has gone before it.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        loss_sum += value if self.summed else value * users.shape[0]
         after_step()
-        return 1
+        return steps
+
+
+class _HogwildEngine(_FusedEngine):
+    """Asynchronous SGD on single samples."""
+
+    path = "hogwild"
+    asynchronous = True
 
 
 def _choose_engine(
@@ -734,11 +755,16 @@ def _choose_engine(
     on_gpu = next(model.parameters()).device.type == "cuda"
     if settings.engine == "autograd" or (settings.engine == "auto" and on_gpu):
         return _AutogradEngine
-    obstacle = fused_obstacle(model, loss, optimizer)
+    hogwild = settings.engine == "hogwild"
+    obstacle = fused_obstacle(model, loss, optimizer, hogwild)
+    if hogwild and settings.clip_row_norm is not None:
+        obstacle = f"clip_row_norm: expected None, got {settings.clip_row_norm}"
+    if hogwild and settings.regularizer is not None and settings.regularizer.every is not None:
+        obstacle = f"regularizer: expected every=None, got {settings.regularizer!r}"
     if obstacle is None:
-        return _FusedEngine
-    if settings.engine == "fused":
-        raise ValueError(f"engine: 'fused' does not fit this run. {obstacle}")
+        return _HogwildEngine if hogwild else _FusedEngine
+    if settings.engine != "auto":
+        raise ValueError(f"engine: {settings.engine!r} does not fit this run. {obstacle}")
     return _AutogradEngine
 
 

@@ -59,10 +59,11 @@ struct MfBlockBuffers {
   }
 };
 
-// Scores and item rows of n samples: sample i of the block is number order[i], or first + i without an order.
-template <class S, class C>
+// Scores and item rows of n samples: sample i of the block is number order[i], or first + i without an order. kWrite:
+// the rows will be written, and are fetched as such.
+template <class S, class C, bool kWrite = false>
 struct MfScores {
-  static constexpr int64_t kAhead = 8;  // samples whose rows are on their way
+  static constexpr int64_t kAhead = 16;  // samples whose rows are on their way
 
   ZX_HD static void run(const MfInputs<S, C>* inputs, const uint32_t* order, int64_t first, int64_t n, int64_t limit,
                         bool planes, MfBlockBuffers<S, C>* buffers) {
@@ -94,12 +95,12 @@ struct MfScores {
   }
 
   ZX_HD static void prefetch(const MfInputs<S, C>& in, int64_t sample) {
-    prefetch_row<false>(in.user + in.users[sample] * in.dim, in.dim);
+    prefetch_row<kWrite>(in.user + in.users[sample] * in.dim, in.dim);
     for (int64_t j = 0; j < in.num_positives; ++j)
-      prefetch_row<false>(in.item + in.positives[sample * in.num_positives + j] * in.dim, in.dim);
+      prefetch_row<kWrite>(in.item + in.positives[sample * in.num_positives + j] * in.dim, in.dim);
     // Of many negatives the hardware sees the first few coming; the others follow while these are worked on.
     for (int64_t j = 0; j < std::min<int64_t>(in.num_negatives, 4); ++j)
-      prefetch_row<false>(in.item + in.negatives[sample * in.num_negatives + j] * in.dim, in.dim);
+      prefetch_row<kWrite>(in.item + in.negatives[sample * in.num_negatives + j] * in.dim, in.dim);
   }
 };
 

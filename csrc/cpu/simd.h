@@ -57,8 +57,9 @@ inline const char* isa_name() {
 }
 
 #if ZX_X86
-#define ZX_TARGET_AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
-#define ZX_TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
+// PREFETCHW does nothing on the few of these processors that lack it.
+#define ZX_TARGET_AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512,prfchw")))
+#define ZX_TARGET_AVX2 __attribute__((target("arch=x86-64-v3,prfchw")))
 template <class Kernel, class... Args>
 ZX_TARGET_AVX512 __attribute__((noinline)) auto run_avx512(Args... args) {
   return Kernel::run(args...);

@@ -1,0 +1,83 @@
+// An optimizer's step on the rows of a table, from ascending distinct rows and their gradients.
+#pragma once
+
+#include <algorithm>
+
+#include "common/optimizers.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace zx::cpu {
+
+constexpr int64_t kUpdateWords = 65536;  // of a table that one thread takes at a time
+
+template <Optimizer kKind>
+struct UpdateRow {
+  ZX_HD static void run(const UpdateRule* rule, const float* g, float* p, float* m, float* v, int64_t n) {
+    const UpdateRule r = *rule;
+    float none = 0;
+    if (g == nullptr) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) update_element<kKind>(r, 0.0f, p[i], m[i], v[i]);
+    } else if constexpr (kKind == Optimizer::kSgd) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) update_element<kKind>(r, g[i], p[i], none, none);
+    } else if constexpr (kKind == Optimizer::kAdagrad) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) update_element<kKind>(r, g[i], p[i], none, v[i]);
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) update_element<kKind>(r, g[i], p[i], m[i], v[i]);
+    }
+  }
+};
+
+// Row rows[s] of the table [table, dim] has the gradient g[s]. Dense Adam sweeps over all rows, the others having a
+// gradient of zero.
+template <Optimizer kKind>
+void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, const float* g, float* p, float* m,
+                 float* v, int64_t table, int64_t dim) {
+  const int64_t piece = std::max<int64_t>(1, kUpdateWords / std::max<int64_t>(1, dim));
+  const UpdateRule* r = &rule;
+  const auto at = [&](float* base, int64_t row) { return base == nullptr ? base : base + row * dim; };
+  if constexpr (kKind == Optimizer::kAdam) {
+    for_each_block((table + piece - 1) / piece, 1, [&](int64_t block) {
+      const int64_t end = std::min(table, (block + 1) * piece);
+      int64_t row = block * piece;
+      int64_t s = std::lower_bound(rows, rows + count, row) - rows;
+      while (row < end) {
+        const int64_t next = s < count && rows[s] < end ? rows[s] : end;
+        const float* untouched = nullptr;
+        if (row < next) simd<UpdateRow<kKind>>(r, untouched, at(p, row), at(m, row), at(v, row), (next - row) * dim);
+        row = next;
+        if (row < end) {
+          simd<UpdateRow<kKind>>(r, g + s * dim, at(p, row), at(m, row), at(v, row), dim);
+          ++s, ++row;
+        }
+      }
+    });
+  } else {
+    for_each_block((count + piece - 1) / piece, 1, [&](int64_t block) {
+      for (int64_t s = block * piece; s < std::min(count, (block + 1) * piece); ++s)
+        simd<UpdateRow<kKind>>(r, g + s * dim, at(p, rows[s]), at(m, rows[s]), at(v, rows[s]), dim);
+    });
+  }
+}
+
+// The same with the optimizer known at run time.
+inline void update_rows(Optimizer kind, const UpdateRule& rule, const int64_t* rows, int64_t count, const float* g,
+                        float* p, float* m, float* v, int64_t table, int64_t dim) {
+  switch (kind) {
+    case Optimizer::kSgd:
+      return update_rows<Optimizer::kSgd>(rule, rows, count, g, p, m, v, table, dim);
+    case Optimizer::kAdagrad:
+      return update_rows<Optimizer::kAdagrad>(rule, rows, count, g, p, m, v, table, dim);
+    case Optimizer::kAdam:
+      return update_rows<Optimizer::kAdam>(rule, rows, count, g, p, m, v, table, dim);
+    case Optimizer::kLazyAdam:
+      return update_rows<Optimizer::kLazyAdam>(rule, rows, count, g, p, m, v, table, dim);
+  }
+  ZX_CHECK(false, "no such optimizer");
+}
+
+}  // namespace zx::cpu
