@@ -41,9 +41,9 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   // ---- matrix factorization: a loss of dot products of embedding rows. constants [I] are those that a loss takes
   // beside each item. coefficient [B, J] (with grad): the derivative of the reduced value with respect to each score,
   // positives first. failed [1]: the first id out of range, as its place among users, positives and negatives one after
-  // another, or -1. mf_gradient's l2 is that of one gathered row: l2 / B for a mean. padded: on a GPU, which would have to
-  // be waited for, sparse results have as many rows as could occur; those that are too many are numbered as the table's
-  // end and hold nothing. atomics: on a GPU, dense gradients in whatever order the additions come.
+  // another, or -1. mf_gradient's l2 is that of one gathered row: l2 / B for a mean. padded: on a GPU, which would have
+  // to be waited for, sparse results have as many rows as could occur; those that are too many are numbered as the
+  // table's end and hold nothing. atomics: on a GPU, dense gradients in whatever order the additions come.
   m.def(
       "mf_loss(Tensor user_embedding, Tensor item_embedding, Tensor? item_bias, Tensor users, Tensor positives, "
       "Tensor negatives, Tensor? constants, Tensor? weight, int loss, float a, float b, float c, float l2, "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 
 import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops
+from zerosum_ext import _ops, fused
 from zerosum_ext.training import fit
 
 pytestmark = pytest.mark.skipif(not _ops.has_op("mf_update", torch.device("cpu")), reason="no compiled kernels")
@@ -166,5 +168,141 @@ def test_what_fits_is_taken_unless_refused(triangle):
     assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).path == "fused"
     assert fit(new_model(), triangle, **OPTIONS).path == "fused"
     assert fit(new_model(), triangle, engine="autograd", **OPTIONS).path == "autograd"
-    with pytest.raises(ValueError, match="engine: expected 'auto', 'fused' or 'autograd', got 'fast'"):
+    with pytest.raises(ValueError, match="engine: expected 'auto', 'fused', 'hogwild' or 'autograd', got 'fast'"):
         fit(new_model(), triangle, engine="fast", **OPTIONS)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2)])
+def test_many_steps_in_one_call_are_steps_one_by_one(triangle, optimizer, loss, negatives):
+    """Steps of the op for many, of the ops for the parts, and one at a time: the last bit of what each leaves."""
+    data = zx.Interactions.from_any(triangle)
+    positives = 2 if loss == "pos2neg2" else 1
+    samples = zx.TripletLoader(data, 500, seed=1, positives=positives, negatives=negatives)
+    users, pos, neg = next(iter(samples))
+    trained = []
+    for how in ("many", "single", "parts"):
+        model = new_model(item_bias=True)
+        step = fused.FusedStep(model, zx.losses.get_loss(loss), OPTIMIZERS[optimizer](model.parameters()), 0.01, 0.5)
+        if how == "many":
+            total = step(users, pos, neg, 96)
+        else:
+            call = step._train if how == "single" else step._one
+            groups = {id(p): group for group in step.optimizer.param_groups for p in group["params"]}
+            with torch.no_grad():
+                for first in range(0, 500, 96):
+                    batch = [t[first : first + 96].contiguous() for t in (users, pos, neg)]
+                    call(*batch, 96, groups) if how == "single" else call(*batch, groups)
+        trained.append(model.state_dict())
+    assert math.isfinite(total)
+    for other in trained[1:]:
+        for name, value in trained[0].items():
+            torch.testing.assert_close(value, other[name], rtol=0, atol=0)
+
+
+# ---- Hogwild
+
+
+def one_by_one(model, loss, lr, l2, samples):
+    """SGD on single samples by autograd."""
+    for users, positives, negatives in zip(*(t.split(1) for t in samples), strict=True):
+        items = torch.cat([positives.reshape(1, -1), negatives.reshape(1, -1)], dim=1)
+        scores = model(users, items)
+        split = positives.reshape(1, -1).shape[1]
+        value = loss(scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape))
+        value = value + l2 * model.l2_penalty(users, items)
+        model.zero_grad()
+        value.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= lr * p.grad
+
+
+@pytest.mark.parametrize("dim", [1, 16, 20, 64, 70])
+@pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2), ("sampled_softmax", 4)])
+def test_hogwild_of_one_thread_is_sgd_on_single_samples(dim, loss, negatives):
+    # A user and an item occur once in sixteen samples: what a thread does at a time.
+    samples, per = 64, 16
+    users = torch.arange(samples) % per
+    positives = 2 if loss == "pos2neg2" else 1
+    items = torch.arange(samples * (positives + negatives)).reshape(samples, -1) % (per * (positives + negatives))
+    pos, neg = items[:, :positives], items[:, positives:]
+    pos, neg = (pos if positives == 2 else pos[:, 0]), (neg if negatives > 1 else neg[:, 0])
+    models = [zx.MatrixFactorization(per, per * (positives + negatives), dim, seed=1, init_std=0.5) for _ in range(2)]
+    module = zx.losses.get_loss(loss)
+    step = fused.FusedStep(models[0], module, torch.optim.SGD(models[0].parameters(), lr=0.1), 0.3, asynchronous=True)
+    with threads(1):
+        total = step(users, pos, neg, 8)
+    assert total > 0
+    one_by_one(models[1], module, 0.1, 0.3, (users, pos, neg))
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(value, models[1].state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@contextlib.contextmanager
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_hogwild_learns_what_exact_steps_learn(number):
+    data = zx.datasets.synthetic_triangle(200, 200)
+    options = {"epochs": 8, "seed": 1, "progress": False}
+    with threads(number):
+        model = zx.MatrixFactorization(200, 200, 16, seed=1, item_bias=True)
+        history = fit(
+            model, data, "bpr", functools.partial(torch.optim.SGD, lr=0.05), batch_size=64, engine="hogwild", **options
+        )
+        exact = zx.MatrixFactorization(200, 200, 16, seed=1, item_bias=True)
+        expected = fit(exact, data, "bpr", functools.partial(torch.optim.SGD, lr=0.05), batch_size=1, **options)
+    assert history.path == "hogwild"
+    assert expected.path == "fused"
+    assert history == pytest.approx(expected, rel=0.05)
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_hogwild_of_one_thread_can_be_repeated_and_resumed(triangle, tmp_path):
+    file, results = tmp_path / "run.pt", []
+    sgd = functools.partial(torch.optim.SGD, lr=0.05)
+    with threads(1):
+        for first in (None, None, 1):
+            model = new_model()
+            if first is not None:
+                fit(model, triangle, "zerosum", sgd, **OPTIONS | {"epochs": 1}, engine="hogwild", checkpoint=file)
+                model = new_model()
+            fit(model, triangle, "zerosum", sgd, **OPTIONS, engine="hogwild", resume=file if first else None)
+            results.append(model.state_dict())
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name])
+    with pytest.raises(ValueError, match="written with hogwild=True, this run has False"):
+        fit(new_model(), triangle, "zerosum", sgd, **OPTIONS, resume=file)
+
+
+def test_hogwild_leaves_frozen_tables(triangle):
+    for frozen in ("user_embedding", "item_embedding", "item_bias"):
+        model = new_model(item_bias=True)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        model.get_parameter(frozen).requires_grad_(False)
+        fit(model, triangle, "bpr", OPTIMIZERS["sgd"], **OPTIONS, engine="hogwild")
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]) == (name == frozen)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": torch.optim.Adam}, "optimizer: expected one of torch.optim's SGD without hooks, got Adam"),
+        ({"clip_row_norm": 1.0}, "clip_row_norm: expected None, got 1.0"),
+        ({"model": zx.GMF(40, 40, 8)}, "model: expected a MatrixFactorization"),
+    ],
+)
+def test_what_hogwild_does_not_do_is_named(triangle, change, message):
+    arguments = {"model": new_model(), "interactions": triangle, "optimizer": OPTIMIZERS["sgd"]} | OPTIONS | change
+    with pytest.raises(ValueError, match=message):
+        fit(**arguments, engine="hogwild")

@@ -185,6 +185,36 @@ if _extension.CPU.loaded:
         shape = (users.shape[0], width) if grad else (0,)
         return value, user_embedding.new_empty(shape, dtype=compute), users.new_empty((1,))
 
+    @torch.library.register_fake("zerosum_ext::mf_train")
+    def _(
+        user_embedding: Tensor,
+        item_embedding: Tensor,
+        item_bias: Tensor | None,
+        user_first: Tensor | None,
+        user_second: Tensor | None,
+        item_first: Tensor | None,
+        item_second: Tensor | None,
+        bias_first: Tensor | None,
+        bias_second: Tensor | None,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        constants: Tensor | None,
+        settings: Tensor,
+        optimizer: int,
+        loss: int,
+        a: float,
+        b: float,
+        c: float,
+        l2: float,
+        longest: float,
+        reduction: int,
+        batch_size: int,
+        asynchronous: bool,
+    ) -> Tensor:
+        steps = 1 if asynchronous else -(-users.shape[0] // batch_size)
+        return user_embedding.new_empty((steps,), dtype=torch.float64)
+
     @torch.library.register_fake("zerosum_ext::mf_gradient")
     def _(
         user_embedding: Tensor,

@@ -301,12 +301,12 @@ class FusedStep:
         self.scale = torch.ones((), device=device)
 
     @torch.no_grad()
-    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int) -> Tensor:
+    def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int | None = None) -> Tensor:
         """Trains on consecutive batches of the samples; the last may be smaller.
 
         Args:
             users, positives, negatives: int64 [N] and [N], [N, 2] or [N, K], in range.
-            batch_size: samples of a step.
+            batch_size: samples of a step; None makes one step of all.
 
         Returns:
             The summed loss of all samples, without L2, float64.
@@ -314,14 +314,16 @@ class FusedStep:
         groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
         if self.kernel[0] in ROW_LOSSES and negatives.dim() == 1:
             negatives = negatives.unsqueeze(1)
-        ids = (users.contiguous(), positives.contiguous(), negatives.contiguous())
-        if _ops.has_op("mf_train", users.device):
-            return self._train(*ids, batch_size, groups)
-        total = torch.zeros((), dtype=torch.float64, device=users.device)
-        for batch in zip(*(t.split(batch_size) for t in ids), strict=True):
-            value = self._one(*batch, groups)
-            total += value if self.reduction == "sum" else value * batch[0].shape[0]
-        return total
+        users, positives, negatives = users.contiguous(), positives.contiguous(), negatives.contiguous()
+        size = batch_size or max(1, users.shape[0])
+        if users.device.type == "cpu":
+            return self._train(users, positives, negatives, size, groups)
+        total: Tensor | None = None
+        for batch in zip(users.split(size), positives.split(size), negatives.split(size), strict=True):
+            value = self._one(*batch, groups).double()
+            value = value if self.reduction == "sum" else value * batch[0].shape[0]
+            total = value if total is None else total + value
+        return self.scale.double() * 0 if total is None else total
 
     def _train(
         self,

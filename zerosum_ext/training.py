@@ -179,10 +179,10 @@ def fit(
             of float32, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
             options. The same mini-batch semantics and optimizer state, so that a checkpoint of one can be resumed by
             the other; the same bits for any number of threads. "auto" takes it where it is possible, on the CPU.
-            "hogwild", for the same models and losses on the CPU and torch.optim.SGD: asynchronous SGD, the fastest. Every
-            sample is a step of its own with the learning rate lr (``batch_size`` says only how steps are counted), and
-            threads write into the tables without waiting for each other, so that runs with several threads differ
-            a little from each other; with one thread a run can be repeated bit for bit.
+            "hogwild", for the same models and losses on the CPU and torch.optim.SGD: asynchronous SGD, the fastest.
+            Every sample is a step of its own with the learning rate lr (``batch_size`` says only how steps are
+            counted), and threads write into the tables without waiting for each other, so that runs with several
+            threads differ a little from each other; with one thread a run can be repeated bit for bit.
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
