@@ -654,7 +654,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
     lines = [f"## {e.title}", ""]
     if e.note:
         lines += [e.note.strip(), ""]
-    for epoch in _epochs(e):
+    for epoch in _epochs(e) if any(results.records.values()) else ():
         if e.protocol != "synthetic":
             lines += [{"last": "Last epoch, as in the paper:", "best": "Best epoch in validation:"}[epoch], ""]
         extra = ["epoch"] if epoch == "best" else []
