@@ -1,4 +1,5 @@
-// Groups the positions of a batch by the row that they name: a stable radix sort of (row, position) pairs.
+// Groups the positions of a batch by the row that they name: a stable sort, by counting where the table is small beside
+// the batch, else a radix sort of (row, position) pairs.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +22,48 @@ class RowGroups {
   template <class F>
   void sort(int64_t n, int64_t rows, const F& row_of) {
     ZX_CHECK(rows <= kLargest && n <= kLargest, "tables and batches must have fewer than 2^32 rows");
+    if (rows <= kCountedRows && rows <= 4 * n)
+      sort_by_counting(n, rows, row_of);
+    else
+      sort_by_digits(n, rows, row_of);
+  }
+
+  const std::vector<uint32_t>& order() const { return order_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+
+  // Cuts the segments into runs [cuts[i], cuts[i + 1]) of at least `least` positions each, the last one excepted: what
+  // one thread does at a time, and independent of their number.
+  void cut(int64_t least, std::vector<int64_t>* cuts) const {
+    cuts->assign(1, 0);
+    int64_t begin = 0;
+    for (size_t s = 0; s < segments_.size(); ++s)
+      if (segments_[s].end - begin >= least || s + 1 == segments_.size()) {
+        cuts->push_back(static_cast<int64_t>(s) + 1);
+        begin = segments_[s].end;
+      }
+  }
+
+ private:
+  // One counter a row: no digits, no pairs to move.
+  template <class F>
+  void sort_by_counting(int64_t n, int64_t rows, const F& row_of) {
+    counters_.assign(static_cast<size_t>(rows), 0u);
+    order_.resize(static_cast<size_t>(n));
+    uint32_t* counter = counters_.data();
+    for (int64_t i = 0; i < n; ++i) ++counter[row_of(i)];
+    segments_.clear();
+    uint32_t total = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const uint32_t count = counter[row];
+      counter[row] = total;
+      if (count != 0) segments_.push_back({row, total, total + count});
+      total += count;
+    }
+    for (int64_t i = 0; i < n; ++i) order_[counter[row_of(i)]++] = static_cast<uint32_t>(i);
+  }
+
+  template <class F>
+  void sort_by_digits(int64_t n, int64_t rows, const F& row_of) {
     keys_.resize(static_cast<size_t>(n));
     spare_.resize(static_cast<size_t>(n));
     int bits = 1;
@@ -62,26 +105,11 @@ class RowGroups {
     if (n > 0) segments_.back().end = n;
   }
 
-  const std::vector<uint32_t>& order() const { return order_; }
-  const std::vector<Segment>& segments() const { return segments_; }
-
-  // Cuts the segments into runs [cuts[i], cuts[i + 1]) of at least `least` positions each, the last one excepted: what
-  // one thread does at a time, and independent of their number.
-  void cut(int64_t least, std::vector<int64_t>* cuts) const {
-    cuts->assign(1, 0);
-    int64_t begin = 0;
-    for (size_t s = 0; s < segments_.size(); ++s)
-      if (segments_[s].end - begin >= least || s + 1 == segments_.size()) {
-        cuts->push_back(static_cast<int64_t>(s) + 1);
-        begin = segments_[s].end;
-      }
-  }
-
- private:
   static constexpr int kDigitBits = 11;
   static constexpr int64_t kLargest = int64_t{1} << 32;
+  static constexpr int64_t kCountedRows = 1 << 17;  // whose counters fit an L2 cache
   std::vector<uint64_t> keys_, spare_;
-  std::vector<uint32_t> order_;
+  std::vector<uint32_t> order_, counters_;
   std::vector<Segment> segments_;
 };
 
