@@ -83,7 +83,7 @@ def test_rows_of_every_length(kernels, dtype, index):
     check(kernels, *problem([], 5, 8, dtype, index))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 16, 33, 64, 65, 128, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 64, 65, 256, 257, 520])
 def test_every_width(kernels, dim):
     for dtype in TOLERANCE:
         problems = problem([7, 0, 40, 1, 13], 50, dim, dtype, seed=dim)
@@ -92,11 +92,12 @@ def test_every_width(kernels, dim):
         check(kernels, problems[0], columns, *problems[2:])
 
 
-@pytest.mark.parametrize("dim", [3, 64, 257])
+@pytest.mark.parametrize("dim", [3, 64, 65])
 def test_popular_rows(kernels, dim):
-    check(kernels, *problem([3, 1024, 1025, 1600, 0], 1700, dim, torch.float32))
+    check(kernels, *problem([3, 1024, 1025, 1300, 0], 1700, dim, torch.float32))
 
 
+@pytest.mark.slow
 def test_more_rows_than_blocks(kernels):
     counts = [i % 3 for i in range(2048 * 8 + 5)]
     rows, columns, row_x, column_x, indptr, indices = problem(counts, 9, 4, torch.float64)

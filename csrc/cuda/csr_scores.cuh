@@ -15,6 +15,7 @@ constexpr int kCsrThreads = 256;
 constexpr int kCsrWarps = kCsrThreads / kWarp;
 constexpr int64_t kCsrBlocks = 2048;  // at most: more rows are walked in strides
 constexpr int64_t kCsrLong = 1024;    // entries of a row from which on a block sums it
+constexpr int64_t kCsrLongBlocks = 512;
 
 template <class T, class Index>
 struct CsrArgs {
@@ -47,7 +48,7 @@ __device__ __forceinline__ T csr_score(const CsrArgs<T, Index>& a, int lane, int
 
 // Sums of s, s^2 and s x, x a constant of the column.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads) csr_moments_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, 4) csr_moments_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   double sums[3] = {};
@@ -105,7 +106,7 @@ __device__ __forceinline__ void store_sums(const CsrArgs<T, Index>& a, int lane,
 // out[row] = sum over its entries of g times the column vector, out_bias[row] the sum of g, with g = x + slope * score.
 // A warp to a row; rows of more than kCsrLong entries are left to the next kernel.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads) csr_columns_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kCsrThreads) csr_columns_kernel(const CsrArgs<
 
 // The rows of more entries, a block to each.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads) csr_long_columns_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, 4) csr_long_columns_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x / width, groups = kCsrThreads / width;
   for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
@@ -181,7 +182,7 @@ void csr_columns(CsrArgs<T, Index> a, gpuStream stream) {
   a.shape = row_shape<T>(a.shape.dim, {a.rows, a.columns, a.out});
   GPU_LAUNCH((csr_columns_kernel<T, Index>), csr_blocks(a.num_rows), kCsrThreads, 0, stream)(a);
   GPU_LAUNCH((csr_long_columns_kernel<T, Index>),
-             static_cast<unsigned>(a.num_rows < kCsrBlocks ? a.num_rows : kCsrBlocks), kCsrThreads, 0, stream)
+             static_cast<unsigned>(a.num_rows < kCsrLongBlocks ? a.num_rows : kCsrLongBlocks), kCsrThreads, 0, stream)
   (a);
 }
 

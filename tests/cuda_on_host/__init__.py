@@ -16,6 +16,7 @@ Environment
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -52,10 +53,10 @@ COMMON_FLAGS = (
 KERNEL_FLAGS = {
     "plain": ("-O2",),
     "asan": (
-        *("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        *("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
         "-fno-omit-frame-pointer",
     ),
-    "tsan": ("-O1", "-g", "-fsanitize=thread"),
+    "tsan": ("-O1", "-g1", "-fsanitize=thread"),
 }
 EMULATOR_FLAGS = {"plain": (), "asan": ("-DCUEMU_ASAN",), "tsan": ("-DCUEMU_TSAN",)}
 
@@ -220,6 +221,11 @@ def _describe(value: Any) -> Any:
     return (value.data_ptr() or 16, _code(value), list(value.shape), list(value.stride()))
 
 
+def _bytes(storage: Any) -> bytes:
+    # bytes(storage) would fetch them one by one.
+    return ctypes.string_at(storage.data_ptr(), storage.nbytes()) if storage.nbytes() else b""
+
+
 def _serialise(name: str, args: tuple[Any, ...]) -> bytes:
     storages: dict[int, tuple[int, Any]] = {}
     for a in args:
@@ -228,7 +234,7 @@ def _serialise(name: str, args: tuple[Any, ...]) -> bytes:
             storages.setdefault(storage.data_ptr(), (len(storages), storage))
     out = [struct.pack("<i", len(name)), name.encode(), struct.pack("<i", len(storages))]
     for address, (_, storage) in storages.items():
-        out += [struct.pack("<qq", storage.nbytes(), address % 64), bytes(storage)]
+        out += [struct.pack("<qq", storage.nbytes(), address % 64), _bytes(storage)]
     out.append(struct.pack("<i", len(args)))
     for a in args:
         if a is None:
