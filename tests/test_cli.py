@@ -48,11 +48,29 @@ def test_errors_are_one_line(monkeypatch, capsys, error, status):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_unknown_commands_exit_with_2(capsys):
-    for argv in ([], ["nonsense"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(argv)
-        assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["train"], "train: error: the following arguments are required: FILE"),
+        (["train", "x.csv", "--weight", "much"], "argument --weight: expected a number in [0, 1] or auto, got 'much'"),
+        (["train", "x.csv", "--shape", "3", "b"], "argument --shape: invalid int value: 'b'"),
+        (["train", "x.csv", "--preset", "best"], "argument --preset: invalid choice: 'best'"),
+        (["train", "x.csv", "--preset", "lightgcn", "--model", "ngcf"], "model of preset 'lightgcn': expected one of"),
+        (["train", "x.csv", "--log", "html"], "argument --log: invalid choice: 'html'"),
+        (["recommend", "run", "--csv", "--json"], "not allowed with argument"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_one_line_and_exits_with_2(capsys, argv, said):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+    assert "--help" in err
 
 
 def test_demo(tmp_path, capsys):
@@ -179,6 +197,57 @@ def test_train_reads_every_kind_of_file_with_its_options(tmp_path, kind):
         assert run.split.train.num_items == 17  # item i has 19 - i users
 
 
+def test_train_reads_parquet(tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as pq
+
+    users, items = datasets.synthetic_triangle(20, 20).nonzero()
+    table = {"who": [f"u{u}" for u in users], "what": items, "stars": users % 5 + 1}
+    pq.write_table(pa.table(table), tmp_path / "r.parquet")
+    columns = ["--user-column", "who", "--item-column", "what", "--rating-column", "stars"]
+    argv = ["train", str(tmp_path / "r.parquet"), "--output", str(tmp_path / "run"), "--no-figures", *columns, *SMALL]
+    assert cli.main([*argv, "--min-rating", "3"]) == 0
+    assert runs.Run.open(tmp_path / "run").split.train.num_users == 12
+    assert cli.main(["recommend", str(tmp_path / "run"), "--user", "u8", "-k", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()[-2:]) == 2
+    bad = pa.table({"user": [1, None], "item": [1, 2]})
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    assert "bad.parquet" in one_line_of_error(capsys, ["train", tmp_path / "bad.parquet"])
+
+
+def test_a_preset_gives_defaults(ratings, tmp_path, capsys):
+    argv = ["train", str(ratings), "--preset", "paper", "--no-baseline", "--no-figures", "--quiet"]
+    given = ["--epochs", "2", "--model", "lightgcn", "--model-option", "num_layers=1", "--output", str(tmp_path / "r")]
+    assert cli.main([*argv, *given]) == 0
+    method = runs.Run.open(tmp_path / "r").methods["zerosum"]
+    assert (method.epochs, method.batch_size, method.draws, method.dim) == (2, 2048, 3, 10)
+    assert (method.keep, method.patience) == ("last", 20)
+    expected = {"num_layers": 1, "normalization": "row", "combine": "concat", "node_dropout": 0.1, "init_std": 0.01}
+    assert method.model_options == expected
+    assert cli.main([*argv, "--epochs", "1", "--output", str(tmp_path / "mf")]) == 0
+    method = runs.Run.open(tmp_path / "mf").methods["zerosum"]
+    assert (method.dim, method.weight, method.model_options) == (64, 0.9, {"init_std": 0.01})
+
+
+def test_train_logs(ratings, tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    argv = ["train", str(ratings), "--output", str(tmp_path / "r"), "--no-figures", "--quiet", *SMALL]
+    assert cli.main([*argv, "--log", "csv", "tensorboard"]) == 0
+    for name in ("bpr", "zerosum"):
+        rows = list(csv.DictReader((tmp_path / "r" / name / "log.csv").open()))
+        assert [row["epoch"] for row in rows] == ["1", "2"]
+        assert len(list((tmp_path / "r" / name / "tensorboard").iterdir())) == 1
+    assert cli.main([*argv, "--overwrite"]) == 0
+    assert not list((tmp_path / "r").rglob("log.csv")) + list((tmp_path / "r").rglob("events.*"))
+
+
+def test_figures_of_one_row_have_the_same_digits():
+    table = cli._comparison({"bpr": {"arp@10": 243.51, "pri": 0.5}, "zerosum": {"arp@10": 242.02, "pri": float("nan")}})
+    rows = {line.split()[0]: line.split()[-3:] for line in table.splitlines() if line.strip()}
+    assert rows["ARP"] == ["243.5", "242.0", "-1.5"]
+    assert [line.split() for line in table.splitlines() if "  PRI" in line] == [["PRI", "0.5000", "-", "-"]]
+
+
 def test_evaluate(run_folder, tmp_path, capsys):
     assert cli.main(["evaluate", str(run_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run_folder / "metrics.json").read_text())
@@ -189,6 +258,14 @@ def test_evaluate(run_folder, tmp_path, capsys):
     assert out.splitlines()[0].split() == ["bpr"]
     assert "1 rows" in err
     assert "no user 'nobody'" in one_line_of_error(capsys, ["evaluate", run_folder, "--data", later])
+
+
+def test_evaluating_on_what_was_trained_on_is_said(ratings, run_folder, capsys):
+    assert cli.main(["evaluate", str(run_folder), "--data", str(ratings)]) == 0
+    train = runs.Run.open(run_folder).split.train.nnz
+    assert f"{train} of the 782 interactions to measure on were trained on" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run_folder)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_recommend(run_folder, tmp_path, capsys):
@@ -337,6 +414,36 @@ def test_recommend_refuses_what_it_cannot_do(run_folder, capsys):
     assert "no users: give --user" in error()
     assert "k: expected an integer >= 1, got 0" in error("--user", "u3", "-k", "0")
     assert "method: expected one of 'bpr', 'zerosum'" in error("--user", "u3", "--method", "nonsense")
+
+
+def test_ids_of_the_wrong_kind_are_quoted(tmp_path, capsys):
+    users, items = datasets.synthetic_triangle(20, 20).nonzero()
+    np.savez(tmp_path / "r.npz", user=users, item=items)
+    argv = ["train", str(tmp_path / "r.npz"), "--output", str(tmp_path / "run"), "--quiet", "--no-figures", *SMALL]
+    assert cli.main(argv) == 0
+    for user in ("alice", "1.5"):
+        error = one_line_of_error(capsys, ["recommend", tmp_path / "run", "--user", "3", "--user", user])
+        assert f"user ids: expected integers, got '{user}'" in error
+    assert "there is no user 99 among these 20" in one_line_of_error(
+        capsys, ["recommend", tmp_path / "run", "--user", "99"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"user": [0, 1], "item": [0, 1, 2]}, "item"),
+        ({"user": [0.5, 1.5], "item": [0, 1]}, "user"),
+        ({"user": [[0, 1]], "item": [[0, 1]]}, "user"),
+        ({"user": [0, -1], "item": [0, 1]}, "-1"),
+        ({"user": [0, 1]}, "item"),
+    ],
+)
+def test_arrays_of_other_shapes_and_kinds(tmp_path, capsys, arrays, said):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    error = one_line_of_error(capsys, ["train", tmp_path / "bad.npz", "--output", tmp_path / "run"])
+    assert said in error
+    assert "bad.npz" in error
 
 
 def test_damaged_runs(run_folder, tmp_path, capsys):

@@ -167,9 +167,9 @@ def test_a_folder_in_use_is_respected(ratings, tmp_path):
 
 
 def test_bad_settings_leave_nothing_behind(ratings, tmp_path):
-    for method in (replace(METHOD, weight=1.5), replace(METHOD, loss_options={"nonsense": 1})):
-        with pytest.raises(ValueError):
-            runs.train(ratings, tmp_path / "r", method)
+    for change, said in (({"weight": 1.5}, r"w: expected a number in \[0, 1\]"), ({"loss_options": {"x": 1}}, "'x'")):
+        with pytest.raises(ValueError, match=said):
+            runs.train(ratings, tmp_path / "r", replace(METHOD, **change))
     with pytest.raises(ValueError, match="model_options: 'mf' takes"):
         runs.train(ratings, tmp_path / "r", replace(METHOD, model_options={"nonsense": 1}))
     with pytest.raises(ValueError, match="left for test"):

@@ -189,3 +189,72 @@ def test_batches_are_transformed_before_they_are_trained_on(triangle, engine):
     assert margin(plain) > 0 > margin(swapped)
     with pytest.raises(TypeError, match="transform"):
         plain.fit(triangle, "bpr", transform=3, **OPTIONS)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mf", "gmf", "mlp", "neumf", "ngcf", "lightgcn"])
+@pytest.mark.parametrize("method", ["zerosum", "pos2neg2", "macr"])
+def test_mixed_precision_trains_to_about_the_same_loss(triangle, name, method, precision):
+    losses = {}
+    for kind in ("float32", precision):
+        model = zx.get_model(name, triangle, embedding_dim=8, seed=1)
+        parts = zx.get_method(method, model, triangle)
+        adam = lambda parameters: torch.optim.Adam(parameters, lr=0.02)  # noqa: E731
+        options = dict(OPTIONS, engine="autograd", precision=kind, l2=1e-3, clip_row_norm=1.0)
+        losses[kind] = zx.training.fit(parts.model, triangle, parts.loss, adam, **options)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    exact, mixed = losses.values()
+    assert mixed[-1] < mixed[0]
+    assert list(mixed) == pytest.approx(list(exact), rel=0.1)
+    uses_matrix_products = name in ("mlp", "neumf", "ngcf") or method == "macr"
+    assert (list(mixed) != list(exact)) or not uses_matrix_products
+
+
+def test_mixed_precision_reaches_the_model_and_not_the_loss(triangle):
+    seen = []
+
+    class Linear(nn.Module):
+        num_users = num_items = 40
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.layer = nn.Embedding(40, 8), nn.Linear(8, 40)
+
+        def forward(self, users, items):
+            scores = self.layer(self.table(users))
+            seen.append(scores.dtype)
+            return scores.gather(1, items)
+
+    class Loss(nn.Module):
+        def forward(self, pos, neg):
+            seen.append(pos.dtype)
+            return nn.functional.softplus(neg - pos).mean()
+
+    zx.training.fit(Linear(), triangle, Loss(), precision="bfloat16", **dict(OPTIONS, epochs=1))
+    assert set(seen[::2]) == {torch.bfloat16}
+    assert set(seen[1::2]) == {torch.float32}
+
+
+def test_the_scale_of_float16_is_kept_in_checkpoints(triangle, tmp_path):
+    def train(epochs, **options):
+        torch.manual_seed(0)
+        model = zx.get_model("mlp", triangle, embedding_dim=8, seed=1)
+        options = dict(OPTIONS, epochs=epochs, precision="float16", **options)
+        return model, zx.training.fit(model, triangle, "bpr", **options)
+
+    whole, expected = train(4)
+    train(2, checkpoint=tmp_path / "run.pt")
+    resumed, history = train(4, resume=tmp_path / "run.pt")
+    assert list(history) == list(expected)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert torch.load(tmp_path / "run.pt")["scaler"]["scale"] >= 1
+    with pytest.raises(ValueError, match="written with precision='float16', this run has None"):
+        zx.get_model("mlp", triangle, embedding_dim=8).fit(triangle, "bpr", resume=tmp_path / "run.pt", **OPTIONS)
+
+
+def test_mixed_precision_is_refused_where_it_is_not(triangle):
+    with pytest.raises(ValueError, match="precision: expected 'float32', 'bfloat16'"):
+        new_model().fit(triangle, precision="half", **OPTIONS)
+    with pytest.raises(ValueError, match=r"does not fit this run\. precision: expected 'float32'"):
+        new_model().fit(triangle, precision="bfloat16", engine="fused", **OPTIONS)
+    assert new_model().fit(triangle, precision="bfloat16", **OPTIONS).path == "autograd"

@@ -108,7 +108,10 @@ __all__ = [
 
 # Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
 _LAZY = frozenset(
-    ("methods", "plots", "presets", "regularizers", "reproduce", "runs", "significance", "testing", "training")
+    (
+        *("callbacks", "methods", "plots", "presets", "regularizers"),
+        *("reproduce", "runs", "significance", "testing", "training"),
+    )
 )
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from zerosum_ext import runs
@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: ``doctor`` found something missing, ``gradcheck`` a difference; 2: bad input, one line on stderr;
     130: Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if getattr(arguments, "preset", None):
+        arguments.parser.set_defaults(**_preset(arguments))
+        arguments = parser.parse_args(argv)  # what was given goes before what the preset says
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(arguments.run(arguments))
@@ -38,14 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"zerosum-ext: error: {' '.join(str(error).split())}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename is not None and error.strerror
+        text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
+        print(f"zerosum-ext: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line; argparse would print the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zerosum-ext", description="Recommenders that do not just push what is popular."
-    )
+    parser = _Parser(prog="zerosum-ext", description="Recommenders that do not just push what is popular.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     doctor = commands.add_parser(
         "doctor",
@@ -145,7 +156,22 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--no-figures", action="store_true", help="draw none")
     _add_output_options(train)
 
+    train.add_argument(
+        "--log",
+        nargs="+",
+        choices=("csv", "tensorboard"),
+        default=(),
+        help="write METHOD/log.csv, the folder METHOD/tensorboard, or both, after every epoch",
+    )
+    train.set_defaults(parser=train)
+
     how = train.add_argument_group("method")
+    how.add_argument(
+        "--preset",
+        choices=("paper", "lightgcn"),
+        help="hyper-parameters of model and training as published (zerosum_ext.presets), and no early stopping: all "
+        "epochs are trained and the last is kept; other options go before it",
+    )
     how.add_argument(
         "--loss", default="zerosum", metavar="NAME", help="a loss or method of zerosum_ext.methods (default: zerosum)"
     )
@@ -303,7 +329,28 @@ def _note(arguments: argparse.Namespace) -> Any:
 
 
 def _weight(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1] or auto, got {text!r}") from None
+
+
+def _preset(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a preset says, as defaults of the options of train."""
+    from zerosum_ext import presets
+
+    try:
+        model = presets.model_options(arguments.preset, arguments.model)
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    training = presets.training_options(arguments.preset)
+    return {
+        **training,
+        "dim": model.pop("embedding_dim"),
+        "model_option": [f"{name}={json.dumps(value)}" for name, value in model.items()],
+        "patience": training["epochs"],
+        "keep": "last",
+    }
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -349,6 +396,7 @@ def _train(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             figures=not arguments.no_figures,
+            log=arguments.log,
             search=search,
             progress=False if arguments.quiet else None,
             note=_note(arguments),
@@ -399,19 +447,20 @@ def _comparison(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
                 if key != metric and not (name == metric and at):
                     continue
                 values = [metrics[n].get(key) for n in names]
-                cells = [f"{_number(value):>{width}}" for value in values]
+                large = any(value is not None and abs(value) >= 10 for value in values)
+                cells = [f"{_number(value, large):>{width}}" for value in values]
                 if len(values) == 2:
                     first, second = values
                     known = first is not None and second is not None
-                    cells.append(f"{_number(second - first, '+') if known else '':>12}")  # type: ignore[operator]
+                    cells.append(f"{_number(second - first, large, '+') if known else '':>12}")  # type: ignore[operator]
                 lines.append(f"  {label + (f' @{cutoff}' if at and key != metric else ''):<20}" + "".join(cells))
     return "\n".join([*lines, _LEGEND])
 
 
-def _number(value: float | None, sign: str = "") -> str:
+def _number(value: float | None, large: bool, sign: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.1f}"
+    return f"{value:{sign}.1f}" if large else f"{value:{sign}.4f}"
 
 
 # --- evaluate and recommend ----------------------------------------------------------------------------------
@@ -440,7 +489,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _set_threads(arguments)
     run = runs.Run.open(arguments.folder)
     data = None if arguments.data is None else _source(arguments.data, arguments)
-    values, skipped = run.evaluate(data, methods=arguments.method, k=arguments.k, skip_unknown=arguments.skip_unknown)
+    values, skipped = run.evaluate(
+        data,
+        methods=arguments.method,
+        k=arguments.k,
+        skip_unknown=arguments.skip_unknown,
+        note=_note(arguments),
+    )
     if skipped:
         _note(arguments)(f"{skipped:,} rows are of users or items that the run does not know, and were left out")
     if arguments.json:
@@ -506,9 +561,6 @@ def _recommend(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- demo and doctor -----------------------------------------------------------------------------------------
-
-
 # --- reproduce -----------------------------------------------------------------------------------------------
 
 
@@ -572,6 +624,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     print("\n".join(sections))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
+
+
+# --- demo and doctor -----------------------------------------------------------------------------------------
 
 
 def _demo(arguments: argparse.Namespace) -> int:

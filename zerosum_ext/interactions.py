@@ -779,7 +779,8 @@ def _encode(what: str, values: Any, ids: np.ndarray | None, size: int) -> np.nda
         try:
             wanted = wanted.astype(np.int64)
         except (ValueError, OverflowError):
-            raise ValueError(f"{what} ids: expected integers, got {values!r}") from None
+            wrong = next((text for text in wanted.ravel().tolist() if not _is_integer(text)), values)
+            raise ValueError(f"{what} ids: expected integers, got {wrong!r}") from None
     if numeric != (wanted.dtype.kind in "iu") and wanted.size:
         raise TypeError(f"{what} ids: expected {'integers' if numeric else 'text'}, got {wanted.dtype}")
     if ids is None:
@@ -792,6 +793,13 @@ def _encode(what: str, values: Any, ids: np.ndarray | None, size: int) -> np.nda
         missing = wanted[~found].ravel()[0].item()
         raise ValueError(f"{what} ids: there is no {what} {missing!r} among these {size:,}")
     return index
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        return -(2**63) <= int(text) < 2**63
+    except ValueError:
+        return False
 
 
 def _decode(what: str, indices: Any, ids: np.ndarray | None, size: int) -> np.ndarray:

@@ -8,7 +8,8 @@ The folder holds everything that the figures follow from and all that recommendi
 
     config.json         data, split, hyper-parameters of every method, versions
     interactions.npz    the interactions with their external ids, and which part of the split each belongs to
-    METHOD/             model.safetensors, history.json, metrics.json; checkpoint.pt while it is being trained
+    METHOD/             model.safetensors, history.json, metrics.json; checkpoint.pt while it is being trained; log.csv
+                        and tensorboard/ where asked for
     weights/            models of the weights that were tried, and search.json, where the weight was searched for
     metrics.json        {method: {metric: value}}
     history.csv         one row for each epoch of each method
@@ -43,11 +44,12 @@ from torch import nn
 from zerosum_ext import backbones, datasets, methods, metrics, plots
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext._extension import build_info
+from zerosum_ext.callbacks import CSVLogger, TensorBoardLogger
 from zerosum_ext.evaluation import Ranking, compute, evaluate, rank
 from zerosum_ext.interactions import Interactions, Report, Split
 from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.recommender import Recommender
-from zerosum_ext.training import History, fit
+from zerosum_ext.training import EpochEnd, History, fit
 
 __all__ = [
     "MACR_REFERENCES",
@@ -217,6 +219,8 @@ class Method:
         require_positive_int("seed", self.seed, minimum=0)
         require_finite_number("lr", self.lr, minimum=0)
         require_finite_number("weight_decay", self.weight_decay, minimum=0)
+        if self.weight is not None:
+            require_finite_number("w", self.weight, minimum=0, maximum=1)
         if self.weight is not None and "w" not in methods.method_options(self.loss):
             raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
         if self.metric.partition("@")[0] not in _ACCURACY:
@@ -272,6 +276,7 @@ def train_method(
     exclude: Any = None,
     resume: bool = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callable[[EpochEnd], Any]] = (),
 ) -> tuple[nn.Module, History]:
     """Trains one method, with its files in ``folder``; a method that was trained there already is read instead.
 
@@ -283,6 +288,7 @@ def train_method(
         resume: go on from the folder's checkpoint, or take its finished model, where there is one. Without it the
             method is trained from the start.
         progress: shows a progress bar; None: on a terminal.
+        callbacks: as in :func:`zerosum_ext.training.fit`.
 
     Raises:
         KeyboardInterrupt: after a checkpoint was written, so that the same call with ``resume=True`` goes on.
@@ -317,6 +323,7 @@ def train_method(
         metric=method.metric,
         patience=method.patience if validated else None,
         restore_best=method.keep == "best",
+        callbacks=callbacks,
         checkpoint=checkpoint,
         resume=checkpoint if resume and checkpoint.is_file() else None,
         progress=progress,
@@ -562,6 +569,7 @@ class Run:
         methods: Sequence[str] | None = None,
         k: Sequence[int] | None = None,
         skip_unknown: bool = False,
+        note: Callable[[str], Any] = lambda text: None,
     ) -> tuple[dict[str, dict[str, float]], int]:
         """Measures the run's models again, on its own test part or on other interactions.
 
@@ -570,6 +578,7 @@ class Run:
             methods: names; by default all.
             k: cut-offs; by default those of the run.
             skip_unknown: leave out rows of users or items that the run does not know, instead of raising.
+            note: is told where models are measured on what they were trained on.
 
         Returns:
             ({method: {metric: value}}, rows left out).
@@ -578,6 +587,9 @@ class Run:
         if data is not None:
             read = data.read() if isinstance(data, DataSource) else data
             test, skipped = self._in_my_ids(read, skip_unknown)
+            new = (test | split.train).nnz - split.train.nnz
+            if new < test.nnz:
+                note(f"{test.nnz - new:,} of the {test.nnz:,} interactions to measure on were trained on")
             split = split._replace(test=test)
         cutoffs = tuple(self.config["evaluation"]["k"]) if k is None else tuple(k)
         popularity = _popularity(self.split)
@@ -701,6 +713,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     figures: bool = True,
+    log: Sequence[str] = (),
     progress: bool | None = None,
     note: Callable[[str], Any] = lambda text: None,
 ) -> Run:
@@ -718,6 +731,7 @@ def train(
         overwrite: remove the run that is in the folder. Without it, or resume, a folder that is not empty is refused;
             one that holds something else than a run always is.
         figures: draw them.
+        log: "csv" writes METHOD/log.csv while a method is being trained, "tensorboard" the folder METHOD/tensorboard.
         progress: shows progress bars; None: on a terminal.
         note: is told, in a line each, what a person would want to know meanwhile.
 
@@ -728,6 +742,8 @@ def train(
     method = method or Method(weight=None if search else 0.9)
     if search and method.weight is not None:
         raise ValueError(f"weight: expected None with a search for it, got {method.weight}")
+    for kind in log:
+        require_choice("log", kind, ("csv", "tensorboard"))
     cutoffs = tuple(require_positive_int("k", value) for value in k)
     if not cutoffs:
         raise ValueError("k: expected at least one cut-off, got none")
@@ -790,7 +806,10 @@ def train(
     for number, (name, one) in enumerate(chosen.items(), 1):
         note(f"{name} ({number} of {len(chosen)}): training")
         found = search is not None and (path / name / "history.json").is_file()
-        model, history = train_method(one, parts, path / name, resume=resume or found, progress=progress)
+        callbacks = _loggers(log, path / name, one)
+        model, history = train_method(
+            one, parts, path / name, resume=resume or found, progress=progress, callbacks=callbacks
+        )
         best = "" if history.best_epoch is None else f", best of epoch {history.best_epoch + 1}"
         note(f"{name}: {len(history)} epochs ({history.stopped}{best}) in {sum(history.seconds):.1f} s; evaluating")
         values, rankings[name] = measure(model, parts, k=cutoffs)
@@ -803,6 +822,15 @@ def train(
 
 
 # --- files ---------------------------------------------------------------------------------------------------
+
+
+def _loggers(log: Sequence[str], folder: Path, method: Method) -> list[Callable[[EpochEnd], Any]]:
+    made: list[Callable[[EpochEnd], Any]] = []
+    if "csv" in log:
+        made.append(CSVLogger(folder / "log.csv"))
+    if "tensorboard" in log:
+        made.append(TensorBoardLogger(folder / "tensorboard", asdict(method)))
+    return made
 
 
 def _popularity(split: Split) -> torch.Tensor:
@@ -888,8 +916,10 @@ def _remove_run(folder: Path, config: dict[str, Any]) -> None:
     tried = [f"weights/{_of_weight(weight)}" for weight in (1.0, *search["weights"])]
     for name in (*config.get("methods", {}), *tried):
         if (folder / name).is_dir():
-            for file in ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt"):
+            for file in ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt", "log.csv"):
                 (folder / name / file).unlink(missing_ok=True)
+            for events in (folder / name / "tensorboard").glob("events.out.tfevents.*"):
+                events.unlink()
     (folder / "weights" / "search.json").unlink(missing_ok=True)
     figures = ("curves.png", "popq.png", "ranks.png", "scores.png")
     for file in ("metrics.json", "history.csv", "interactions.npz", "config.json", *figures):

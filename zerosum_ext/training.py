@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -131,6 +131,7 @@ def fit(
     resume: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     engine: str = "auto",
+    precision: str = "float32",
 ) -> History:
     """Trains ``model`` in place on sampled (user, positives, negatives).
 
@@ -183,6 +184,9 @@ def fit(
             Every sample is a step of its own with the learning rate lr (``batch_size`` says only how steps are
             counted), and threads write into the tables without waiting for each other, so that runs with several
             threads differ a little from each other; with one thread a run can be repeated bit for bit.
+        precision: "bfloat16" or "float16" run the model's forward pass under torch.autocast, on the CPU or a GPU: its
+            matrix products, where models such as "mlp", "neumf" and "ngcf" spend their time. Parameters, losses and
+            updates stay float32; with "float16" the loss is scaled (torch.amp.GradScaler). Of the engine "autograd".
 
     Returns:
         The history. On Ctrl-C the step under way is finished, a checkpoint is written where one is asked for, and
@@ -246,6 +250,7 @@ class _Settings:
     checkpoint_every: int | None
     progress: bool | None
     engine: str
+    precision: str
 
 
 def _checked(given: dict[str, Any]) -> _Settings:
@@ -272,6 +277,8 @@ def _checked(given: dict[str, Any]) -> _Settings:
         raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
     if given["engine"] not in ("auto", "fused", "hogwild", "autograd"):
         raise ValueError(f"engine: expected 'auto', 'fused', 'hogwild' or 'autograd', got {given['engine']!r}")
+    if given["precision"] not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'float16', got {given['precision']!r}")
     if given["scheduler_interval"] not in ("epoch", "step"):
         raise ValueError(f"scheduler_interval: expected 'epoch' or 'step', got {given['scheduler_interval']!r}")
     if given["patience"] is not None and given["validation"] is None:
@@ -504,7 +511,9 @@ class _Trainer:
     def _fingerprint(self, exclude: Any) -> dict[str, Any]:
         """What has to agree for a resumed run to be the same run. Taken before a schedule changes the optimizer."""
         s = self.settings
+        mixed = {} if s.precision == "float32" else {"precision": s.precision}
         return {
+            **mixed,
             "shape": list(self.train.shape),
             "nnz": int(self.train.nnz),
             "exclude": None if exclude is None else _digest(exclude),
@@ -535,6 +544,7 @@ class _Trainer:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.engine.scaler.state_dict(),
             "history": self.history.to_dict(),
             "best_value": self.best_value,
             "best_state": self.best_state,
@@ -552,8 +562,8 @@ class _Trainer:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
-        for name, value in self.fingerprint.items():
-            written = state["fingerprint"].get(name)
+        for name in {**self.fingerprint, **state["fingerprint"]}:
+            written, value = state["fingerprint"].get(name), self.fingerprint.get(name)
             if written != value:
                 raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")
         self.model.load_state_dict(state["model"])
@@ -564,6 +574,8 @@ class _Trainer:
             raise ValueError(f"resume: {path!r} was written with {has} scheduler; give the same to fit")
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if state.get("scaler"):
+            self.engine.scaler.load_state_dict(state["scaler"])
         self.history = History.from_dict(state["history"])
         self.history.path = self.engine.path
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
@@ -617,6 +629,11 @@ class _AutogradEngine:
         self.l2, self.clip = settings.l2, settings.clip_row_norm
         self.regularizer, self.transform = settings.regularizer, settings.transform
         self.position = 0  # steps since the beginning of the run
+        device = next(model.parameters()).device.type
+        self.mixed = None if settings.precision == "float32" else getattr(torch, settings.precision)
+        self.device_type = device
+        # float16 has no exponents for small gradients: the loss is scaled up, and gradients are scaled back.
+        self.scaler = torch.amp.GradScaler(device, enabled=self.mixed is torch.float16)
         self.summed = getattr(loss, "reduction", "mean") == "sum"
         self.positives = int(getattr(loss, "num_positives", 1))
         self.needs_items = bool(getattr(loss, "needs_items", False))
@@ -663,10 +680,26 @@ class _AutogradEngine:
             self.regularizer.add_gradients(self.model)
             self._update()
 
-    def _update(self) -> None:
+    def _update(self, scaler: torch.amp.GradScaler | None = None) -> None:
         if self.clip is not None:
             _clip_rows(self.optimizer, self.clip)
-        self.optimizer.step()
+        if scaler is None or not scaler.is_enabled():
+            self.optimizer.step()
+        else:  # leaves the step out where a gradient is not finite
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mixed is None else torch.autocast(self.device_type, self.mixed)
+
+    def _scores(self, users: Tensor, items: Tensor) -> tuple[Tensor, ...]:
+        """The scores, and where the loss needs them the branches, in the parameters' precision."""
+        with self._autocast():
+            if self.needs_branches:
+                outputs = self.model.branches(users, items)  # type: ignore[operator]
+            else:
+                outputs = (self.model(users, items),)
+        return outputs if self.mixed is None else tuple(output.float() for output in outputs)
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         """Does one step and adds the summed loss of its samples to ``loss_sum``. Returns the steps done."""
@@ -675,15 +708,14 @@ class _AutogradEngine:
         items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
         split = items.shape[1] - negatives.reshape(size, -1).shape[1]
         constants = {"pos_items": positives, "neg_items": negatives} if self.needs_items else {}
+        scores, *branches = self._scores(users, items)
         if self.needs_branches:
-            scores, user_branch, branch = self.model.branches(users, items)  # type: ignore[operator]
+            user_branch, branch = branches
             constants |= {
                 "user_branch": user_branch,
                 "pos_branch": branch[:, :split].reshape(positives.shape),
                 "neg_branch": branch[:, split:].reshape(negatives.shape),
             }
-        else:
-            scores = self.model(users, items)
         pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
         value = self.loss(pos, neg, **constants)
         objective = value
@@ -691,12 +723,14 @@ class _AutogradEngine:
             penalty = self.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
             objective = value + (penalty * size if self.summed else penalty)
         self.optimizer.zero_grad(set_to_none=True)
-        objective.backward()
+        self.scaler.scale(objective).backward()
         self.position += 1
         regularizer = self.regularizer
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
         if regularizer is not None and regularizer.every is not None and self.position % regularizer.every == 0:
             regularizer.add_gradients(self.model)
-        self._update()
+        self._update(self.scaler)
         loss_sum += value.detach() if self.summed else value.detach() * size
         after_step()
         return 1
@@ -757,6 +791,8 @@ def _choose_engine(
         return _AutogradEngine
     hogwild = settings.engine == "hogwild"
     obstacle = fused_obstacle(model, loss, optimizer, hogwild)
+    if settings.precision != "float32":
+        obstacle = f"precision: expected 'float32', got {settings.precision!r}"
     if hogwild and settings.clip_row_norm is not None:
         obstacle = f"clip_row_norm: expected None, got {settings.clip_row_norm}"
     if hogwild and settings.regularizer is not None and settings.regularizer.every is not None:
