@@ -191,7 +191,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2)])
-def test_small_fused_training(device, loss, negatives, optimizer):
+def test_fused_training(device, loss, negatives, optimizer):
     """fit with the fused step against fit with autograd on the CPU."""
     if not _ops.has_op("mf_update", device):
         pytest.skip("no compiled kernels")
@@ -207,6 +207,34 @@ def test_small_fused_training(device, loss, negatives, optimizer):
     assert history == pytest.approx(losses, rel=1e-5)
     for got, want in zip(model.parameters(), wanted.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=5e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_small_fused_steps(device, optimizer):
+    """Two steps on the device against the same with autograd on the CPU."""
+    if not _ops.has_op("mf_update", device):
+        pytest.skip("no compiled kernels")
+    module = zx.ZerosumLoss()
+    batches = [factorization("zerosum", rows, 20, torch.float32)[1] for rows in (300, 41)]
+    fused, wanted = (
+        zx.MatrixFactorization(61, 97, 20, item_bias=True, seed=1, init_std=0.3, sparse=optimizer == "sparse_adam")
+        for _ in range(2)
+    )
+    fused.to(device)
+    step = FusedStep(fused, module, OPTIMIZERS[optimizer](fused.parameters()))
+    torchs = OPTIMIZERS[optimizer](wanted.parameters())
+    for ids in batches:
+        total = step(*(t.to(device) for t in ids))
+        torchs.zero_grad()
+        tables = (wanted.user_embedding, wanted.item_embedding)
+        value = reference.mf_loss_value(
+            *(*tables, wanted.item_bias, *ids, None, None, *module.kernel(), 0.0, "mean", optimizer == "sparse_adam")
+        )
+        value.backward()
+        torchs.step()
+        assert float(total) == pytest.approx(float(value.detach()) * len(ids[0]), rel=1e-5)
+    for got, want in zip(fused.cpu().parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-5)
 
 
 def test_small_scores_of_all_positives(device):
