@@ -1,0 +1,116 @@
+"""The training benchmark: its quick mode runs everything, and its verdicts follow from its figures."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from zerosum_ext import _ops
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(
+    not _ops.has_op("mf_train", torch.device("cpu")), reason="the compiled kernels are not loaded"
+)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A benchmark as a module, and how to call its main; torch's number of threads is put back afterwards."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bench_training(script):
+    return script("bench_training")
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        module.main()
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quick_mode_and_merging(tmp_path, bench_training, call):
+    output = str(tmp_path / "out")
+    call(bench_training, "--quick", "--part", "engines", "optimizers", "--output", output)
+    first = json.loads(Path(f"{output}.json").read_text())["results"]
+    assert [r["key"] for r in first[:1]] == [["engines", "generated", 8, 1]]
+    assert {"hogwild zerosum", "hogwild bpr", "exact zerosum 64", "exact zerosum 512"} <= set(
+        first[0]["million_per_second"]
+    )
+    steps = {tuple(r["key"][5:]): r for r in first if r["key"][0] == "optimizers"}
+    assert set(steps) == {(o, b) for o in ("SGD", "Adagrad", "Adam", "SparseAdam") for b in (64, 512)}
+    for (optimizer, _), r in steps.items():
+        assert ("dense" in r["million_per_second"]) == (optimizer != "SparseAdam")
+        assert ("sparse" in r["million_per_second"]) == (optimizer != "Adam")
+        assert all(v > 0 for v in r["million_per_second"].values())
+    if not sys.platform.startswith("linux"):
+        return
+    call(bench_training, "--quick", "--part", "large", "--output", output)
+    merged = json.loads(Path(f"{output}.json").read_text())["results"]
+    assert [r for r in merged if r["key"][0] in ("engines", "optimizers")] == first
+    assert {r["key"][0] for r in merged} == {"engines", "optimizers", "large", "memory"}
+    text = Path(f"{output}.md").read_text()
+    assert all(heading in text for heading in ("Whole epochs", "Exact steps", "1000 users", "GiB"))
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_bandwidth_quick_mode(tmp_path, script, call):
+    output = str(tmp_path / "out")
+    call(script("bench_bandwidth"), "--quick", "--threads", "1", "--output", output)
+    rows = json.loads(Path(f"{output}.json").read_text())["results"]
+    assert [r["access"] for r in rows] == ["read", "update", "copy"]
+    assert all(r["gb_per_second"][1] > 0 for r in rows)
+
+
+def test_verdicts(bench_training):
+    def engine(hogwild, exact):
+        ratios = {"implicit": {"hogwild zerosum": hogwild, "hogwild bpr": [9, 9, 9], "exact zerosum 4096": exact}}
+        return {"key": ["engines", "ml-1m", 64, 2], "faster_than": ratios}
+
+    step = {"key": ["optimizers", "ml-1m", 64, 2, "zerosum", "Adam", 256], "faster_than": {"best eager": [8, 9, 11]}}
+    large = {
+        "key": ["large", 2],
+        "small": "ml-1m",
+        "times_small": {"hogwild zerosum": [2, 2.5, 4], "implicit": [9, 9, 9]},
+    }
+    verdicts = [row[-1] for row in bench_training.targets([engine([3, 4, 5], [1, 1.9, 3]), step, large])]
+    assert verdicts == ["met", "**missed**", "**missed**", "met"]
+    one_thread = {**engine([1, 1, 1], [1, 1, 1]), "key": ["engines", "ml-1m", 64, 1]}
+    assert bench_training.targets([one_thread]) == []
+
+
+def test_spans_cover_epochs_once(bench_training):
+    walk = bench_training.spans(10, 4, 2)  # steps of 4, 4 and 2 samples
+    assert list(walk(2)) == [(0, 0, 8)]
+    assert list(walk(4)) == [(0, 8, 10), (1, 0, 8), (1, 8, 10)]
+    assert list(walk(1)) == [(2, 0, 4)]
+
+
+def test_slices_are_whole_steps_and_epochs_whole(bench_training):
+    asked = {"slow": [], "whole": []}
+
+    def method(name, per_step, whole):
+        def run(steps):
+            asked[name].append(steps)
+            return steps * per_step, steps * 10
+
+        return bench_training.Method(100, run, whole)
+
+    methods = {"slow": method("slow", 1e-3, False), "whole": method("whole", 1e-3, True)}
+    seconds = bench_training.paired(methods, 3, 0.02)
+    assert asked["whole"] == [100] * 4
+    assert 20 <= asked["slow"][-1] < 30
+    assert all(values == pytest.approx([1e-4] * 3) for values in seconds.values())
