@@ -3,10 +3,11 @@
     python benchmarks/bench_bandwidth.py [--output benchmarks/results/bandwidth-cpu] [--threads 1 2] [--quick]
 
 rows.c, compiled here for this processor by the C compiler that $CC names (cc), reads or updates (reads and writes) rows
-of 64 floats whose numbers are drawn uniformly beforehand, asking for each 32 rows ahead. Every thread has its own row
-numbers and works on the one table. Tables are torch's (as those of a model) or, "huge pages", numpy's, which asks the
-kernel for huge pages. The copy is Tensor.copy_ of 512 MB, with torch's threads. Bytes count once for each read and each
-write. What fits a cache is the best of many passes; all figures are medians of rounds with their quartiles.
+of 64 floats whose numbers are drawn uniformly beforehand, asking for each 32 rows ahead. Threads draw
+from all rows of one table or, "no row shared", each from a part of it: what the former costs more is that a line that
+was written has to come from the other core's cache. Tables are torch's (as those of a model) or, "huge pages", numpy's,
+which asks the kernel for huge pages. The copy is Tensor.copy_ of 512 MB, with torch's threads. Bytes count once for
+each read and each write.
 """
 
 from __future__ import annotations
@@ -33,7 +34,17 @@ def compiled() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "rows.so")
         source = Path(__file__).with_name("rows.c")
-        command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC", source, "-o", library]
+        command = [
+            os.environ.get("CC", "cc"),
+            "-O3",
+            "-march=native",
+            f"-DDIM={DIM}",
+            "-shared",
+            "-fPIC",
+            source,
+            "-o",
+            library,
+        ]
         subprocess.run(command, check=True)
         return ctypes.CDLL(str(library))  # stays mapped when the file is gone
 
@@ -58,8 +69,10 @@ def methods(rows: ctypes.CDLL, size: int, threads: int, visits: int) -> dict[str
     rng = np.random.default_rng(0)
     each = visits // threads
     ids = [rng.integers(0, count, each, dtype=np.int32) for _ in range(threads)]
+    part = count // threads
+    own = [rng.integers(t * part, (t + 1) * part, each, dtype=np.int32) for t in range(threads)]
     sums = [np.zeros(DIM, np.float32) for _ in range(threads)]
-    dim, n = ctypes.c_int64(DIM), ctypes.c_int64(each)
+    n = ctypes.c_int64(each)
     keep, step = ctypes.c_float(0.5), ctypes.c_float(0.25)
     out: dict[str, Callable[[], object]] = {}
     tables: dict[str, Any] = {"": torch.zeros(count, DIM)}
@@ -70,15 +83,19 @@ def methods(rows: ctypes.CDLL, size: int, threads: int, visits: int) -> dict[str
 
         def read(table: Any = table) -> None:
             at = pointer(table)
-            in_threads(
-                [lambda t=t: rows.read_rows(at, dim, pointer(ids[t]), n, pointer(sums[t])) for t in range(threads)]
-            )
+            in_threads([lambda t=t: rows.read_rows(at, pointer(ids[t]), n, pointer(sums[t])) for t in range(threads)])
 
         def update(table: Any = table) -> None:
             at = pointer(table)
-            in_threads([lambda t=t: rows.update_rows(at, dim, pointer(ids[t]), n, keep, step) for t in range(threads)])
+            in_threads([lambda t=t: rows.update_rows(at, pointer(ids[t]), n, keep, step) for t in range(threads)])
+
+        def update_own(table: Any = table) -> None:
+            at = pointer(table)
+            in_threads([lambda t=t: rows.update_rows(at, pointer(own[t]), n, keep, step) for t in range(threads)])
 
         out |= {f"read{name}": read, f"update{name}": update}
+        if threads > 1:
+            out[f"update, no row shared{name}"] = update_own
     return out
 
 
