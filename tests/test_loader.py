@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -344,10 +345,9 @@ def test_distributed_data_parallel(tmp_path):
     assert sorted(map(tuple, seen.T.tolist())) == sorted(map(tuple, whole.T.tolist() * 2))
 
 
-def test_lightning(tmp_path):
-    """Lightning iterates the loader as a plain loop does: the same batches, a new epoch each time."""
+def _lightning_module():
+    """A small model for Lightning that keeps the batches it was given."""
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
-    x = Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -363,19 +363,82 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    module = Module()
-    trainer = lightning.Trainer(
-        max_epochs=3,
+    return Module()
+
+
+def _lightning_trainer(folder, **options):
+    import lightning
+
+    return lightning.Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
+        **{"enable_checkpointing": False, **options},
     )
-    trainer.fit(module, TripletLoader(x, 256))
-    loader = TripletLoader(x, 256)
+
+
+def _interactions_of_997() -> Interactions:
+    return Interactions.from_arrays(np.arange(997) % 53, np.arange(997) * 7 % 80, shape=(53, 80))
+
+
+def test_lightning(tmp_path):
+    """Lightning iterates the loader as a plain loop does: the same batches, a new epoch each time."""
+    module = _lightning_module()
+    _lightning_trainer(tmp_path, max_epochs=3).fit(module, TripletLoader(_interactions_of_997(), 256))
+    loader = TripletLoader(_interactions_of_997(), 256)
     plain = [torch.stack(batch) for _ in range(3) for batch in loader]
     assert len(module.seen) == len(plain) == 12
     for ours, theirs in zip(plain, module.seen, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path, steps):
+    """Its checkpoints hold the loader's state: of 3 epochs of 4 batches, those after step 4 or 6 follow."""
+    first = _lightning_module()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps, save_top_k=-1)
+    trainer = _lightning_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[saver])
+    trainer.fit(first, TripletLoader(_interactions_of_997(), 256))
+    second = _lightning_module()
+    loader = TripletLoader(_interactions_of_997(), 256)
+    _lightning_trainer(tmp_path, max_epochs=3).fit(second, loader, ckpt_path=tmp_path / f"step={steps}.ckpt")
+    loader = TripletLoader(_interactions_of_997(), 256)
+    plain = [torch.stack(batch) for _ in range(3) for batch in loader]
+    assert len(first.seen) == 12
+    assert len(second.seen) == 12 - steps
+    for ours, theirs in zip(plain[steps:], second.seen, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _train_a_share_with_lightning(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    port = Path(folder, "port").read_text()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", NODE_RANK="0", LOCAL_RANK=str(rank))
+    module = _lightning_module()
+    # Each process makes the loader of its own share; Lightning leaves loaders alone that are not a DataLoader.
+    module.train_dataloader = lambda: TripletLoader(
+        _interactions_of_997(), 128, rank=module.trainer.global_rank, world_size=module.trainer.world_size
+    )
+    trainer = _lightning_trainer(folder, max_epochs=2, strategy="ddp", devices=2)
+    trainer.fit(module)
+    torch.save([torch.cat(module.seen, 1), module.item.weight.detach().clone()], f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_lightning_in_two_processes(tmp_path):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(_train_a_share_with_lightning, (str(tmp_path),), nprocs=2)
+    seen, weights = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    loader = TripletLoader(_interactions_of_997(), 1000)
+    whole = torch.stack([torch.cat(parts) for parts in zip(join(loader), join(loader), strict=True)])
+    assert sorted(map(tuple, torch.cat(seen, 1).T.tolist())) == sorted(map(tuple, whole.T.tolist()))
+    assert 0 < seen[0].shape[1] < whole.shape[1]
+    assert torch.equal(*weights)  # the gradients were averaged
