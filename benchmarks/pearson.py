@@ -27,7 +27,7 @@ from zerosum_ext.training import fit
 
 RESULT = Path(__file__).parent / "results" / "pearson.json"
 METRICS = ("ndcg@10", "recall@10", "pri", "pop_q_at_1", "upo", "arp@10", "coverage@10")
-GRID = ("0.03:5", "0.1:5", "0.3:5", "1:5", "10:5")
+GRID = ("0.03:5", "0.1:5", "1:5", "10:5")
 
 
 def one(weight: float, every: int | None, split: zx.interactions.Split, args: argparse.Namespace) -> dict[str, object]:
@@ -103,11 +103,8 @@ def table(result: dict[str, object]) -> str:
             f"{r['pop_q_at_1']:.3f} | {r['upo']:.3f} | {r['arp@10']:.0f} | {r['coverage@10']:.3f} | "
             f"{r['epochs'] if s['keep'] == 'last' else r['best_epoch']} |"
         )
-    after = max(abs(row["correlation_after_shifts"]) for row in result["rows"])
-    lines += [
-        "",
-        f"After a shift of each user's scores, which changes no ranking, corr is at most {after:.0e} in every row.",
-    ]
+    after = plain["correlation_after_shifts"]
+    lines += ["", f"BPR's corr after a shift of each user's scores, which changes no ranking: {abs(after):.1e}."]
     return "\n".join(lines) + "\n"
 
 
