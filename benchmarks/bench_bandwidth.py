@@ -7,7 +7,8 @@ of 64 floats whose numbers are drawn uniformly beforehand, asking for each 32 ro
 from all rows of one table or, "no row shared", each from a part of it: what the former costs more is that a line that
 was written has to come from the other core's cache. Tables are torch's (as those of a model) or, "huge pages", numpy's,
 which asks the kernel for huge pages. The copy is Tensor.copy_ of 512 MB, with torch's threads. Bytes count once for
-each read and each write.
+each read and each write. multiply-add is what the arithmetic units give to the same number of threads: where two
+threads get no more than one, the two processors of a virtual machine are one core's.
 """
 
 from __future__ import annotations
@@ -99,10 +100,12 @@ def methods(rows: ctypes.CDLL, size: int, threads: int, visits: int) -> dict[str
     return out
 
 
-def measure(threads: int, rounds: int, sizes: dict[str, int], visits: int, stream: int) -> list[dict[str, Any]]:
+def measure(threads: int, rounds: int, sizes: dict[str, int], base: int, stream: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     library, out = compiled(), []
     for name, size in sizes.items():
+        # Small tables are visited longer: a call has to outlast the start of its threads.
+        visits = base if size > 1 << 25 else 8 * base
         for method, seconds in _timing.take_turns(
             methods(library, size, threads, visits), rounds=rounds, block=0.05
         ).items():
@@ -115,6 +118,15 @@ def measure(threads: int, rounds: int, sizes: dict[str, int], visits: int, strea
                     "gb_per_second": _timing.spread(1e-9 * each / seconds),
                 }
             )
+    numbers = [np.ones(16, np.float32) for _ in range(threads)]
+    n = ctypes.c_int64(32 * base)
+
+    def multiply_add() -> None:
+        in_threads([lambda t=t: library.multiply_add(n, pointer(numbers[t])) for t in range(threads)])
+
+    seconds = _timing.take_turns({"multiply-add": multiply_add}, rounds=rounds, block=0.05)["multiply-add"]
+    gflops = _timing.spread(1e-9 * 384 * 32 * base * threads / seconds)
+    out.append({"threads": threads, "table": "registers", "access": "multiply-add, GFLOP/s", "gb_per_second": gflops})
     source, target = torch.ones(stream // 4), torch.zeros(stream // 4)
     seconds = _timing.take_turns({"copy": lambda: target.copy_(source)}, rounds=rounds, block=0.05)["copy"]
     gb = _timing.spread(1e-9 * 2 * source.nbytes / seconds)
@@ -136,8 +148,8 @@ def main() -> None:
         else:
             rows += measure(threads, arguments.rounds, SIZES, 1 << 19, 512_000_000)
     text = (
-        "GB/s (1e9 bytes, reads and writes each counted) of rows of 256 bytes at random places, and of a copy: median\n"
-        "of rounds (quartiles). Measured by `python benchmarks/bench_bandwidth.py`."
+        "GB/s (1e9 bytes, reads and writes each counted; of multiply-add, GFLOP/s) of rows of 256 bytes at random\n"
+        "places, and of a copy: median of rounds (quartiles). Measured by `python benchmarks/bench_bandwidth.py`."
     )
     shown = [(r["table"], r["access"], r["threads"], str(r["gb_per_second"])) for r in rows]
     info = _timing.machine() | {"rounds": arguments.rounds}

@@ -461,6 +461,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     by_part: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_part.setdefault(row["key"][0], []).append(row)
+    parts += [row["text"] for row in by_part.get("note", [])]
     judged = targets(rows)
     if judged:
         parts += ["## Targets", "d = 64, two threads: how many times as fast (or long), median of rounds (quartiles)."]
@@ -588,7 +589,7 @@ def quality_row(result: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         *result["key"][2:],
         f"{result['rate']:g}",
-        ", ".join(f"{rate:g}" for rate in result["tried"]),
+        ", ".join(f"{rate}" + " (diverged)" * (value < 0) for rate, value in result["tried"].items()),
         len(runs),
         *(f"{np.mean(c):.4f} ({min(c):.4f} to {max(c):.4f})" for c in cells),
         mean([run["epochs"] for run in runs]),
@@ -608,7 +609,7 @@ def merge(output: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
     if output and path.exists():
         now = {json.dumps(r["key"]) for r in rows}
         rows = [r for r in json.loads(path.read_text())["results"] if json.dumps(r["key"]) not in now] + list(rows)
-    rows = sorted(rows, key=lambda r: (*PARTS, "memory", "quality").index(r["key"][0]))
+    rows = sorted(rows, key=lambda r: ("note", *PARTS, "memory", "quality").index(r["key"][0]))
     text = "Measured by `python benchmarks/bench_training.py`, part after part, and `benchmarks/training_quality.py`."
     info = _timing.machine() | versions()
     _timing.write_results(output, "Training on the CPU", info, [text, *report(rows)], rows)
@@ -617,7 +618,7 @@ def merge(output: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json, merged with what is there")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS), help="none: only --note")
     parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--dims", type=int, nargs="+", default=[32, 64, 128], help="of the engines; others: 64")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the engines; others: the last one")
@@ -627,6 +628,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--matrix", help="a .npz file to keep the matrix of the large part in")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--note", help="something about the circumstances, to stand at the head of the report")
     parser.add_argument("--quick", action="store_true", help="a smoke test on generated data: no figures to quote")
     arguments = parser.parse_args()
     if not _ops.has_op("mf_train", torch.device("cpu")):
@@ -657,6 +659,8 @@ def main() -> None:
         shape = (1000, 500, 20_000) if quick else LARGE
         x = power_law(shape, None if quick else arguments.matrix)
         rows += large(x, small, data[small], threads[-1], rounds, d, samples)
+    if arguments.note:
+        rows.append({"key": ["note"], "text": arguments.note})
     merge(arguments.output, rows)
 
 

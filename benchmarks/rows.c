@@ -27,3 +27,16 @@ void update_rows(float* table, const int32_t* ids, int64_t n, float keep, float 
     for (int i = 0; i < DIM; ++i) row[i] = keep * row[i] + step;
   }
 }
+
+// a * x + y on 16 numbers at a time, twelve chains of them: 384 n floating-point operations, none of them in memory.
+void multiply_add(int64_t n, float* out) {
+  typedef float Vector __attribute__((vector_size(64)));
+  Vector a[12], x, y;
+  for (int j = 0; j < 16; ++j) x[j] = 0.5f, y[j] = out[j];
+  for (int i = 0; i < 12; ++i) a[i] = y * (float)i;
+  for (int64_t r = 0; r < n; ++r)
+    for (int i = 0; i < 12; ++i) a[i] = a[i] * x + y;
+  Vector sum = a[0];
+  for (int i = 1; i < 12; ++i) sum += a[i];
+  for (int j = 0; j < 16; ++j) out[j] = sum[j];
+}

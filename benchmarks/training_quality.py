@@ -32,6 +32,7 @@ RATES = {
     "implicit": (0.02, 0.05, 0.1, 0.2),
 }
 PATIENCE = 3
+LOSSES = {"bpr": zx.BPRLoss, "zerosum w=.9": lambda: zx.ZerosumLoss(w=0.9)}
 
 
 def test_metrics(model: Any, split: zx.interactions.Split) -> dict[str, float]:
@@ -45,20 +46,25 @@ def ours(split: zx.interactions.Split, way: str, loss: str, rate: float, seed: i
     model = zx.MatrixFactorization(*split.train.shape, args.dim, seed=seed)
     hogwild = way.startswith("Hogwild")
     maker = torch.optim.SGD if hogwild else torch.optim.Adam
-    history = fit(
-        model,
-        split.train,
-        loss,
-        lambda parameters: maker(parameters, lr=rate),
-        engine="hogwild" if hogwild else way.rpartition(" ")[2],
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        seed=seed,
-        l2=args.l2 if hogwild else 0.0,
-        validation=split.valid,
-        patience=PATIENCE,
-        progress=False,
-    )
+    try:
+        history = fit(
+            model,
+            split.train,
+            LOSSES[loss](),
+            lambda parameters: maker(parameters, lr=rate),
+            engine="hogwild" if hogwild else way.rpartition(" ")[2],
+            batch_size=args.batch_size,
+            epochs=args.epochs,
+            seed=seed,
+            l2=args.l2 if hogwild else 0.0,
+            validation=split.valid,
+            patience=PATIENCE,
+            progress=False,
+        )
+    except ValueError as error:
+        if "diverged" not in str(error):
+            raise
+        return {"validation": -1.0, "diverged": str(error)}  # a rate that is out of the question
     best = history.validation[history.best_epoch or 0]
     return {
         "validation": best,
@@ -104,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="OUTPUT.md and OUTPUT.json of bench_training.py, to add the table to")
     parser.add_argument("--data", default="ml-1m")
-    parser.add_argument("--losses", nargs="+", default=["bpr", "zerosum"])
+    parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=30)
@@ -133,14 +139,14 @@ def main() -> None:
             runs = [first[rate], *(train(rate, seed) for seed in args.seeds[1:])]
             settings = (
                 f"d = {args.dim}, {args.threads} threads, Adam of batches of {args.batch_size}, Hogwild with l2 "
-                f"{args.l2:g}; at most {args.epochs} epochs, patience {PATIENCE}"
+                f"{args.l2:g};\nat most {args.epochs} epochs, patience {PATIENCE}"
             )
             results.append(
                 {
                     "key": ["quality", args.data, way, loss],
                     "settings": settings,
                     "rate": rate,
-                    "tried": list(first),
+                    "tried": {str(tried): run["validation"] for tried, run in first.items()},
                     "runs": runs,
                 }
             )

@@ -71,7 +71,7 @@ def test_bandwidth_quick_mode(tmp_path, script, call):
     output = str(tmp_path / "out")
     call(script("bench_bandwidth"), "--quick", "--threads", "1", "--output", output)
     rows = json.loads(Path(f"{output}.json").read_text())["results"]
-    assert [r["access"] for r in rows] == ["read", "update", "copy"]
+    assert [r["access"] for r in rows] == ["read", "update", "multiply-add, GFLOP/s", "copy"]
     assert all(r["gb_per_second"][1] > 0 for r in rows)
 
 
