@@ -8,7 +8,8 @@ asan   the tests of the kernels (tests/test_cuda_*.py), the kernels compiled und
 tsan   the same tests record their smaller calls, which a program compiled under TSan then replays. clang-14 with
        libclang-rt-14-dev is used where it is installed; gcc's TSan needs far longer for each thread.
 
---short leaves out what takes long: the tests marked slow, and for tsan all but the first call of each kind.
+--short leaves out what takes long: the tests marked slow, of the others all but one in five, and for tsan all but the
+first call of each kind.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ BUGS: dict[str, tuple[str, ...]] = {
     "last_block_unfenced": ("tsan",),
     "control": (),
 }
+
+SHORT_SHARE = "5"  # of the tests, one in so many
 
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",
@@ -135,6 +138,7 @@ def check_asan(short: bool) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *kernel_tests()]
     if short:
         command += ["-m", "not slow"]
+        env["TESTS_SHARE"] = SHORT_SHARE
     status = subprocess.run(command, env=env, cwd=cuda_on_host.ROOT).returncode
     return [f"the kernels' tests under ASan + UBSan ended with {status}"] if status else []
 
