@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -119,31 +120,103 @@ def test_non_contiguous_and_expanded_scores():
     )
 
 
-@pytest.mark.parametrize("magnitude", [0.0, 1e-6, 1e-3, 1.0, 9.02, 30.0, 90.0, 1e3, 1e4])
+MAGNITUDES = [0.0, 1e-6, 1e-3, 1.0, 9.02, 30.0, 90.0, 1e3, 1e4]
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
-@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("name", [*PAIR, *QUAD, *ROW])
 def test_finite_and_exact_to_1e4(name, signs, magnitude):
-    function, definition = PAIR[name]
+    """Every loss, in every dtype: value and gradient are finite to 1e4, and in float32 the value is right to 1e-6."""
+    function, definition = (PAIR | QUAD | ROW)[name]
+    shape = (3, 2) if name in QUAD else (3,)
     for dtype in TOLERANCE:
-        pos = torch.full((3,), signs[0] * magnitude, dtype=dtype, requires_grad=True)
-        neg = torch.full((3,), signs[1] * magnitude, dtype=dtype, requires_grad=True)
+        # Scores that differ a little in each row, so that no two of them are equal throughout.
+        pos = (
+            torch.linspace(0.9, 1, 3).reshape(3, *[1] * (len(shape) - 1)).expand(shape) * signs[0] * magnitude
+        ).clone()
+        neg = torch.linspace(1, 0.8, 12 if name in ROW else pos.numel()).reshape(3, -1) * signs[1] * magnitude
+        pos, neg = pos.to(dtype).requires_grad_(), (neg if name not in PAIR else neg[:, 0]).to(dtype).requires_grad_()
         value = function(pos, neg, reduction="none")
-        expected = reference.pair_loss_value(pos.double(), neg.double(), None, None, None, *definition, "none")
-        grads = torch.autograd.grad(value.sum(), (pos, neg))
-        assert all(bool(g.isfinite().all()) for g in grads)
-        assert bool(value.isfinite().all())
-        if dtype == torch.float32:
-            error = (value.double() - expected).abs().max()
-            assert error <= 1e-6 * max(1.0, float(expected.detach().abs().max()))
+        assert value.dtype == dtype
+        total = function(pos, neg)
+        grads = torch.autograd.grad(total, (pos, neg)) + torch.autograd.grad(value.sum(), (pos, neg))
+        assert all(bool(x.isfinite().all()) for x in (total, *grads))
+        p, n = pos.detach().double().requires_grad_(), neg.detach().double().requires_grad_()
+        expected = reference.pair_loss_value(p, n, None, None, None, *definition, "none")
+        wanted = torch.autograd.grad(expected.sum(), (p, n))
+        exact = 1e-6 if dtype == torch.float32 else TOLERANCE[dtype]
+        # Where a loss is a difference of numbers as large as the scores, rounding is of their size.
+        size = max(1.0, magnitude if name in ROW else 0.0, float(expected.detach().abs().max()))
+        # PSL's value is 4 times the scores' difference here: more than float16 holds from 65504 on.
+        held = expected.detach().abs() <= torch.finfo(dtype).max
+        assert bool(held.all()) or (dtype, name) == (torch.float16, "psl_tanh")
+        assert ((value.double() - expected).abs()[held] <= exact * size).all()
+        for got, want in zip(grads[2:], wanted, strict=True):
+            # The derivative of a difference of scores: as exact as the difference, of up to 2e4, is.
+            rounding = TOLERANCE[dtype] * max(1.0, float(want.abs().max()))
+            assert (got.double() - want).abs().max() <= rounding + 8 * magnitude * torch.finfo(torch.float32).eps
 
 
-def test_the_literal_forms_fail_where_these_do_not():
-    x = torch.tensor([9.02], requires_grad=True)
-    assert torch.isinf(-torch.log(1 - torch.tanh(x.abs())))
-    y = torch.tensor([-105.0])
-    assert torch.isinf(-torch.log(torch.sigmoid(y)))
-    assert torch.isfinite(zx.zerosum_loss(x, torch.zeros(1)))
-    assert torch.isfinite(zx.bpr_loss(y, torch.zeros(1)))
+@pytest.mark.parametrize("name", ["ipw", "pd", "macr"])
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_losses_with_more_inputs_are_finite_to_1e4(name, magnitude):
+    popularity = torch.tensor([1.0, 5.0, 2.0, 9.0])
+    for dtype in TOLERANCE:
+        for sign in (1, -1):
+            pos = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).mul(magnitude)
+            neg = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64).mul(sign * magnitude)
+            pos, neg, user, item, other = (x.to(dtype, copy=True).requires_grad_() for x in (pos, neg, -pos, neg, -neg))
+            if name == "ipw":
+                call, inputs = partial(zx.ipw_loss, pos_popularity=popularity, neg_popularity=popularity), (pos, neg)
+            elif name == "pd":
+                counts = {"pos_popularity": popularity, "neg_popularity": popularity.flip(0)}
+                call, inputs = partial(zx.pd_loss, **counts, gamma=0.1), (pos, neg)
+            else:
+                call, inputs = partial(zx.macr_loss, alpha=0.5, beta=0.25), (pos, neg, user, item, other)
+            doubles = [x.detach().double().requires_grad_() for x in inputs]
+            value, expected = call(*inputs, reduction="none"), call(*doubles, reduction="none")
+            grads, wanted = (torch.autograd.grad(v.sum(), x) for v, x in ((value, inputs), (expected, doubles)))
+            assert bool(value.isfinite().all())
+            assert all(bool(g.isfinite().all()) for g in grads)
+            exact = 1e-6 if dtype == torch.float32 else TOLERANCE[dtype]
+            assert (value.double() - expected).abs().max() <= exact * max(1.0, float(expected.detach().abs().max()))
+            for got, want in zip(grads, wanted, strict=True):
+                rounding = TOLERANCE[dtype] * max(1.0, float(want.abs().max()))
+                assert (got.double() - want).abs().max() <= rounding + 8 * magnitude * torch.finfo(torch.float32).eps
+
+
+# From where on the forms as they are written fail in each dtype: rho as log(1 - tanh|x|), and BPR as log(sigmoid).
+LITERAL = [
+    ("rho", torch.float64, 19.1),
+    ("rho", torch.float32, 9.02),
+    ("rho", torch.float16, 4.6),
+    ("rho", torch.bfloat16, 3.5),
+    ("bpr", torch.float64, 746.0),
+    ("bpr", torch.float32, 105.0),
+    ("bpr", torch.float16, 18.0),
+    ("bpr", torch.bfloat16, 94.0),
+]
+
+
+@pytest.mark.parametrize(("form", "dtype", "limit"), LITERAL)
+def test_where_the_literal_forms_overflow_these_do_not(form, dtype, limit):
+    for x in (limit, 2 * limit, 1e4):
+        score = torch.tensor([x], dtype=dtype, requires_grad=True)
+        zero = torch.zeros(1, dtype=dtype)
+        if form == "rho":
+            literal = -torch.log(1 - torch.tanh(score.abs()))
+            ours = zx.zerosum_loss(score, zero, bpr_weight=0.0)
+            size = 2 * float(score.detach()) + math.log1p(math.expm1(-2 * float(score.detach())) / 2)
+        else:
+            literal = -torch.log(torch.sigmoid(-score))
+            ours = zx.bpr_loss(zero, score)
+            size = float(score.detach())
+        assert torch.isinf(literal)
+        assert not torch.autograd.grad(literal, score)[0].isfinite().all()
+        assert ours.item() == pytest.approx(size, rel=1e-6)
+        slope = torch.autograd.grad(ours, score)[0]
+        assert float(slope) == pytest.approx(2.0 if form == "rho" else 1.0, rel=4 * torch.finfo(dtype).eps, abs=1e-2)
 
 
 def test_nan_in_nan_out():
@@ -203,6 +276,37 @@ def test_methods_the_paper_compares_with(name):
     torch.testing.assert_close(call(pos, neg), expected)
     assert torch.autograd.gradcheck(call, (pos, neg))
     assert torch.autograd.gradgradcheck(call, (pos, neg))
+
+
+def test_many_gradients_at_once():
+    pos, neg = scores((4,)), scores((4,), seed=1)
+    value = zx.bpr_loss(pos, neg)
+    upstream = torch.tensor([1.0, -2.0, 0.5])
+    got = torch.autograd.grad(value, (pos, neg), upstream, is_grads_batched=True, retain_graph=True)
+    one = torch.autograd.grad(value, (pos, neg))
+    for many, g in zip(got, one, strict=True):
+        torch.testing.assert_close(many, upstream[:, None] * g)
+
+
+def test_the_graph_can_be_used_again():
+    pos, neg = scores((4,)), scores((4,), seed=1)
+    value = zx.zerosum_loss(pos, neg, reduction="sum")
+    first = torch.autograd.grad(value, (pos, neg), torch.tensor(3.0), retain_graph=True)
+    value.backward(retain_graph=True)
+    pos.grad.mul_(7)
+    value.backward()
+    torch.testing.assert_close(pos.grad, first[0] / 3 * 8)
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
+
+
+def test_scores_that_are_changed_in_place_are_noticed():
+    pos, neg = scores((4,)), scores((4,), seed=1)
+    other = pos * 1.0
+    value = zx.bpr_loss(other, neg)
+    other.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 def test_compile_is_one_graph_and_func_transforms_work():

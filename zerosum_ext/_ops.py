@@ -594,6 +594,61 @@ if _extension.CPU.loaded:
     _rank_factors = torch.ops.zerosum_ext.rank_factors.default
     _rank_scores = torch.ops.zerosum_ext.rank_scores.default
 
+    def _fake_ranking(like: Tensor, dtype: torch.dtype, users: Tensor, k: int) -> tuple[Tensor, ...]:
+        # How many positives the users have is written in `offset`, a value.
+        positives, n = torch.library.get_ctx().new_dynamic_size(), users.shape[0]
+        shapes = ((positives,), (positives,), (n,), (n, k), (1,))
+        return like.new_empty((positives,), dtype=dtype), *(users.new_empty(s, dtype=torch.int64) for s in shapes)
+
+    @torch.library.register_fake("zerosum_ext::rank_factors")
+    def _(
+        user_factors: Tensor,
+        item_factors: Tensor,
+        item_bias: Tensor | None,
+        users: Tensor,
+        offset: Tensor,
+        indptr: Tensor,
+        indices: Tensor,
+        excluded_indptr: Tensor | None,
+        excluded_indices: Tensor | None,
+        k: int,
+    ) -> tuple[Tensor, ...]:
+        _check_alike("user_factors", user_factors, item_factors=item_factors, users=users, offset=offset)
+        return _fake_ranking(user_factors, user_factors.dtype, users, k)
+
+    @torch.library.register_fake("zerosum_ext::rank_scores")
+    def _(
+        scores: Tensor,
+        users: Tensor,
+        offset: Tensor,
+        indptr: Tensor,
+        indices: Tensor,
+        excluded_indptr: Tensor | None,
+        excluded_indices: Tensor | None,
+        k: int,
+    ) -> tuple[Tensor, ...]:
+        _check_alike("scores", scores, users=users, offset=offset, indptr=indptr, indices=indices)
+        return _fake_ranking(scores, compute_dtype(scores.dtype), users, k)
+
+    @torch.library.register_fake("zerosum_ext::user_metrics")
+    def _(
+        offset: Tensor,
+        greater: Tensor,
+        equal: Tensor,
+        candidates: Tensor,
+        popularity: Tensor,
+        cutoffs: Tensor,
+        ties: int,
+    ) -> tuple[Tensor, ...]:
+        n = candidates.shape[0]
+        shapes = ((6, cutoffs.shape[0], n), (n,), (n,), (n,), (n,), popularity.shape)
+        return tuple(popularity.new_empty(shape) for shape in shapes)
+
+    @torch.library.register_fake("zerosum_ext::list_metrics")
+    def _(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count, k, n, items = values.shape[0], cutoffs.shape[0], lists.shape[0], values.shape[1]
+        return values.new_empty((count, k, n)), lists.new_empty((k, n)), lists.new_empty((k, items))
+
 
 def rank_factors(
     user_factors: Tensor,

@@ -36,8 +36,8 @@ def rho(x: Tensor) -> Tensor:
 
 
 def bpr(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
-    """a sp(n - p) [BPR09]."""
-    return a * softplus(n - p)
+    """sp(n - p) [BPR09]."""
+    return softplus(n - p)
 
 
 def zerosum(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:

@@ -26,15 +26,15 @@ struct Params {
 
 // ---- element losses of a positive and a negative: scores p, n
 
-// a sp(n - p) [BPR09].
+// sp(n - p) [BPR09].
 struct Bpr {
   static constexpr int kScores = 2, kAux = 0;
   template <class T>
-  ZX_HD static T eval(const T* s, const T*, const Params<T>& w, T* d) {
+  ZX_HD static T eval(const T* s, const T*, const Params<T>&, T* d) {
     const Dual<T> m = softplus(s[1] - s[0]);
-    d[0] = -w.a * m.slope;
-    d[1] = w.a * m.slope;
-    return w.a * m.value;
+    d[0] = -m.slope;
+    d[1] = m.slope;
+    return m.value;
   }
 };
 

@@ -20,12 +20,19 @@ struct ExpParts {
   float scale, r;
 };
 ZX_HD ExpParts exp_parts(float x) {
-  x = x < -87.0f ? -87.0f : x;
+  // max(x, -87) in integers, which compilers leave as it is: from a comparison of floats GCC makes a second computation
+  // for the constant. As unsigned numbers negative floats grow with their size. NaN, the largest of them, is turned
+  // round to below all others before the minimum is taken.
+  const uint32_t above_infinity = 0x7fffffu, limit = 0xc2ae0000u + above_infinity;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits += above_infinity;
+  bits = (bits < limit ? bits : limit) - above_infinity;
+  std::memcpy(&x, &bits, sizeof bits);
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits of the sum, from where a
   // shift puts it into the exponent of 2^k.
   const float magic = 12582912.0f;
   const float shifted = x * 1.44269504088896341f + magic;
-  uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits << 23) + (127u << 23);
   ExpParts out;
@@ -35,14 +42,13 @@ ZX_HD ExpParts exp_parts(float x) {
   return out;
 }
 
-// expm1 on [-ln(2)/2, ln(2)/2]: the Taylor polynomial, whose remainder there is below 2^-26 of the value.
+// expm1 on [-ln(2)/2, ln(2)/2] as r + r^2 q(r), q the polynomial with the least largest relative error, 1.7e-8.
 ZX_HD float expm1_reduced(float r) {
-  float q = 1.98412698e-4f;
-  q = q * r + 1.38888889e-3f;
-  q = q * r + 8.33333333e-3f;
-  q = q * r + 4.16666667e-2f;
-  q = q * r + 1.66666667e-1f;
-  q = q * r + 0.5f;
+  float q = 1.388251644e-3f;
+  q = q * r + 8.366520623e-3f;
+  q = q * r + 4.166719992e-2f;
+  q = q * r + 1.666654362e-1f;
+  q = q * r + 4.999999815e-1f;
   return (q * r) * r + r;
 }
 
@@ -90,8 +96,18 @@ ZX_HD double exp_nonpositive(double x) { return ::exp(x); }
 ZX_HD double log1p_unit(double x) { return ::log1p(x); }
 ZX_HD double log1m_half(double x) { return ::log1p(-0.5 * x); }
 
-// log(x) for x >= 1: the C library's, which compilers do not vectorise.
-ZX_HD float log_(float x) { return ::logf(x); }
+// log(x) for x >= 1 (infinity and NaN stay what they are): k ln 2 + log(m) with x = 2^k m, 1 <= m < 2. Neither term is
+// negative, so that nothing cancels.
+ZX_HD float log_(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const float k = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
+  bits = (bits & 0x7fffffu) | 0x3f800000u;
+  float m;
+  std::memcpy(&m, &bits, sizeof m);
+  const float value = k * 0.693147180559945309f + log1p_unit(m - 1.0f);
+  return x <= 3.402823466e38f ? value : x;
+}
 ZX_HD double log_(double x) { return ::log(x); }
 
 // One bit operation, where x < 0 ? -x : x is a comparison and two more.

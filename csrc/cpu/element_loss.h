@@ -12,6 +12,7 @@
 
 #include "common/losses.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 #include "cpu/simd.h"
 #include "torch_stable.h"
 
@@ -37,25 +38,34 @@ struct GradView {
 };
 
 // Numbers that loops over columns are unrolled by, and lanes that sums run in: one AVX-512 vector of floats.
-constexpr int kLanes = 16;
+constexpr int kLanes = kRowLanes;
 
 // Sixteen running sums over 256 values at a time, then double: exact enough for any length, and the same order of
 // additions whatever the width of the machine's vectors.
 template <class T>
 ZX_HD double sum_lanes(const T* v, int64_t n) {
-  double wide[kLanes] = {};
+  Lanes<double> wide;
   int64_t i = 0;
   while (i + kLanes <= n) {
-    T lanes[kLanes] = {};
+    Lanes<T> lanes;
     const int64_t stop = std::min(n - kLanes, i + 240);
-    for (; i <= stop; i += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += v[i + l];
-    for (int l = 0; l < kLanes; ++l) wide[l] += static_cast<double>(lanes[l]);
+    for (; i <= stop; i += kLanes) lanes.add(v + i);
+    wide.add_lanes(lanes);
   }
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) wide[l] += wide[l + half];
-  double total = wide[0];
+  double total = wide.total();
   for (; i < n; ++i) total += static_cast<double>(v[i]);
+  return total;
+}
+
+// The same for a row of negatives: up to 256 values are added up in T throughout.
+template <class T>
+ZX_HD T sum_row(const T* v, int64_t n) {
+  if (n > 256 || n < kLanes) return static_cast<T>(sum_lanes(v, n));
+  Lanes<T> lanes;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) lanes.add(v + i);
+  T total = lanes.total();
+  for (; i < n; ++i) total += v[i];
   return total;
 }
 
@@ -153,7 +163,7 @@ struct StorePairs {
 template <class S, class C>
 struct StoreRowSums {
   ZX_HD static void run(const C* values, int64_t rows, int64_t cols, S* out) {
-    for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<S>(static_cast<C>(sum_lanes(values + r * cols, cols)));
+    for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<S>(sum_row(values + r * cols, cols));
   }
 };
 

@@ -54,6 +54,15 @@ struct Lanes {
     load(a, x);
     sum += f * a;
   }
+  ZX_HD void add(const C* x) {
+    V16 a;
+    load(a, x);
+    sum += a;
+  }
+  template <class S>
+  ZX_HD void add_lanes(const Lanes<S>& other) {
+    sum += __builtin_convertvector(other.sum, V16);
+  }
   ZX_HD void read(const C* x) { load(sum, x); }
   ZX_HD void write(C* out) const { __builtin_memcpy(out, &sum, sizeof(V16)); }
   ZX_HD C total() const {
@@ -76,6 +85,13 @@ struct Lanes {
   template <class S>
   ZX_HD void add_scaled(C f, const S* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] += f * static_cast<C>(x[l]);
+  }
+  ZX_HD void add(const C* x) {
+    for (int l = 0; l < kRowLanes; ++l) sum[l] += x[l];
+  }
+  template <class S>
+  ZX_HD void add_lanes(const Lanes<S>& other) {
+    for (int l = 0; l < kRowLanes; ++l) sum[l] += static_cast<C>(other.sum[l]);
   }
   ZX_HD void read(const C* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] = x[l];

@@ -1,0 +1,218 @@
+"""What torch asks of every op: that it does what its schema says, and that its fake kernel foretells shapes and dtypes.
+
+opcheck's other two checks are for ops that take part in autograd: tests/test_losses_torch.py has them of the losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext import _extension, _ops
+
+pytestmark = pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="needs the compiled CPU kernels")
+
+USERS, ITEMS, DIM = 7, 11, 5
+ids = torch.tensor
+
+
+def tables(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(  # type: ignore[return-value]
+        torch.randn(s, generator=generator, dtype=dtype) for s in ((USERS, DIM), (ITEMS, DIM), (ITEMS,))
+    )
+
+
+def matrix() -> zx.Interactions:
+    return zx.Interactions.from_arrays([0, 0, 1, 1, 1, 4, 6, 6], [1, 2, 0, 5, 10, 3, 7, 8], shape=(USERS, ITEMS))
+
+
+def loss_arguments() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    for name, number in _ops.LOSS_IDS.items():
+        for k in (0, 3):
+            many = (4, k) if k else (4,)
+            if (name == "pos2neg2" and k) or (name in zx.reference.ROW_LOSSES and not k):
+                continue
+            if name == "pos2neg2":
+                many = (4, 2)
+            pos = torch.randn((4, 2) if name == "pos2neg2" else (4,), generator=generator)
+            neg, weight = torch.randn(many, generator=generator), torch.rand(4)
+            constants = (torch.rand(4), torch.rand(many)) if name in ("ipw", "pd", "sampled_softmax") else (None, None)
+            for reduction in range(3):
+                for grad in (False, True):
+                    yield pos, neg, *constants, weight, number, 1.0, 0.5, 0.25, reduction, grad
+
+
+def macr_arguments() -> Iterator[tuple[Any, ...]]:
+    one, many = torch.randn(4), torch.randn(4, 3)
+    for reduction in range(3):
+        for grad in (False, True):
+            yield one, many, one, one + 1, many + 1, torch.rand(4), 0.3, 0.7, reduction, grad
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return ids([0, 3, 6, 3]), ids([1, 0, 10, 2]), ids([[2, 3], [4, 4], [9, 0], [1, 5]])
+
+
+def mf_loss_arguments() -> Iterator[tuple[Any, ...]]:
+    zerosum = _ops.LOSS_IDS["zerosum"]
+    for dtype in (torch.float32, torch.float64):
+        for reduction in range(3):
+            for grad in (False, True):
+                yield (
+                    *tables(dtype),
+                    *samples(),
+                    None,
+                    None,
+                    zerosum,
+                    1.0,
+                    1.0,
+                    0.0,
+                    0.1 * (reduction > 0),
+                    reduction,
+                    grad,
+                )
+    constants = torch.rand(ITEMS)
+    yield *tables(), *samples(), constants, torch.rand(4), _ops.LOSS_IDS["ipw"], 1.0, 1.0, 0.0, 0.0, 2, True
+
+
+def mf_gradient_arguments() -> Iterator[tuple[Any, ...]]:
+    coefficient = torch.randn(4, 3)
+    for sparse in (False, True):
+        for wanted in ((True, True, True), (False, True, False), (True, False, False)):
+            yield *tables()[:2], *samples(), coefficient, torch.ones(()), 0.1, *wanted, sparse
+    yield *tables()[:2], *samples(), coefficient, torch.ones(()), 0.1, True, True, True, True, True, True
+
+
+def mf_update_arguments() -> Iterator[tuple[Any, ...]]:
+    table, rows, values = tables()[0], ids([1, 4]), torch.randn(2, DIM)
+    yield table, None, None, rows, values, 0, 0.1, 0.0, 0.0, 0.0, 1.0
+    first, second = torch.zeros_like(table), torch.zeros_like(table)
+    for optimizer in (1, 2):
+        yield table, first, second, rows, values, optimizer, 0.1, 0.9, 0.999, 1e-8, 1.0
+
+
+def mf_train_arguments() -> Iterator[tuple[Any, ...]]:
+    user, item, bias = tables()
+    zerosum = _ops.LOSS_IDS["zerosum"]
+    settings = torch.tensor([[1.0, 0.1, 0.0, 0.0, 0.0, 1.0]] * 3, dtype=torch.float64)
+    plain = (*samples(), None, settings, 0, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2)
+    for asynchronous in (False, True):
+        yield user, item, bias, *(None,) * 6, *plain, 3, asynchronous
+    states = tuple(torch.zeros_like(t) for t in (user, user, item, item, bias, bias))
+    settings = torch.tensor([[1.0, 0.1, 0.9, 0.999, 1e-8, 1.0]] * 3, dtype=torch.float64)
+    yield user, item, bias, *states, *samples(), None, settings, 2, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 3, False
+
+
+def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
+    x = matrix()
+    bits = _ops.row_filter(x.indptr, x.indices, ITEMS)
+    for filter in (None, bits):
+        for replacement in (False, True):
+            yield ids([0, 1, 5]), x.indptr, x.indices, filter, None, None, ITEMS, 2, 0, 0, 0, replacement
+    yield ids([0, 1]), x.indptr, x.indices, bits, None, None, ITEMS, 2, 0, 0, 0, True, ids([3, 1, 0])
+
+
+def sample_positives_arguments() -> Iterator[tuple[Any, ...]]:
+    x = matrix()
+    for positives in (1, 2):
+        yield x.indptr, x.indices, ids([0] * 10), 20, None, None, 1, x.nnz, x.nnz, 0, 6, positives, 0, 0
+
+
+def row_filter_arguments() -> Iterator[tuple[Any, ...]]:
+    yield matrix().indptr, matrix().indices, ITEMS
+
+
+def has_items_arguments() -> Iterator[tuple[Any, ...]]:
+    x = matrix()
+    for filter in (None, _ops.row_filter(x.indptr, x.indices, ITEMS)):
+        yield ids([0, 1, 5]), ids([1, 2, 3]), x.indptr, x.indices, filter, ITEMS
+
+
+def ranking_arguments(x: zx.Interactions, excluded: bool) -> tuple[Any, ...]:
+    users = ids([0, 1, 4, 6])
+    counts = x.indptr[users + 1] - x.indptr[users]
+    offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    known = zx.Interactions.from_arrays([0, 1, 6], [3, 4, 5], shape=(USERS, ITEMS))
+    others = (known.indptr, known.indices) if excluded else (None, None)
+    return users, offset, x.indptr, x.indices, *others, 4
+
+
+def rank_factors_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float32, torch.float64):
+        user, item, bias = tables(dtype)
+        yield user, item, bias, *ranking_arguments(matrix(), excluded=True)
+        yield user, item, None, *ranking_arguments(matrix(), excluded=False)
+
+
+def rank_scores_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        yield torch.randn(4, ITEMS).to(dtype), *ranking_arguments(matrix(), excluded=dtype == torch.float32)
+
+
+def user_metrics_arguments() -> Iterator[tuple[Any, ...]]:
+    rest = ranking_arguments(matrix(), excluded=True)
+    _, greater, equal, candidates, _, _ = _ops.rank_scores(torch.randn(4, ITEMS), *rest)
+    for ties in range(3):
+        popularity = torch.rand(len(greater), dtype=torch.float64)
+        yield rest[1], greater, equal, candidates, popularity, ids([1, 5]), ties
+
+
+def list_metrics_arguments() -> Iterator[tuple[Any, ...]]:
+    yield ids([[3, 1, 0], [2, -1, -1]]), torch.rand(2, ITEMS, dtype=torch.float64), ids([1, 3])
+
+
+def csr_score_moments_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float32, torch.float64):
+        user, item, bias = tables(dtype)
+        for column_bias in (None, bias):
+            yield user, item, column_bias, matrix().indptr, matrix().indices, torch.rand(ITEMS, dtype=dtype)
+
+
+def csr_weighted_columns_arguments() -> Iterator[tuple[Any, ...]]:
+    user, item, bias = tables()
+    x = matrix()
+    yield user, item, None, bias, x.indptr, x.indices, None, torch.rand(ITEMS), 0.5
+    yield user, item, torch.rand(USERS), None, x.indptr, x.indices, torch.rand(USERS), None, 0.5
+
+
+ARGUMENTS = {
+    "pair_loss": loss_arguments,
+    "macr_loss": macr_arguments,
+    "mf_loss": mf_loss_arguments,
+    "mf_gradient": mf_gradient_arguments,
+    "mf_update": mf_update_arguments,
+    "mf_train": mf_train_arguments,
+    "sample_negatives": sample_negatives_arguments,
+    "sample_positives": sample_positives_arguments,
+    "row_filter": row_filter_arguments,
+    "has_items": has_items_arguments,
+    "rank_factors": rank_factors_arguments,
+    "rank_scores": rank_scores_arguments,
+    "user_metrics": user_metrics_arguments,
+    "list_metrics": list_metrics_arguments,
+    "csr_score_moments": csr_score_moments_arguments,
+    "csr_weighted_columns": csr_weighted_columns_arguments,
+}
+
+
+def test_every_op_is_checked():
+    registered = {
+        schema.name.removeprefix("zerosum_ext::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("zerosum_ext::")
+    }
+    assert registered == set(ARGUMENTS) | {"loss_names", "cpu_isa"}  # these two take no tensors
+    assert registered == set(_extension.OPS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_opcheck(name):
+    op = getattr(torch.ops.zerosum_ext, name).default
+    for arguments in ARGUMENTS[name]():
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
