@@ -24,7 +24,9 @@ namespace {
 
 constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are summed at a time: an L1 cache full
 constexpr int64_t kTaskScores = 1024;    // scores below which a second thread costs more than it saves
-constexpr int64_t kSortedAlone = 8192;   // positions below which the two sorts share a thread
+// Scores of a batch below which one thread does it all. Threads meet four times a step; beside other processes each of
+// these can take longer than the whole step of one thread.
+constexpr int64_t kSerialScores = 32768;
 constexpr int64_t kHogwildSamples = 16, kHogwildTask = 2048;
 
 using Inputs = MfInputs<float, float>;
@@ -149,12 +151,8 @@ class ExactTrainer {
           by_item_.sort(samples * items, item_.rows, [&](int64_t at) { return in.item_at(at / items, at % items); });
       }
     };
-    if (samples * items >= kSortedAlone) {
-      for_each_block(2, 1, sort);
-    } else {
-      sort(0);
-      sort(1);
-    }
+    alone_ = samples * items < kSerialScores;
+    for_each_block(2, alone_ ? 2 : 1, sort);
     const double values = static_cast<double>(samples * loss_.values_per_sample(in.num_negatives));
     const float decay = static_cast<float>(mean_ ? l2_ / static_cast<double>(samples) : l2_);
     const double total = pass_users(in, static_cast<float>(mean_ && values > 0 ? 1 / values : 1), decay);
@@ -175,9 +173,7 @@ class ExactTrainer {
     groups.cut(std::max<int64_t>(1, positions), &cuts_);
     const int64_t runs = static_cast<int64_t>(cuts_.size()) - 1;
     sums_.assign(static_cast<size_t>(std::max<int64_t>(0, runs)), 0.0);
-    share_blocks(runs, [&](const auto& next) {
-      for (int64_t run = next(); run >= 0; run = next()) sums_[run] = pass(cuts_[run], cuts_[run + 1]);
-    });
+    for_each_block(runs, alone_ ? runs : 1, [&](int64_t run) { sums_[run] = pass(cuts_[run], cuts_[run + 1]); });
   }
 
   double pass_users(const Inputs& in, float scale, float decay) {
@@ -278,12 +274,12 @@ class ExactTrainer {
 
   void apply(const Table& t, const std::vector<int64_t>& rows, const float* sums, int64_t steps_before) {
     update_rows(kind_, t.rule(kind_, steps_before), rows.data(), static_cast<int64_t>(rows.size()), sums, t.values,
-                t.first, t.second, t.rows, t.dim);
+                t.first, t.second, t.rows, t.dim, alone_);
   }
 
   LossCall loss_;
   Optimizer kind_;
-  bool mean_;
+  bool mean_, alone_ = false;
   double l2_, longest_;
   Table &user_, &item_, &bias_;
   RowGroups by_user_, by_item_;

@@ -10,6 +10,7 @@
 namespace zx::cpu {
 
 constexpr int64_t kUpdateWords = 65536;  // of a table that one thread takes at a time
+constexpr int64_t kSweepAlone = 16;      // pieces of a sweep that are not worth a second thread beside other processes
 
 template <Optimizer kKind>
 struct UpdateRow {
@@ -33,15 +34,15 @@ struct UpdateRow {
 };
 
 // Row rows[s] of the table [table, dim] has the gradient g[s]. Dense Adam sweeps over all rows, the others having a
-// gradient of zero.
+// gradient of zero. alone: by one thread, unless the sweep is long.
 template <Optimizer kKind>
 void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, const float* g, float* p, float* m,
-                 float* v, int64_t table, int64_t dim) {
+                 float* v, int64_t table, int64_t dim, bool alone) {
   const int64_t piece = std::max<int64_t>(1, kUpdateWords / std::max<int64_t>(1, dim));
   const UpdateRule* r = &rule;
   const auto at = [&](float* base, int64_t row) { return base == nullptr ? base : base + row * dim; };
   if constexpr (kKind == Optimizer::kAdam) {
-    for_each_block((table + piece - 1) / piece, 1, [&](int64_t block) {
+    for_each_block((table + piece - 1) / piece, alone ? kSweepAlone : 1, [&](int64_t block) {
       const int64_t end = std::min(table, (block + 1) * piece);
       int64_t row = block * piece;
       int64_t s = std::lower_bound(rows, rows + count, row) - rows;
@@ -57,7 +58,8 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
       }
     });
   } else {
-    for_each_block((count + piece - 1) / piece, 1, [&](int64_t block) {
+    const int64_t blocks = (count + piece - 1) / piece;
+    for_each_block(blocks, alone ? blocks : 1, [&](int64_t block) {
       for (int64_t s = block * piece; s < std::min(count, (block + 1) * piece); ++s)
         simd<UpdateRow<kKind>>(r, g + s * dim, at(p, rows[s]), at(m, rows[s]), at(v, rows[s]), dim);
     });
@@ -66,16 +68,16 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
 
 // The same with the optimizer known at run time.
 inline void update_rows(Optimizer kind, const UpdateRule& rule, const int64_t* rows, int64_t count, const float* g,
-                        float* p, float* m, float* v, int64_t table, int64_t dim) {
+                        float* p, float* m, float* v, int64_t table, int64_t dim, bool alone = false) {
   switch (kind) {
     case Optimizer::kSgd:
-      return update_rows<Optimizer::kSgd>(rule, rows, count, g, p, m, v, table, dim);
+      return update_rows<Optimizer::kSgd>(rule, rows, count, g, p, m, v, table, dim, alone);
     case Optimizer::kAdagrad:
-      return update_rows<Optimizer::kAdagrad>(rule, rows, count, g, p, m, v, table, dim);
+      return update_rows<Optimizer::kAdagrad>(rule, rows, count, g, p, m, v, table, dim, alone);
     case Optimizer::kAdam:
-      return update_rows<Optimizer::kAdam>(rule, rows, count, g, p, m, v, table, dim);
+      return update_rows<Optimizer::kAdam>(rule, rows, count, g, p, m, v, table, dim, alone);
     case Optimizer::kLazyAdam:
-      return update_rows<Optimizer::kLazyAdam>(rule, rows, count, g, p, m, v, table, dim);
+      return update_rows<Optimizer::kLazyAdam>(rule, rows, count, g, p, m, v, table, dim, alone);
   }
   ZX_CHECK(false, "no such optimizer");
 }
