@@ -473,14 +473,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(ratings, tmp_path):
     argv = ["train", str(ratings), "--output", str(folder), "--no-figures", "--dim", "8", "--batch-size", "2"]
     argv += ["--epochs", "100000", "--patience", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "zerosum_ext", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "zerosum_ext", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, SIGINT may be ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoint = folder / "bpr" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
