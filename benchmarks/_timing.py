@@ -42,14 +42,24 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def take_turns(
-    methods: Mapping[str, Method], *, rounds: int = 15, block: float = 2e-3, device: str = "cpu"
+    methods: Mapping[str, Method],
+    *,
+    rounds: int = 15,
+    block: float = 2e-3,
+    device: str = "cpu",
+    clock_name: str = "wall",
 ) -> dict[str, np.ndarray]:
     """Seconds per call of each method [rounds].
 
     In a round every method runs for about ``block`` seconds (at least one call), each round beginning with another
     one. On a GPU the time is that between two events on the current stream, after everything earlier has finished.
+    ``clock_name="cpu"`` takes the processor's time of this thread instead of the wall clock's: for methods of one
+    thread on a machine that others use too.
     """
-    clock = _cuda_seconds if device.startswith("cuda") else _cpu_seconds
+    if device.startswith("cuda"):
+        clock = _cuda_seconds
+    else:
+        clock = _thread_seconds if clock_name == "cpu" else _cpu_seconds
     calls = {}
     for name, method in methods.items():
         clock(method, 2)  # compiles, allocates, fills caches
@@ -68,6 +78,13 @@ def _cpu_seconds(method: Method, calls: int) -> float:
     for _ in range(calls):
         method()
     return time.perf_counter() - start
+
+
+def _thread_seconds(method: Method, calls: int) -> float:
+    start = time.thread_time()
+    for _ in range(calls):
+        method()
+    return time.thread_time() - start
 
 
 def _cuda_seconds(method: Method, calls: int) -> float:

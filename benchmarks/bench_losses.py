@@ -1,20 +1,24 @@
 """Forward and backward passes of the losses, against plain PyTorch, torch.compile and copying the same bytes.
 
-    python benchmarks/bench_losses.py [--output benchmarks/results/losses-cpu] [--threads 1 2] [--isa avx2]
+    python benchmarks/bench_losses.py [--output benchmarks/results/losses-cpu [--merge]] [--threads 1 2] [--isa avx2]
+        [--clock cpu] [--loss bpr] [--no-compile]
 
 Every method evaluates the mean loss and its gradient in the scores of fresh leaves. "usual" is how the loss is commonly
 written, which overflows; "stable" is the same in forms that do not, and "compiled" is torch.compile of it. "copy" moves
 as many words between buffers beyond the last-level cache as an implementation without waste does: six a pair of scores.
 Methods take turns, round by round; a ratio is the median of the rounds' ratios. ``--isa`` runs in the kernels' AVX2 or
-default version instead of the best one.
+default version instead of the best one. ``--clock cpu`` measures the processor's time of one thread, where others use
+the machine too and the wall clock says little. ``--merge`` keeps the rows of OUTPUT.json that were not measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import _timing
@@ -131,17 +135,22 @@ def test_loss(benchmark: Any, loss: str, size: int, method: str) -> None:
 # ----------------------------------------------------------------------------------------------------- paired report
 
 
-def measure(threads: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
+def measure(losses: list[str], threads: int, rounds: int, compiled: bool, clock: str) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
+    isa = str(zx.build_info()["isa"])
     rows = []
-    for loss in LOSSES:
+    for loss in losses:
         for pos_shape, neg_shape in shapes(loss):
-            seconds = _timing.take_turns(methods(loss, pos_shape, neg_shape, compiled), rounds=rounds)
+            seconds = _timing.take_turns(
+                methods(loss, pos_shape, neg_shape, compiled), rounds=rounds, clock_name=clock, block=3e-3
+            )
             rows.append(
                 {
                     "loss": loss,
                     "shape": list(neg_shape),
+                    "isa": isa,
                     "threads": threads,
+                    "clock": clock,
                     "microseconds": {name: float(1e6 * np.median(values)) for name, values in seconds.items()},
                     "times_ours": {
                         name: _timing.ratio(seconds, name, "zerosum_ext") for name in seconds if name != "zerosum_ext"
@@ -151,46 +160,82 @@ def measure(threads: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells rows apart, in the order of the table."""
+    isas, losses = ("avx512", "avx2", "baseline"), list(LOSSES)
+    return (
+        isas.index(row["isa"]),
+        row["threads"],
+        row["clock"],
+        losses.index(row["loss"]),
+        len(row["shape"]),
+        row["shape"],
+    )
+
+
+def merged(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows, and those of an earlier result that are not among them."""
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    new = {tuple(map(str, key(r))) for r in rows}
+    for row in old:
+        row["times_ours"] = {name: _timing.Spread(*values) for name, values in row["times_ours"].items()}
+    return sorted([r for r in old if tuple(map(str, key(r))) not in new] + rows, key=key)
+
+
 def speed_table(rows: list[dict[str, Any]]) -> str:
-    peers = list(rows[0]["times_ours"])
+    peers = ("usual", "stable", "compiled", "copy")
     return _timing.table(
-        ("loss", "scores", "threads", "zerosum_ext, us", *(f"{peer} / ours" for peer in peers)),
+        ("loss", "scores", "isa", "threads", "clock", "zerosum_ext, us", *(f"{peer} / ours" for peer in peers)),
         [
             (
                 r["loss"],
                 str(r["shape"]),
+                r["isa"],
                 r["threads"],
+                r["clock"],
                 f"{r['microseconds']['zerosum_ext']:.4g}",
-                *(str(r["times_ours"][peer]) for peer in peers),
+                *(str(r["times_ours"].get(peer, "-")) for peer in peers),
             )
             for r in rows
         ],
-        text_columns=2,
+        text_columns=3,
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--merge", action="store_true", help="keep the other rows of OUTPUT.json")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--loss", nargs="+", choices=tuple(LOSSES), default=list(LOSSES))
     parser.add_argument("--isa", choices=("avx512", "avx2", "baseline"), help="force a version of the kernels")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and arguments.threads != [1]:
+        parser.error("--clock cpu: expected --threads 1")
     if arguments.isa and os.environ.get("ZEROSUM_EXT_ISA") != arguments.isa:
         # The kernels choose when they are loaded, before this line: begin again.
         os.environ["ZEROSUM_EXT_ISA"] = arguments.isa
         os.execv(sys.executable, [sys.executable, *sys.argv])
     if not _ops.has_op("pair_loss", torch.device("cpu")):
         raise SystemExit("bench_losses.py: build the compiled kernels first")
-    rows = [row for n in arguments.threads for row in measure(n, arguments.rounds, not arguments.no_compile)]
-    options = "".join([f" --isa {arguments.isa}" if arguments.isa else "", " --no-compile" * arguments.no_compile])
-    threads = " ".join(map(str, arguments.threads))
+    rows = [
+        row
+        for n in arguments.threads
+        for row in measure(arguments.loss, n, arguments.rounds, not arguments.no_compile, arguments.clock)
+    ]
+    if arguments.merge and arguments.output:
+        rows = merged(rows, Path(f"{arguments.output}.json"))
     text = (
-        "Microseconds of a forward and a backward pass in float32, and how many times as long the others take: median\n"
-        f"of paired rounds (quartiles). Measured by `python benchmarks/bench_losses.py --threads {threads}{options}`."
+        "Microseconds of a forward and a backward pass in float32, and how many times as long the others take: median "
+        "of paired rounds (quartiles). Measured by `python benchmarks/bench_losses.py`, with `--isa` and `--clock` as "
+        "the columns say: `cpu` is the processor's time of one thread, `wall` the clock on the wall. What the targets "
+        "were and which are not reached: docs/losses.md."
     )
     info = _timing.machine() | {"rounds": arguments.rounds}
+    del info["isa"]
     _timing.write_results(arguments.output, "Losses on the CPU", info, [text, speed_table(rows)], rows)
 
 

@@ -69,26 +69,32 @@ class _PairLoss(torch.autograd.Function):
 class _PlainPairLoss(torch.autograd.Function):
     """_PairLoss for what is commonest, a mean or sum over scores on a CPU without weights and constants.
 
-    At a few hundred samples Python's part is all that counts: fewer arguments and saved tensors save a third of it.
+    At a few hundred samples Python's part is all that counts: fewer arguments and saved tensors, and the op called
+    without its wrapper, save a third of it.
     """
 
     @staticmethod
     def forward(ctx: Any, pos: Tensor, neg: Tensor, args: PairArgs) -> Tensor:
-        value, grad_pos, grad_neg = _ops.pair_loss(pos, neg, None, None, None, *args, True)
+        loss, a, b, c, reduction = args
+        value, grad_pos, grad_neg = _ops._pair_loss(
+            pos, neg, None, None, None, _ops.LOSS_IDS[loss], a, b, c, _ops.REDUCTIONS[reduction], True
+        )
         ctx.args = args
         ctx.save_for_backward(pos, neg, grad_pos, grad_neg)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        pos, neg, grad_pos, grad_neg = ctx.saved_tensors
+        pos, neg, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad_pos, grad_neg = _differentiable_gradients(
-                lambda p, n: reference.pair_loss_value(p, n, None, None, None, *ctx.args), (pos, neg), grad_output
-            )
-        else:
-            grad_pos, grad_neg = _scale((grad_pos, grad_neg), grad_output)
-        return grad_pos, grad_neg, None
+            return *_plain_gradients(pos, neg, ctx.args, grad_output), None
+        return *_scale(grads, grad_output), None
+
+
+def _plain_gradients(pos: Tensor, neg: Tensor, args: PairArgs, grad_output: Tensor) -> tuple[Tensor, ...]:
+    return _differentiable_gradients(
+        lambda p, n: reference.pair_loss_value(p, n, None, None, None, *args), (pos, neg), grad_output
+    )
 
 
 # What Function.apply comes down to outside of torch.func transforms, without the time it takes to find that out again.
@@ -290,7 +296,7 @@ def pair_loss(
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and _ops.has_op("pair_loss", pos.device)
+        and "pair_loss" in _ops._KERNELS["cpu"]
     ):
         return _apply_plain(pos, neg, args)
     if _needs_definition("pair_loss", pos.device, aux_pos, aux_neg, weight):

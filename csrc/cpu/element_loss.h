@@ -40,19 +40,57 @@ struct GradView {
 // Numbers that loops over columns are unrolled by, and lanes that sums run in: one AVX-512 vector of floats.
 constexpr int kLanes = kRowLanes;
 
-// Sixteen running sums over 256 values at a time, then double: exact enough for any length, and the same order of
-// additions whatever the width of the machine's vectors.
+// Sixteen running sums, as vectors of 16 bytes, which every x86-64 has: a wider one than the machine's would live in
+// memory, as would an array. The lanes are added up in the order of Lanes (cpu/rows.h).
+#ifdef ZX_VECTORS
+template <class T>
+struct Sums {
+  typedef T V __attribute__((vector_size(16)));
+  static constexpr int kWidth = 16 / sizeof(T), kPieces = kLanes / kWidth;
+
+  V sum[kPieces] = {};
+
+  ZX_HD void add(const T* x) {
+    for (int i = 0; i < kPieces; ++i) {
+      V v;
+      __builtin_memcpy(&v, x + i * kWidth, sizeof(V));
+      sum[i] += v;
+    }
+  }
+  ZX_HD void write(T* out) const { __builtin_memcpy(out, sum, sizeof(sum)); }
+  ZX_HD T total() const {
+    V all[kPieces];
+    for (int i = 0; i < kPieces; ++i) all[i] = sum[i];
+    for (int half = kPieces / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) all[i] += all[i + half];
+    if constexpr (kWidth == 4)
+      return (all[0][0] + all[0][2]) + (all[0][1] + all[0][3]);
+    else
+      return all[0][0] + all[0][1];
+  }
+};
+#else
+template <class T>
+using Sums = Lanes<T>;
+#endif
+
+// Running sums over 256 values at a time, then double: exact enough for any length, and the same order of additions
+// whatever the width of the machine's vectors.
 template <class T>
 ZX_HD double sum_lanes(const T* v, int64_t n) {
-  Lanes<double> wide;
+  double wide[kLanes] = {};
   int64_t i = 0;
   while (i + kLanes <= n) {
-    Lanes<T> lanes;
+    Sums<T> sums;
     const int64_t stop = std::min(n - kLanes, i + 240);
-    for (; i <= stop; i += kLanes) lanes.add(v + i);
-    wide.add_lanes(lanes);
+    for (; i <= stop; i += kLanes) sums.add(v + i);
+    T lanes[kLanes];
+    sums.write(lanes);
+    for (int l = 0; l < kLanes; ++l) wide[l] += static_cast<double>(lanes[l]);
   }
-  double total = wide.total();
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) wide[l] += wide[l + half];
+  double total = wide[0];
   for (; i < n; ++i) total += static_cast<double>(v[i]);
   return total;
 }
@@ -61,10 +99,10 @@ ZX_HD double sum_lanes(const T* v, int64_t n) {
 template <class T>
 ZX_HD T sum_row(const T* v, int64_t n) {
   if (n > 256 || n < kLanes) return static_cast<T>(sum_lanes(v, n));
-  Lanes<T> lanes;
+  Sums<T> sums;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) lanes.add(v + i);
-  T total = lanes.total();
+  for (; i + kLanes <= n; i += kLanes) sums.add(v + i);
+  T total = sums.total();
   for (; i < n; ++i) total += v[i];
   return total;
 }

@@ -59,10 +59,6 @@ struct Lanes {
     load(a, x);
     sum += a;
   }
-  template <class S>
-  ZX_HD void add_lanes(const Lanes<S>& other) {
-    sum += __builtin_convertvector(other.sum, V16);
-  }
   ZX_HD void read(const C* x) { load(sum, x); }
   ZX_HD void write(C* out) const { __builtin_memcpy(out, &sum, sizeof(V16)); }
   ZX_HD C total() const {
@@ -88,10 +84,6 @@ struct Lanes {
   }
   ZX_HD void add(const C* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] += x[l];
-  }
-  template <class S>
-  ZX_HD void add_lanes(const Lanes<S>& other) {
-    for (int l = 0; l < kRowLanes; ++l) sum[l] += static_cast<C>(other.sum[l]);
   }
   ZX_HD void read(const C* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] = x[l];
