@@ -6,9 +6,10 @@
 Every method evaluates the mean loss and its gradient in the scores of fresh leaves. "usual" is how the loss is commonly
 written, which overflows; "stable" is the same in forms that do not, and "compiled" is torch.compile of it. "copy" moves
 as many words between buffers beyond the last-level cache as an implementation without waste does: six a pair of scores.
-Methods take turns, round by round; a ratio is the median of the rounds' ratios. ``--isa`` runs in the kernels' AVX2 or
-default version instead of the best one. ``--clock cpu`` measures the processor's time of one thread, where others use
-the machine too and the wall clock says little. ``--merge`` keeps the rows of OUTPUT.json that were not measured anew.
+Methods take turns, round by round; a ratio is the median of the rounds' ratios.``--isa`` takes the AVX2 or the
+default version of the kernels, torch's as well as ours, as a machine without better would. ``--clock cpu`` measures the
+processor's time of one thread, where others use the machine too and the wall clock says little. ``--merge`` keeps the
+rows of OUTPUT.json that were not measured anew.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ def main() -> None:
     if arguments.isa and os.environ.get("ZEROSUM_EXT_ISA") != arguments.isa:
         # The kernels choose when they are loaded, before this line: begin again.
         os.environ["ZEROSUM_EXT_ISA"] = arguments.isa
+        # As on a machine that has no more: torch's own kernels too.
+        os.environ["ATEN_CPU_CAPABILITY"] = {"baseline": "default"}.get(arguments.isa, arguments.isa)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     if not _ops.has_op("pair_loss", torch.device("cpu")):
         raise SystemExit("bench_losses.py: build the compiled kernels first")
@@ -231,8 +234,9 @@ def main() -> None:
     text = (
         "Microseconds of a forward and a backward pass in float32, and how many times as long the others take: median "
         "of paired rounds (quartiles). Measured by `python benchmarks/bench_losses.py`, with `--isa` and `--clock` as "
-        "the columns say: `cpu` is the processor's time of one thread, `wall` the clock on the wall. What the targets "
-        "were and which are not reached: docs/losses.md."
+        "the columns say. For avx2 and baseline torch's kernels are held to the same (ATEN_CPU_CAPABILITY). `cpu` is "
+        "the processor's time of one thread, `wall` the clock on the wall, which other programs on the machine "
+        "disturb. What the targets were and which are not reached: docs/losses.md."
     )
     info = _timing.machine() | {"rounds": arguments.rounds}
     del info["isa"]
