@@ -13,9 +13,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """TESTS_SHARE=n keeps about one test in n, always the same ones: for what is slow under sanitizers."""
     share = int(os.environ.get("TESTS_SHARE", "1"))
     if share > 1:
-        dropped = [item for item in items if zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % share]
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % share == 0]
+        shares: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            shares[zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % share == 0].append(item)
+        config.hook.pytest_deselected(items=shares[False])
+        items[:] = shares[True]
 
 
 def _need_gpu() -> None:

@@ -11,23 +11,9 @@ cuda_on_host = pytest.importorskip("cuda_on_host")
 if cuda_on_host.missing():
     pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
 
-# The order of csrc/common/losses.h, with parameters that make every term count.
-LOSSES = {
-    "bpr": (1.5, 0.0, 0.0),
-    "zerosum": (0.4, 0.1, 0.0),
-    "ipw": (0.0, 0.0, 0.0),
-    "pd": (0.0, 0.0, 0.0),
-    "pos2neg2": (0.2, 0.1, 0.3),
-    "sampled_softmax": (2.0, 0.0, 0.0),
-    "bsl": (2.0, 4.0, 0.5),
-    "psl_tanh": (2.0, 0.0, 0.0),
-    "psl_relu": (2.0, 0.0, 0.0),
-    "hardest": (1.0, 0.0, 0.0),
-}
-IDS = {name: i for i, name in enumerate(LOSSES)}
-PAIR = ["bpr", "zerosum", "ipw", "pd"]
+from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS  # noqa: E402
+
 ROW = ["sampled_softmax", "bsl", "psl_tanh", "psl_relu", "hardest"]
-REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 

@@ -253,6 +253,19 @@ def test_small_scores_of_all_positives(device):
 # ---- what only a GPU has
 
 
+def capture(work):
+    """A graph of work(), and the tensors that it fills."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    return graph, captured
+
+
 @pytest.mark.cuda
 def test_graphs(gpu):
     pos, neg = (scores(5000, torch.float32, seed).cuda().requires_grad_() for seed in (0, 1))
@@ -264,14 +277,7 @@ def test_graphs(gpu):
         items = _ops.sample_negatives(users, x.indptr, x.indices, None, None, None, 97, 2, 0, 0, 0, True, key)[0]
         return loss, *torch.autograd.grad(loss, (pos, neg)), items
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = work()
+    graph, captured = capture(work)
     for seed in (1, 2):
         key[0] = seed
         with torch.no_grad():
@@ -290,14 +296,7 @@ def test_graphs_of_factorization(gpu):
         value = zx.mf_loss(*leaves[:2], *ids, loss="bpr", item_bias=leaves[2], l2=0.1)
         return value, *torch.autograd.grad(value, leaves)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = work()
+    graph, captured = capture(work)
     for _ in range(2):
         with torch.no_grad():
             leaves[0].mul_(0.9)

@@ -262,5 +262,19 @@ constexpr Shape shape_of(Loss loss) {
 }
 #undef ZX_SHAPE
 
+// Whether a loss takes a constant of each item, and cannot do without.
+constexpr bool needs_constants(Loss loss) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return type::kAux > 0;
+    ZX_PAIR_LOSSES(ZX_CASE)
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      return false;
+  }
+}
+
 enum class Reduction : int64_t { kNone, kSum, kMean };
 }  // namespace zx

@@ -6,9 +6,9 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "torch_stable.h"
 
 namespace zx::cpu {
 namespace {
@@ -102,26 +102,6 @@ struct WeightedColumns {
   }
 };
 
-void check_vector(const std::optional<Tensor>& t, int64_t size, ScalarType dtype, const char* name) {
-  if (t)
-    ZX_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == dtype && t->is_contiguous(), name,
-             " must be a contiguous vector of the dtype of the tables, one entry a row of its table");
-}
-
-void check_csr(const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_bias,
-               const std::optional<Tensor>& column_bias, const Tensor& indptr, const Tensor& indices) {
-  const ScalarType dtype = rows.scalar_type();
-  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "rows must be float32 or float64");
-  ZX_CHECK(rows.dim() == 2 && columns.dim() == 2 && rows.size(1) == columns.size(1) && columns.scalar_type() == dtype &&
-               rows.is_contiguous() && columns.is_contiguous(),
-           "rows and columns must be contiguous matrices of one dtype and width");
-  check_vector(row_bias, rows.size(0), dtype, "row_bias");
-  check_vector(column_bias, columns.size(0), dtype, "column_bias");
-  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) == rows.size(0) + 1 && indptr.scalar_type() == ScalarType::Long &&
-               indptr.is_contiguous() && indices.dim() == 1 && indices.is_contiguous(),
-           "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector");
-}
-
 template <class T>
 const T* pointer(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
@@ -155,8 +135,9 @@ void for_each_task(int64_t num_rows, const F& f) {
 
 Tensor csr_score_moments(const Tensor& rows, const Tensor& columns, std::optional<Tensor> column_bias,
                          const Tensor& indptr, const Tensor& indices, const Tensor& column_x) {
-  check_csr(rows, columns, std::nullopt, column_bias, indptr, indices);
-  check_vector(column_x, columns.size(0), rows.scalar_type(), "column_x");
+  check_csr_scores(rows, columns, indptr, indices);
+  check_csr_vector(column_bias, columns.size(0), rows.scalar_type(), "column_bias");
+  check_csr_vector(column_x, columns.size(0), rows.scalar_type(), "column_x");
   Tensor result = new_tensor(rows, {3}, ScalarType::Double);
   double* total = data<double>(result);
   std::fill_n(total, 3, 0.0);
@@ -177,9 +158,11 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
                                                 const Tensor& indptr, const Tensor& indices,
                                                 std::optional<Tensor> row_x, std::optional<Tensor> column_x,
                                                 double slope) {
-  check_csr(rows, columns, row_bias, column_bias, indptr, indices);
-  check_vector(row_x, rows.size(0), rows.scalar_type(), "row_x");
-  check_vector(column_x, columns.size(0), rows.scalar_type(), "column_x");
+  check_csr_scores(rows, columns, indptr, indices);
+  check_csr_vector(row_bias, rows.size(0), rows.scalar_type(), "row_bias");
+  check_csr_vector(column_bias, columns.size(0), rows.scalar_type(), "column_bias");
+  check_csr_vector(row_x, rows.size(0), rows.scalar_type(), "row_x");
+  check_csr_vector(column_x, columns.size(0), rows.scalar_type(), "column_x");
   ZX_CHECK(row_x.has_value() != column_x.has_value(), "expected either row_x or column_x");
   Tensor out = new_tensor(rows, {rows.size(0), rows.size(1)}, rows.scalar_type());
   Tensor out_bias = new_tensor(rows, {rows.size(0)}, rows.scalar_type());

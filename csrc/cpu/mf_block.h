@@ -179,20 +179,6 @@ MfLossFunction<S, C> mf_loss_function(Loss loss) {
   }
 }
 
-// Whether a loss takes a constant of each item, and whether it cannot do without.
-inline bool loss_needs_constants(Loss loss) {
-  switch (loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    return type::kAux > 0;
-    ZX_PAIR_LOSSES(ZX_CASE)
-    ZX_QUAD_LOSSES(ZX_CASE)
-#undef ZX_CASE
-    default:
-      return false;
-  }
-}
-
 // Brings a block's derivatives into the layout [n, J].
 template <class S, class C>
 inline void gather_coefficients(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t positives, int64_t k, bool planes) {

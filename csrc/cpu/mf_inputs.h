@@ -1,8 +1,8 @@
 // The tensors of a matrix factorization problem, checked.
 #pragma once
 
+#include "checks.h"
 #include "cpu/mf_block.h"
-#include "torch_stable.h"
 
 namespace zx::cpu {
 
@@ -20,22 +20,10 @@ inline int64_t first_outside(const int64_t* ids, int64_t n, int64_t size) {
   return -1;
 }
 
-inline void check_ids(const Tensor& ids, int64_t rows, const char* name) {
-  ZX_CHECK(ids.scalar_type() == ScalarType::Long && ids.is_contiguous() && (ids.dim() == 1 || ids.dim() == 2) &&
-               ids.size(0) == rows,
-           name, " must be contiguous int64 with one row a sample");
-}
-
 template <class S, class C>
 MfInputs<S, C> mf_inputs(const Tensor& user, const Tensor& item, const std::optional<Tensor>& bias, const Tensor& users,
                          const Tensor& positives, const Tensor& negatives) {
-  const int64_t rows = users.size(0);
-  ZX_CHECK(user.dim() == 2 && item.dim() == 2 && user.size(1) == item.size(1), "the tables must be [U, d] and [I, d]");
-  ZX_CHECK(user.is_contiguous() && item.is_contiguous(), "the tables must be contiguous");
-  ZX_CHECK(item.scalar_type() == user.scalar_type(), "the tables must have one dtype");
-  check_ids(users, rows, "users");
-  check_ids(positives, rows, "positives");
-  check_ids(negatives, rows, "negatives");
+  check_mf_tensors(user, item, users, positives, negatives);
   if (bias)
     ZX_CHECK(bias->dim() == 1 && bias->size(0) == item.size(0) && bias->is_contiguous() &&
                  bias->scalar_type() == item.scalar_type(),

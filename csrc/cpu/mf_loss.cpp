@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
                "constants must be [I], in the arithmetic's dtype");
       in.constants = data<C>(*constants);
     }
-    ZX_CHECK(constants || !loss_needs_constants(kind), "this loss needs constants");
+    ZX_CHECK(constants || !needs_constants(kind), "this loss needs constants");
     const bool weight_per_pair = weight && weight->dim() == 2;
     if (weight)
       ZX_CHECK(weight->scalar_type() == compute && weight->is_contiguous() && weight->size(0) == rows &&

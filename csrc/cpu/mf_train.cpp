@@ -89,20 +89,8 @@ struct SegmentSums {
   }
 
   ZX_HD static void update(const RowEnd& end, const float* g, int64_t at) {
-    const UpdateRule r = end.rule;
-    float *p = end.values + at, none = 0;
-    if constexpr (kKind == Optimizer::kSgd) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < end.dim; ++i) update_element<kKind>(r, g[i], p[i], none, none);
-    } else if constexpr (kKind == Optimizer::kAdagrad) {
-      float* v = end.second + at;
-#pragma GCC ivdep
-      for (int64_t i = 0; i < end.dim; ++i) update_element<kKind>(r, g[i], p[i], none, v[i]);
-    } else {
-      float *m = end.first + at, *v = end.second + at;
-#pragma GCC ivdep
-      for (int64_t i = 0; i < end.dim; ++i) update_element<kKind>(r, g[i], p[i], m[i], v[i]);
-    }
+    const auto state = [&](float* base) { return base == nullptr ? base : base + at; };
+    UpdateRow<kKind>::run(&end.rule, g, end.values + at, state(end.first), state(end.second), end.dim);
   }
 };
 
@@ -139,7 +127,7 @@ class ExactTrainer {
 
   // Trains on one batch; returns its loss (summed, or the mean).
   double step(const Inputs& in, int64_t samples, int64_t steps_before) {
-    const int64_t items = in.items(), dim = in.dim;
+    const int64_t items = in.items();
     coefficient_.resize(static_cast<size_t>(samples * items));
     const auto sort = [&](int64_t side) {
       if (side == 0) by_user_.sort(samples, user_.rows, [&](int64_t b) { return in.users[b]; });
@@ -162,7 +150,6 @@ class ExactTrainer {
       for (const Segment& s : by_user_.segments()) user_rows_.push_back(s.row);
       apply(user_, user_rows_, user_sums_.data(), steps_before);
     }
-    (void)dim;
     return mean_ && values > 0 ? total / values : total;
   }
 
@@ -381,8 +368,7 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
                 const Tensor& users, const Tensor& positives, const Tensor& negatives, std::optional<Tensor> constants,
                 const Tensor& settings, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
                 double longest, int64_t reduction, int64_t batch_size, bool asynchronous) {
-  const Optimizer kind = static_cast<Optimizer>(optimizer);
-  ZX_CHECK(optimizer >= 0 && optimizer <= static_cast<int64_t>(Optimizer::kLazyAdam), "no such optimizer");
+  const Optimizer kind = checked_optimizer(optimizer);
   const Loss which = static_cast<Loss>(loss);
   const Reduction reduce = static_cast<Reduction>(reduction);
   ZX_CHECK(reduce != Reduction::kNone, "training needs a reduction");
@@ -401,11 +387,10 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
              "constants must be [I], float32");
     in.constants = data<float>(*constants);
   }
-  ZX_CHECK(constants || !loss_needs_constants(which), "this loss needs constants");
+  ZX_CHECK(constants || !needs_constants(which), "this loss needs constants");
   ZX_CHECK(settings.scalar_type() == ScalarType::Double && settings.is_contiguous() && settings.dim() == 2 &&
                settings.size(0) == 3 && settings.size(1) == 6,
            "settings must be float64 [3, 6]");
-  const bool adam = kind == Optimizer::kAdam || kind == Optimizer::kLazyAdam;
   const auto table = [&](int64_t row, Tensor* values, std::optional<Tensor>& first, std::optional<Tensor>& second) {
     Table t;
     if (values == nullptr) return t;
@@ -413,12 +398,7 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
     t.values = data<float>(*values), t.rows = values->size(0), t.dim = values->dim() == 2 ? values->size(1) : 1;
     t.wanted = s[0] != 0, t.lr = s[1], t.x = s[2], t.y = s[3], t.eps = s[4], t.step = s[5];
     if (!t.wanted) return t;
-    for (const auto* state : {&first, &second})
-      if (*state)
-        ZX_CHECK((*state)->scalar_type() == ScalarType::Float && (*state)->is_contiguous() &&
-                     (*state)->numel() == values->numel(),
-                 "the state must be contiguous float32 of the table's shape");
-    ZX_CHECK((kind == Optimizer::kSgd || second) && (!adam || first), "this optimizer has state");
+    check_state(kind, *values, first, second);
     if (first) t.first = data<float>(*first);
     if (second) t.second = data<float>(*second);
     return t;

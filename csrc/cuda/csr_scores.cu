@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "checks.h"
 #include "cuda/call.h"
 
 namespace zx::cuda {
@@ -10,9 +11,7 @@ namespace {
 
 void check_vector(const Call& call, const std::optional<Tensor>& t, int64_t size, ScalarType dtype, const char* name) {
   call.require_here(t, name);
-  if (t)
-    ZX_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == dtype && t->is_contiguous(), name,
-             " must be a contiguous vector of the dtype of the tables, one entry a row of its table");
+  check_csr_vector(t, size, dtype, name);
 }
 
 void check_csr(const Call& call, const Tensor& rows, const Tensor& columns, const Tensor& indptr,
@@ -20,14 +19,7 @@ void check_csr(const Call& call, const Tensor& rows, const Tensor& columns, cons
   call.require_here(columns, "columns");
   call.require_here(indptr, "indptr");
   call.require_here(indices, "indices");
-  const ScalarType dtype = rows.scalar_type();
-  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "rows must be float32 or float64");
-  ZX_CHECK(rows.dim() == 2 && columns.dim() == 2 && rows.size(1) == columns.size(1) && columns.scalar_type() == dtype &&
-               rows.is_contiguous() && columns.is_contiguous(),
-           "rows and columns must be contiguous matrices of one dtype and width");
-  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) == rows.size(0) + 1 && indptr.scalar_type() == ScalarType::Long &&
-               indptr.is_contiguous() && indices.dim() == 1 && indices.is_contiguous(),
-           "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector");
+  check_csr_scores(rows, columns, indptr, indices);
 }
 
 template <class T>

@@ -132,19 +132,5 @@ inline double loss_scale(Reduction reduction, double samples) {
   return reduction == Reduction::kMean && samples > 0 ? 1 / samples : 1;
 }
 
-// Whether a loss cannot do without the constants of its items.
-inline bool needs_constants(Loss loss) {
-  switch (loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    return type::kAux > 0;
-    ZX_PAIR_LOSSES(ZX_CASE)
-    ZX_QUAD_LOSSES(ZX_CASE)
-#undef ZX_CASE
-    default:
-      return false;
-  }
-}
-
 }  // namespace GPU_NS
 }  // namespace zx

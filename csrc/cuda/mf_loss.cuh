@@ -131,9 +131,8 @@ struct ElementScores : std::integral_constant<int, 0> {};
 template <class Loss>
 struct ElementScores<Loss, std::void_t<decltype(Loss::kScores)>> : std::integral_constant<int, Loss::kScores> {};
 
-// Losses of pairs and of rows with k negatives for a positive, a group to a sample. A lane owns the negatives lane,
-// lane
-// + width, ...; what is stored for them, it alone reads again.
+// Losses of pairs and of rows with k negatives for a positive, a group to a sample. A lane owns the negatives
+// number lane, lane + width, ...; what is stored for them, it alone reads again.
 template <class Loss, class S>
 __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArgs<S> a) {
   using C = arithmetic_t<S>;

@@ -1,6 +1,7 @@
 // What ops ask of their tensors: element types, and the tables and ids of matrix factorization.
 #pragma once
 
+#include "checks.h"
 #include "cuda/call.h"
 #include "cuda/loss_common.cuh"
 
@@ -26,18 +27,10 @@ inline Element element_of(ScalarType dtype) {
 inline void check_mf_tensors(const Call& call, const Tensor& user, const Tensor& item, const Tensor& users,
                              const Tensor& positives, const Tensor& negatives) {
   call.require_here(item, "item_embedding");
-  ZX_CHECK(user.dim() == 2 && item.dim() == 2 && user.size(1) == item.size(1), "the tables must be [U, d] and [I, d]");
-  ZX_CHECK(user.is_contiguous() && item.is_contiguous(), "the tables must be contiguous");
-  ZX_CHECK(item.scalar_type() == user.scalar_type(), "the tables must have one dtype");
-  const auto check_ids = [&](const Tensor& ids, const char* name) {
-    call.require_here(ids, name);
-    ZX_CHECK(ids.scalar_type() == ScalarType::Long && ids.is_contiguous() && (ids.dim() == 1 || ids.dim() == 2) &&
-                 ids.size(0) == users.size(0),
-             name, " must be contiguous int64 with one row a sample");
-  };
-  check_ids(users, "users");
-  check_ids(positives, "positives");
-  check_ids(negatives, "negatives");
+  call.require_here(users, "users");
+  call.require_here(positives, "positives");
+  call.require_here(negatives, "negatives");
+  zx::check_mf_tensors(user, item, users, positives, negatives);
   ZX_CHECK(users.dim() == 1, "users must be [B]");
 }
 

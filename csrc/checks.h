@@ -1,0 +1,78 @@
+// What ops ask of their tensors, whichever device these are on.
+#pragma once
+
+#include "common/optimizers.h"
+#include "torch_stable.h"
+
+namespace zx {
+
+// ---- matrix factorization
+
+inline void check_ids(const Tensor& ids, int64_t rows, const char* name) {
+  ZX_CHECK(ids.scalar_type() == ScalarType::Long && ids.is_contiguous() && (ids.dim() == 1 || ids.dim() == 2) &&
+               ids.size(0) == rows,
+           name, " must be contiguous int64 with one row a sample");
+}
+
+inline void check_mf_tensors(const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& positives,
+                             const Tensor& negatives) {
+  ZX_CHECK(user.dim() == 2 && item.dim() == 2 && user.size(1) == item.size(1), "the tables must be [U, d] and [I, d]");
+  ZX_CHECK(user.is_contiguous() && item.is_contiguous(), "the tables must be contiguous");
+  ZX_CHECK(item.scalar_type() == user.scalar_type(), "the tables must have one dtype");
+  check_ids(users, users.size(0), "users");
+  check_ids(positives, users.size(0), "positives");
+  check_ids(negatives, users.size(0), "negatives");
+}
+
+// An optimizer's state of a table.
+inline void check_state(Optimizer kind, const Tensor& table, const std::optional<Tensor>& first,
+                        const std::optional<Tensor>& second) {
+  for (const auto* state : {&first, &second})
+    if (*state) {
+      ZX_CHECK((*state)->scalar_type() == ScalarType::Float && (*state)->is_contiguous(),
+               "state must be contiguous float32");
+      ZX_CHECK((*state)->numel() == table.numel(), "the state must have the shape of the table");
+    }
+  const bool adam = kind == Optimizer::kAdam || kind == Optimizer::kLazyAdam;
+  ZX_CHECK((kind == Optimizer::kSgd || second) && (!adam || first), "this optimizer has state");
+}
+
+inline Optimizer checked_optimizer(int64_t number) {
+  ZX_CHECK(number >= 0 && number <= static_cast<int64_t>(Optimizer::kLazyAdam), "no optimizer has the number ", number);
+  return static_cast<Optimizer>(number);
+}
+
+inline void check_update(Optimizer kind, const Tensor& table, const std::optional<Tensor>& first,
+                         const std::optional<Tensor>& second, const Tensor& rows, const Tensor& values) {
+  ZX_CHECK(table.dim() == 1 || table.dim() == 2, "table must be [N] or [N, d]");
+  const auto check = [&](const Tensor& t, const char* name) {
+    ZX_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name, " must be contiguous float32");
+  };
+  check(table, "table");
+  check(values, "values");
+  const int64_t dim = table.dim() == 2 ? table.size(1) : 1;
+  ZX_CHECK(values.numel() == rows.size(0) * dim && rows.scalar_type() == ScalarType::Long && rows.is_contiguous(),
+           "rows must be int64 [n], values [n, d]");
+  check_state(kind, table, first, second);
+}
+
+// ---- the scores of all entries of a CSR matrix
+
+inline void check_csr_vector(const std::optional<Tensor>& t, int64_t size, ScalarType dtype, const char* name) {
+  if (t)
+    ZX_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == dtype && t->is_contiguous(), name,
+             " must be a contiguous vector of the dtype of the tables, one entry a row of its table");
+}
+
+inline void check_csr_scores(const Tensor& rows, const Tensor& columns, const Tensor& indptr, const Tensor& indices) {
+  const ScalarType dtype = rows.scalar_type();
+  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "rows must be float32 or float64");
+  ZX_CHECK(rows.dim() == 2 && columns.dim() == 2 && rows.size(1) == columns.size(1) && columns.scalar_type() == dtype &&
+               rows.is_contiguous() && columns.is_contiguous(),
+           "rows and columns must be contiguous matrices of one dtype and width");
+  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) == rows.size(0) + 1 && indptr.scalar_type() == ScalarType::Long &&
+               indptr.is_contiguous() && indices.dim() == 1 && indices.is_contiguous(),
+           "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector");
+}
+
+}  // namespace zx
