@@ -36,3 +36,9 @@ def test_importing_the_package_draws_in_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_children_of_the_tests_meet_the_package_under_test():
+    code = "import zerosum_ext; print(zerosum_ext.__file__); print(zerosum_ext.build_info()['cpu'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [zx.__file__, str(zx.build_info()["cpu"])]
