@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,7 +347,8 @@ before = status("VmRSS")
 zx.evaluate(factors, train, test)
 print(status("VmHWM") - before)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:  # not where the sources are: they may not be built
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
     return float(run.stdout.split()[-1])
 
 

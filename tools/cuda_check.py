@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import os
 import re
@@ -141,6 +142,10 @@ def link_and_load(nvcc: str, objects: list[Path], folder: Path) -> list[str]:
     stub, library = folder / "libtorch_cuda.so", folder / "_C_cuda.so"
     source = folder / "stub.c"
     source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    # Not in the root of the repository: Python would meet the sources there, which may not be built.
+    package = importlib.util.find_spec("zerosum_ext")
+    home = Path(package.origin).parents[1] if package and package.origin else ROOT
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))}
     linker = [nvcc, "-shared", "-cudart", "static"]
     libraries = [*(f"-L{p}" for p in library_paths()), f"-L{folder}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
     for command in (
@@ -148,7 +153,7 @@ def link_and_load(nvcc: str, objects: list[Path], folder: Path) -> list[str]:
         [*linker, "-o", str(library), *map(str, objects), *libraries],
         [sys.executable, "-c", LOAD, str(stub), str(library)],
     ):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout.split()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -132,14 +133,26 @@ def preload() -> str:
     return " ".join(found)
 
 
+def run_kernel_tests(env: dict[str, str], *options: str) -> int:
+    """Runs them in a process of its own, on the package that this process would import; returns the exit status."""
+    # Not in the root of the repository: Python would meet the sources there, which may not be built.
+    package = importlib.util.find_spec("zerosum_ext")
+    home = Path(package.origin).parents[1] if package and package.origin else cuda_on_host.ROOT
+    env = {**env, "PYTHONPATH": os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH", "")]))}
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(cuda_on_host.ROOT / "pyproject.toml")]
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            [*command, "-p", "no:cacheprovider", *options, *kernel_tests()], env=env, cwd=folder
+        ).returncode
+
+
 def check_asan(short: bool) -> list[str]:
     env = {**os.environ, **SANITIZER_OPTIONS, "CUDA_ON_HOST_SANITIZE": "asan", "LD_PRELOAD": preload()}
-    # -s: a sanitizer writes its report to the real stderr and ends the process.
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *kernel_tests()]
+    options = ["-s"]  # a sanitizer writes its report to the real stderr and ends the process
     if short:
-        command += ["-m", "not slow"]
+        options += ["-m", "not slow"]
         env["TESTS_SHARE"] = SHORT_SHARE
-    status = subprocess.run(command, env=env, cwd=cuda_on_host.ROOT).returncode
+    status = run_kernel_tests(env, *options)
     return [f"the kernels' tests under ASan + UBSan ended with {status}"] if status else []
 
 
@@ -147,12 +160,11 @@ def check_tsan(short: bool) -> list[str]:
     failures = []
     with tempfile.TemporaryDirectory(prefix="cuda_on_host_") as folder:
         env = {**os.environ, "CUDA_ON_HOST_RECORD": folder}
+        options = []
         if short:
             env["CUDA_ON_HOST_RECORD_PER_KIND"] = "1"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *kernel_tests()]
-        if short:
-            command += ["-m", "not slow"]
-        status = subprocess.run(command, env=env, cwd=cuda_on_host.ROOT).returncode
+            options = ["-m", "not slow"]
+        status = run_kernel_tests(env, *options)
         if status:
             failures.append(f"the kernels' tests ended with {status} while recording")
         with tsan_compiler() as cxx:
