@@ -113,8 +113,8 @@ def extensions() -> tuple[list, dict]:
     cuda_sources = sources("cuda", ".cu")
     if wanted and cuda_sources:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
-        # torch looks for CUDA only where it is itself a CUDA build.
-        cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME or cuda_home
+        # torch looks for CUDA only where it is itself a CUDA build, and takes a script named nvcc for the compiler.
+        cpp_extension.CUDA_HOME = cuda_home or cpp_extension.CUDA_HOME
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]
         cuda = cpp_extension.CUDAExtension(
             "zerosum_ext._C_cuda",

@@ -26,6 +26,10 @@ import zerosum_ext as zx
 Method = Callable[[], object]
 
 
+def on_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
 class Spread(NamedTuple):
     """The lower quartile, median and upper quartile of something measured."""
 
@@ -56,7 +60,7 @@ def take_turns(
     ``clock_name="cpu"`` takes the processor's time of this thread instead of the wall clock's: for methods of one
     thread on a machine that others use too.
     """
-    if device.startswith("cuda"):
+    if on_gpu(device):
         clock = _cuda_seconds
     else:
         clock = _thread_seconds if clock_name == "cpu" else _cpu_seconds
@@ -117,7 +121,7 @@ def copies_beyond_cache(size: int, device: str = "cpu") -> int:
 
     One where four would fit: a loop that is small enough stays in the cache in practice too.
     """
-    if device.startswith("cuda"):
+    if on_gpu(device):
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20))
         return max(1, math.ceil(4 * cache / max(size, 1)))
     sizes = [_sysfs_bytes(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
@@ -137,7 +141,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     model = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), platform.processor())
     info = zx.build_info()
     out = {"date": datetime.date.today().isoformat(), "cpu": f"{model}, {os.cpu_count()} cores", "isa": info["isa"]}
-    if device.startswith("cuda"):
+    if on_gpu(device):
         out |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return out | {
         "zerosum_ext": info["zerosum_ext"],
@@ -154,11 +158,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, text_colum
 
 
 def write_results(
-    output: str | None, title: str, info: Mapping[str, Any], paragraphs: Sequence[str], results: Any
-) -> None:
-    """Prints the report; with ``output`` also writes OUTPUT.md and OUTPUT.json (the machine and the raw results)."""
+    output: str | None,
+    title: str,
+    info: Mapping[str, Any],
+    paragraphs: Sequence[str],
+    results: Any,
+    *,
+    quiet: bool = False,
+) -> str:
+    """Prints the report, unless ``quiet``, and returns it; with ``output`` also writes OUTPUT.md and OUTPUT.json (the
+    machine and the raw results)."""
     text = "\n\n".join([f"# {title}", ", ".join(f"{k} {v}" for k, v in info.items()), *paragraphs]) + "\n"
-    print(text)
+    if not quiet:
+        print(text)
     if output:
         Path(f"{output}.md").write_text(text)
         Path(f"{output}.json").write_text(json.dumps({"machine": dict(info), "results": results}, indent=1) + "\n")
+    return text

@@ -29,25 +29,29 @@ import zerosum_ext as zx
 DIM, K = 64, 20
 
 
+def splits_of(name: str) -> dict[str, tuple[zx.Interactions, zx.Interactions]]:
+    """Title -> (train, test) of a data set; none where its file is not there."""
+    path = Path(os.environ.get("ZEROSUM_EXT_DATA", "."), f"{name}.npz")
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        columns = {"split": file["split"]} if name != "ml-1m" else {"order": file["order"]}
+        x = zx.Interactions.from_arrays(file["user"], file["item"], columns=columns)
+    if name == "ml-1m":
+        last, random = x.split_last(), x.split_random((0.8, 0.2), seed=0)
+        return {"ml-1m, leave one out": (last.train, last.test), "ml-1m, 80/20": (random.train, random.test)}
+    split = x.split_by(train=0, test=1)
+    return {name: (split.train, split.test)}
+
+
 def splits() -> dict[str, tuple[zx.Interactions, zx.Interactions]]:
-    """Title -> (train, test)."""
-    out = {}
-    folder = Path(os.environ.get("ZEROSUM_EXT_DATA", "."))
+    """Title -> (train, test), of all data sets."""
+    out: dict[str, tuple[zx.Interactions, zx.Interactions]] = {}
     for name in ("ml-1m", "gowalla", "yelp2018"):
-        path = folder / f"{name}.npz"
-        if not path.exists():
+        found = splits_of(name)
+        if not found:
             print(f"{name}: skipped, ZEROSUM_EXT_DATA names no folder with {name}.npz")
-            continue
-        with np.load(path, allow_pickle=False) as file:
-            columns = {"split": file["split"]} if name != "ml-1m" else {"order": file["order"]}
-            x = zx.Interactions.from_arrays(file["user"], file["item"], columns=columns)
-        if name == "ml-1m":
-            last, random = x.split_last(), x.split_random((0.8, 0.2), seed=0)
-            out["ml-1m, leave one out"] = last.train, last.test
-            out["ml-1m, 80/20"] = random.train, random.test
-        else:
-            split = x.split_by(train=0, test=1)
-            out[name] = split.train, split.test
+        out |= found
     return out
 
 
@@ -57,7 +61,7 @@ def splits() -> dict[str, tuple[zx.Interactions, zx.Interactions]]:
 def product(user: torch.Tensor, item: torch.Tensor) -> Method:
     """The matrix product in blocks of users, into memory that is there already."""
     step = max(1, (1 << 24) // len(item))
-    out = torch.empty(min(step, len(user)), len(item))
+    out = torch.empty(min(step, len(user)), len(item), device=user.device)
 
     def run() -> None:
         for start in range(0, len(user), step):
@@ -70,17 +74,18 @@ def product(user: torch.Tensor, item: torch.Tensor) -> Method:
 def eager_topk(user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, test: zx.Interactions) -> Method:
     """Product, masking, torch.topk, and recall and NDCG from a look-up of the hits: the usual evaluation loop."""
     step = max(1, (1 << 24) // len(item))
-    keys = torch.repeat_interleave(torch.arange(test.num_users), test.user_counts) * test.num_items + test.indices
-    discount = 1 / torch.log2(torch.arange(2, K + 2))
+    owners = torch.repeat_interleave(torch.arange(test.num_users, device=user.device), test.user_counts)
+    keys = owners * test.num_items + test.indices
+    discount = 1 / torch.log2(torch.arange(2, K + 2, device=user.device))
     ideal = discount.cumsum(0)
 
     def run() -> tuple[float, float]:
         recall, ndcg = [], []
         for start in range(0, len(user), step):
-            users = torch.arange(start, min(len(user), start + step))
+            users = torch.arange(start, min(len(user), start + step), device=user.device)
             scores = user[users] @ item.T
             counts = train.indptr[users + 1] - train.indptr[users]
-            rows = torch.repeat_interleave(torch.arange(len(users)), counts)
+            rows = torch.repeat_interleave(torch.arange(len(users), device=user.device), counts)
             scores[rows, train.indices[train.indptr[start] : train.indptr[users[-1] + 1]].long()] = -torch.inf
             top = scores.topk(K, dim=1).indices
             wanted = users[:, None] * test.num_items + top
@@ -126,33 +131,37 @@ def eager_sort(user: torch.Tensor, item: torch.Tensor, train: zx.Interactions, t
     fewer metrics than ours. Ties fall as the sort leaves them.
     """
     step = max(1, (1 << 24) // len(item))
-    discount = 1 / torch.log2(torch.arange(2, len(item) + 2))
+    places = torch.arange(len(item), device=user.device)
+    discount = 1 / torch.log2(places + 2)
     ideal = discount.cumsum(0)
     popularity = (train.popularity + test.popularity).double()
 
     def run() -> list[float]:
         parts: list[list[torch.Tensor]] = []
-        shown = torch.zeros(len(item), dtype=torch.bool)
+        shown = torch.zeros(len(item), dtype=torch.bool, device=user.device)
         for start in range(0, len(user), step):
-            users = torch.arange(start, min(len(user), start + step))
+            users = torch.arange(start, min(len(user), start + step), device=user.device)
             scores = user[users] @ item.T
             counts = train.indptr[users + 1] - train.indptr[users]
-            rows = torch.repeat_interleave(torch.arange(len(users)), counts)
+            numbers = torch.arange(len(users), device=user.device)
+            rows = torch.repeat_interleave(numbers, counts)
             scores[rows, train.indices[train.indptr[start] : train.indptr[users[-1] + 1]].long()] = -torch.inf
             order = scores.argsort(dim=1, descending=True)
-            rank = torch.empty_like(order).scatter_(1, order, torch.arange(len(item)).expand_as(order))
+            rank = torch.empty_like(order).scatter_(
+                1, order, torch.arange(len(item), device=user.device).expand_as(order)
+            )
             n = test.user_counts[users]
-            rows = torch.repeat_interleave(torch.arange(len(users)), n)
+            rows = torch.repeat_interleave(numbers, n)
             place = rank[rows, test.indices[test.indptr[start] : test.indptr[users[-1] + 1]].long()]
             kept = n > 0
-            sums = lambda x: torch.zeros(len(users)).index_add_(0, rows, x.float())[kept]  # noqa: E731, B023
+            sums = lambda x: torch.zeros(len(users), device=user.device).index_add_(0, rows, x.float())[kept]  # noqa: E731, B023
             m, negatives = n[kept].float(), (len(item) - counts - n)[kept].float()
             part = [((m * (m + 1) / 2 + m * negatives - sums(place + 1)) / (m * negatives))]
             for k in (10, 20):
                 hit = place < k
-                first = torch.full((len(users),), float(len(item))).scatter_reduce_(0, rows, place.float(), "amin")[
-                    kept
-                ]
+                first = torch.full_like(numbers, len(item), dtype=torch.float32).scatter_reduce_(
+                    0, rows, place.float(), "amin"
+                )[kept]
                 part += [
                     sums(hit) / m,
                     sums(hit) / k,

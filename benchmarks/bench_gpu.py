@@ -1,20 +1,29 @@
-"""Losses, matrix factorization and sampling on a GPU, against eager PyTorch, torch.compile and the speed of a copy.
+"""Every op on a GPU, against eager PyTorch, torch.compile, implicit's BPR and the speed of a copy.
 
     python benchmarks/bench_gpu.py [--device cuda] [--output benchmarks/results/gpu-NAME-DATE] [--rounds 15] [--small]
+        [--section losses steps ...] [--seconds 150]
 
-Every call of a loss works on other inputs, so many that they exceed the L2 cache together (unless they are captured
-in a CUDA graph, which replays on the same ones). The bytes are those of benchmarks/ROOFLINE.md: what must be moved at
-least. Methods take turns, round by round; times are from CUDA events. --device cpu runs the same code on a CPU, which
-tells whether the script is in order, and nothing else.
+Inputs rotate: every call works on others, so many that they exceed the L2 cache together (unless the call is captured
+in a CUDA graph, which replays on the same ones, or tables are meant to lie in L2). The bytes are those of
+benchmarks/ROOFLINE.md: what must be moved at least. Methods take turns, round by round; times are from CUDA events, and
+the copy that bytes a second are compared with is timed before all others. Results are written after each section, and
+no section begins once --seconds have passed: what was measured is kept. MovieLens-1M and Gowalla are read from the
+folder that ZEROSUM_EXT_DATA names, or generated at their size. implicit's BPR is left out where it is not installed
+with CUDA. --device cpu runs the same code on a CPU, which tells whether the script is in order, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import _timing
+import bench_evaluation
+import bench_sampling
 import numpy as np
 import torch
 from _timing import Method, copies_beyond_cache, machine, ratio, rotating, spread, table, take_turns, write_results
@@ -24,7 +33,70 @@ import zerosum_ext as zx
 from zerosum_ext import _ops, sampling
 from zerosum_ext.fused import FusedStep
 
+DIM = 64
 WORDS = {"bpr": 6, "zerosum": 6, "pos2neg2": 12}  # read and written for a sample, forward and backward
+MOVIELENS, BEYOND_CACHE = (6040, 3706), (1_000_000, 1_000_000)  # rows of tables that lie in L2, and that do not
+Seconds = Mapping[str, np.ndarray]
+# Paragraphs and results of a section.
+Section = tuple[list[str], list[dict[str, Any]]]
+
+
+@dataclass
+class Setting:
+    device: str
+    rounds: int
+    small: bool
+    speed: float = 1.0  # bytes a second of a copy, read and written ones
+
+    @property
+    def on_gpu(self) -> bool:
+        return _timing.on_gpu(self.device)
+
+    def turns(self, methods: Mapping[str, Method]) -> dict[str, np.ndarray]:
+        return take_turns(methods, rounds=self.rounds, device=self.device)
+
+    def share(self, moved: float, seconds: np.ndarray) -> list[str]:
+        """GB/s, and that of a copy's."""
+        achieved = moved / float(np.median(seconds))
+        return [f"{achieved / 1e9:.0f}", f"{100 * achieved / self.speed:.0f} %"]
+
+
+def microseconds(seconds: Seconds, name: str) -> str:
+    return f"{1e6 * np.median(seconds[name]):.1f}" if name in seconds else "-"
+
+
+def ratios(seconds: Seconds, names: Sequence[str], base: str) -> list[str]:
+    return [str(ratio(seconds, name, base)) if name in seconds and base in seconds else "-" for name in names]
+
+
+def lists(seconds: Seconds) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in seconds.items()}
+
+
+def captured(run: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> Method:
+    """The call as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(*arguments)
+    return graph.replay
+
+
+def copy_speed(s: Setting) -> float:
+    """Bytes per second of a copy from memory to memory, read and written bytes counted."""
+    source = torch.ones((1 << 20) if s.small else (1 << 28), device=s.device)
+    target = torch.empty_like(source)
+    methods = {"copy": lambda: target.copy_(source)}
+    seconds = take_turns(methods, rounds=s.rounds, block=2e-2, device=s.device)["copy"]
+    return 2 * source.nbytes / float(np.median(seconds))
+
+
+# ------------------------------------------------------------------------------------------------------------- losses
 
 
 def eager_bpr(pos: Tensor, neg: Tensor) -> Tensor:
@@ -48,71 +120,61 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
-def step(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Any]:
+def gradients(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Any]:
     def run(pos: Tensor, neg: Tensor) -> Any:
         return torch.autograd.grad(loss(pos, neg), (pos, neg))
 
     return run
 
 
-def captured(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Method:
-    """The call as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(*arguments)
-    return graph.replay
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One compilation for each shape, the best that torch.compile can do; of at most eight shapes."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)
 
 
-def copy_speed(device: str, rounds: int, small: bool) -> float:
-    """Bytes per second of a copy from memory to memory, read and written bytes counted."""
-    source = torch.ones((1 << 20) if small else (1 << 28), device=device)
-    target = torch.empty_like(source)
-    seconds = take_turns({"copy": lambda: target.copy_(source)}, rounds=rounds, block=2e-2, device=device)["copy"]
-    return 2 * source.nbytes / float(np.median(seconds))
-
-
-def bench_losses(device: str, rounds: int, small: bool, speed: float) -> tuple[str, list[dict[str, Any]]]:
+def bench_losses(s: Setting) -> Section:
     rows, results = [], []
-    on_gpu = device.startswith("cuda")
     for name, (ours, eager) in LOSSES.items():
-        compiled = torch.compile(eager)
-        for size in (1 << 12, 1 << 14) if small else (1 << 12, 1 << 16, 1 << 20, 1 << 24):
+        functions = {"ours": ours, "eager": eager, "compile": compiled(eager)}
+        for size in (1 << 12, 1 << 14) if s.small else (1 << 12, 1 << 16, 1 << 20, 1 << 24):
             shape = (size, 2) if name == "pos2neg2" else (size,)
-            words = WORDS[name] * size * 4
+            moved = WORDS[name] * size * 4
             inputs = [
-                tuple(torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
-                for _ in range(copies_beyond_cache(words // 3, device))
+                tuple(torch.randn(shape, device=s.device, requires_grad=True) for _ in range(2))
+                for _ in range(copies_beyond_cache(moved // 3, s.device))
             ]
-            methods = {
-                label: rotating(step(function), inputs)
-                for label, function in (("ours", ours), ("eager", eager), ("compile", compiled))
-            }
-            if on_gpu and size <= 1 << 16:
-                methods |= {
-                    f"{label}, graph": captured(step(function), inputs[0])
-                    for label, function in (("ours", ours), ("compile", compiled))
-                }
-            seconds = take_turns(methods, rounds=rounds, device=device)
-            achieved = words / float(np.median(seconds["ours"]))
-            graphs = ratio(seconds, "compile, graph", "ours, graph") if "ours, graph" in seconds else "-"
+            methods = {label: rotating(gradients(function), inputs) for label, function in functions.items()}
+            if s.on_gpu and size <= 1 << 16:
+                methods |= {f"{x}, graph": captured(gradients(functions[x]), inputs[0]) for x in ("ours", "compile")}
+            seconds = s.turns(methods)
             rows.append(
                 [
-                    *(name, size, f"{1e6 * np.median(seconds['ours']):.1f}"),
-                    *(f"{achieved / 1e9:.0f}", f"{100 * achieved / speed:.0f} %"),
-                    *(ratio(seconds, "eager", "ours"), ratio(seconds, "compile", "ours"), graphs),
+                    *(name, size, microseconds(seconds, "ours"), microseconds(seconds, "ours, graph")),
+                    *s.share(moved, seconds["ours"]),
+                    *ratios(seconds, ("eager", "compile"), "ours"),
+                    *ratios(seconds, ("compile, graph",), "ours, graph"),
                 ]
             )
-            results.append(
-                {"loss": name, "samples": size, "bytes": words, "seconds": {k: list(v) for k, v in seconds.items()}}
-            )
-    header = ["loss", "samples", "us", "GB/s", "of a copy", "eager / ours", "compile / ours", "the same, graphs"]
-    return table(header, rows), results
+            results.append({"loss": name, "samples": size, "bytes": moved, "seconds": lists(seconds)})
+    header = ["loss", "samples", "us", "us in a graph", "GB/s", "of a copy", "eager / ours", "compile / ours"]
+    text = "Losses, forward and backward, float32, mean. Ratios: median of the rounds, with quartiles."
+    return [text, table([*header, "the same in graphs"], rows)], results
+
+
+# ----------------------------------------------------------------------------------------------- matrix factorization
+
+
+def sort_bytes(rows: int) -> int:
+    """To sort a position of a batch by its row in a table of so many."""
+    return 28 + 24 * -(-rows.bit_length() // 8)
+
+
+def factorization_bytes(num_users: int, num_items: int, samples: int, dim: int = DIM, items: int = 2) -> int:
+    """Of mf_loss and both sides' sorted gradients (benchmarks/ROOFLINE.md)."""
+    loss = 4 * dim * (1 + items) + 8 * (1 + items) + 4 * items
+    users = 4 * dim * items + 12 * items + sort_bytes(num_users)
+    return samples * (loss + users + items * (4 * dim + 12 + sort_bytes(num_items)))
 
 
 def eager_factorization(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -120,64 +182,74 @@ def eager_factorization(user: Tensor, item: Tensor, users: Tensor, positives: Te
     return eager_zerosum((rows * item[positives]).sum(1), (rows * item[negatives]).sum(1))
 
 
-def triples(num_users: int, num_items: int, size: int, device: str) -> list[Tensor]:
-    """Users, positives and negatives; the positives are skewed as in MovieLens."""
+def triples(num_users: int, num_items: int, size: int, device: str) -> list[tuple[Tensor, ...]]:
+    """Batches of users, positives and negatives, so many that their rows exceed the cache together (at most 64).
+
+    The positives are skewed as in MovieLens.
+    """
     generator = torch.Generator().manual_seed(0)
-    users = torch.randint(0, num_users, (size,), generator=generator)
-    positives = (torch.rand(size, generator=generator, dtype=torch.float64) ** 2 * num_items).long()
-    negatives = torch.randint(0, num_items, (size,), generator=generator)
-    return [t.to(device) for t in (users, positives, negatives)]
+    out = []
+    for _ in range(min(64, copies_beyond_cache(3 * 4 * DIM * size, device))):
+        users = torch.randint(0, num_users, (size,), generator=generator)
+        positives = (torch.rand(size, generator=generator, dtype=torch.float64) ** 2 * num_items).long()
+        negatives = torch.randint(0, num_items, (size,), generator=generator)
+        out.append(tuple(t.to(device) for t in (users, positives, negatives)))
+    return out
 
 
-def bench_factorization(device: str, rounds: int, small: bool, speed: float) -> tuple[str, list[dict[str, Any]]]:
+def shapes(s: Setting) -> tuple[tuple[int, int], ...]:
+    return ((60, 37), (300, 200)) if s.small else (MOVIELENS, BEYOND_CACHE)
+
+
+def sizes(s: Setting) -> tuple[int, ...]:
+    return (1 << 10,) if s.small else (1 << 12, 1 << 16, 1 << 20)
+
+
+def bench_factorization(s: Setting) -> Section:
     """zx.mf_loss with Zerosum, forward and backward, dense gradients; tables that fit in L2 and tables that do not."""
     rows, results = [], []
-    compiled = torch.compile(eager_factorization)
-    dim = 64
-    shapes = ((60, 37),) if small else ((6040, 3706), (1_000_000, 1_000_000))
-    for num_users, num_items in shapes:
-        tables = [torch.randn(n, dim, device=device).mul_(0.1).requires_grad_() for n in (num_users, num_items)]
-        for size in (1 << 10,) if small else (1 << 12, 1 << 16, 1 << 20):
-            ids = triples(num_users, num_items, size, device)
+    plain = compiled(eager_factorization)
+    for num_users, num_items in shapes(s):
+        tables = [torch.randn(n, DIM, device=s.device).mul_(0.1).requires_grad_() for n in (num_users, num_items)]
+        for size in sizes(s):
+            batches = triples(num_users, num_items, size, s.device)
 
-            def ours(deterministic: bool, ids: list[Tensor] = ids, tables: list[Tensor] = tables) -> Any:
-                return torch.autograd.grad(zx.mf_loss(*tables, *ids, deterministic=deterministic), tables)
+            def grads(function: Callable[..., Tensor], tables: list[Tensor] = tables) -> Callable[..., Any]:
+                return lambda *ids: torch.autograd.grad(function(*tables, *ids), tables)
 
-            def plain(function: Callable[..., Tensor], ids: list[Tensor] = ids, tables: list[Tensor] = tables) -> Any:
-                return torch.autograd.grad(function(*tables, *ids), tables)
-
-            methods: dict[str, Method] = {
-                "ours": functools.partial(ours, True),
-                "ours, atomics": functools.partial(ours, False),
-                "eager": functools.partial(plain, eager_factorization),
-                "compile": functools.partial(plain, compiled),
+            functions = {
+                "ours": zx.mf_loss,
+                "ours, atomics": functools.partial(zx.mf_loss, deterministic=False),
+                "eager": eager_factorization,
+                "compile": plain,
             }
-            if device.startswith("cuda") and size <= 1 << 16:
-                methods["ours, graph"] = captured(methods["ours"], ())
-            seconds = take_turns(methods, rounds=rounds, device=device)
-            # benchmarks/ROOFLINE.md, J = 2; and the dense gradients, zeroed and written.
-            words = (2100 + (96 if num_users > 65535 else 0)) * size + 8 * dim * (num_users + num_items)
-            achieved = words / float(np.median(seconds["ours"]))
+            methods = {label: rotating(grads(function), batches) for label, function in functions.items()}
+            if s.on_gpu and size <= 1 << 16:
+                methods["ours, graph"] = captured(grads(zx.mf_loss), batches[0])
+            seconds = s.turns(methods)
+            # The dense gradients are zeroed and written.
+            moved = factorization_bytes(num_users, num_items, size) + 8 * DIM * (num_users + num_items)
             rows.append(
                 [
-                    *(f"{num_users} x {num_items}", size, f"{1e6 * np.median(seconds['ours']):.1f}"),
-                    *(f"{1e6 * np.median(seconds['ours, graph']):.1f}" if "ours, graph" in seconds else "-",),
-                    *(f"{achieved / 1e9:.0f}", f"{100 * achieved / speed:.0f} %"),
-                    *(ratio(seconds, name, "ours") for name in ("ours, atomics", "eager", "compile")),
+                    *(f"{num_users} x {num_items}", size),
+                    *(microseconds(seconds, name) for name in ("ours", "ours, graph")),
+                    *s.share(moved, seconds["ours"]),
+                    *ratios(seconds, ("ours, atomics", "eager", "compile"), "ours"),
                 ]
             )
             results.append(
                 {
                     "users": num_users,
                     "items": num_items,
-                    "dim": dim,
+                    "dim": DIM,
                     "samples": size,
-                    "bytes": words,
-                    "seconds": {k: list(v) for k, v in seconds.items()},
+                    "bytes": moved,
+                    "seconds": lists(seconds),
                 }
             )
     header = ["tables", "samples", "us", "us in a graph", "GB/s", "of a copy", "atomics / ours", "eager / ours"]
-    return table([*header, "compile / ours"], rows), results
+    text = "zx.mf_loss, Zerosum, d = 64, float32, forward and backward, dense gradients."
+    return [text, table([*header, "compile / ours"], rows)], results
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -186,95 +258,325 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "SparseAdam": lambda p: torch.optim.SparseAdam(p, lr=1e-3),
 }
+# Bytes that an optimizer reads and writes for each number of a row that it updates.
+UPDATE_BYTES = {"SGD": 12, "Adagrad": 20, "Adam": 24, "SparseAdam": 28}
 
 
-def bench_steps(device: str, rounds: int, small: bool) -> tuple[str, list[dict[str, Any]]]:
-    """Training steps with Zerosum at MovieLens-1M's size: the fused one, zx.mf_loss with torch.optim, and eager."""
+def step_bytes(optimizer: str, shape: tuple[int, int], batch: tuple[Tensor, ...]) -> int:
+    """Of a fused step on this batch."""
+    users, *items = batch
+    distinct = users.unique().numel() + torch.cat(items).unique().numel()
+    updated = sum(shape) if optimizer == "Adam" else distinct
+    return factorization_bytes(*shape, len(users)) + UPDATE_BYTES[optimizer] * DIM * updated
+
+
+def trained(model: zx.MatrixFactorization, optimizer: torch.optim.Optimizer, loss: Callable[..., Tensor]) -> Any:
+    """A step by autograd and torch.optim."""
+
+    def run(*ids: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(model.user_embedding, model.item_embedding, *ids).backward()
+        optimizer.step()
+
+    return run
+
+
+def bench_steps(s: Setting) -> Section:
+    """Training steps with Zerosum: the fused one, zx.mf_loss with torch.optim, and eager."""
     rows, results = [], []
-    num_users, num_items, dim = (60, 37, 64) if small else (6040, 3706, 64)
-    compiled = torch.compile(eager_factorization)
-    for name, make in OPTIMIZERS.items():
-        for size in (1 << 10,) if small else (1 << 12, 1 << 16, 1 << 20):
-            ids = triples(num_users, num_items, size, device)
+    plain = compiled(eager_factorization)
+    in_cache, beyond = shapes(s)
+    # Dense optimizers of large tables spend their time on the tables, whoever makes the gradients.
+    cases = [(name, in_cache) for name in OPTIMIZERS] + [("SGD", beyond), ("SparseAdam", beyond)]
+    for name, shape in cases:
+        for size in sizes(s):
+            batches = triples(*shape, size, s.device)
+            # Indexing has dense gradients alone: no peers for lazy Adam, nor where dense ones would be all that counts.
+            sparse = name == "SparseAdam" or shape == beyond
             methods: dict[str, Method] = {}
-            for label in ("fused", "mf_loss", "eager", "compile"):
-                sparse = name == "SparseAdam"
-                if sparse and label in ("eager", "compile"):
-                    continue  # indexing has dense gradients alone
-                model = zx.MatrixFactorization(num_users, num_items, dim, seed=0, init_std=0.1, device=device)
-                optimizer = make(model.parameters())
-                tables = (model.user_embedding, model.item_embedding)
-                if label == "fused":
-                    methods[label] = functools.partial(FusedStep(model, zx.ZerosumLoss(), optimizer), *ids)
-                    continue
-                if label == "mf_loss":
-                    function: Callable[..., Tensor] = functools.partial(zx.mf_loss, sparse=sparse)
-                else:
-                    function = compiled if label == "compile" else eager_factorization
-
-                def run(
-                    function: Callable[..., Tensor] = function,
-                    optimizer: torch.optim.Optimizer = optimizer,
-                    tables: tuple[Tensor, ...] = tables,
-                    ids: list[Tensor] = ids,
-                ) -> None:
-                    optimizer.zero_grad(set_to_none=True)
-                    function(*tables, *ids).backward()
-                    optimizer.step()
-
-                methods[label] = run
-            if device.startswith("cuda") and name == "SGD":
-                methods["fused, graph"] = captured(methods["fused"], ())
-            seconds = take_turns(methods, rounds=rounds, device=device)
-            best = seconds["fused, graph" if "fused, graph" in seconds else "fused"]
+            for label in ("fused", "mf_loss") if sparse else ("fused", "mf_loss", "eager", "compile"):
+                model = zx.MatrixFactorization(*shape, DIM, seed=0, init_std=0.1, device=s.device)
+                optimizer = OPTIMIZERS[name](model.parameters())
+                step = {
+                    "fused": lambda m=model, o=optimizer: FusedStep(m, zx.ZerosumLoss(), o),
+                    "mf_loss": lambda m=model, o=optimizer, x=sparse: trained(
+                        m, o, functools.partial(zx.mf_loss, sparse=x)
+                    ),
+                    "eager": lambda m=model, o=optimizer: trained(m, o, eager_factorization),
+                    "compile": lambda m=model, o=optimizer: trained(m, o, plain),
+                }[label]()
+                methods[label] = rotating(step, batches)
+                if label == "fused" and s.on_gpu and name == "SGD":
+                    methods["fused, graph"] = captured(step, batches[0])
+            seconds = s.turns(methods)
+            moved = step_bytes(name, shape, batches[0])
+            best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
             rows.append(
                 [
-                    *(name, size, f"{1e6 * np.median(seconds['fused']):.1f}", spread(size / best * 1e-9)),
-                    *(ratio(seconds, k, "fused") if k in seconds else "-" for k in ("mf_loss", "eager", "compile")),
+                    *(name, "{} x {}".format(*shape), size),
+                    *(microseconds(seconds, "fused"), microseconds(seconds, "fused, graph")),
+                    *(spread(size / seconds[best] * 1e-9), *s.share(moved, seconds[best])),
+                    *ratios(seconds, ("mf_loss", "eager", "compile"), "fused"),
                 ]
             )
-            results.append({"optimizer": name, "samples": size, "seconds": {k: list(v) for k, v in seconds.items()}})
-    header = ["optimizer", "triples", "us", "1e9 triples a second", "mf_loss / fused", "eager / fused"]
-    return table([*header, "compile / fused"], rows), results
+            results.append(
+                {
+                    "optimizer": name,
+                    "users": shape[0],
+                    "items": shape[1],
+                    "samples": size,
+                    "bytes": moved,
+                    "seconds": lists(seconds),
+                }
+            )
+    header = ["optimizer", "tables", "triples", "us", "us in a graph", "1e9 a second", "GB/s", "of a copy"]
+    text = "Training steps, Zerosum, d = 64; triples and bytes a second are those of the faster of the two."
+    peers = [f"{name} / fused" for name in ("mf_loss", "eager", "compile")]
+    return [text, table([*header, *peers], rows, text_columns=2)], results
 
 
-def bench_pearson(device: str, rounds: int, small: bool) -> tuple[str, list[dict[str, Any]]]:
-    """One step of the Pearson regularizer: the correlation over all positives, and its gradient."""
-    data = interactions(small)
-    regularizer = zx.PearsonRegularizer(data)
-    model = zx.MatrixFactorization(*data.shape, 64, seed=0, init_std=0.1, device=device)
-    seconds = take_turns({"ours": lambda: regularizer.add_gradients(model)}, rounds=rounds, device=device)["ours"]
+def implicit_epoch(data: zx.Interactions) -> Method | None:
+    """An epoch of implicit's BPR on the GPU with everything there already; None where it is not installed with CUDA.
+
+    The last number of a row is the item's bias: rows of DIM numbers as ours.
+    """
+    try:
+        import implicit.gpu as peer
+    except ImportError:
+        return None
+    if not (getattr(peer, "HAS_CUDA", False) and getattr(peer, "HAS_RMM", True)):
+        return None
+    rng = np.random.default_rng(0)
+    tables = [peer.Matrix((rng.random((n, DIM), np.float32) - 0.5) / DIM) for n in data.shape]
+    owners, items = (x.cpu().numpy().astype(np.int32) for x in data.pairs())
+    vectors = [peer.IntVector(x) for x in (owners, items, data.indptr.cpu().numpy().astype(np.int32))]
+
+    def run() -> None:
+        peer.bpr_update(*vectors, *tables, 0.05, 0.01, int(rng.integers(2**31)), True)
+
+    return run
+
+
+def bench_epochs(s: Setting) -> Section:
+    """Whole epochs of SGD, sampling included."""
+    data = interactions(s.small).to(s.device)
+    methods: dict[str, Method] = {}
+    for size in sizes(s):
+        for name, loss in (("zerosum", zx.ZerosumLoss()), ("bpr", zx.BPRLoss())):
+            model = zx.MatrixFactorization(*data.shape, DIM, seed=0, init_std=0.1, device=s.device)
+            step = FusedStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.05))
+            loader = zx.TripletLoader(data, size, seed=0)
+
+            def run(step: FusedStep = step, loader: zx.TripletLoader = loader) -> None:
+                for batch in loader:
+                    step(*batch)
+
+            methods[f"fused {name}, {size}"] = run
+    peer = implicit_epoch(data)
+    if peer is not None:
+        methods["implicit"] = peer
+    seconds = s.turns(methods)
     rows = [
-        ["Pearson regularizer, a step", data.nnz, f"{1e6 * np.median(seconds):.1f}", spread(data.nnz / seconds * 1e-9)]
+        [name, microseconds(seconds, name), spread(1e-6 * data.nnz / values), *ratios(seconds, ("implicit",), name)]
+        for name, values in seconds.items()
     ]
-    results = [{"what": "pearson", "positives": data.nnz, "seconds": list(seconds)}]
-    return table(["what", "positives", "us", "1e9 positives a second"], rows), results
+    results = [{"what": name, "samples": data.nnz, "seconds": x} for name, x in lists(seconds).items()]
+    text = (
+        f"Whole epochs of {data.nnz} interactions, SGD, d = 64, sampling included; the number is the batch size. "
+        + ("implicit updates rows as it goes." if peer else "implicit is not installed with CUDA: left out.")
+    )
+    return [text, table(["what", "us", "M triples a second", "implicit / it"], rows)], results
+
+
+# ------------------------------------------------------------------------------------------------ positives, sampling
 
 
 def interactions(small: bool) -> zx.Interactions:
-    num_users, num_items, nnz = (300, 200, 6000) if small else (6040, 3706, 1_000_000)  # MovieLens-1M's size
+    """MovieLens-1M, or as many generated."""
+    real = None if small else bench_sampling.real("ml-1m")
+    if real is not None:
+        return real
+    num_users, num_items, nnz = (300, 200, 6000) if small else (*MOVIELENS, 1_000_000)
     rng = np.random.default_rng(0)
     users = (num_users * rng.random(nnz) ** 1.5).astype(np.int64)
     items = (num_items * rng.random(nnz) ** 2).astype(np.int64)
     return zx.Interactions.from_arrays(users, items, shape=(num_users, num_items))
 
 
-def bench_sampling(device: str, rounds: int, small: bool) -> tuple[str, list[dict[str, Any]]]:
-    data = interactions(small).to(device)
-    rows_asked = 1 << (12 if small else 22)
+def bench_pearson(s: Setting) -> Section:
+    """One step of the Pearson regularizer: the correlation over all positives, and its gradient."""
+    data = interactions(s.small)
+    regularizer = zx.PearsonRegularizer(data)
+    model = zx.MatrixFactorization(*data.shape, DIM, seed=0, init_std=0.1, device=s.device)
+    seconds = s.turns({"ours": lambda: regularizer.add_gradients(model)})["ours"]
+    moved = 3 * 268 * data.nnz  # one pass of moments, two of weighted columns
+    rows = [
+        [
+            *("a step", data.nnz, f"{1e6 * np.median(seconds):.1f}", spread(data.nnz / seconds * 1e-9)),
+            *s.share(moved, seconds),
+        ]
+    ]
+    results = [{"what": "pearson", "samples": data.nnz, "bytes": moved, "seconds": list(seconds)}]
+    header = ["Pearson regularizer", "positives", "us", "1e9 positives a second", "GB/s, from L2", "of a copy"]
+    return ["The scores of all positives, d = 64, float32.", table(header, rows)], results
+
+
+def bench_sampling_ops(s: Setting) -> Section:
+    data = interactions(s.small).to(s.device)
+    size = 1 << (12 if s.small else 22)
     users = data.pairs()[0].cpu()
-    asked = users[torch.randint(0, len(users), (rows_asked,), generator=torch.Generator().manual_seed(0))].to(device)
+    generator = torch.Generator().manual_seed(0)
+    asked = [
+        (users[torch.randint(0, len(users), (size,), generator=generator)].to(s.device),)
+        for _ in range(min(8, copies_beyond_cache(16 * size, s.device)))
+    ]
     methods: dict[str, Method] = {}
     for strategy in ("uniform", "popularity"):
         chosen = sampling._strategy(data, strategy, None, 0.75, None, True)
-        chosen.draw(asked, 1, 0, 0, 0)
-        methods[f"negatives, {strategy}"] = lambda chosen=chosen: chosen.draw(asked, 1, 0, 0, 0)
-    loader = zx.TripletLoader(data, rows_asked, draws=8, seed=0)
+        methods[f"negatives, {strategy}"] = rotating(lambda u, chosen=chosen: chosen.draw(u, 1, 0, 0, 0), asked)
+        methods[f"negatives, {strategy}"]()  # makes the filter and the tables
+    loader = zx.TripletLoader(data, size, draws=1 + size // data.nnz, seed=0)
     methods["triplets (positive, negative)"] = lambda: loader._batch(0, 0)
-    seconds = take_turns(methods, rounds=rounds, device=device)
-    rows = [[name, rows_asked, spread(rows_asked / values * 1e-9)] for name, values in seconds.items()]
-    results = [{"what": name, "samples": rows_asked, "seconds": list(v)} for name, v in seconds.items()]
-    return table(["what", "samples a call", "1e9 a second"], rows), results
+    methods["eager: randint, torch.searchsorted"] = bench_sampling.torch_searchsorted(data, asked[0][0])
+    seconds = s.turns(methods)
+    # Ids read and written; the matrix lies in L2. A triplet reads none, and writes three.
+    moved = {name: (24 if name.startswith("triplets") else 16) * size for name in methods}
+    rows = [
+        [
+            name,
+            size,
+            spread(size / values * 1e-9),
+            *s.share(moved[name], values),
+            *ratios(seconds, (name,), "negatives, uniform"),
+        ]
+        for name, values in seconds.items()
+    ]
+    results = [
+        {"what": name, "samples": size, "bytes": moved[name], "seconds": values}
+        for name, values in lists(seconds).items()
+    ]
+    header = [
+        "what",
+        "samples a call",
+        "1e9 a second",
+        "GB/s of ids",
+        "of a copy",
+        "times as long as uniform negatives",
+    ]
+    return [f"Sampling, with the row filter, {data.nnz} interactions.", table(header, rows)], results
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+
+def gowalla(small: bool) -> tuple[str, zx.Interactions, zx.Interactions]:
+    """Title, train and test: Gowalla, or as many users, items and interactions generated."""
+    for title, (train, test) in ({} if small else bench_evaluation.splits_of("gowalla")).items():
+        return title, train, test
+    num_users, num_items, nnz = (90, 130, 2000) if small else (29_858, 40_981, 1_100_000)
+    rng = np.random.default_rng(0)
+    users = (num_users * rng.random(nnz) ** 1.3).astype(np.int64)
+    items = (num_items * rng.random(nnz) ** 2).astype(np.int64)
+    data = zx.Interactions.from_arrays(users, items, shape=(num_users, num_items))
+    split = data.split_random((0.8, 0.2), seed=0)
+    return "generated at Gowalla's size", split.train, split.test
+
+
+def bench_ranking(s: Setting) -> Section:
+    """zx.evaluate with all its metrics, against the matrix product alone and what PyTorch code does."""
+    title, train, test = gowalla(s.small)
+    train, test = train.to(s.device), test.to(s.device)
+    generator = torch.Generator().manual_seed(0)
+    user, item = ((torch.randn(n, DIM, generator=generator) * 0.1).to(s.device) for n in test.shape)
+    train.popularity, test.popularity  # noqa: B018  kept with the interactions
+    k = bench_evaluation.K
+    methods: dict[str, Method] = {
+        "product": bench_evaluation.product(user, item),
+        "rank": lambda: zx.rank((user, item), train, test, k=k),
+        "evaluate": lambda: zx.evaluate((user, item), train, test, k=(10, k)),
+        "eager top-k": bench_evaluation.eager_topk(user, item, train, test),
+        "eager sort": bench_evaluation.eager_sort(user, item, train, test),
+    }
+    seconds = s.turns(methods)
+    moved = 8 * user.shape[0] * item.shape[0]  # scores written by the product, and read once
+    rows = [
+        [name, spread(values), *s.share(moved, values), *ratios(seconds, (name,), "product")]
+        for name, values in seconds.items()
+    ]
+    results = [
+        {"what": name, "users": user.shape[0], "items": item.shape[0], "bytes": moved, "seconds": values}
+        for name, values in lists(seconds).items()
+    ]
+    text = f"Full ranking of {user.shape[0]} users and {item.shape[0]} items, {title}, d = 64, {test.nnz} held out."
+    header = ["what", "s", "GB/s of scores, written and read", "of a copy", "times as long as the product"]
+    return [text, table(header, rows)], results
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+SECTIONS: dict[str, Callable[[Setting], Section]] = {
+    "losses": bench_losses,
+    "steps": bench_steps,
+    "sampling": bench_sampling_ops,
+    "evaluation": bench_ranking,
+    "epochs": bench_epochs,
+    "factorization": bench_factorization,
+    "positives": bench_pearson,
+}
+
+
+def targets(results: Mapping[str, Any]) -> list[list[str]]:
+    """What was to be reached on an H100, what was, and the verdict; of the sections that were measured."""
+    speed = results["copy_bytes_per_second"]
+    rows: list[list[str]] = []
+
+    def judge(what: str, goal: str, shown: str, reached: bool) -> None:
+        rows.append([what, goal, shown, "met" if reached else "**missed**"])
+
+    def fastest(seconds: Mapping[str, Sequence[float]], *names: str) -> float:
+        return min(float(np.median(seconds[name])) for name in names if name in seconds)
+
+    for r in results.get("losses", ()):
+        what = f"{r['loss']} loss, {r['samples']} samples"
+        if r["samples"] == 1 << 24:
+            share = r["bytes"] / fastest(r["seconds"], "ours") / speed
+            judge(what, "85 % of a copy", f"{100 * share:.0f} %", share >= 0.85)
+        if r["samples"] <= 1 << 16 and "ours, graph" in r["seconds"]:
+            times = fastest(r["seconds"], "compile, graph") / fastest(r["seconds"], "ours, graph")
+            judge(f"{what}, in graphs", "3 x torch.compile", f"{times:.2f} x", times >= 3)
+    for r in results.get("sampling", ()):
+        if r["what"] == "negatives, uniform":
+            rate = r["samples"] / float(np.median(r["seconds"]))
+            judge("uniform negatives", "1e10 a second", f"{rate:.3g}", rate >= 1e10)
+    largest: dict[tuple[int, int], Mapping[str, Any]] = {}
+    for r in results.get("steps", ()):
+        if r["optimizer"] == "SGD":
+            shape = (r["users"], r["items"])
+            best = largest.get(shape)
+            if best is None or r["samples"] > best["samples"]:
+                largest[shape] = r
+    for shape, r in largest.items():
+        took = fastest(r["seconds"], "fused", "fused, graph")
+        what = f"fused step, SGD, {shape[0]} x {shape[1]}, {r['samples']} triples"
+        if shape == BEYOND_CACHE:
+            share = r["bytes"] / took / speed
+            judge(what, "70 % of a copy", f"{100 * share:.0f} %", share >= 0.7)
+        else:
+            judge(what, "1e9 a second", f"{r['samples'] / took:.3g}", r["samples"] / took >= 1e9)
+    for r in results.get("evaluation", ()):
+        if r["what"] == "evaluate":
+            took = float(np.median(r["seconds"]))
+            judge("full-ranking evaluation of Gowalla", "1 s", f"{took:.3g} s", took < 1)
+    return rows
+
+
+def report(s: Setting, output: str | None, paragraphs: Sequence[str], results: Mapping[str, Any]) -> str:
+    verdicts = [] if s.small else targets(results)
+    if verdicts:
+        text = "The targets are for an H100; what to expect: benchmarks/ROOFLINE.md."
+        paragraphs = [*paragraphs, text, table(["what", "target", "measured", ""], verdicts, text_columns=4)]
+    info = machine(s.device) | {"rounds": s.rounds}
+    return write_results(output, f"Ops on {s.device}", info, paragraphs, results, quiet=True)
 
 
 def main() -> None:
@@ -283,37 +585,27 @@ def main() -> None:
     parser.add_argument("--output", metavar="PATH", help="write PATH.md and PATH.json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--small", action="store_true", help="tiny inputs: does the script run?")
-    args = parser.parse_args()
-    device = torch.device(args.device)
+    parser.add_argument("--section", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no section after so long")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     if not _ops.has_op("pair_loss", device):
         raise SystemExit(f"no kernels for {device}: {zx.build_info()['cuda' if device.type == 'cuda' else 'cpu']}")
-    speed = copy_speed(args.device, args.rounds, args.small)
-    losses, loss_results = bench_losses(args.device, args.rounds, args.small, speed)
-    samples, sample_results = bench_sampling(args.device, args.rounds, args.small)
-    factors, factor_results = bench_factorization(args.device, args.rounds, args.small, speed)
-    steps, step_results = bench_steps(args.device, args.rounds, args.small)
-    pearson, pearson_results = bench_pearson(args.device, args.rounds, args.small)
-    write_results(
-        args.output,
-        f"Losses, matrix factorization and sampling on {args.device}",
-        machine(args.device),
-        [
-            f"A copy from memory to memory moves {speed / 1e9:.0f} GB/s (read and written).",
-            "Losses, forward and backward, float32, mean. Ratios: median of the rounds, with quartiles.",
-            *(losses, "Sampling, with the row filter.", samples),
-            *("zx.mf_loss, Zerosum, d = 64, float32, forward and backward, dense gradients.", factors),
-            *("Training steps, Zerosum, d = 64, tables of MovieLens-1M's size.", steps),
-            *("All positives, d = 64, float32, at MovieLens-1M's size.", pearson),
-        ],
-        {
-            "copy_bytes_per_second": speed,
-            "losses": loss_results,
-            "sampling": sample_results,
-            "factorization": factor_results,
-            "steps": step_results,
-            "pearson": pearson_results,
-        },
-    )
+    start = time.monotonic()
+    s = Setting(arguments.device, arguments.rounds, arguments.small)
+    s.speed = copy_speed(s)
+    paragraphs = [f"A copy from memory to memory moves {s.speed / 1e9:.0f} GB/s (read and written)."]
+    results: dict[str, Any] = {"copy_bytes_per_second": s.speed}
+    for name in arguments.section:
+        if time.monotonic() - start > arguments.seconds:
+            paragraphs.append(f"{name}: left out, {arguments.seconds:.0f} s had passed.")
+            continue
+        began = time.monotonic()
+        text, results[name] = SECTIONS[name](s)
+        paragraphs += text
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        report(s, arguments.output, paragraphs, results)  # after each: what was measured is kept, whatever comes
+    print(report(s, arguments.output, paragraphs, results))
 
 
 if __name__ == "__main__":

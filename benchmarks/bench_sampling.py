@@ -67,7 +67,7 @@ def power_law(num_users: int, num_items: int, nnz: int, seed: int = 0) -> zx.Int
 
 
 def keys_of(x: zx.Interactions) -> Tensor:
-    owners = torch.repeat_interleave(torch.arange(x.num_users), x.user_counts)
+    owners = torch.repeat_interleave(torch.arange(x.num_users, device=x.device), x.user_counts)
     return owners * x.num_items + x.indices
 
 
@@ -100,9 +100,9 @@ def torch_searchsorted(x: zx.Interactions, users: Tensor) -> Callable[[], object
 
     def run() -> Tensor:
         out = torch.empty_like(users)
-        left = torch.arange(len(users))
+        left = torch.arange(len(users), device=x.device)
         while len(left):
-            out[left] = torch.randint(0, x.num_items, (len(left),))
+            out[left] = torch.randint(0, x.num_items, (len(left),), device=x.device)
             wanted = users[left] * x.num_items + out[left]
             at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             left = left[keys[at] == wanted]

@@ -1,0 +1,211 @@
+"""benchmarks/bench_gpu.py without a GPU: all that it does on one runs on the CPU, CUDA's part of torch being played."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext import _ops
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(
+    not _ops.has_op("mf_train", torch.device("cpu")), reason="the compiled kernels are not loaded"
+)
+
+
+class Event:
+    """Of CUDA: time passes by itself."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        Event.now += 1.0
+        self.at = Event.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+class Stream:
+    def wait_stream(self, other):
+        assert isinstance(other, Stream)
+
+
+class Graph:
+    captured = 0
+
+    def replay(self):
+        pass
+
+
+@contextlib.contextmanager
+def capture(graph):
+    assert isinstance(graph, Graph)
+    Graph.captured += 1
+    yield
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The benchmark as a module; torch.compile takes longer than all the rest, and is tested elsewhere."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.delenv("ZEROSUM_EXT_DATA", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the inputs are tiny
+    yield importlib.import_module("bench_gpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def played_gpu(bench, monkeypatch):
+    """As on a GPU: events, streams, graphs and a cache of 16 KiB; the tensors stay on the CPU."""
+    import _timing
+
+    monkeypatch.setattr(_timing, "on_gpu", lambda device: True)
+    played = {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "current_stream": Stream,
+        "stream": contextlib.nullcontext,
+        "graph": capture,
+        "synchronize": lambda: None,
+        "get_device_properties": lambda device: types.SimpleNamespace(L2_cache_size=1 << 14),
+        "get_device_name": lambda device: "played",
+    }
+    for name, value in played.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    Graph.captured = 0
+
+
+def run(bench, monkeypatch, output, *arguments):
+    command = ["bench_gpu.py", "--device", "cpu", "--small", "--rounds", "2", "--output", str(output), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    bench.main()
+    return json.loads(Path(f"{output}.json").read_text()), Path(f"{output}.md").read_text()
+
+
+def peer_of(calls):
+    """A module as implicit.gpu is where it has CUDA."""
+    peer = types.ModuleType("implicit.gpu")
+    peer.HAS_CUDA = peer.HAS_RMM = True
+    peer.Matrix = peer.IntVector = lambda array: array
+    peer.bpr_update = lambda *arguments: calls.append(arguments)
+    package = types.ModuleType("implicit")
+    package.gpu = peer
+    return {"implicit": package, "implicit.gpu": peer}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
+    calls = []
+    for name, module in peer_of(calls).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    result, text = run(bench, monkeypatch, tmp_path / "out")
+    found = result["results"]
+    assert set(found) == {"copy_bytes_per_second", *bench.SECTIONS}
+    assert result["machine"]["gpu"] == "played"
+    assert all(r["bytes"] > 0 for name in bench.SECTIONS if name != "epochs" for r in found[name])
+    seconds = [r["seconds"] for name in bench.SECTIONS for r in found[name]]
+    timed = [v for s in seconds for v in (s.values() if isinstance(s, dict) else [s])]
+    assert all(len(v) == 2 and min(v) > 0 for v in timed)
+    # Two in each of the six rows of losses, one in each row of SGD's steps and of factorizations.
+    assert Graph.captured == 12 + 2 + 2
+    assert {"ours, graph", "compile, graph", "ours", "eager", "compile"} == set(found["losses"][0]["seconds"])
+    assert "implicit" in [r["what"] for r in found["epochs"]]
+    users, items, indptr, *tables, rate, decay, _, verify = calls[0]
+    nnz = found["epochs"][0]["samples"]
+    assert (users.dtype, items.shape, indptr[-1], len(indptr)) == (np.int32, (nnz,), nnz, tables[0].shape[0] + 1)
+    assert [t.dtype for t in tables] == [np.float32] * 2
+    assert (rate, decay, verify) == (0.05, 0.01, True)
+    assert "the same in graphs" in text
+    assert "implicit updates rows" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_measured_is_kept(bench, monkeypatch, tmp_path):
+    """A section that fails, or does not come to its turn, does not cost those before it."""
+    monkeypatch.setitem(bench.SECTIONS, "positives", lambda setting: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(bench, monkeypatch, tmp_path / "out", "--section", "sampling", "positives")
+    assert {r["what"] for r in json.loads((tmp_path / "out.json").read_text())["results"]["sampling"]} == {
+        "negatives, uniform",
+        "negatives, popularity",
+        "triplets (positive, negative)",
+        "eager: randint, torch.searchsorted",
+    }
+    result, text = run(bench, monkeypatch, tmp_path / "late", "--section", "sampling", "--seconds", "0")
+    assert set(result["results"]) == {"copy_bytes_per_second"}
+    assert "sampling: left out, 0 s had passed." in text
+
+
+@pytest.mark.parametrize("module", [None, "without CUDA"])
+def test_without_implicit(bench, monkeypatch, module):
+    if module is not None:
+        module = types.ModuleType("implicit.gpu")
+        module.HAS_CUDA = False
+    monkeypatch.setitem(sys.modules, "implicit.gpu", module)
+    data = zx.Interactions.from_arrays([0, 1, 1], [2, 0, 1])
+    assert bench.implicit_epoch(data) is None
+
+
+def test_bytes_are_those_of_the_roofline(bench):
+    assert bench.factorization_bytes(6040, 3706, 1) == 2100
+    assert bench.factorization_bytes(1_000_000, 1_000_000, 1) == 2100 + 3 * 24
+    assert bench.sort_bytes(65_535) == 76
+    assert bench.sort_bytes(65_536) == 100
+    batch = torch.tensor([0, 0, 1]), torch.tensor([4, 5, 6]), torch.tensor([4, 4, 7])
+    shape = (10, 20)
+    gradients = bench.factorization_bytes(*shape, 3)
+    assert bench.step_bytes("SGD", shape, batch) == gradients + 12 * 64 * (2 + 4)
+    assert bench.step_bytes("Adam", shape, batch) == gradients + 24 * 64 * 30
+
+
+def test_verdicts(bench):
+    def loss(samples, took, **in_graphs):
+        seconds = {"ours": [took], "compile": [9.0], **{f"{k}, graph": [v] for k, v in in_graphs.items()}}
+        return {"loss": "bpr", "samples": samples, "bytes": 24 * samples, "seconds": seconds}
+
+    def step(shape, samples, size, **seconds):
+        what = {"optimizer": "SGD", "users": shape[0], "items": shape[1], "samples": samples, "bytes": size}
+        return what | {"seconds": {name.replace("_", ", "): [value] for name, value in seconds.items()}}
+
+    pairs = 1 << 24
+    results = {
+        "copy_bytes_per_second": 24.0 * pairs,
+        "losses": [loss(pairs, 1.1), loss(1 << 16, 1.0, ours=1.0, compile=2.9), loss(1 << 20, 1.0)],
+        "sampling": [{"what": "negatives, uniform", "samples": 10**10, "seconds": [0.9, 0.8, 2.0]}],
+        "steps": [
+            step((6040, 3706), 1 << 12, 1, fused=1e-9),  # the largest batch counts
+            step((6040, 3706), 1 << 20, 1, fused=2e-3, fused_graph=1e-3),
+            step(bench.BEYOND_CACHE, 1 << 20, 24 * pairs, fused=1.5),
+        ],
+        "evaluation": [{"what": "evaluate", "seconds": [0.5]}, {"what": "eager sort", "seconds": [5.0]}],
+    }
+    verdicts = {row[0]: row[-1] for row in bench.targets(results)}
+    assert verdicts == {
+        "bpr loss, 16777216 samples": "met",
+        "bpr loss, 65536 samples, in graphs": "**missed**",
+        "uniform negatives": "met",
+        "fused step, SGD, 6040 x 3706, 1048576 triples": "met",
+        "fused step, SGD, 1000000 x 1000000, 1048576 triples": "**missed**",
+        "full-ranking evaluation of Gowalla": "met",
+    }
+    assert bench.targets({"copy_bytes_per_second": 1.0}) == []
