@@ -1,6 +1,7 @@
 """The same on every device: losses against their definitions in float64, samples bit for bit the definition's.
 
-On a machine with a GPU: ``pytest -m cuda``. Tests with "small" in their names are those that compute-sanitizer runs.
+On a machine with a GPU: ``pytest -m cuda tests/test_devices.py`` (all tests that a GPU runs are here). Those with
+"small" in their names are run under compute-sanitizer too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, _sampling_reference, reference, sampling
+from zerosum_ext import _ops, _ranking_reference, _sampling_reference, reference, sampling
 from zerosum_ext.fused import FusedStep
 from zerosum_ext.regularizers import popularity_correlation
 from zerosum_ext.training import fit
@@ -56,6 +57,40 @@ def check_loss(device, name, rows, k, dtype, reduction, weighted):
 def test_small_losses(device, name, reduction):
     for dtype in TOLERANCE:
         check_loss(device, name, 37, 5, dtype, reduction, True)
+
+
+@pytest.mark.parametrize("shape", [(9,), (9, 5), (1030, 7)])
+def test_small_losses_with_constants_and_branches(device, shape):
+    """Losses that take a constant beside each score, and MACR, whose branches have shapes of their own."""
+    pos, neg, user, item = (scores(s, torch.float32, i) for i, s in enumerate((shape[:1], shape, shape[:1], shape[:1])))
+    generator = torch.Generator().manual_seed(9)
+    popularity = [torch.randint(1, 9, s, generator=generator).float() for s in (shape[:1], shape)]
+    calls = {
+        "ipw": lambda p, n, u, i, c, d: zx.ipw_loss(p, n, c, d),
+        "pd": lambda p, n, u, i, c, d: zx.pd_loss(p, n, c, d, gamma=0.3),
+        "bsl": lambda p, n, u, i, c, d: zx.bsl_loss(p, n if n.dim() == 2 else n.unsqueeze(1), t1=1.0, t2=0.5),
+        "macr": lambda p, n, u, i, c, d: zx.macr_loss(p, n, u, i, n * 0.5, alpha=0.1, beta=0.2),
+    }
+    for name, call in calls.items():
+        results = []
+        for place, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+            leaves = [t.to(place, dtype).requires_grad_() for t in (pos, neg, user, item)]
+            value = call(*leaves, *(t.to(place, dtype) for t in popularity))
+            grads = torch.autograd.grad(value, leaves, allow_unused=True)
+            results.append((value, *(g for g in grads if g is not None)))
+        for x, y in zip(*results, strict=True):
+            torch.testing.assert_close(
+                x.double().cpu(), y, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+def test_compiled_code_calls_the_op(device):
+    pos, neg = (scores(50, torch.float32, seed).to(device).requires_grad_() for seed in (0, 1))
+    loss = torch.compile(zx.zerosum_loss, fullgraph=True, backend="aot_eager")(pos, neg)
+    want = zx.zerosum_loss(pos, neg)
+    assert torch.equal(loss, want)
+    for x, y in zip(*(torch.autograd.grad(v, (pos, neg)) for v in (loss, want)), strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1025, 1), (300_000, 1), (777, 33), (5, 4100)])
@@ -119,6 +154,55 @@ def test_small_epochs_are_the_same(device, positives, positive_strategy):
     here, there = (zx.TripletLoader(data, 700, **options) for data in (x, x.to(device)))
     for a, b in zip(here, there, strict=True):
         assert all(torch.equal(t, u.cpu()) for t, u in zip(a, b, strict=True))
+
+
+def test_small_interactions_move(device):
+    x, moved = matrix(), matrix().to(device)
+    assert moved.popularity.device.type == device.type
+    assert moved.popularity.tolist() == x.popularity.tolist()
+    pairs = [tuple(t.tolist() for t in y.split_random(seed=1).train.pairs()) for y in (x, moved)]
+    assert pairs[0] == pairs[1]
+    assert all(torch.equal(a, b) for a, b in zip(moved.to("cpu").pairs(), x.pairs(), strict=True))
+
+
+def test_small_memberships(device):
+    x, users, items = matrix(), torch.arange(61), torch.arange(97).flip(0)
+    got = sampling.in_batch_mask(x.to(device), users.to(device), items.to(device))
+    owned = torch.zeros(61, 97, dtype=torch.bool)
+    owned[x.pairs()] = True
+    assert torch.equal(got.cpu(), ~owned.flip(1))
+
+
+# ---- rankings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_small_rankings_of_scores(device, dtype):
+    """Scores with ties and -inf; the integers are the definition's."""
+    x = matrix()
+    split = x.split_random((0.6, 0.4), seed=0)
+    train, test = split.train, split.test
+    values = (scores((61, 97), torch.float32, 4) * 4).round()
+    values[values < -9] = -torch.inf
+    users = torch.arange(61).flip(0)
+    offset = torch.cat((torch.zeros(1, dtype=torch.int64), test.user_counts[users].cumsum(0)))
+    arguments = (users, offset, test.indptr, test.indices, train.indptr, train.indices)
+    values = values.to(dtype)
+    got = _ops.rank_scores(values.to(device), *(t.to(device) for t in arguments), 7)
+    want = _ranking_reference.rank_scores(values.to(reference.compute_dtype(dtype)), *arguments, 7)
+    assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
+
+
+def test_small_evaluations(device):
+    """Factors of small whole numbers, whose products are exact in whatever order they are added."""
+    split = matrix().split_random((0.6, 0.4), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randint(-3, 4, (n, 20), generator=generator).float() for n in (61, 97)]
+    results = [
+        zx.evaluate(tuple(f.to(place) for f in factors), split.train.to(place), split.test.to(place), k=(3, 10))
+        for place in (device, torch.device("cpu"))
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-12, nan_ok=True)
 
 
 # ---- matrix factorization

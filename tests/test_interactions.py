@@ -571,13 +571,3 @@ def test_movielens_1m_after_the_papers_filter():
         pytest.skip("ZEROSUM_EXT_DATA names no folder with ml-1m.npz")
     x = Interactions.from_file(Path(folder) / "ml-1m.npz").filter_items(10)
     assert (x.shape, x.nnz) == ((6040, 3260), 998_539)  # [RCS22] table 1
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_to_cuda(random_interactions):
-    x = random_interactions.to("cuda")
-    assert x.popularity.device.type == "cuda"
-    assert x.popularity.tolist() == random_interactions.popularity.tolist()
-    assert pairs_of(x.split_random().train) == pairs_of(random_interactions.split_random().train)
-    assert pairs_of(x.to("cpu")) == pairs_of(random_interactions)

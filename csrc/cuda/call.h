@@ -12,7 +12,8 @@ namespace zx::cuda {
 
 class Call {
  public:
-  explicit Call(const Tensor& on) : device_(on.get_device_index()), guard_(device_) {
+  // A tensor on the CPU comes here too, where another one is on a GPU.
+  explicit Call(const Tensor& on) : device_(device_of(on)), guard_(device_) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<gpuStream>(stream);
@@ -35,6 +36,11 @@ class Call {
   }
 
  private:
+  static int32_t device_of(const Tensor& on) {
+    ZX_CHECK(on.is_cuda(), "the first tensor must be on a CUDA device, where others are");
+    return on.get_device_index();
+  }
+
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
   gpuStream stream_ = nullptr;
