@@ -1,11 +1,13 @@
 """How long evaluating takes, all metrics, against the matrix product alone and the ways that are common.
 
     python benchmarks/bench_evaluation.py [--output benchmarks/results/evaluation-cpu] [--threads 1] [--users 0]
+        [--device cuda]
 
 Data come from the folder that ZEROSUM_EXT_DATA names (ml-1m.npz, gowalla.npz, yelp2018.npz; absent ones are skipped);
 factors are random, 64 wide. "leave one out" holds one item a user out. Peers that need a package (torchmetrics, ranx,
 pandas) are skipped where it is missing; slow ones see the first users only, and their time is scaled to all. What a
-peer computes is said at its function: none computes as much as ours.
+peer computes is said at its function: none computes as much as ours. With --device cuda, by CUDA events, and without
+the peers that cannot run there.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import Method, Spread, machine, ratio, spread, table, take_turns, write_results
+from _timing import Method, Spread, machine, on_gpu, ratio, spread, table, take_turns, write_results
 
 import zerosum_ext as zx
 
@@ -291,10 +293,17 @@ def pandas_peer(
 
 
 def measure(
-    title: str, train: zx.Interactions, test: zx.Interactions, rounds: int, threads: int, packages: list[str]
+    title: str,
+    train: zx.Interactions,
+    test: zx.Interactions,
+    rounds: int,
+    threads: int,
+    packages: list[str],
+    device: str,
 ) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
-    user, item = (torch.randn(n, DIM, generator=generator) * 0.1 for n in test.shape)
+    user, item = ((torch.randn(n, DIM, generator=generator) * 0.1).to(device) for n in test.shape)
+    train, test = train.to(device), test.to(device)
     train.popularity, test.popularity  # noqa: B018  kept with the interactions from the first epoch on
     methods: dict[str, Method] = {
         "product": product(user, item),
@@ -315,11 +324,13 @@ def measure(
     for package, peer in (("torchmetrics", torchmetrics_peer), ("ranx", ranx_peer), ("pandas", pandas_peer)):
         if package in packages and importlib.util.find_spec(package):
             peers[package] = peer
+    if on_gpu(device):
+        peers = {}
     for name, peer in peers.items():
         users = min(few, 200) if name in ("torchmetrics", "pandas") else min(few, 500)
         methods[name] = peer(user, item, train, test, users)
         scale[name] = test.num_users / users
-    seconds = take_turns(methods, rounds=rounds)
+    seconds = take_turns(methods, rounds=rounds, device=device)
     seconds = {name: values * scale[name] for name, values in seconds.items()}
     shape = f"{test.num_users} x {test.num_items}, {test.nnz / max(1, int((test.user_counts > 0).sum())):.3g} held out"
     rows = []
@@ -370,15 +381,22 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", help="only these, by the beginning of their names")
     parser.add_argument("--packages", nargs="*", default=["torchmetrics", "ranx", "pandas"], help="peers to measure")
     parser.add_argument("--merge", action="store_true", help="keep the other rows of OUTPUT.json")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    device = arguments.device
     torch.set_num_threads(arguments.threads)
     rows = []
     for title, split in splits().items():
         if arguments.data and not any(title.startswith(name) for name in arguments.data):
             continue
         train, test = (zx.Interactions.from_scipy(x.to_scipy()[: arguments.users or None]) for x in split)
-        rows += measure(title, train, test, arguments.rounds, arguments.threads, arguments.packages)
-    memory = large_memory()
+        rows += measure(title, train, test, arguments.rounds, arguments.threads, arguments.packages, device)
+    memory, memory_text = None, []
+    if not on_gpu(device):
+        memory = large_memory()
+        memory_text = [
+            f"Peak memory that `evaluate` adds for 1 000 000 items and 2000 users, d = {DIM}: {memory:.0f} MiB."
+        ]
     path = Path(f"{arguments.output}.json")
     if arguments.merge and arguments.output and path.exists():
         new = {(row["data"], row["threads"], row["method"]) for row in rows}
@@ -399,8 +417,8 @@ def main() -> None:
     )
     write_results(
         arguments.output,
-        "Evaluation on the CPU",
-        machine() | {"rounds": arguments.rounds, "d": DIM},
+        f"Evaluation on {device if on_gpu(device) else 'the CPU'}",
+        machine(device) | {"rounds": arguments.rounds, "d": DIM},
         [
             "`evaluate` computes all its metrics at 10 and 20. `product` is torch.mm alone, block by block into one "
             "piece of memory. Seconds, and how many times as long as the product and as `evaluate`: median of paired "
@@ -412,7 +430,7 @@ def main() -> None:
             "The targets were 1.3 times the product, a fifth of `eager top-k` and a hundredth of per-query loops; "
             "which of them are reached: docs/metrics.md.",
             table(header, [[row[c] for c in columns] for row in rows], text_columns=3),
-            f"Peak memory that `evaluate` adds for 1 000 000 items and 2000 users, d = {DIM}: {memory:.0f} MiB.",
+            *memory_text,
         ],
         {"timings": rows, "peak_mib_1m_items": memory},
     )

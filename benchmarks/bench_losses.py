@@ -1,7 +1,7 @@
 """Forward and backward passes of the losses, against plain PyTorch, torch.compile and copying the same bytes.
 
     python benchmarks/bench_losses.py [--output benchmarks/results/losses-cpu [--merge]] [--threads 1 2] [--isa avx2]
-        [--clock cpu] [--loss bpr] [--no-compile]
+        [--clock cpu] [--loss bpr] [--no-compile] [--device cuda]
 
 Every method evaluates the mean loss and its gradient in the scores of fresh leaves. "usual" is how the loss is commonly
 written, which overflows; "stable" is the same in forms that do not, and "compiled" is torch.compile of it. "copy" moves
@@ -96,14 +96,14 @@ def step(loss: Callable[..., Tensor], column: bool) -> Callable[[Tensor, Tensor]
 
 
 def methods(
-    loss: str, pos_shape: tuple[int, ...], neg_shape: tuple[int, ...], compiled: bool
+    loss: str, pos_shape: tuple[int, ...], neg_shape: tuple[int, ...], compiled: bool, device: str = "cpu"
 ) -> dict[str, Callable[[], object]]:
     fused, usual, stable = LOSSES[loss]
     size = 4 * (int(np.prod(pos_shape)) + int(np.prod(neg_shape)))
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        tuple(torch.randn(s, generator=generator).requires_grad_() for s in (pos_shape, neg_shape))
-        for _ in range(_timing.copies_beyond_cache(3 * size))
+        tuple(torch.randn(s, generator=generator).to(device).requires_grad_() for s in (pos_shape, neg_shape))
+        for _ in range(_timing.copies_beyond_cache(3 * size, device))
     ]
     column = pos_shape != neg_shape
     out = {
@@ -117,7 +117,10 @@ def methods(
         out["compiled"] = _timing.rotating(step(torch.compile(stable, dynamic=False), column), inputs)
     # 6 words a pair: reads and writes of 3/2 of the scores' bytes each.
     words = max(1, 3 * size // 8)
-    buffers = [(torch.zeros(words), torch.zeros(words)) for _ in range(_timing.copies_beyond_cache(3 * size))]
+    buffers = [
+        (torch.zeros(words, device=device), torch.zeros(words, device=device))
+        for _ in range(_timing.copies_beyond_cache(3 * size, device))
+    ]
     out["copy"] = _timing.rotating(lambda source, target: target.copy_(source), buffers)
     return out
 
@@ -136,14 +139,20 @@ def test_loss(benchmark: Any, loss: str, size: int, method: str) -> None:
 # ----------------------------------------------------------------------------------------------------- paired report
 
 
-def measure(losses: list[str], threads: int, rounds: int, compiled: bool, clock: str) -> list[dict[str, Any]]:
+def measure(
+    losses: list[str], threads: int, rounds: int, compiled: bool, clock: str, device: str
+) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
-    isa = str(zx.build_info()["isa"])
+    isa = device if _timing.on_gpu(device) else str(zx.build_info()["isa"])
     rows = []
     for loss in losses:
         for pos_shape, neg_shape in shapes(loss):
             seconds = _timing.take_turns(
-                methods(loss, pos_shape, neg_shape, compiled), rounds=rounds, clock_name=clock, block=3e-3
+                methods(loss, pos_shape, neg_shape, compiled, device),
+                rounds=rounds,
+                clock_name=clock,
+                block=3e-3,
+                device=device,
             )
             rows.append(
                 {
@@ -165,7 +174,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells rows apart, in the order of the table."""
     isas, losses = ("avx512", "avx2", "baseline"), list(LOSSES)
     return (
-        isas.index(row["isa"]),
+        isas.index(row["isa"]) if row["isa"] in isas else len(isas),
         row["threads"],
         row["clock"],
         losses.index(row["loss"]),
@@ -213,7 +222,10 @@ def main() -> None:
     parser.add_argument("--isa", choices=("avx512", "avx2", "baseline"), help="force a version of the kernels")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if _timing.on_gpu(arguments.device):
+        arguments.threads, arguments.clock, arguments.isa = [1], "wall", None
     if arguments.clock == "cpu" and arguments.threads != [1]:
         parser.error("--clock cpu: expected --threads 1")
     if arguments.isa and os.environ.get("ZEROSUM_EXT_ISA") != arguments.isa:
@@ -222,12 +234,14 @@ def main() -> None:
         # As on a machine that has no more: torch's own kernels too.
         os.environ["ATEN_CPU_CAPABILITY"] = {"baseline": "default"}.get(arguments.isa, arguments.isa)
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    if not _ops.has_op("pair_loss", torch.device("cpu")):
+    if not _ops.has_op("pair_loss", torch.device(arguments.device)):
         raise SystemExit("bench_losses.py: build the compiled kernels first")
     rows = [
         row
         for n in arguments.threads
-        for row in measure(arguments.loss, n, arguments.rounds, not arguments.no_compile, arguments.clock)
+        for row in measure(
+            arguments.loss, n, arguments.rounds, not arguments.no_compile, arguments.clock, arguments.device
+        )
     ]
     if arguments.merge and arguments.output:
         rows = merged(rows, Path(f"{arguments.output}.json"))
@@ -238,9 +252,10 @@ def main() -> None:
         "the processor's time of one thread, `wall` the clock on the wall, which other programs on the machine "
         "disturb. What the targets were and which are not reached: docs/losses.md."
     )
-    info = _timing.machine() | {"rounds": arguments.rounds}
+    info = _timing.machine(arguments.device) | {"rounds": arguments.rounds}
     del info["isa"]
-    _timing.write_results(arguments.output, "Losses on the CPU", info, [text, speed_table(rows)], rows)
+    where = arguments.device if _timing.on_gpu(arguments.device) else "the CPU"
+    _timing.write_results(arguments.output, f"Losses on {where}", info, [text, speed_table(rows)], rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """How fast negatives and epochs are made, against the ways that are common.
 
     python benchmarks/bench_sampling.py [--output benchmarks/results/sampling-cpu] [--threads 1] [--large]
+        [--device cuda]
 
 Data come from the folder that ZEROSUM_EXT_DATA names (ml-1m.npz, gowalla.npz, yelp2018.npz; absent ones are skipped)
 and, with --large, from a generated power-law matrix of 10 M users x 1 M items x 100 M interactions. Users are asked for
 in the order of shuffled positives. Methods take turns, round by round; a ratio is the median of the rounds' ratios, its
-spread their quartiles.
+spread their quartiles. With --device cuda, by CUDA events, and without the peers that cannot run there.
 """
 
 from __future__ import annotations
@@ -196,12 +197,13 @@ def memory(name: str, x: zx.Interactions) -> dict:
     return {"data": name, "filter_seconds": built, "peak": peak, "beside_csr": structure_bytes(x)}
 
 
-def methods(x: zx.Interactions, large: bool) -> dict[str, tuple[Callable[[], object], int]]:
+def methods(x: zx.Interactions, large: bool, device: str = "cpu") -> dict[str, tuple[Callable[[], object], int]]:
     """What is timed on a matrix, and how many samples a call makes."""
     rng = np.random.default_rng(1)
     asked = min(x.nnz, 4_000_000)
     edges = rng.integers(0, x.nnz, asked) if large else rng.permutation(x.nnz)
-    users = torch.from_numpy(np.searchsorted(x.indptr.numpy(), edges, side="right") - 1)
+    users = torch.from_numpy(np.searchsorted(x.indptr.numpy(), edges, side="right") - 1).to(device)
+    x = x.to(device)
     few, fewer = users[:65536], users[:10_000]
     batch = min(65536, x.nnz)
     epoch = 4_000_000 if large else x.nnz
@@ -227,7 +229,7 @@ def methods(x: zx.Interactions, large: bool) -> dict[str, tuple[Callable[[], obj
         "TripletLoader, pairs": loader(positives=2, negatives=2),
         "randint + torch.searchsorted": (torch_searchsorted(x, few), len(few)),
     }
-    if not large:
+    if not large and not _timing.on_gpu(device):
         out["randint + np.isin"] = (numpy_isin(x, users), len(users))
         if importlib.util.find_spec("torch_geometric"):
             out["torch_geometric structured_negative_sampling"] = (pyg_structured(x), x.nnz)
@@ -259,9 +261,9 @@ def test_sampling(benchmark, case: dict[str, tuple[Callable[[], object], int]], 
 # ----------------------------------------------------------------------------------------------------- paired report
 
 
-def speed(name: str, x: zx.Interactions, rounds: int, large: bool) -> list[dict]:
-    timed = methods(x, large)
-    seconds = _timing.take_turns({method: run for method, (run, _) in timed.items()}, rounds=rounds)
+def speed(name: str, x: zx.Interactions, rounds: int, large: bool, device: str) -> list[dict]:
+    timed = methods(x, large, device)
+    seconds = _timing.take_turns({method: run for method, (run, _) in timed.items()}, rounds=rounds, device=device)
     seconds = {method: values / timed[method][1] for method, values in seconds.items()}
     rows = []
     for method, values in seconds.items():
@@ -319,9 +321,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--large", action="store_true", help="add the matrix of 100 M interactions (6 GB of memory)")
     parser.add_argument("--memory", action="store_true", help="report memory instead of speed")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if arguments.memory and _timing.on_gpu(arguments.device):
+        parser.error("--memory: expected --device cpu")
     torch.set_num_threads(arguments.threads)
-    if not _ops.has_op("sample_negatives", torch.device("cpu")):
+    if not _ops.has_op("sample_negatives", torch.device(arguments.device)):
         raise SystemExit("bench_sampling.py: build the compiled kernels first")
     rows = []
     for name in (*NAMES, "power law") if arguments.large else NAMES:
@@ -331,13 +336,16 @@ def main() -> None:
         elif arguments.memory:
             rows.append(memory(name, x))
         else:
-            rows += speed(name, x, arguments.rounds, name == "power law")
+            rows += speed(name, x, arguments.rounds, name == "power law", arguments.device)
     options = "".join(f" --{flag}" for flag in ("large", "memory") if getattr(arguments, flag))
+    where = "the CPU"
+    if _timing.on_gpu(arguments.device):
+        where, options = arguments.device, f"{options} --device {arguments.device}"
     command = f"`python benchmarks/bench_sampling.py --threads {arguments.threads}{options}`"
     if arguments.memory:
         title, text = "Memory of sampling on the CPU", f"Measured by {command}."
     else:
-        title = "Sampling on the CPU"
+        title = f"Sampling on {where}"
         text = (
             "Millions of samples a second (for the loaders: of triples; pairs have two positives and two negatives),\n"
             "and how many times as long a sample takes as with uniform negatives or TripletLoader: median of paired\n"
@@ -346,7 +354,7 @@ def main() -> None:
     _timing.write_results(
         arguments.output,
         title,
-        _timing.machine() | {"threads": arguments.threads, "rounds": arguments.rounds},
+        _timing.machine(arguments.device) | {"threads": arguments.threads, "rounds": arguments.rounds},
         [text, memory_table(rows) if arguments.memory else speed_table(rows)],
         rows,
     )

@@ -1,4 +1,4 @@
-"""benchmarks/bench_gpu.py without a GPU: all that it does on one runs on the CPU, CUDA's part of torch being played."""
+"""Benchmarks of a GPU without one: all that they do there runs on the CPU, CUDA's part of torch being played."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def bench(monkeypatch):
 def played_gpu(bench, monkeypatch):
     """As on a GPU: events, streams, graphs and a cache of 16 KiB; the tensors stay on the CPU."""
     import _timing
+    import bench_evaluation
 
-    monkeypatch.setattr(_timing, "on_gpu", lambda device: True)
+    for module in (_timing, bench_evaluation):
+        monkeypatch.setattr(module, "on_gpu", lambda device: True)
     played = {
         "Event": Event,
         "Stream": Stream,
@@ -137,6 +139,36 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     assert (rate, decay, verify) == (0.05, 0.01, True)
     assert "the same in graphs" in text
     assert "implicit updates rows" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["losses", "sampling", "evaluation"])
+def test_the_benchmarks_of_the_cpu_take_a_device(bench, played_gpu, monkeypatch, tmp_path, name):
+    module = importlib.import_module(f"bench_{name}")
+    title, train, test = bench.gowalla(True)
+    if name == "losses":
+        monkeypatch.setattr(module, "SIZES", (16,))
+        monkeypatch.setattr(module, "MATRICES", ((8, 3),))
+    elif name == "sampling":
+        monkeypatch.setattr(module, "real", lambda name: train if name == "ml-1m" else None)
+    else:
+        monkeypatch.setattr(module, "splits", lambda: {title: (train, test)})
+    command = [f"bench_{name}.py", "--device", "cpu", "--rounds", "2", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = result["results"]["timings"] if name == "evaluation" else result["results"]
+    assert result["machine"]["gpu"] == "played"
+    methods = {row.get("method") for row in rows}
+    if name == "losses":
+        assert {tuple(row["shape"]) for row in rows} == {(16,), (8, 3), (16, 2)}
+        assert all(set(row["times_ours"]) == {"usual", "stable", "compiled", "copy"} for row in rows)
+    elif name == "sampling":
+        assert {"uniform negatives", "TripletLoader", "randint + torch.searchsorted"} <= methods
+        assert "Python loop over sets" not in methods
+    else:
+        assert {"product", "evaluate", "eager sort"} <= methods
+        assert "per-user NumPy loop" not in methods
 
 
 @pytest.mark.filterwarnings("ignore")

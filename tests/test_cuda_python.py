@@ -138,7 +138,8 @@ def test_the_fused_step_waits_for_nothing(fake, kernels_on_cuda, name, optimizer
     assert (value.shape, value.device) == ((), CUDA)
 
 
-def test_the_fused_step_needs_kernels_for_the_device(fake):
+def test_the_fused_step_needs_kernels_for_the_device(fake, monkeypatch):
+    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset())
     model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
     obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     assert obstacle == "model: the compiled part of zerosum_ext for cuda is not loaded"
@@ -188,6 +189,31 @@ def test_one_device_for_matrix_factorization(fake, other):
     arguments = (coefficient, scale, 0.0, True, True, False, False)
     with pytest.raises(RuntimeError, match=f"user_embedding is on cuda:0, negatives on {other}"):
         torch.ops.zerosum_ext.mf_gradient(user, item, ids[0], ids[1], moved, *arguments)
+
+
+@pytest.mark.parametrize("name", ["zerosum", "bpr", "pos2neg2", "bsl"])
+def test_compiled_with_fake_inputs(fake, kernels_on_cuda, name):
+    """torch.compile traces losses of scores and of tables without looking at a value: one graph, with our op in it."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    user, item, ids = mf_inputs(name, torch.float32)
+    pos = scores(8, 2) if name == "pos2neg2" else scores(8)
+    neg = scores(8, 5) if name == "bsl" else pos
+    loss = {"zerosum": zx.ZerosumLoss, "bpr": zx.BPRLoss, "bsl": zx.BSLLoss, "pos2neg2": zx.Pos2Neg2Loss}[name]()
+    torch.compiler.reset()
+    calls = {
+        "pair_loss": (lambda *x: loss(*x), (pos, neg)),
+        "mf_loss": (lambda *x: zx.mf_loss(*x, loss=loss), (user, item, *ids)),
+    }
+    for op, (function, arguments) in calls.items():
+        value = torch.compile(function, fullgraph=True, backend=backend)(*arguments)
+        assert (value.shape, value.device) == ((), CUDA)
+        assert getattr(torch.ops.zerosum_ext, op).default in graphs[-1]
+    assert len(graphs) == 2
 
 
 def test_export_keeps_the_op(fake, kernels_on_cuda):

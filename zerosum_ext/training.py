@@ -824,7 +824,22 @@ def _clip_rows(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
             clip_rows(values, max_norm)
 
 
+class _NoBar:
+    """Stands for a progress bar that is not wanted: tqdm need not be there then."""
+
+    def update(self, steps: int) -> None:
+        pass
+
+    def set_postfix(self, values: dict[str, Any], refresh: bool = True) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _progress_bar(settings: _Settings, steps: int, initial: int) -> Any:
+    if settings.progress is False:
+        return _NoBar()
     from tqdm.auto import tqdm
 
     return tqdm(
@@ -832,7 +847,7 @@ def _progress_bar(settings: _Settings, steps: int, initial: int) -> Any:
         initial=initial,
         unit="step",
         # tqdm's None means: only on a terminal.
-        disable=None if settings.progress is None else not settings.progress,
+        disable=None if settings.progress is None else False,
         leave=False,
     )
 
