@@ -201,7 +201,9 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
     x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1, 1))
+    # Not x @ y: BLAS would wake threads of its own beside torch's, and its sums depend on their number.
+    xy, xx, yy = ((a * b).sum() for a, b in ((x, y), (x, x), (y, y)))
+    return float(np.clip(xy / np.sqrt(xx * yy), -1, 1))
 
 
 def _keep(u: np.ndarray, min_positives: int, *others: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -25,6 +27,7 @@ constexpr int64_t kBlockUsers = 48;       // a multiple of both kernels' users
 constexpr int64_t kTileBytes = 8192;      // of one user's scores: a block's tile takes 384 KiB
 constexpr int64_t kSlabBytes = 64 << 20;  // of packed items; larger tables go slab by slab
 constexpr int64_t kFewLevels = 16;        // up to here each level takes its own pass over the row
+constexpr int64_t kManyPositives = 256;   // beyond it they are sorted
 constexpr int64_t kGroup = 64;            // scores that are compared with the k-th best together
 constexpr int64_t kNoFailure = std::numeric_limits<int64_t>::max();
 
@@ -54,70 +57,96 @@ struct CountFew {
   }
 };
 
-// A table over the range of the levels that tells how many of them lie below a score, but for the levels in the same
-// cell of the table.
+// Cells of equal width over the range of the levels, for counting scores among many levels.
 template <class T>
-struct LevelTable {
-  // [cells + 1] Levels in lower cells, or the complement of that where the cell itself has more than one.
-  std::vector<int32_t> below;
-  T low = 0, high = 0, scale = 0;
+struct LevelCells {
+  static constexpr int32_t kCells = 2048;
+  T base = 0, scale = 0, last = 0;
 
-  // Monotone, so that levels in lower cells are below the score and those in higher ones above.
-  ZX_HD int_of<T> cell(T score) const {
-    T x = score > low ? score : low;
-    x = x < high ? x : high;
-    return static_cast<int_of<T>>((x - low) * scale);
+  // Never falls while the score rises; NaN is in cell 0. (A difference times a factor cannot be contracted, so that
+  // every instruction set finds the same cell.)
+  ZX_HD int32_t cell(T score) const {
+    const T x = (score - base) * scale;
+    const T y = x > T(0) ? x : T(0);
+    return static_cast<int32_t>(y < last ? y : last);
   }
 
-  void build(const T* levels, int64_t m) {
-    int64_t cells = 1024;
-    while (cells < 32 * m && cells < 4096) cells *= 2;
-    int64_t first = 0, last = m - 1;
-    while (first < last && levels[first] == -kInfinity<T>) ++first;
-    while (first < last && levels[last] == kInfinity<T>) --last;
-    low = levels[first], high = levels[last];
-    scale = static_cast<T>(cells - 1) / (high - low);
-    // Levels that are all infinite, or a range whose width or its inverse is: one cell, in which score_bin searches.
-    if (!std::isfinite(low) || !std::isfinite(high - low) || !std::isfinite(scale)) {
-      low = high = T(0);
-      scale = T(0);
-    }
-    below.resize(static_cast<size_t>(cells) + 1);
-    int64_t filled = 0;
-    for (int64_t j = 0; j < m;) {
-      const int64_t c = cell(levels[j]), before = j;
-      std::fill(below.begin() + filled, below.begin() + c, static_cast<int32_t>(before));
-      while (j < m && cell(levels[j]) == c) ++j;
-      below[static_cast<size_t>(c)] = static_cast<int32_t>(j - before > 1 ? ~before : before);
-      filled = c + 1;
-    }
-    std::fill(below.begin() + filled, below.end(), static_cast<int32_t>(m));
+  void cover(const T* levels, int64_t m) {
+    int64_t first = 0, end = m - 1;
+    while (first < end && levels[first] == -kInfinity<T>) ++first;
+    while (first < end && levels[end] == kInfinity<T>) --end;
+    const T width = (levels[end] - levels[first]) / T(kCells - 4);
+    base = levels[first] - width, scale = 1 / width, last = T(kCells - 1);
+    // Levels that are all infinite, or a range whose width or its inverse is: one cell.
+    if (!std::isfinite(base) || !std::isfinite(width) || !std::isfinite(scale)) base = scale = last = T(0);
   }
 };
 
-// Adds each score of a row to its bin (score_bin) among many levels. bins holds kSets sets of 2 m + 2, so that scores
-// of one bin do not wait for each other.
+// Adds each score of a row to its bin (score_bin) among many levels; n is a multiple of 64, levels[m] is NaN. Scores in
+// cells without a level only need their cell counted; the few others wait and are compared with the levels of theirs.
 template <class T>
 struct CountMany {
-  static constexpr int64_t kSets = 4;
+  static constexpr int64_t kSets = 2;  // of counters, so that scores of one cell wait less for each other
 
-  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, const LevelTable<T>* table,
-                        uint32_t* bins) {
-    const int32_t* const below = table->below.data();
-    const int64_t set = 2 * m + 2;
+  struct Scratch {
+    uint16_t count[kSets][LevelCells<T>::kCells] = {};  // zero between rows
+    uint8_t shared[LevelCells<T>::kCells] = {};         // 1 where a level lies, 0 between rows
+    int32_t first_level[LevelCells<T>::kCells];         // of those in a shared cell
+    int32_t waiting[kTile<T>];
+  };
+
+  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, const LevelCells<T>* cells, int64_t* bins,
+                        Scratch* scratch) {
+    const LevelCells<T> to = *cells;
+    for (int64_t j = m - 1; j >= 0; --j) {
+      const int32_t c = to.cell(levels[j]);
+      scratch->shared[c] = 1;
+      scratch->first_level[c] = static_cast<int32_t>(j);
+    }
+    int64_t waiting = 0;
     for (int64_t i = 0; i < n; i += kGroup) {
-      int_of<T> cell[kGroup];
-      for (int64_t l = 0; l < kGroup; ++l) cell[l] = table->cell(row[i + l]);
-      for (int64_t l = 0; l < kGroup; l += kSets)
-        for (int64_t s = 0; s < kSets; ++s) ++bins[s * set + bin(levels, below + cell[l + s], row[i + l + s])];
+      int32_t cell[kGroup];
+      for (int64_t l = 0; l < kGroup; ++l) cell[l] = to.cell(row[i + l]);
+      for (int64_t l = 0; l < kGroup; l += kSets) {
+        for (int64_t s = 0; s < kSets; ++s) {
+          ++scratch->count[s][cell[l + s]];
+          scratch->waiting[waiting] = static_cast<int32_t>(i + l + s);
+          waiting += scratch->shared[cell[l + s]];
+        }
+      }
+    }
+    for (int64_t j = 0, begin = 0;;) {
+      const int32_t end = j < m ? to.cell(levels[j]) : LevelCells<T>::kCells;
+      int32_t between = 0;
+      for (int64_t c = begin; c < end; ++c) between += scratch->count[0][c] + scratch->count[1][c];
+      bins[2 * j] += between;
+      if (j == m) break;
+      scratch->shared[end] = 0;
+      while (++j < m && to.cell(levels[j]) == end) {
+      }
+      begin = end + 1;
+    }
+    std::memset(scratch->count, 0, sizeof scratch->count);
+    for (int64_t w = 0; w < waiting; ++w) {
+      const T score = row[scratch->waiting[w]];
+      const int64_t j = scratch->first_level[to.cell(score)];
+      ++bins[__builtin_expect(score >= levels[j + 1], 0) ? score_bin(levels, j + 1, m, score)
+                                                         : 2 * j + (score >= levels[j]) + (score > levels[j])];
     }
   }
+};
 
-  // levels[m] is NaN. One level in the cell takes two comparisons and no branch.
-  ZX_HD static int64_t bin(const T* levels, const int32_t* below, T score) {
-    const int64_t j = below[0];
-    if (__builtin_expect(j < 0, 0)) return score_bin(levels, ~j, below[1] < 0 ? ~below[1] : below[1], score);
-    return 2 * j + (score >= levels[j]) + (score > levels[j]);
+// below[i]: how many of the n scores are less than score i. The scores are followed by NaN up to a multiple of 64.
+template <class T>
+struct CountBelow {
+  ZX_HD static void run(const T* scores, int64_t n, int32_t* below) {
+    const int64_t padded = (n + kGroup - 1) / kGroup * kGroup;
+    for (int64_t i = 0; i < n; ++i) {
+      const T score = scores[i];
+      int_of<T> count = 0;
+      for (int64_t j = 0; j < padded; ++j) count += scores[j] < score;
+      below[i] = static_cast<int32_t>(count);
+    }
   }
 };
 
@@ -201,17 +230,20 @@ struct CollectTop {
     }
   }
 
-  // One group. Comparing first, all at once, leaves few branches that cannot be foreseen.
+  // One group: comparing all at once leaves few branches that cannot be foreseen.
   ZX_HD static void collect(const T* row, int64_t first_item, TopK<T>* top) {
     const T floor = top->floor();
     uint8_t hit[kGroup];
     for (int64_t l = 0; l < kGroup; ++l) hit[l] = row[l] > floor;
+    uint64_t hits = 0;  // bit l: whether score l is above the floor
     for (int64_t w = 0; w < kGroup; w += 8) {
-      uint64_t word;
-      std::memcpy(&word, hit + w, sizeof word);
-      if (word == 0) continue;
-      for (int64_t l = w; l < w + 8; ++l)
-        if (hit[l] && row[l] > top->floor()) top->offer(row[l], first_item + l);
+      uint64_t word = 0;
+      for (int64_t l = 0; l < 8; ++l) word |= static_cast<uint64_t>(hit[w + l]) << (8 * l);
+      hits |= word * 0x0102040810204080 >> 56 << w;
+    }
+    for (; hits != 0; hits &= hits - 1) {
+      const int64_t l = __builtin_ctzll(hits);
+      top->offer(row[l], first_item + l);
     }
   }
 
@@ -260,11 +292,12 @@ struct UserRanking {
   Row<Index> positives, excluded;
   const T* scores;                       // of the positives
   int64_t next_positive, next_excluded;  // the first at or after the current tile
-  std::vector<T> levels;                 // ascending, distinct; NaN at the end when there are many
+  std::vector<T> levels;                 // ascending, distinct; NaN at the end
   int64_t num_levels;
-  LevelTable<T> table;
-  std::vector<uint32_t> bins;
-  std::vector<int64_t> greater, equal;
+  std::vector<int32_t> level_of;  // each positive
+  LevelCells<T> cells;
+  std::vector<int64_t> bins;            // of many levels
+  std::vector<int64_t> greater, equal;  // of few
   int64_t removed;
   TopK<T> top;
 
@@ -277,25 +310,49 @@ struct UserRanking {
     next_excluded = lower_bound(excluded.items, excluded.count, first_item);
     removed = 0;
     top.start(k);
-    levels.assign(scores, scores + positives.count);
-    for (T s : levels)
-      if (s != s) return false;
-    std::sort(levels.begin(), levels.end());
-    levels.erase(std::unique(levels.begin(), levels.end()), levels.end());
-    num_levels = static_cast<int64_t>(levels.size());
-    if (many()) {
-      table.build(levels.data(), num_levels);
-      levels.push_back(std::numeric_limits<T>::quiet_NaN());
-      bins.assign(static_cast<size_t>(CountMany<T>::kSets * (2 * num_levels + 2)), 0);
-    }
+    for (int64_t i = 0; i < positives.count; ++i)
+      if (scores[i] != scores[i]) return false;
+    sort_levels();
+    if (many()) cells.cover(levels.data(), num_levels);
+    bins.assign(many() ? static_cast<size_t>(2 * num_levels + 1) : 0, 0);
     greater.assign(static_cast<size_t>(num_levels), 0);
     equal.assign(static_cast<size_t>(num_levels), 0);
     return true;
   }
 
+  // Up to some hundred scores are placed sooner by comparing each with all than by sorting.
+  void sort_levels() {
+    constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+    const int64_t n = positives.count;
+    level_of.resize(static_cast<size_t>(n));
+    levels.assign(static_cast<size_t>((n + kGroup - 1) / kGroup * kGroup + 1), kNaN);
+    std::copy_n(scores, n, levels.data());
+    num_levels = 0;
+    if (n > kManyPositives) {
+      std::sort(levels.data(), levels.data() + n);
+      num_levels = std::unique(levels.data(), levels.data() + n) - levels.data();
+      for (int64_t i = 0; i < n; ++i)
+        level_of[static_cast<size_t>(i)] = static_cast<int32_t>(lower_bound(levels.data(), num_levels, scores[i]));
+    } else {
+      int32_t below[kManyPositives], number[kManyPositives];
+      simd<CountBelow<T>>(static_cast<const T*>(levels.data()), n, static_cast<int32_t*>(below));
+      std::fill_n(levels.data(), n, kNaN);
+      for (int64_t i = 0; i < n; ++i) levels[static_cast<size_t>(below[i])] = scores[i];
+      // Places that equal scores leave empty are closed up.
+      for (int64_t r = 0; r < n; ++r) {
+        const T level = levels[static_cast<size_t>(r)];
+        number[r] = static_cast<int32_t>(num_levels);
+        levels[static_cast<size_t>(num_levels)] = level;
+        num_levels += level == level;
+      }
+      for (int64_t i = 0; i < n; ++i) level_of[static_cast<size_t>(i)] = number[below[i]];
+    }
+    levels[static_cast<size_t>(num_levels)] = kNaN;
+  }
+
   // Takes the scores row[0 .. width) of items from first_item, padded in place to a multiple of 64. False where a
   // candidate's score is NaN.
-  bool add(T* row, int64_t width, int64_t first_item, int64_t k) {
+  bool add(T* row, int64_t width, int64_t first_item, int64_t k, typename CountMany<T>::Scratch* scratch) {
     constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
     const int64_t end = first_item + width, padded = (width + kGroup - 1) / kGroup * kGroup;
     int64_t masked = 0;
@@ -312,7 +369,7 @@ struct UserRanking {
     if (simd<CountNaN<T>>(static_cast<const T*>(row), padded) != masked + padded - width) return false;
     if (many())
       simd<CountMany<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
-                         static_cast<const LevelTable<T>*>(&table), bins.data());
+                         static_cast<const LevelCells<T>*>(&cells), bins.data(), scratch);
     else
       simd<CountFew<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
                         greater.data(), equal.data());
@@ -323,22 +380,16 @@ struct UserRanking {
   // Adds the counts of each positive to what earlier slabs counted.
   void finish(int64_t* positive_greater, int64_t* positive_equal) {
     if (many()) {
-      const auto bin = [&](int64_t b) {
-        int64_t count = 0;
-        for (int64_t s = 0; s < CountMany<T>::kSets; ++s)
-          count += bins[static_cast<size_t>(s * (2 * num_levels + 2) + b)];
-        return count;
-      };
       int64_t above = 0;
       for (int64_t j = num_levels - 1; j >= 0; --j) {
-        above += bin(2 * j + 2);
+        above += bins[static_cast<size_t>(2 * j + 2)];
         greater[static_cast<size_t>(j)] = above;
-        equal[static_cast<size_t>(j)] = bin(2 * j + 1);
+        equal[static_cast<size_t>(j)] = bins[static_cast<size_t>(2 * j + 1)];
         above += equal[static_cast<size_t>(j)];
       }
     }
     for (int64_t i = 0; i < positives.count; ++i) {
-      const size_t j = static_cast<size_t>(lower_bound(levels.data(), num_levels, scores[i]));
+      const size_t j = static_cast<size_t>(level_of[static_cast<size_t>(i)]);
       positive_greater[i] += greater[j];
       positive_equal[i] += equal[j];
     }
@@ -456,8 +507,8 @@ struct RankProblem {
 // Users [begin, begin + n) and the items of the slab. Returns the first row with a NaN score.
 template <class T, class Index, class Source>
 int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typename Source::Block& block, T* tile,
-                   std::vector<UserRanking<T, Index>>& rankings, int64_t begin, int64_t n, int64_t first_item,
-                   int64_t last_item) {
+                   typename CountMany<T>::Scratch* scratch, std::vector<UserRanking<T, Index>>& rankings, int64_t begin,
+                   int64_t n, int64_t first_item, int64_t last_item) {
   const bool resumed = first_item > 0;
   source.load(block, p.users + begin, begin, n);
   for (int64_t u = 0; u < n; ++u) {
@@ -479,7 +530,7 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
     const int64_t width = std::min(kTile<T>, last_item - first);
     source.tile(block, first, width, n, tile);
     for (int64_t u = 0; u < n; ++u)
-      if (!rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k))
+      if (!rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k, scratch))
         failed = std::min(failed, begin + u);
   }
   for (int64_t u = 0; u < n; ++u) {
@@ -504,10 +555,12 @@ int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
     share_blocks((p.rows + kBlockUsers - 1) / kBlockUsers, [&](auto&& next_block) {
       auto block = source.block();
       AlignedArray<T> tile = aligned_array<T>(kBlockUsers * kTile<T>);
+      const auto scratch = std::make_unique<typename CountMany<T>::Scratch>();
       std::vector<UserRanking<T, Index>> rankings(kBlockUsers);
       for (int64_t b = next_block(); b >= 0; b = next_block()) {
         const int64_t begin = b * kBlockUsers, n = std::min(kBlockUsers, p.rows - begin);
-        const int64_t row = rank_block(p, source, block, tile.get(), rankings, begin, n, first_item, last_item);
+        const int64_t row =
+            rank_block(p, source, block, tile.get(), scratch.get(), rankings, begin, n, first_item, last_item);
         int64_t seen = failed.load();
         while (row < seen && !failed.compare_exchange_weak(seen, row)) {
         }

@@ -101,7 +101,7 @@ void score_tile(const T* users, int64_t user_panels, const T* items, const T* bi
 
 // Packs up to `width` rows of a table into one panel, coordinate by coordinate; missing rows are zero.
 template <class T>
-void pack_panel(const T* const* rows, int64_t count, int64_t width, int64_t dim, T* panel) {
+ZX_HD void pack_panel(const T* const* rows, int64_t count, int64_t width, int64_t dim, T* panel) {
   for (int64_t r = 0; r < count; ++r)
     for (int64_t d = 0; d < dim; ++d) panel[d * width + r] = rows[r][d];
   for (int64_t d = 0; d < dim; ++d)
@@ -113,20 +113,20 @@ void pack_panel(const T* const* rows, int64_t count, int64_t width, int64_t dim,
 template <class T, class Index, int kBytes>
 struct PairKernel {
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+  static constexpr int64_t kDepth = 64;  // coordinates that are packed at a time
   typedef T Vector __attribute__((vector_size(kBytes)));
 
   ZX_HD static void run(const T* user, const T* items, const T* bias, const Index* wanted, int64_t n, int64_t dim,
                         T* out) {
     for (int64_t i = 0; i < n; i += kLanes) {
       const int count = static_cast<int>(std::min<int64_t>(kLanes, n - i));
-      const T* row[kLanes];
-      for (int l = 0; l < kLanes; ++l) row[l] = items + static_cast<int64_t>(wanted[i + std::min(l, count - 1)]) * dim;
-      Vector sum{};
-      for (int64_t d = 0; d < dim; ++d) {
-        Vector item;
-#pragma GCC unroll 16
-        for (int l = 0; l < kLanes; ++l) item[l] = row[l][d];
-        sum = user[d] * item + sum;
+      Vector sum{}, panel[kDepth];
+      for (int64_t begin = 0; begin < dim; begin += kDepth) {
+        const int64_t depth = std::min(kDepth, dim - begin);
+        const T* row[kLanes];
+        for (int l = 0; l < count; ++l) row[l] = items + static_cast<int64_t>(wanted[i + l]) * dim + begin;
+        pack_panel<T>(row, count, kLanes, depth, reinterpret_cast<T*>(panel));
+        for (int64_t d = 0; d < depth; ++d) sum = user[begin + d] * panel[d] + sum;
       }
       for (int l = 0; l < count; ++l) out[i + l] = sum[l] + (bias != nullptr ? bias[wanted[i + l]] : T(0));
     }
