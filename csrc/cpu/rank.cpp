@@ -16,6 +16,7 @@
 
 #include "common/ranking.h"
 #include "cpu/parallel.h"
+#include "cpu/places.h"
 #include "cpu/rank_scores.h"
 #include "cpu/simd.h"
 #include "torch_stable.h"
@@ -23,16 +24,13 @@
 namespace zx::cpu {
 namespace {
 
-constexpr int64_t kBlockUsers = 48;       // a multiple of both kernels' users
-constexpr int64_t kTileBytes = 8192;      // of one user's scores: a block's tile takes 384 KiB
+constexpr int64_t kBlockUsers = 36;       // a multiple of both kernels' users
+constexpr int64_t kTileBytes = 16384;     // of one user's scores: a block's tile takes 576 KiB
 constexpr int64_t kSlabBytes = 64 << 20;  // of packed items; larger tables go slab by slab
 constexpr int64_t kFewLevels = 16;        // up to here each level takes its own pass over the row
-constexpr int64_t kManyPositives = 256;   // beyond it they are sorted
 constexpr int64_t kGroup = 64;            // scores that are compared with the k-th best together
 constexpr int64_t kNoFailure = std::numeric_limits<int64_t>::max();
 
-template <class T>
-using int_of = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <class T>
@@ -136,20 +134,6 @@ struct CountMany {
   }
 };
 
-// below[i]: how many of the n scores are less than score i. The scores are followed by NaN up to a multiple of 64.
-template <class T>
-struct CountBelow {
-  ZX_HD static void run(const T* scores, int64_t n, int32_t* below) {
-    const int64_t padded = (n + kGroup - 1) / kGroup * kGroup;
-    for (int64_t i = 0; i < n; ++i) {
-      const T score = scores[i];
-      int_of<T> count = 0;
-      for (int64_t j = 0; j < padded; ++j) count += scores[j] < score;
-      below[i] = static_cast<int32_t>(count);
-    }
-  }
-};
-
 // How many scores of a row are NaN; n is a multiple of 64.
 template <class T>
 struct CountNaN {
@@ -190,8 +174,10 @@ class TopK {
   }
 
   void finish(T* scores, int64_t* items) {
-    if (static_cast<int64_t>(kept_.size()) > k_) shrink();
-    std::sort(kept_.begin(), kept_.end(), Before());
+    if (!sort_distinct()) {
+      if (static_cast<int64_t>(kept_.size()) > k_) shrink();
+      std::sort(kept_.begin(), kept_.end(), Before());
+    }
     const int64_t n = static_cast<int64_t>(kept_.size());
     for (int64_t j = 0; j < k_; ++j) {
       items[j] = j < n ? kept_[static_cast<size_t>(j)].item : -1;
@@ -210,9 +196,26 @@ class TopK {
     floor_ = kept_.back().score;
   }
 
+  // Scores that differ are put in order by their places; false if some are equal.
+  bool sort_distinct() {
+    const size_t n = kept_.size();
+    T* values = places_.start(static_cast<int64_t>(n));
+    for (size_t i = 0; i < n; ++i) values[i] = -kept_[i].score;
+    const int32_t* below = places_.below();
+    sorted_.assign(n, {T(0), -1});
+    for (size_t i = 0; i < n; ++i) {
+      Scored<T>& place = sorted_[static_cast<size_t>(below[i])];
+      if (place.item >= 0) return false;
+      place = kept_[i];
+    }
+    kept_.swap(sorted_);
+    return true;
+  }
+
   int64_t k_ = 0;
   T floor_ = 0;
-  std::vector<Scored<T>> kept_;
+  std::vector<Scored<T>> kept_, sorted_;
+  Places<T> places_;
 };
 
 // Offers the scores of a row above the floor; n is a multiple of 64, and items past the end are NaN.
@@ -294,7 +297,8 @@ struct UserRanking {
   int64_t next_positive, next_excluded;  // the first at or after the current tile
   std::vector<T> levels;                 // ascending, distinct; NaN at the end
   int64_t num_levels;
-  std::vector<int32_t> level_of;  // each positive
+  Places<T> places;
+  std::vector<int32_t> level_at, level_of;  // of places, of positives
   LevelCells<T> cells;
   std::vector<int64_t> bins;            // of many levels
   std::vector<int64_t> greater, equal;  // of few
@@ -320,34 +324,26 @@ struct UserRanking {
     return true;
   }
 
-  // Up to some hundred scores are placed sooner by comparing each with all than by sorting.
   void sort_levels() {
     constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-    const int64_t n = positives.count;
-    level_of.resize(static_cast<size_t>(n));
-    levels.assign(static_cast<size_t>((n + kGroup - 1) / kGroup * kGroup + 1), kNaN);
-    std::copy_n(scores, n, levels.data());
-    num_levels = 0;
-    if (n > kManyPositives) {
-      std::sort(levels.data(), levels.data() + n);
-      num_levels = std::unique(levels.data(), levels.data() + n) - levels.data();
-      for (int64_t i = 0; i < n; ++i)
-        level_of[static_cast<size_t>(i)] = static_cast<int32_t>(lower_bound(levels.data(), num_levels, scores[i]));
-    } else {
-      int32_t below[kManyPositives], number[kManyPositives];
-      simd<CountBelow<T>>(static_cast<const T*>(levels.data()), n, static_cast<int32_t*>(below));
-      std::fill_n(levels.data(), n, kNaN);
-      for (int64_t i = 0; i < n; ++i) levels[static_cast<size_t>(below[i])] = scores[i];
-      // Places that equal scores leave empty are closed up.
-      for (int64_t r = 0; r < n; ++r) {
-        const T level = levels[static_cast<size_t>(r)];
-        number[r] = static_cast<int32_t>(num_levels);
-        levels[static_cast<size_t>(num_levels)] = level;
-        num_levels += level == level;
-      }
-      for (int64_t i = 0; i < n; ++i) level_of[static_cast<size_t>(i)] = number[below[i]];
+    const size_t n = static_cast<size_t>(positives.count);
+    std::copy_n(scores, n, places.start(positives.count));
+    const int32_t* below = places.below();
+    levels.assign(n + 1, kNaN);
+    for (size_t i = 0; i < n; ++i) levels[static_cast<size_t>(below[i])] = scores[i];
+    // Places that equal scores leave empty are closed up.
+    level_at.resize(n);
+    size_t distinct = 0;
+    for (size_t r = 0; r < n; ++r) {
+      const T level = levels[r];
+      level_at[r] = static_cast<int32_t>(distinct);
+      levels[distinct] = level;
+      distinct += level == level;
     }
-    levels[static_cast<size_t>(num_levels)] = kNaN;
+    levels[distinct] = kNaN;
+    num_levels = static_cast<int64_t>(distinct);
+    level_of.resize(n);
+    for (size_t i = 0; i < n; ++i) level_of[i] = level_at[static_cast<size_t>(below[i])];
   }
 
   // Takes the scores row[0 .. width) of items from first_item, padded in place to a multiple of 64. False where a
@@ -510,14 +506,21 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
                    typename CountMany<T>::Scratch* scratch, std::vector<UserRanking<T, Index>>& rankings, int64_t begin,
                    int64_t n, int64_t first_item, int64_t last_item) {
   const bool resumed = first_item > 0;
+  // Where one tile is everything the positives' scores are read off it.
+  const bool whole = p.num_items <= kTile<T>;
   source.load(block, p.users + begin, begin, n);
+  if (whole) source.tile(block, 0, p.num_items, n, tile);
   for (int64_t u = 0; u < n; ++u) {
     const int64_t row = begin + u, user = p.users[row];
     UserRanking<T, Index>& ranking = rankings[static_cast<size_t>(u)];
     const Row<Index> positives = p.positives.row(user);
     T* scores = p.scores + p.offset[row];
     if (!resumed) {
-      source.pairs(user, row, positives, scores);
+      if (whole)
+        for (int64_t i = 0; i < positives.count; ++i)
+          scores[i] = tile[u * kTile<T> + static_cast<int64_t>(positives.items[i])];
+      else
+        source.pairs(user, row, positives, scores);
       std::fill_n(p.greater + p.offset[row], positives.count, int64_t{0});
       std::fill_n(p.equal + p.offset[row], positives.count, int64_t{-1});  // a positive is level with itself
       p.candidates[row] = p.num_items;
@@ -528,7 +531,7 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
   int64_t failed = kNoFailure;
   for (int64_t first = first_item; first < last_item; first += kTile<T>) {
     const int64_t width = std::min(kTile<T>, last_item - first);
-    source.tile(block, first, width, n, tile);
+    if (!whole) source.tile(block, first, width, n, tile);
     for (int64_t u = 0; u < n; ++u)
       if (!rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k, scratch))
         failed = std::min(failed, begin + u);

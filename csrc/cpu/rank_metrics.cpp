@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/places.h"
 #include "torch_stable.h"
 
 namespace zx::cpu {
@@ -20,7 +21,7 @@ enum { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kAtK };
 enum Ties { kAverage, kPessimistic, kOptimistic };
 
 struct UserProblem {
-  int64_t users, num_cutoffs;
+  int64_t users, num_cutoffs, last_cutoff;
   const int64_t *offset, *greater, *equal, *candidates, *cutoffs;
   const double* popularity;  // of the positives
   Ties ties;
@@ -32,22 +33,38 @@ struct UserProblem {
 
 double log_gain(double rank) { return 1 / std::log2(rank + 1); }
 
-// Sorted copies of one user's numbers, kept from user to user.
+// What is known of one user's positives, kept from user to user for its memory.
 struct Scratch {
-  std::vector<std::pair<int64_t, int64_t>> by_place;  // (candidates above, position among the positives)
-  std::vector<std::pair<double, int64_t>> by_popularity;
-  std::vector<double> place, popularity_rank;  // average ranks among the positives, ascending places
+  Places<double> places;
+  std::vector<int32_t> level, member;  // at the first place of a tie: positives that share it, one of them
+  std::vector<double> place, popularity_rank;
+
+  // Average ranks of the n numbers that were given to places.start, ascending.
+  void average_ranks(int64_t n, std::vector<double>& ranks) {
+    const int32_t* below = places.below();
+    level.assign(static_cast<size_t>(n), 0);
+    member.resize(static_cast<size_t>(n));
+    ranks.resize(static_cast<size_t>(n));
+    for (int64_t i = n - 1; i >= 0; --i) {
+      ++level[static_cast<size_t>(below[i])];
+      member[static_cast<size_t>(below[i])] = static_cast<int32_t>(i);  // the first one stays
+    }
+    for (int64_t i = 0; i < n; ++i)
+      ranks[static_cast<size_t>(i)] = below[i] + (level[static_cast<size_t>(below[i])] + 1) / 2.0;
+  }
 };
 
 void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
   const int64_t first = p.offset[u], n = p.offset[u + 1] - first;
   const double size = static_cast<double>(n);
-  scratch.by_place.resize(static_cast<size_t>(n));
-  scratch.by_popularity.resize(static_cast<size_t>(n));
-  scratch.place.resize(static_cast<size_t>(n));
-  scratch.popularity_rank.resize(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) scratch.by_place[static_cast<size_t>(i)] = {p.greater[first + i], i};
-  std::sort(scratch.by_place.begin(), scratch.by_place.end());
+  // Popularity among the positives, descending.
+  double* values = scratch.places.start(n);
+  for (int64_t i = 0; i < n; ++i) values[i] = -p.popularity[first + i];
+  scratch.average_ranks(n, scratch.popularity_rank);
+  values = scratch.places.start(n);
+  for (int64_t i = 0; i < n; ++i) values[i] = static_cast<double>(p.greater[first + i]);
+  scratch.average_ranks(n, scratch.place);
+
   const auto at_k = [&](int metric, int64_t cut) -> double& {
     return p.at_k[(metric * p.num_cutoffs + cut) * p.users + u];
   };
@@ -57,15 +74,15 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
   // Blocks of positives that are level: m of them among N candidates of one score, after g candidates above.
   const double negatives = static_cast<double>(p.candidates[u] - n);
   double right = 0, level = 0;
-  for (int64_t begin = 0; begin < n;) {
-    const auto [above, position] = scratch.by_place[static_cast<size_t>(begin)];
-    int64_t end = begin + 1;
-    while (end < n && scratch.by_place[static_cast<size_t>(end)].first == above) ++end;
-    const double m = static_cast<double>(end - begin), g = static_cast<double>(above);
-    const double all = static_cast<double>(p.equal[first + position] + 1);
+  for (int64_t begin = 0, end; begin < n; begin = end) {
+    const int64_t position = first + scratch.member[static_cast<size_t>(begin)];
+    end = begin + scratch.level[static_cast<size_t>(begin)];
+    const double m = static_cast<double>(end - begin), g = static_cast<double>(p.greater[position]);
+    const double all = static_cast<double>(p.equal[position] + 1);
     const double level_negatives = all - m;
     right += m * (negatives - (g - static_cast<double>(begin)) - level_negatives);
     level += m * level_negatives;
+    if (p.greater[position] >= p.last_cutoff) continue;
     for (int64_t j = begin; j < end; ++j) {
       const double nth = static_cast<double>(j - begin + 1);
       const double rank = p.ties == kOptimistic    ? g + nth
@@ -80,10 +97,7 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
         at_k(kNdcg, c) += exact ? p.gain[static_cast<size_t>(whole)] : log_gain(rank);
         at_k(kMap, c) += static_cast<double>(j + 1) / rank;
       }
-      const int64_t i = scratch.by_place[static_cast<size_t>(j)].second;
-      scratch.place[static_cast<size_t>(i)] = static_cast<double>(begin) + (m + 1) / 2;
     }
-    begin = end;
   }
   for (int64_t c = 0; c < p.num_cutoffs; ++c) {
     const double hits = at_k(kHit, c);
@@ -97,31 +111,17 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
   p.right[u] = right;
   p.auc[u] = (right + level / 2) / (size * negatives);
 
-  // Popularity among the positives: average ranks, descending.
-  for (int64_t i = 0; i < n; ++i) {
-    scratch.by_popularity[static_cast<size_t>(i)] = {-p.popularity[first + i], i};
-    p.quantile[first + i] = n > 1 ? (scratch.place[static_cast<size_t>(i)] - 1) / (size - 1) : kUndefined;
-  }
-  std::sort(scratch.by_popularity.begin(), scratch.by_popularity.end());
-  for (int64_t begin = 0; begin < n;) {
-    int64_t end = begin + 1;
-    const double value = scratch.by_popularity[static_cast<size_t>(begin)].first;
-    while (end < n && scratch.by_popularity[static_cast<size_t>(end)].first == value) ++end;
-    for (int64_t j = begin; j < end; ++j)
-      scratch.popularity_rank[static_cast<size_t>(scratch.by_popularity[static_cast<size_t>(j)].second)] =
-          (static_cast<double>(begin) + static_cast<double>(end) + 1) / 2;
-    begin = end;
-  }
   // The correlation of the two descending ranks is that of popularity and score.
   const double middle = (size + 1) / 2;
   double xy = 0, xx = 0, yy = 0;
   for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+    p.quantile[first + static_cast<int64_t>(i)] = n > 1 ? (scratch.place[i] - 1) / (size - 1) : kUndefined;
     const double x = scratch.popularity_rank[i] - middle, y = scratch.place[i] - middle;
     xy += x * y, xx += x * x, yy += y * y;
   }
   p.correlation[u] = xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : kUndefined;
   p.top_quantile[u] =
-      n > 1 ? (scratch.popularity_rank[static_cast<size_t>(scratch.by_place[0].second)] - 1) / (size - 1) : kUndefined;
+      n > 1 ? (scratch.popularity_rank[static_cast<size_t>(scratch.member[0])] - 1) / (size - 1) : kUndefined;
 }
 
 void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
@@ -161,6 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   int64_t longest = 0, most = 0;
   for (int64_t c = 0; c < p.num_cutoffs; ++c) longest = std::max(longest, p.cutoffs[c]);
   for (int64_t u = 0; u < p.users; ++u) most = std::max(most, p.candidates[u]);
+  p.last_cutoff = longest;
   longest = std::min(longest, most);
   p.gain.assign(static_cast<size_t>(longest) + 1, 0);
   p.best.assign(static_cast<size_t>(longest) + 1, 0);
