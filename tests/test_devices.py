@@ -205,6 +205,24 @@ def test_small_evaluations(device):
     assert results[0] == pytest.approx(results[1], rel=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize("ties", _ops.TIES)
+def test_small_metrics_of_rankings(device, ties):
+    split = matrix().split_random((0.6, 0.4), seed=0)
+    factors = [(scores((n, 20), torch.float32, n) * 2).round() for n in (61, 97)]
+    ranking = zx.rank(tuple(factors), split.train, split.test, k=9)
+    counts = (ranking.indptr, ranking.greater, ranking.equal, ranking.num_candidates)
+    popularity = split.test.popularity.double()[torch.from_numpy(ranking.items)]
+    arguments = [*(torch.from_numpy(x) for x in counts), popularity, torch.tensor([3, 9])]
+    got = _ops.user_metrics(*(t.to(device) for t in arguments), ties)
+    want = _ranking_reference.user_metrics(*arguments, ties)
+    lists = torch.from_numpy(ranking.top_items), torch.rand(2, 97, dtype=torch.float64), torch.tensor([3, 9])
+    got += _ops.list_metrics(*(t.to(device) for t in lists))
+    want += _ranking_reference.list_metrics(*lists)
+    for g, w in zip(got, want, strict=True):
+        assert g.device.type == device.type
+        torch.testing.assert_close(g.cpu(), w, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 # ---- matrix factorization
 
 MF_LOSSES = {

@@ -738,7 +738,7 @@ def user_metrics(
     """Metrics of n users from the counts that a ranking op returns, as :mod:`zerosum_ext.metrics` defines them.
 
     Args:
-        offset, greater, equal, candidates: as above; every user has a positive. All on the CPU.
+        offset, greater, equal, candidates: as above; every user has a positive.
         popularity: float64 [P], of the positives.
         cutoffs: int64 [K], at least 1.
         ties: "average", "pessimistic" or "optimistic".

@@ -119,7 +119,8 @@ def user_metrics(
     ties: metrics.Ties,
 ) -> tuple[Tensor, ...]:
     """See :func:`zerosum_ext._ops.user_metrics`."""
-    first, above, same, total, counts = (x.numpy() for x in (offset, greater, equal, candidates, popularity))
+    device = offset.device
+    first, above, same, total, counts = (x.cpu().numpy() for x in (offset, greater, equal, candidates, popularity))
     sizes = np.diff(first)
     group = np.repeat(np.arange(sizes.size), sizes)
     ranks = metrics.positive_ranks(group, -above, above, same, ties)  # more above is a lower score
@@ -150,7 +151,7 @@ def user_metrics(
         quantile = (place - 1) / (sizes[group] - 1)
         top_quantile = (popularity_rank[best] - 1) / (sizes - 1)
     correlation = metrics._grouped_spearman(group, sizes, counts, -above)
-    return tuple(torch.from_numpy(x) for x in (at_k, auc, right, correlation, top_quantile, quantile))
+    return tuple(torch.from_numpy(x).to(device) for x in (at_k, auc, right, correlation, top_quantile, quantile))
 
 
 def list_metrics(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
