@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
              "positives and excluded must have indices of one dtype");
   }
-  // The size of the results lies in memory: the one op that waits for the GPU.
+  // The size of the results lies in memory: here the op waits for the GPU.
   int64_t count = 0;
   ZX_CHECK(cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost, call.stream()) ==
                    cudaSuccess &&
