@@ -330,6 +330,8 @@ def measure(
         users = min(few, 200) if name in ("torchmetrics", "pandas") else min(few, 500)
         methods[name] = peer(user, item, train, test, users)
         scale[name] = test.num_users / users
+    if chosen is not None:
+        methods = {name: method for name, method in methods.items() if name in ("product", "evaluate", *chosen)}
     seconds = take_turns(methods, rounds=rounds, device=device)
     seconds = {name: values * scale[name] for name, values in seconds.items()}
     shape = f"{test.num_users} x {test.num_items}, {test.nnz / max(1, int((test.user_counts > 0).sum())):.3g} held out"
@@ -380,6 +382,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=8192, help="the first users of each data set; 0 for all")
     parser.add_argument("--data", nargs="*", help="only these, by the beginning of their names")
     parser.add_argument("--packages", nargs="*", default=["torchmetrics", "ranx", "pandas"], help="peers to measure")
+    parser.add_argument("--methods", nargs="*", help="beside product and evaluate only these; all by default")
     parser.add_argument("--merge", action="store_true", help="keep the other rows of OUTPUT.json")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

@@ -117,9 +117,9 @@ def scores_of(kind, rng, num_users, num_items):
 @pytest.mark.parametrize("op", [_ops.rank_scores, _ranking_reference.rank_scores])
 def test_rank_scores(kind, k, op):
     rng = np.random.default_rng(3)
-    scores = scores_of(kind, rng, 7, 2300)
-    positives, excluded = masks(rng, 7, 2300, 0.01, 0.1)
-    positives[3], excluded[3] = rng.random(2300) < 0.3, False  # many levels
+    scores = scores_of(kind, rng, 7, 5000)
+    positives, excluded = masks(rng, 7, 5000, 0.01, 0.1)
+    positives[3], excluded[3] = rng.random(5000) < 0.3, False  # many levels
     got = op(torch.from_numpy(scores), *where(positives, excluded), k)
     check(got, brute_force(scores, positives, excluded, k))
 
@@ -137,8 +137,8 @@ def test_any_layout_and_dtype(dtype):
 
 def test_a_user_does_not_depend_on_others_nor_on_threads():
     rng = np.random.default_rng(5)
-    factors = *(torch.from_numpy(rng.normal(size=(n, 10))).float() for n in (200, 2500)), None
-    positives, excluded = masks(rng, 200, 2500, 0.01, 0.1)
+    factors = *(torch.from_numpy(rng.normal(size=(n, 10))).float() for n in (200, 5000)), None
+    positives, excluded = masks(rng, 200, 5000, 0.01, 0.1)
     threads = torch.get_num_threads()
     whole = _ops.rank_factors(*factors, *where(positives, excluded), 20)
     try:
@@ -160,7 +160,7 @@ def test_a_user_does_not_depend_on_others_nor_on_threads():
 def test_tables_larger_than_a_slab():
     """Items are packed 64 MiB at a time: counts and lists go on from slab to slab."""
     rng = np.random.default_rng(6)
-    dim, num_items = 8192, 2100
+    dim, num_items = 4096, 4200
     factors = torch.zeros(5, dim), torch.zeros(num_items, dim), None
     factors[0][:, :3] = torch.from_numpy(rng.integers(-2, 3, (5, 3))).float()
     factors[1][:, :3] = torch.from_numpy(rng.integers(-2, 3, (num_items, 3))).float()
@@ -238,18 +238,19 @@ def test_other_instruction_sets(isa):
 @pytest.mark.parametrize("ties", ["average", "pessimistic", "optimistic"])
 def test_user_metrics(kind, ties):
     rng = np.random.default_rng(9)
-    scores = torch.from_numpy(scores_of(kind, rng, 60, 80))
-    positives, excluded = masks(rng, 60, 80, 0.1, 0.3)
-    positives[np.arange(60), rng.integers(80, size=60)] = True
+    scores = torch.from_numpy(scores_of(kind, rng, 60, 700))
+    positives, excluded = masks(rng, 60, 700, 0.02, 0.3)
+    positives[np.arange(60), rng.integers(700, size=60)] = True
+    positives[3] = rng.random(700) < 0.6  # more than are placed by comparing each with all
     arguments = where(positives, excluded)
     _, greater, equal, candidates, lists, _ = _ops.rank_scores(scores, *arguments, 10)
-    popularity = torch.from_numpy(rng.integers(0, 9, 80)).double()
+    popularity = torch.from_numpy(rng.integers(0, 9, 700)).double()
     cutoffs = torch.tensor([1, 5, 10, 1000])
     counts = (arguments[1], greater, equal, candidates, popularity[arguments[3].long()], cutoffs, ties)
     got, expected = _ops.user_metrics(*counts), _ranking_reference.user_metrics(*counts)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
-    values = torch.from_numpy(rng.normal(size=(3, 80)))
+    values = torch.from_numpy(rng.normal(size=(3, 700)))
     got, expected = (f(lists, values, cutoffs) for f in (_ops.list_metrics, _ranking_reference.list_metrics))
     torch.testing.assert_close(got[0], expected[0])
     assert torch.equal(got[1], expected[1])

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -14,16 +13,17 @@ namespace zx::cpu {
 template <class T>
 using int_of = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
-// n is followed by NaN up to a multiple of 64 values.
+constexpr int64_t kPlaceGroup = 16;
+
+// below[i]: how many of the n values are less than value i. Both arrays have room up to a multiple of 16.
 template <class T>
 struct CountBelow {
   ZX_HD static void run(const T* values, int64_t n, int32_t* below) {
-    const int64_t padded = (n + 63) / 64 * 64;
-    for (int64_t i = 0; i < n; ++i) {
-      const T value = values[i];
-      int_of<T> count = 0;
-      for (int64_t j = 0; j < padded; ++j) count += values[j] < value;
-      below[i] = static_cast<int32_t>(count);
+    for (int64_t i = 0; i < n; i += kPlaceGroup) {
+      int_of<T> count[kPlaceGroup] = {};
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t l = 0; l < kPlaceGroup; ++l) count[l] += values[j] < values[i + l];
+      for (int64_t l = 0; l < kPlaceGroup; ++l) below[i + l] = static_cast<int32_t>(count[l]);
     }
   }
 };
@@ -35,8 +35,9 @@ class Places {
   // Room for n numbers, to be written.
   T* start(int64_t n) {
     n_ = n;
-    values_.assign(static_cast<size_t>((n + 63) / 64 * 64), std::numeric_limits<T>::quiet_NaN());
-    below_.resize(static_cast<size_t>(n));
+    const size_t room = static_cast<size_t>((n + kPlaceGroup - 1) / kPlaceGroup * kPlaceGroup);
+    values_.resize(room);
+    below_.resize(room);
     return values_.data();
   }
 
