@@ -300,6 +300,7 @@ def measure(
     threads: int,
     packages: list[str],
     device: str,
+    chosen: list[str] | None,
 ) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     user, item = ((torch.randn(n, DIM, generator=generator) * 0.1).to(device) for n in test.shape)
@@ -393,7 +394,8 @@ def main() -> None:
         if arguments.data and not any(title.startswith(name) for name in arguments.data):
             continue
         train, test = (zx.Interactions.from_scipy(x.to_scipy()[: arguments.users or None]) for x in split)
-        rows += measure(title, train, test, arguments.rounds, arguments.threads, arguments.packages, device)
+        options = arguments.rounds, arguments.threads, arguments.packages, device, arguments.methods
+        rows += measure(title, train, test, *options)
     memory, memory_text = None, []
     if not on_gpu(device):
         memory = large_memory()
