@@ -1,6 +1,7 @@
 // Sampling on the CPU. What a sample is, is defined in csrc/common/sampler.h; here the same integers are computed for
-// 64 samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the samples
-// that a filter leaves open by a search in the row. The samples that were refused go on together to their next try.
+// 128 samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the
+// samples that a filter leaves open by a search in the row. The samples that were refused go on together to their next
+// try.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -15,7 +16,7 @@
 namespace zx::cpu {
 namespace {
 
-constexpr int kLanes = 64;
+constexpr int kLanes = 128;
 constexpr int64_t kRowsPerTask = 4096;
 
 // ---- Random bits of many samples ------------------------------------------------------------------------------------
@@ -87,57 +88,108 @@ struct RowLanes {
   uint64_t sample[kLanes];
 };
 
+// Those that still lack an item, closed up.
+struct OpenLanes : RowLanes {
+  int lane[kLanes];
+  uint64_t second[kLanes];  // draws that have not been looked at
+
+  ZX_HD void move(int from, int to) {
+    begin[to] = begin[from], count[to] = count[from], range[to] = range[from];
+    sample[to] = sample[from], lane[to] = lane[from], second[to] = second[from];
+  }
+};
+
 // Draws negative j of rows [row, row + n).
 template <class Items, class Index>
 struct NegativeLanes {
+  static constexpr uint64_t kTaken = 2;  // by a draw of the same sample, without replacement
+
   ZX_HD static void run(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int n, uint32_t j, int64_t* out) {
     const int64_t num_items = p.items.num_items;
-    int lane[kLanes], open = 0;
-    uint64_t sample[kLanes];
+    OpenLanes lanes;
+    static_cast<RowLanes&>(lanes) = rows;
+    bool rejection = true;
     for (int i = 0; i < n; ++i) {
-      lane[open] = i;
-      sample[open] = rows.sample[i];
-      open += draws_by_rejection(rows.count[i], num_items);
+      lanes.lane[i] = i;
+      rejection &= draws_by_rejection(rows.count[i], num_items);
     }
-    if (open < n) {
-      for (int i = 0; i < n; ++i)
-        if (!draws_by_rejection(rows.count[i], num_items)) exhaust(p, rows, i, j, out);
-    }
-    uint64_t draw[2][kLanes];
-    for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0; ++attempt) {
-      draw_lanes(p.key, sample, open, Items::kStream, j, attempt, draw[0], draw[1]);
-      for (int half = 0; half < 2 && open > 0; ++half) {
-        int64_t item[kLanes];
-        item_lanes(p.items, draw[half], open, item);
-        // One load from the filter for each lane. A clear bit settles it; of the others, those with an exact filter are
-        // refused and those with a hashed one are looked up in the row.
-        uint64_t word[kLanes], bit[kLanes], exact[kLanes];
-        for (int t = 0; t < open; ++t) {
-          const uint64_t range = rows.range[lane[t]];
-          const uint64_t position = filter_bit(range, item[t]);
-          exact[t] = range == 0;
-          word[t] = static_cast<uint64_t>(rows.begin[lane[t]]) + (position >> 4);
-          bit[t] = position & 15;
-        }
-        for (int t = 0; t < open; ++t) word[t] = p.filter[word[t]];
-        for (int t = 0; t < open; ++t) word[t] = (word[t] >> bit[t]) & 1;
-        int left = 0;
-        for (int t = 0; t < open; ++t) {
-          const int i = lane[t];
-          bool refused = word[t] != 0;
-          if (refused && !exact[t])
-            refused = row_contains(Row<Index>{p.indices + rows.begin[i], rows.count[i]}, item[t]);
-          if (!p.replacement && j > 0 && !refused) refused = is_among(out + i * p.k, j, item[t]);
-          out[i * p.k + j] = item[t];
-          lane[left] = i;
-          sample[left] = sample[t];
-          draw[1][left] = draw[1][t];
-          left += refused;
-        }
-        open = left;
+    int open = n;
+    if (!rejection) {
+      open = 0;
+      for (int i = 0; i < n; ++i) {
+        const bool drawn = draws_by_rejection(rows.count[i], num_items);
+        lanes.move(i, open);
+        open += drawn;
+        if (!drawn) exhaust(p, rows, i, j, out);
       }
     }
-    for (int t = 0; t < open; ++t) exhaust(p, rows, lane[t], j, out);
+    uint64_t first[kLanes];
+    for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0; ++attempt) {
+      draw_lanes(p.key, lanes.sample, open, Items::kStream, j, attempt, first, lanes.second);
+      open = try_items(p, lanes, open, n, first, j, out);
+      if (open > 0) open = try_items(p, lanes, open, n, lanes.second, j, out);
+    }
+    for (int t = 0; t < open; ++t) exhaust(p, rows, lanes.lane[t], j, out);
+  }
+
+  // Gives every open lane the item of its draw; returns how many were refused, and closes these up.
+  ZX_HD static int try_items(const NegativeProblem<Items, Index>& p, OpenLanes& lanes, int open, int n,
+                             const uint64_t* draw, uint32_t j, int64_t* out) {
+    int64_t item[kLanes];
+    item_lanes(p.items, draw, open, item);
+    // One load from the filter for each lane. A clear bit settles it; of the others, those with an exact filter are
+    // refused and those with a hashed one are looked up in the row.
+    uint64_t word[kLanes], bit[kLanes];
+    for (int t = 0; t < open; ++t) {
+      const uint64_t position = filter_bit(lanes.range[t], item[t]);
+      word[t] = static_cast<uint64_t>(lanes.begin[t]) + (position >> 4);
+      bit[t] = position & 15;
+    }
+    for (int t = 0; t < open; ++t) word[t] = p.filter[word[t]];
+    for (int t = 0; t < open; ++t) word[t] = (word[t] >> bit[t]) & 1;
+    if (!p.replacement && j > 0)
+      for (int t = 0; t < open; ++t)
+        if (is_among(out + lanes.lane[t] * p.k, j, item[t])) word[t] = kTaken;
+    if (open == n)
+      for (int t = 0; t < n; ++t) out[t * p.k + j] = item[t];
+    else
+      for (int t = 0; t < open; ++t) out[lanes.lane[t] * p.k + j] = item[t];
+    int hit[kLanes], doubtful[kLanes], hits = 0, doubts = 0, left = 0;
+    for (int t = 0; t < open; ++t) {
+      hit[hits] = t;
+      hits += word[t] != 0;
+    }
+    for (int h = 0; h < hits; ++h) {
+      doubtful[doubts] = hit[h];
+      doubts += word[hit[h]] != kTaken && lanes.range[hit[h]] != 0;
+    }
+    if (doubts > 0) look_up(p, lanes, item, doubtful, doubts, word);
+    for (int h = 0; h < hits; ++h) {
+      lanes.move(hit[h], left);
+      left += word[hit[h]] != 0;
+    }
+    return left;
+  }
+
+  // Whether the rows of those lanes hold their items. All binary searches go on step by step together: each step of one
+  // waits for memory, and nothing but the number of steps is a branch.
+  ZX_HD static void look_up(const NegativeProblem<Items, Index>& p, const RowLanes& rows, const int64_t* item,
+                            const int* doubtful, int n, uint64_t* held) {
+    int64_t base[kLanes], size[kLanes], wanted[kLanes], longest = 0;
+    for (int d = 0; d < n; ++d) {
+      const int t = doubtful[d];
+      const bool empty = rows.count[t] == 0;  // such a row has no bit of its own, and no item to be compared with
+      base[d] = empty ? 0 : rows.begin[t], size[d] = std::max<int64_t>(1, rows.count[t]);
+      wanted[d] = empty ? -1 : item[t];
+      longest = std::max(longest, size[d]);
+    }
+    for (; longest > 1; longest -= longest >> 1)
+      for (int d = 0; d < n; ++d) {  // the item is at base .. base + size, if anywhere
+        const int64_t half = size[d] >> 1;
+        base[d] += static_cast<int64_t>(p.indices[base[d] + half]) <= wanted[d] ? half : 0;
+        size[d] -= half;
+      }
+    for (int d = 0; d < n; ++d) held[doubtful[d]] = static_cast<int64_t>(p.indices[base[d]]) == wanted[d];
   }
 
   ZX_HD static void exhaust(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int i, uint32_t j,
