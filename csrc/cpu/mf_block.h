@@ -14,17 +14,17 @@
 
 namespace zx::cpu {
 
-// Tables and samples of a problem. C: compute_t<S>.
-template <class S, class C>
+// Tables and samples of a problem. C: compute_t<S>; Id: of the samples' rows.
+template <class S, class C, class Id = int64_t>
 struct MfInputs {
   const S* user = nullptr;       // [num_users, dim]
   const S* item = nullptr;       // [num_items, dim]
   const S* bias = nullptr;       // [num_items] or absent
   const C* constants = nullptr;  // [num_items] or absent: what a loss takes beside each item
   int64_t dim = 0;
-  const int64_t* users = nullptr;      // [samples]
-  const int64_t* positives = nullptr;  // [samples, num_positives]
-  const int64_t* negatives = nullptr;  // [samples, num_negatives]
+  const Id* users = nullptr;      // [samples]
+  const Id* positives = nullptr;  // [samples, num_positives]
+  const Id* negatives = nullptr;  // [samples, num_negatives]
   int64_t num_positives = 1, num_negatives = 1;
 
   ZX_HD int64_t items() const { return num_positives + num_negatives; }
@@ -61,21 +61,22 @@ struct MfBlockBuffers {
 
 // Scores and item rows of n samples: sample i of the block is number order[i], or first + i without an order. kWrite:
 // the rows will be written, and are fetched as such.
-template <class S, class C, bool kWrite = false>
+template <class S, class C, bool kWrite = false, class Id = int64_t>
 struct MfScores {
-  static constexpr int64_t kAhead = 16;  // samples whose rows are on their way
+  static constexpr int64_t kFar = 16, kNear = 4;  // samples whose rows are on their way, and rows to be written
 
-  ZX_HD static void run(const MfInputs<S, C>* inputs, const uint32_t* order, int64_t first, int64_t n, int64_t limit,
-                        bool planes, MfBlockBuffers<S, C>* buffers) {
-    const MfInputs<S, C>& in = *inputs;
+  ZX_HD static void run(const MfInputs<S, C, Id>* inputs, const uint32_t* order, int64_t first, int64_t n,
+                        int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
+    const MfInputs<S, C, Id>& in = *inputs;
     const int64_t positives = in.num_positives, k = in.num_negatives, dim = in.dim;
     const S** rows = buffers->rows.data();
     C *pos = buffers->pos.data(), *neg = buffers->neg.data();
     C *aux_pos = buffers->aux_pos.data(), *aux_neg = buffers->aux_neg.data();
     for (int64_t i = 0; i < n; ++i) {
-      if (i + kAhead < limit) prefetch(in, order != nullptr ? order[i + kAhead] : first + i + kAhead);
+      if (i + kFar < limit) prefetch<false>(in, order != nullptr ? order[i + kFar] : first + i + kFar);
+      if (kWrite && i + kNear < limit) prefetch<true>(in, order != nullptr ? order[i + kNear] : first + i + kNear);
       const int64_t sample = order != nullptr ? order[i] : first + i;
-      const S* user = in.user + in.users[sample] * dim;
+      const S* user = in.user + static_cast<int64_t>(in.users[sample]) * dim;
       for (int64_t j = 0; j < positives; ++j) {
         const int64_t item = in.positives[sample * positives + j];
         const S* row = in.item + item * dim;
@@ -94,13 +95,20 @@ struct MfScores {
     }
   }
 
-  ZX_HD static void prefetch(const MfInputs<S, C>& in, int64_t sample) {
-    prefetch_row<kWrite>(in.user + in.users[sample] * in.dim, in.dim);
+  // (Not a lambda: the compiler takes one that does nothing but fetch for one that does nothing.)
+  template <bool kFetchToWrite>
+  ZX_HD static void fetch_item(const MfInputs<S, C, Id>& in, int64_t item) {
+    prefetch_row<kFetchToWrite>(in.item + item * in.dim, in.dim);
+  }
+
+  template <bool kFetchToWrite>
+  ZX_HD static void prefetch(const MfInputs<S, C, Id>& in, int64_t sample) {
+    prefetch_row<kFetchToWrite>(in.user + static_cast<int64_t>(in.users[sample]) * in.dim, in.dim);
     for (int64_t j = 0; j < in.num_positives; ++j)
-      prefetch_row<kWrite>(in.item + in.positives[sample * in.num_positives + j] * in.dim, in.dim);
+      fetch_item<kFetchToWrite>(in, in.positives[sample * in.num_positives + j]);
     // Of many negatives the hardware sees the first few coming; the others follow while these are worked on.
     for (int64_t j = 0; j < std::min<int64_t>(in.num_negatives, 4); ++j)
-      prefetch_row<kWrite>(in.item + in.negatives[sample * in.num_negatives + j] * in.dim, in.dim);
+      fetch_item<kFetchToWrite>(in, in.negatives[sample * in.num_negatives + j]);
   }
 };
 
@@ -184,6 +192,10 @@ template <class S, class C>
 inline void gather_coefficients(MfBlockBuffers<S, C>& buffers, int64_t n, int64_t positives, int64_t k, bool planes) {
   C* out = buffers.coefficient.data();
   const C *d_pos = buffers.d_pos.data(), *d_neg = buffers.d_neg.data();
+  if (positives == 1 && k == 1) {
+    for (int64_t i = 0; i < n; ++i) out[2 * i] = d_pos[i], out[2 * i + 1] = d_neg[i];
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < positives; ++j) *out++ = d_pos[j * n + i];
     for (int64_t j = 0; j < k; ++j) *out++ = d_neg[planes ? j * n + i : i * k + j];

@@ -2,10 +2,10 @@
 // updated tables.
 //
 // Exact steps have the semantics of mini-batches, and the same bits for any number of threads. The samples of a batch
-// are sorted by user, and their positions by item. A first pass over the users' samples computes scores, loss and the
-// users' gradients while the rows are in the cache; a second one over the items' positions sums the gradient of each
-// item, and, but for dense Adam, updates its row at once: nobody reads it any more. The users' rows, which the second
-// pass needs as they were, are updated last.
+// are grouped by user, and their positions by item. A first pass over the users' samples computes scores, loss and the
+// users' gradients while the rows are in the cache, and leaves each derivative, with its user, where the item's group
+// will look for it; a second one over these sums the gradient of each item, and, but for dense Adam, updates its row at
+// once: nobody reads it any more. The users' rows, which the second pass needs as they were, are updated last.
 //
 // Hogwild steps [RRWN11] know no batches: each thread takes samples, sixteen at a time, and writes their rows as soon
 // as their loss is known. Threads do not wait for each other; where two write one row at once, an update may be lost.
@@ -22,7 +22,8 @@
 namespace zx::cpu {
 namespace {
 
-constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are summed at a time: an L1 cache full
+constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are scored at a time: an L1 cache full
+constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as many more are on their way
 constexpr int64_t kTaskScores = 1024;    // scores below which a second thread costs more than it saves
 // Scores of a batch below which one thread does it all. Threads meet four times a step; beside other processes each of
 // these can take longer than the whole step of one thread.
@@ -57,11 +58,11 @@ struct RowEnd {
 };
 
 // The sums of the segments over entries [from, from + n) of all, `width` (factor, row) pairs each. `segment` is where
-// the last call stopped. sum: scratch of a row, which keeps a segment's beginning between calls.
+// the last call stopped, of `count` in all. sum: scratch of a row, which keeps a segment's beginning between calls.
 template <Optimizer kKind>
 struct SegmentSums {
-  ZX_HD static void run(const RowEnd* row_end, const Segment* segments, int64_t* segment, int64_t from, int64_t n,
-                        int64_t width, const float* factor, const float* const* rows, float* sum) {
+  ZX_HD static void run(const RowEnd* row_end, const Segment* segments, int64_t count, int64_t* segment, int64_t from,
+                        int64_t n, int64_t width, const float* factor, const float* const* rows, float* sum) {
     const RowEnd& end = *row_end;
     const int64_t dim = end.dim;
     int64_t s = *segment;
@@ -71,6 +72,7 @@ struct SegmentSums {
       float* to = end.out != nullptr ? end.out + s * dim : sum;
       weighted_sum(to, factor + skip, rows + skip, (stop - at) * width, dim, at > seg.begin);
       if (stop == seg.end) {
+        if (end.out == nullptr && s + kRowsAhead < count) fetch(end, segments[s + kRowsAhead].row * dim);
         if (end.decay != 0)
           add_scaled(to, end.decay * static_cast<float>(seg.end - seg.begin), end.table + seg.row * dim, dim);
         if (end.longest > 0) clip(to, dim, end.longest);
@@ -80,6 +82,13 @@ struct SegmentSums {
       at = stop;
     }
     *segment = s;
+  }
+
+  // The row that will be updated, and its state.
+  ZX_HD static void fetch(const RowEnd& end, int64_t at) {
+    prefetch_row<true>(end.values + at, end.dim);
+    if (end.first != nullptr) prefetch_row<true>(end.first + at, end.dim);
+    if (end.second != nullptr) prefetch_row<true>(end.second + at, end.dim);
   }
 
   ZX_HD static void clip(float* row, int64_t dim, float longest) {
@@ -94,17 +103,20 @@ struct SegmentSums {
   }
 };
 
-// The (factor, user row) pairs of item positions order[from .. from + n), their rows on the way to the cache.
-struct ItemEntries {
-  ZX_HD static void run(const Inputs* in, const uint32_t* order, int64_t n, const float* coefficient, float* factor,
+// What a position of an item adds to its gradient: a derivative times a user's row.
+struct Entry {
+  float coefficient;
+  uint32_t user;
+};
+
+// n entries as (factor, row) pairs, the rows on their way to the cache.
+struct EntryRows {
+  ZX_HD static void run(const float* user, int64_t dim, const Entry* entries, int64_t n, float* factor,
                         const float** rows) {
-    const uint32_t items = static_cast<uint32_t>(in->items());
     for (int64_t i = 0; i < n; ++i) {
-      const uint32_t position = order[i];
-      const uint32_t sample = items == 2 ? position >> 1 : position / items;
-      factor[i] = coefficient[position];
-      rows[i] = in->user + in->users[sample] * in->dim;
-      prefetch_row<false>(rows[i], in->dim);
+      factor[i] = entries[i].coefficient;
+      rows[i] = user + entries[i].user * dim;
+      prefetch_row<false>(rows[i], dim);
     }
   }
 };
@@ -119,59 +131,133 @@ struct LossCall {
   bool planes() const { return shape == Shape::kQuad; }
 };
 
+// What exact steps keep their numbers in, from batch to batch and from call to call: memory that is given back to the
+// system costs page faults when it is asked for again.
+struct Workspace {
+  RowGroups by_user, by_item;
+  std::vector<int64_t> cuts, user_rows, item_rows;
+  std::vector<double> sums;
+  std::vector<uint32_t> order, users, positives, negatives;  // of the batch, grouped by user
+  std::vector<uint32_t> place;                               // of each position, among the entries
+  std::vector<Entry> entries;                                // grouped by item
+  std::vector<float> user_sums, item_sums, bias_sums;
+
+  // Of the vectors that grow most.
+  size_t bytes() const {
+    return sizeof(float) * (user_sums.capacity() + item_sums.capacity() + negatives.capacity() + place.capacity()) +
+           sizeof(Entry) * entries.capacity();
+  }
+};
+constexpr size_t kKeptBytes = size_t{64} << 20;
+
 class ExactTrainer {
  public:
   ExactTrainer(const LossCall& loss, Optimizer kind, bool mean, double l2, double longest, Table& user, Table& item,
-               Table& bias)
-      : loss_(loss), kind_(kind), mean_(mean), l2_(l2), longest_(longest), user_(user), item_(item), bias_(bias) {}
+               Table& bias, Workspace& own)
+      : loss_(loss),
+        kind_(kind),
+        mean_(mean),
+        l2_(l2),
+        longest_(longest),
+        user_(user),
+        item_(item),
+        bias_(bias),
+        own_(own) {}
 
   // Trains on one batch; returns its loss (summed, or the mean).
   double step(const Inputs& in, int64_t samples, int64_t steps_before) {
     const int64_t items = in.items();
-    coefficient_.resize(static_cast<size_t>(samples * items));
-    const auto sort = [&](int64_t side) {
-      if (side == 0) by_user_.sort(samples, user_.rows, [&](int64_t b) { return in.users[b]; });
-      if (side == 1 && (item_.wanted || bias_.wanted)) {
-        if (items == 2)
-          by_item_.sort(samples * 2, item_.rows,
-                        [&](int64_t at) { return (at & 1) != 0 ? in.negatives[at >> 1] : in.positives[at >> 1]; });
-        else
-          by_item_.sort(samples * items, item_.rows, [&](int64_t at) { return in.item_at(at / items, at % items); });
-      }
-    };
     alone_ = samples * items < kSerialScores;
-    for_each_block(2, alone_ ? 2 : 1, sort);
+    for_each_block(2, alone_ ? 2 : 1, [&](int64_t side) {
+      if (side == 0) group_by_user(in, samples);
+      if (side == 1 && (item_.wanted || bias_.wanted)) group_by_item(in, samples);
+    });
     const double values = static_cast<double>(samples * loss_.values_per_sample(in.num_negatives));
     const float decay = static_cast<float>(mean_ ? l2_ / static_cast<double>(samples) : l2_);
-    const double total = pass_users(in, static_cast<float>(mean_ && values > 0 ? 1 / values : 1), decay);
-    if (item_.wanted || bias_.wanted) pass_items(in, decay, steps_before);
+    const double total = pass_users(grouped(in), static_cast<float>(mean_ && values > 0 ? 1 / values : 1), decay);
+    if (item_.wanted || bias_.wanted) pass_items(decay, steps_before);
     if (user_.wanted) {
-      user_rows_.clear();
-      for (const Segment& s : by_user_.segments()) user_rows_.push_back(s.row);
-      apply(user_, user_rows_, user_sums_.data(), steps_before);
+      own_.user_rows.clear();
+      for (const Segment& s : own_.by_user.segments()) own_.user_rows.push_back(s.row);
+      apply(user_, own_.user_rows, own_.user_sums.data(), steps_before);
     }
     return mean_ && values > 0 ? total / values : total;
   }
 
  private:
+  // The batch in the order of its users.
+  using Grouped = MfInputs<float, float, uint32_t>;
+
+  void group_by_user(const Inputs& in, int64_t samples) {
+    const int64_t positives = in.num_positives, k = in.num_negatives;
+    own_.order.resize(static_cast<size_t>(samples)), own_.users.resize(static_cast<size_t>(samples));
+    own_.positives.resize(static_cast<size_t>(samples * positives)),
+        own_.negatives.resize(static_cast<size_t>(samples * k));
+    const bool ascending = kind_ == Optimizer::kAdam;
+    const auto row = [&](int64_t b) { return in.users[b]; };
+    uint32_t *order = own_.order.data(), *users = own_.users.data();
+    uint32_t *to_positives = own_.positives.data(), *to_negatives = own_.negatives.data();
+    const auto sample = [&](int64_t b, int64_t to) {
+      order[to] = static_cast<uint32_t>(b);
+      users[to] = static_cast<uint32_t>(in.users[b]);
+    };
+    if (positives == 1 && k == 1)
+      own_.by_user.group(samples, user_.rows, ascending, row, [&](int64_t b, int64_t to) {
+        sample(b, to);
+        to_positives[to] = static_cast<uint32_t>(in.positives[b]);
+        to_negatives[to] = static_cast<uint32_t>(in.negatives[b]);
+      });
+    else
+      own_.by_user.group(samples, user_.rows, ascending, row, [&](int64_t b, int64_t to) {
+        sample(b, to);
+        for (int64_t j = 0; j < positives; ++j)
+          to_positives[to * positives + j] = static_cast<uint32_t>(in.positives[b * positives + j]);
+        for (int64_t j = 0; j < k; ++j) to_negatives[to * k + j] = static_cast<uint32_t>(in.negatives[b * k + j]);
+      });
+  }
+
+  void group_by_item(const Inputs& in, int64_t samples) {
+    const int64_t items = in.items(), n = samples * items;
+    const bool ascending = kind_ == Optimizer::kAdam;
+    own_.place.resize(static_cast<size_t>(n)), own_.entries.resize(static_cast<size_t>(n));
+    uint32_t* places = own_.place.data();
+    const auto place = [&](int64_t at, int64_t to) { places[at] = static_cast<uint32_t>(to); };
+    if (items == 2)
+      own_.by_item.group(
+          n, item_.rows, ascending,
+          [&](int64_t at) { return (at & 1) != 0 ? in.negatives[at >> 1] : in.positives[at >> 1]; }, place);
+    else
+      own_.by_item.group(
+          n, item_.rows, ascending, [&](int64_t at) { return in.item_at(at / items, at % items); }, place);
+  }
+
+  Grouped grouped(const Inputs& in) const {
+    Grouped out;
+    out.user = in.user, out.item = in.item, out.bias = in.bias, out.constants = in.constants, out.dim = in.dim;
+    out.users = own_.users.data(), out.positives = own_.positives.data(), out.negatives = own_.negatives.data();
+    out.num_positives = in.num_positives, out.num_negatives = in.num_negatives;
+    return out;
+  }
+
   // Calls pass(first segment, last) for runs of segments that hold enough positions each.
   template <class F>
   void for_runs(const RowGroups& groups, int64_t positions, const F& pass) {
-    groups.cut(std::max<int64_t>(1, positions), &cuts_);
-    const int64_t runs = static_cast<int64_t>(cuts_.size()) - 1;
-    sums_.assign(static_cast<size_t>(std::max<int64_t>(0, runs)), 0.0);
-    for_each_block(runs, alone_ ? runs : 1, [&](int64_t run) { sums_[run] = pass(cuts_[run], cuts_[run + 1]); });
+    groups.cut(std::max<int64_t>(1, positions), &own_.cuts);
+    const int64_t runs = static_cast<int64_t>(own_.cuts.size()) - 1;
+    own_.sums.assign(static_cast<size_t>(std::max<int64_t>(0, runs)), 0.0);
+    for_each_block(runs, alone_ ? runs : 1,
+                   [&](int64_t run) { own_.sums[run] = pass(own_.cuts[run], own_.cuts[run + 1]); });
   }
 
-  double pass_users(const Inputs& in, float scale, float decay) {
+  double pass_users(const Grouped& in, float scale, float decay) {
     const int64_t items = in.items(), k = in.num_negatives;
-    if (user_.wanted) user_sums_.resize(by_user_.segments().size() * static_cast<size_t>(in.dim));
-    const RowEnd end{user_.values, in.dim, decay, static_cast<float>(longest_), user_sums_.data(), {}, {}, {}, {}};
-    const uint32_t* order = by_user_.order().data();
+    if (user_.wanted) own_.user_sums.resize(own_.by_user.segments().size() * static_cast<size_t>(in.dim));
+    const RowEnd end{user_.values, in.dim, decay, static_cast<float>(longest_), own_.user_sums.data(), {}, {}, {}, {}};
+    const bool left = item_.wanted || bias_.wanted;  // anything to do for the items
     const int64_t block =
         std::max<int64_t>(1, std::min(kTaskScores / items, kSegmentWords / std::max<int64_t>(1, in.dim * (items + 1))));
-    for_runs(by_user_, kTaskScores / items, [&](int64_t from, int64_t to) {
-      const Segment* segments = by_user_.segments().data();
+    for_runs(own_.by_user, kTaskScores / items, [&](int64_t from, int64_t to) {
+      const Segment* segments = own_.by_user.segments().data();
       const int64_t last = segments[to - 1].end;
       Buffers buffers;
       buffers.reserve(block, in.num_positives, k);
@@ -179,84 +265,106 @@ class ExactTrainer {
       double total = 0;
       for (int64_t first = segments[from].begin; first < last; first += block) {
         const int64_t n = std::min(block, last - first);
-        simd<MfScores<float, float>>(&in, order + first, int64_t{0}, n, last - first, loss_.planes(), &buffers);
+        const uint32_t* unordered = nullptr;
+        simd<MfScores<float, float, false, uint32_t>>(&in, unordered, first, n, last - first, loss_.planes(), &buffers);
         const float* unweighted = nullptr;
         total += loss_.evaluate(buffers, n, k, in.constants != nullptr, unweighted, scale, loss_.params);
         gather_coefficients(buffers, n, in.num_positives, k, loss_.planes());
         const float* c = buffers.coefficient.data();
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t j = 0; j < items; ++j) coefficient_[order[first + i] * items + j] = c[i * items + j];
+        if (left) leave(first, n, items, c);
         if (user_.wanted) {
           float* none = nullptr;
-          simd<SegmentSums<Optimizer::kAdam>>(&end, segments, &segment, first, n, items, c,
+          simd<SegmentSums<Optimizer::kAdam>>(&end, segments, to, &segment, first, n, items, c,
                                               static_cast<const float* const*>(buffers.rows.data()), none);
         }
       }
       return total;
     });
     double total = 0;
-    for (const double sum : sums_) total += sum;
+    for (const double sum : own_.sums) total += sum;
     return total;
   }
 
-  void pass_items(const Inputs& in, float decay, int64_t steps_before) {
+  // Puts the derivatives c [n, items] of samples [first, first + n) where their items' groups are.
+  void leave(int64_t first, int64_t n, int64_t items, const float* c) {
+    const uint32_t *order = own_.order.data() + first, *users = own_.users.data() + first;
+    const uint32_t* place = own_.place.data();
+    Entry* entries = own_.entries.data();
+    if (items == 2) {
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = 2 * static_cast<int64_t>(order[i]);
+        entries[place[at]] = {c[2 * i], users[i]};
+        entries[place[at + 1]] = {c[2 * i + 1], users[i]};
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < items; ++j) entries[place[order[i] * items + j]] = {c[i * items + j], users[i]};
+    }
+  }
+
+  void pass_items(float decay, int64_t steps_before) {
     switch (kind_) {
       case Optimizer::kSgd:
-        return pass_items<Optimizer::kSgd>(in, decay, steps_before);
+        return pass_items<Optimizer::kSgd>(decay, steps_before);
       case Optimizer::kAdagrad:
-        return pass_items<Optimizer::kAdagrad>(in, decay, steps_before);
+        return pass_items<Optimizer::kAdagrad>(decay, steps_before);
       case Optimizer::kAdam:
-        return pass_items<Optimizer::kAdam>(in, decay, steps_before);
+        return pass_items<Optimizer::kAdam>(decay, steps_before);
       case Optimizer::kLazyAdam:
-        return pass_items<Optimizer::kLazyAdam>(in, decay, steps_before);
+        return pass_items<Optimizer::kLazyAdam>(decay, steps_before);
     }
   }
 
   template <Optimizer kKind>
-  void pass_items(const Inputs& in, float decay, int64_t steps_before) {
-    const std::vector<Segment>& segments = by_item_.segments();
+  void pass_items(float decay, int64_t steps_before) {
+    const std::vector<Segment>& segments = own_.by_item.segments();
     const int64_t count = static_cast<int64_t>(segments.size());
     const bool sweep = kKind == Optimizer::kAdam;
-    if (sweep && item_.wanted) item_sums_.resize(static_cast<size_t>(count * in.dim));
-    if (bias_.wanted) bias_sums_.resize(static_cast<size_t>(count));
+    const int64_t dim = user_.dim;
+    if (sweep && item_.wanted) own_.item_sums.resize(static_cast<size_t>(count * dim));
+    if (bias_.wanted) own_.bias_sums.resize(static_cast<size_t>(count));
     const float longest = static_cast<float>(longest_);
     const RowEnd end{item_.values,
-                     in.dim,
+                     dim,
                      decay,
                      longest,
-                     sweep ? item_sums_.data() : nullptr,
+                     sweep ? own_.item_sums.data() : nullptr,
                      item_.wanted ? item_.rule(kKind, steps_before) : UpdateRule{},
                      item_.values,
                      item_.first,
                      item_.second};
-    const uint32_t* order = by_item_.order().data();
-    const int64_t block = std::max<int64_t>(1, kSegmentWords / std::max<int64_t>(1, in.dim));
-    for_runs(by_item_, kTaskScores, [&](int64_t from, int64_t to) {
-      const int64_t last = segments[to - 1].end;
-      std::vector<float> factor(static_cast<size_t>(block)), sum(static_cast<size_t>(in.dim));
-      std::vector<const float*> rows(static_cast<size_t>(block));
+    const int64_t block = std::max<int64_t>(1, kEntryWords / std::max<int64_t>(1, dim));
+    for_runs(own_.by_item, kTaskScores, [&](int64_t from, int64_t to) {
+      const int64_t begin = segments[from].begin, last = segments[to - 1].end;
+      std::vector<float> factor(static_cast<size_t>(2 * block)), sum(static_cast<size_t>(dim));
+      std::vector<const float*> rows(static_cast<size_t>(2 * block));
+      // Two halves take turns: the rows of one are on their way while those of the other are summed.
+      const auto fetch = [&](int64_t first, int64_t half) {
+        simd<EntryRows>(static_cast<const float*>(user_.values), dim,
+                        static_cast<const Entry*>(own_.entries.data()) + first, std::min(block, last - first),
+                        factor.data() + half, rows.data() + half);
+      };
       int64_t segment = from;
-      for (int64_t first = segments[from].begin; first < last && item_.wanted; first += block) {
-        const int64_t n = std::min(block, last - first);
-        simd<ItemEntries>(&in, order + first, n, static_cast<const float*>(coefficient_.data()), factor.data(),
-                          rows.data());
-        simd<SegmentSums<kKind>>(&end, segments.data(), &segment, first, n, int64_t{1},
-                                 static_cast<const float*>(factor.data()),
-                                 static_cast<const float* const*>(rows.data()), sum.data());
+      if (item_.wanted) fetch(begin, 0);
+      for (int64_t first = begin, half = 0; first < last && item_.wanted; first += block, half = block - half) {
+        if (first + block < last) fetch(first + block, block - half);
+        simd<SegmentSums<kKind>>(&end, segments.data(), count, &segment, first, std::min(block, last - first),
+                                 int64_t{1}, static_cast<const float*>(factor.data()) + half,
+                                 static_cast<const float* const*>(rows.data()) + half, sum.data());
       }
       for (int64_t s = from; s < to && bias_.wanted; ++s) {
         float total = 0;
-        for (int64_t at = segments[s].begin; at < segments[s].end; ++at) total += coefficient_[order[at]];
+        for (int64_t at = segments[s].begin; at < segments[s].end; ++at) total += own_.entries[at].coefficient;
         if (longest > 0) total = std::max(-longest, std::min(longest, total));
-        bias_sums_[s] = total;
+        own_.bias_sums[s] = total;
       }
       return 0.0;
     });
-    item_rows_.clear();
+    own_.item_rows.clear();
     if (sweep || bias_.wanted)
-      for (const Segment& s : segments) item_rows_.push_back(s.row);
-    if (sweep && item_.wanted) apply(item_, item_rows_, item_sums_.data(), steps_before);
-    if (bias_.wanted) apply(bias_, item_rows_, bias_sums_.data(), steps_before);
+      for (const Segment& s : segments) own_.item_rows.push_back(s.row);
+    if (sweep && item_.wanted) apply(item_, own_.item_rows, own_.item_sums.data(), steps_before);
+    if (bias_.wanted) apply(bias_, own_.item_rows, own_.bias_sums.data(), steps_before);
   }
 
   void apply(const Table& t, const std::vector<int64_t>& rows, const float* sums, int64_t steps_before) {
@@ -269,10 +377,7 @@ class ExactTrainer {
   bool mean_, alone_ = false;
   double l2_, longest_;
   Table &user_, &item_, &bias_;
-  RowGroups by_user_, by_item_;
-  std::vector<int64_t> cuts_, user_rows_, item_rows_;
-  std::vector<double> sums_;
-  std::vector<float> coefficient_, user_sums_, item_sums_, bias_sums_;
+  Workspace& own_;
 };
 
 // ---- Hogwild --------------------------------------------------------------------------------------------------------
@@ -419,13 +524,15 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
   }
   const int64_t steps = (samples + batch_size - 1) / batch_size;
   Tensor losses = new_tensor(users, {steps}, ScalarType::Double);
-  ExactTrainer trainer(call, kind, mean, l2, longest, user, item, bias);
+  static thread_local Workspace workspace;
+  ExactTrainer trainer(call, kind, mean, l2, longest, user, item, bias, workspace);
   for (int64_t step = 0; step < steps; ++step) {
     Inputs batch = in;
     const int64_t first = step * batch_size;
     batch.users += first, batch.positives += first * in.num_positives, batch.negatives += first * k;
     data<double>(losses)[step] = trainer.step(batch, std::min(batch_size, samples - first), step);
   }
+  if (workspace.bytes() > kKeptBytes) workspace = {};
   return losses;
 }
 

@@ -16,7 +16,7 @@ template <bool kWrite, class S>
 ZX_HD void prefetch_row(const S* row, int64_t dim) {
   const char* bytes = reinterpret_cast<const char*>(row);
   for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(S)); at += kCacheLine)
-    __builtin_prefetch(bytes + at, kWrite, 3);
+    __builtin_prefetch(bytes + at, kWrite, kWrite ? 3 : 2);
 }
 
 // Sixteen running sums. As a vector of the compiler's they stay in registers, whatever the width of the machine's; the

@@ -1,5 +1,6 @@
-// Groups the positions of a batch by the row that they name: a stable sort, by counting where the table is small beside
-// the batch, else a radix sort of (row, position) pairs.
+// Groups the positions of a batch by the row that they name, those of a row in the order of the batch: by counting
+// where the table is small beside the batch, else by a radix sort of (row, position) pairs, or by counting only what
+// the batch touches where rows need not be ascending.
 #pragma once
 
 #include <algorithm>
@@ -18,14 +19,26 @@ struct Segment {
 
 class RowGroups {
  public:
-  // Sorts positions 0 .. n-1 by row_of(position), each in [0, rows); rows and n below 2^32. Buffers are kept.
+  // Groups positions 0 .. n-1 by row_of(position), each in [0, rows), rows ascending; rows and n below 2^32. Buffers
+  // are kept.
   template <class F>
   void sort(int64_t n, int64_t rows, const F& row_of) {
+    order_.resize(static_cast<size_t>(n));
+    group(n, rows, true, row_of, [&](int64_t at, int64_t place) { order_[place] = static_cast<uint32_t>(at); });
+  }
+
+  // The same, but calls place(position, its place in the order) instead of keeping the order. Where a batch touches few
+  // of the rows these come, unless they must be ascending, as the batch names them, at a cost that does not depend on
+  // the table.
+  template <class F, class P>
+  void group(int64_t n, int64_t rows, bool ascending, const F& row_of, const P& place) {
     ZX_CHECK(rows <= kLargest && n <= kLargest, "tables and batches must have fewer than 2^32 rows");
-    if (rows <= kCountedRows && rows <= 4 * n)
-      sort_by_counting(n, rows, row_of);
+    if (rows <= kCountedRows && rows <= (ascending ? 4 * n : n))
+      by_counting(n, rows, row_of, place);
+    else if (!ascending && rows <= kTouchedRows)
+      by_touch(n, rows, row_of, place);
     else
-      sort_by_digits(n, rows, row_of);
+      by_digits(n, rows, row_of, place);
   }
 
   const std::vector<uint32_t>& order() const { return order_; }
@@ -45,10 +58,9 @@ class RowGroups {
 
  private:
   // One counter a row: no digits, no pairs to move.
-  template <class F>
-  void sort_by_counting(int64_t n, int64_t rows, const F& row_of) {
+  template <class F, class P>
+  void by_counting(int64_t n, int64_t rows, const F& row_of, const P& place) {
     counters_.assign(static_cast<size_t>(rows), 0u);
-    order_.resize(static_cast<size_t>(n));
     uint32_t* counter = counters_.data();
     for (int64_t i = 0; i < n; ++i) ++counter[row_of(i)];
     segments_.clear();
@@ -59,11 +71,37 @@ class RowGroups {
       if (count != 0) segments_.push_back({row, total, total + count});
       total += count;
     }
-    for (int64_t i = 0; i < n; ++i) order_[counter[row_of(i)]++] = static_cast<uint32_t>(i);
+    for (int64_t i = 0; i < n; ++i) place(i, counter[row_of(i)]++);
+    counters_.clear();
   }
 
-  template <class F>
-  void sort_by_digits(int64_t n, int64_t rows, const F& row_of) {
+  // A counter a row too, of which only those of the batch are looked at. In between all are zero.
+  template <class F, class P>
+  void by_touch(int64_t n, int64_t rows, const F& row_of, const P& place) {
+    if (static_cast<int64_t>(counters_.size()) != rows) counters_.assign(static_cast<size_t>(rows), 0u);
+    uint32_t* counter = counters_.data();
+    touched_.resize(static_cast<size_t>(n) + 1);
+    uint32_t* touched = touched_.data();
+    int64_t distinct = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = row_of(i);
+      touched[distinct] = static_cast<uint32_t>(row);
+      distinct += counter[row]++ == 0;
+    }
+    segments_.resize(static_cast<size_t>(distinct));
+    uint32_t total = 0;
+    for (int64_t s = 0; s < distinct; ++s) {
+      const uint32_t row = touched[s], count = counter[row];
+      counter[row] = total;
+      segments_[s] = {row, total, total + count};
+      total += count;
+    }
+    for (int64_t i = 0; i < n; ++i) place(i, counter[row_of(i)]++);
+    for (int64_t s = 0; s < distinct; ++s) counter[touched[s]] = 0;
+  }
+
+  template <class F, class P>
+  void by_digits(int64_t n, int64_t rows, const F& row_of, const P& place) {
     keys_.resize(static_cast<size_t>(n));
     spare_.resize(static_cast<size_t>(n));
     int bits = 1;
@@ -92,11 +130,10 @@ class RowGroups {
       for (int64_t i = 0; i < n; ++i) spare_[count[(keys_[i] >> shift) & mask]++] = keys_[i];
       keys_.swap(spare_);
     }
-    order_.resize(static_cast<size_t>(n));
     segments_.clear();
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = static_cast<int64_t>(keys_[i] >> 32);
-      order_[i] = static_cast<uint32_t>(keys_[i]);
+      place(static_cast<int64_t>(keys_[i] & 0xffffffffu), i);
       if (i == 0 || row != segments_.back().row) {
         if (i > 0) segments_.back().end = i;
         segments_.push_back({row, i, i});
@@ -108,8 +145,9 @@ class RowGroups {
   static constexpr int kDigitBits = 11;
   static constexpr int64_t kLargest = int64_t{1} << 32;
   static constexpr int64_t kCountedRows = 1 << 17;  // whose counters fit an L2 cache
+  static constexpr int64_t kTouchedRows = 1 << 20;  // whose counters a few thousand rows find in an L3 cache
   std::vector<uint64_t> keys_, spare_;
-  std::vector<uint32_t> order_, counters_;
+  std::vector<uint32_t> order_, counters_, touched_;
   std::vector<Segment> segments_;
 };
 

@@ -5,11 +5,13 @@
 
 #include "common/optimizers.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 #include "cpu/simd.h"
 
 namespace zx::cpu {
 
 constexpr int64_t kUpdateWords = 65536;  // of a table that one thread takes at a time
+constexpr int64_t kRowsAhead = 8;        // that are on their way to the cache
 constexpr int64_t kSweepAlone = 16;      // pieces of a sweep that are not worth a second thread beside other processes
 
 template <Optimizer kKind>
@@ -60,8 +62,11 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
   } else {
     const int64_t blocks = (count + piece - 1) / piece;
     for_each_block(blocks, alone ? blocks : 1, [&](int64_t block) {
-      for (int64_t s = block * piece; s < std::min(count, (block + 1) * piece); ++s)
+      const int64_t end = std::min(count, (block + 1) * piece);
+      for (int64_t s = block * piece; s < end; ++s) {
+        if (s + kRowsAhead < end) prefetch_row<true>(at(p, rows[s + kRowsAhead]), dim);
         simd<UpdateRow<kKind>>(r, g + s * dim, at(p, rows[s]), at(m, rows[s]), at(v, rows[s]), dim);
+      }
     });
   }
 }
