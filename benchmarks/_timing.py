@@ -143,6 +143,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     out = {"date": datetime.date.today().isoformat(), "cpu": f"{model}, {os.cpu_count()} cores", "isa": info["isa"]}
     if on_gpu(device):
         out |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    if "OMP_PROC_BIND" in os.environ:  # else a scheduler may leave two threads on one processor
+        out["OMP_PROC_BIND"] = os.environ["OMP_PROC_BIND"]
     return out | {
         "zerosum_ext": info["zerosum_ext"],
         "torch": torch.__version__,

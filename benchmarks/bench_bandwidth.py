@@ -3,7 +3,7 @@
     python benchmarks/bench_bandwidth.py [--output benchmarks/results/bandwidth-cpu] [--threads 1 2] [--quick]
 
 rows.c, compiled here for this processor by the C compiler that $CC names (cc), reads or updates (reads and writes) rows
-of 64 floats whose numbers are drawn uniformly beforehand, asking for each 32 rows ahead. Threads draw
+of 64 floats whose numbers are drawn uniformly beforehand, asking for each 48 rows ahead. Threads draw
 from all rows of one table or, "no row shared", each from a part of it: what the former costs more is that a line that
 was written has to come from the other core's cache. Tables are torch's (as those of a model) or, "huge pages", numpy's,
 which asks the kernel for huge pages. The copy is Tensor.copy_ of 512 MB, with torch's threads. Bytes count once for
