@@ -25,9 +25,8 @@ namespace {
 constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are scored at a time: an L1 cache full
 constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as many more are on their way
 constexpr int64_t kTaskScores = 1024;    // scores below which a second thread costs more than it saves
-// Scores of a batch below which one thread does it all. Threads meet four times a step; beside other processes each of
-// these can take longer than the whole step of one thread.
-constexpr int64_t kSerialScores = 32768;
+// Scores of a batch below which one thread does it all: threads meet four times a step.
+constexpr int64_t kSerialScores = 4096;
 constexpr int64_t kHogwildSamples = 16, kHogwildTask = 2048;
 
 using Inputs = MfInputs<float, float>;
