@@ -55,11 +55,22 @@ def pointer(array: Any) -> ctypes.c_void_p:
 
 
 def in_threads(work: list[Callable[[], object]]) -> None:
-    """ctypes lets go of the interpreter's lock while C runs."""
-    others = [threading.Thread(target=f) for f in work[1:]]
+    """Each on a processor of its own: a scheduler may leave two threads on one for seconds. ctypes lets go of the
+    interpreter's lock while C runs."""
+    processors = sorted(os.sched_getaffinity(0))
+
+    def bound(number: int) -> None:
+        before = os.sched_getaffinity(0)  # of this thread
+        os.sched_setaffinity(0, {processors[number % len(processors)]})
+        try:
+            work[number]()
+        finally:
+            os.sched_setaffinity(0, before)
+
+    others = [threading.Thread(target=bound, args=(i,)) for i in range(1, len(work))]
     for thread in others:
         thread.start()
-    work[0]()
+    bound(0)
     for thread in others:
         thread.join()
 

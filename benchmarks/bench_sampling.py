@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import importlib.util
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable
@@ -320,6 +321,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--large", action="store_true", help="add the matrix of 100 M interactions (6 GB of memory)")
+    parser.add_argument("--data", nargs="+", help="only these, by their names")
+    parser.add_argument("--merge", action="store_true", help="keep the rows of OUTPUT.json of other data")
     parser.add_argument("--memory", action="store_true", help="report memory instead of speed")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -330,6 +333,8 @@ def main() -> None:
         raise SystemExit("bench_sampling.py: build the compiled kernels first")
     rows = []
     for name in (*NAMES, "power law") if arguments.large else NAMES:
+        if arguments.data and name not in arguments.data:
+            continue
         x = power_law(10_000_000, 1_000_000, 100_000_000) if name == "power law" else real(name)
         if x is None:
             print(f"{name}: skipped, ZEROSUM_EXT_DATA names no folder with {name}.npz")
@@ -337,6 +342,12 @@ def main() -> None:
             rows.append(memory(name, x))
         else:
             rows += speed(name, x, arguments.rounds, name == "power law", arguments.device)
+    earlier = Path(f"{arguments.output}.json")
+    if arguments.merge and arguments.output and earlier.exists():
+        now = {row["data"] for row in rows}
+        for row in json.loads(earlier.read_text())["results"]:
+            if row["data"] not in now:
+                rows.append(row | {"times_as_long": _timing.Spread(*row["times_as_long"])})
     options = "".join(f" --{flag}" for flag in ("large", "memory") if getattr(arguments, flag))
     where = "the CPU"
     if _timing.on_gpu(arguments.device):

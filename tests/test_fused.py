@@ -200,6 +200,40 @@ def test_many_steps_in_one_call_are_steps_one_by_one(triangle, optimizer, loss, 
             torch.testing.assert_close(value, other[name], rtol=0, atol=0)
 
 
+# Tables that are small beside a batch, large beside it, and too large for a counter a row, in turns: what is kept from
+# step to step must not matter.
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "sparse_adam"])
+@pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2)])
+def test_batches_are_grouped_right_whatever_the_tables(optimizer, loss, negatives):
+    generator = torch.Generator().manual_seed(7)
+    positives = 2 if loss == "pos2neg2" else 1
+    module = zx.losses.get_loss(loss)
+    for num_users, num_items in [(20, 30), (5000, 30), (30, 7000), (900, 1100), (20, 30), (1 << 20, (1 << 20) + 3)]:
+        # Few distinct rows, so that groups have several samples.
+        users = torch.randint(num_users, (40,), generator=generator)[torch.randint(40, (192,), generator=generator)]
+        pool = torch.randint(num_items, (60,), generator=generator)
+        items = pool[torch.randint(60, (192, positives + negatives), generator=generator)]
+        pos, neg = items[:, :positives].squeeze(1).contiguous(), items[:, positives:].squeeze(1).contiguous()
+        results = []
+        for engine in ("fused", "torch"):
+            model = zx.MatrixFactorization(num_users, num_items, 4, seed=1, init_std=0.5)
+            made = OPTIMIZERS[optimizer](list(model.parameters()))
+            if engine == "fused":
+                fused.FusedStep(model, module, made)(users, pos, neg, 64)
+            else:
+                for at in range(0, 192, 64):
+                    batch = users[at : at + 64], pos[at : at + 64], neg[at : at + 64]
+                    value = zx.mf_loss(
+                        model.user_embedding, model.item_embedding, *batch, loss=module, sparse=optimizer != "adagrad"
+                    )
+                    made.zero_grad()
+                    value.backward()
+                    made.step()
+            results.append(model.state_dict())
+        for name, value in results[1].items():
+            torch.testing.assert_close(results[0][name], value, rtol=1e-4, atol=1e-6)
+
+
 # ---- Hogwild
 
 
