@@ -81,6 +81,7 @@ class RowGroups {
     if (static_cast<int64_t>(counters_.size()) != rows) counters_.assign(static_cast<size_t>(rows), 0u);
     uint32_t* counter = counters_.data();
     touched_.resize(static_cast<size_t>(n) + 1);
+    segments_.reserve(static_cast<size_t>(n));  // now: nothing may fail while counters are not zero
     uint32_t* touched = touched_.data();
     int64_t distinct = 0;
     for (int64_t i = 0; i < n; ++i) {
