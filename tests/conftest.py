@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,13 @@ def children_meet_the_package_under_test(tmp_path_factory: pytest.TempPathFactor
     os.chdir(tmp_path_factory.mktemp("cwd"))
     folders = [str(Path(zerosum_ext.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_c_is_heard() -> None:
+    """A shell starts what it leaves in the background deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
