@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/optimizers.h"
+#include "common/ranking.h"
 #include "torch_stable.h"
 
 namespace zx {
@@ -54,6 +55,25 @@ inline void check_update(Optimizer kind, const Tensor& table, const std::optiona
   ZX_CHECK(values.numel() == rows.size(0) * dim && rows.scalar_type() == ScalarType::Long && rows.is_contiguous(),
            "rows must be int64 [n], values [n, d]");
   check_state(kind, table, first, second);
+}
+
+// ---- metrics of rankings
+
+inline void check_metric_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
+  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
+           " has an unexpected shape or dtype");
+}
+
+inline RankTies checked_ties(int64_t number) {
+  ZX_CHECK(number >= 0 && number <= static_cast<int64_t>(RankTies::kOptimistic), "ties must be 0, 1 or 2");
+  return static_cast<RankTies>(number);
+}
+
+inline void check_lists(const Tensor& lists, const Tensor& values) {
+  ZX_CHECK(lists.dim() == 2 && lists.scalar_type() == ScalarType::Long && lists.is_contiguous(),
+           "lists must be contiguous int64 [n, k]");
+  ZX_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Double && values.is_contiguous(),
+           "values must be contiguous float64 [V, items]");
 }
 
 // ---- the scores of all entries of a CSR matrix

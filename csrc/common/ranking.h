@@ -2,6 +2,7 @@
 // scores of his held-out positives).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/csr.h"
@@ -34,5 +35,21 @@ template <class Index>
 ZX_HD bool is_candidate(Row<Index> positives, Row<Index> excluded, int64_t item) {
   return !row_contains(excluded, item) || row_contains(positives, item);
 }
+
+// ---- metrics of a user's ranks, as zerosum_ext/_ops.py names and orders them
+
+enum RankMetric { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kRankMetrics };
+enum class RankTies : int64_t { kAverage, kPessimistic, kOptimistic };
+
+// The rank of the nth positive among `all` candidates of one score, `negatives` of them negative and `positives`
+// positive, that come after `above` better ones.
+ZX_HD double tied_rank(RankTies ties, double above, double nth, double all, double positives, double negatives) {
+  return ties == RankTies::kOptimistic    ? above + nth
+         : ties == RankTies::kPessimistic ? above + negatives + nth
+                                          : above + nth * (all + 1) / (positives + 1);
+}
+
+// What NDCG gives for a hit at a rank.
+ZX_HD double rank_gain(double rank) { return 1 / log2(rank + 1); }
 
 }  // namespace zx

@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 #include "cpu/simd.h"
 
 namespace zx::cpu {
@@ -45,10 +46,7 @@ struct CsrProblem {
   }
 
   ZX_HD void prefetch(int64_t first, int64_t last) const {
-    for (int64_t e = first; e < last; ++e) {
-      const char* bytes = reinterpret_cast<const char*>(columns + static_cast<int64_t>(indices[e]) * dim);
-      for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at, 0, 3);
-    }
+    for (int64_t e = first; e < last; ++e) prefetch_row<false>(columns + static_cast<int64_t>(indices[e]) * dim, dim);
   }
 
   // Calls f(row, first, last) for blocks of entries of the rows [begin, end), the next block on its way to the cache.

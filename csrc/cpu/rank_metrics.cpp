@@ -6,9 +6,9 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/parallel.h"
 #include "cpu/places.h"
-#include "torch_stable.h"
 
 namespace zx::cpu {
 namespace {
@@ -16,22 +16,16 @@ namespace {
 constexpr int64_t kUsersPerTask = 256;
 constexpr double kUndefined = std::numeric_limits<double>::quiet_NaN();
 
-// The order of the first result's rows, as zerosum_ext/_ops.py names them.
-enum { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kAtK };
-enum Ties { kAverage, kPessimistic, kOptimistic };
-
 struct UserProblem {
   int64_t users, num_cutoffs, last_cutoff;
   const int64_t *offset, *greater, *equal, *candidates, *cutoffs;
   const double* popularity;  // of the positives
-  Ties ties;
-  double* at_k;  // [kAtK, num_cutoffs, users]
+  RankTies ties;
+  double* at_k;  // [kRankMetrics, num_cutoffs, users]
   double *auc, *right, *correlation, *top_quantile;
   double* quantile;                // [P]
   std::vector<double> gain, best;  // of ranks 1 .. the largest cut-off or number of positives; sums of the gains
 };
-
-double log_gain(double rank) { return 1 / std::log2(rank + 1); }
 
 // What is known of one user's positives, kept from user to user for its memory.
 struct Scratch {
@@ -69,7 +63,7 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
     return p.at_k[(metric * p.num_cutoffs + cut) * p.users + u];
   };
   for (int64_t c = 0; c < p.num_cutoffs; ++c)
-    for (int metric = 0; metric < kAtK; ++metric) at_k(metric, c) = 0;
+    for (int metric = 0; metric < kRankMetrics; ++metric) at_k(metric, c) = 0;
 
   // Blocks of positives that are level: m of them among N candidates of one score, after g candidates above.
   const double negatives = static_cast<double>(p.candidates[u] - n);
@@ -85,16 +79,14 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
     if (p.greater[position] >= p.last_cutoff) continue;
     for (int64_t j = begin; j < end; ++j) {
       const double nth = static_cast<double>(j - begin + 1);
-      const double rank = p.ties == kOptimistic    ? g + nth
-                          : p.ties == kPessimistic ? g + level_negatives + nth
-                                                   : g + nth * (all + 1) / (m + 1);
+      const double rank = tied_rank(p.ties, g, nth, all, m, level_negatives);
       const int64_t whole = static_cast<int64_t>(rank);
       const bool exact = static_cast<double>(whole) == rank;
       for (int64_t c = 0; c < p.num_cutoffs; ++c) {
         if (rank > static_cast<double>(p.cutoffs[c])) continue;
         if (at_k(kHit, c) == 0) at_k(kMrr, c) = 1 / rank;  // places ascend
         at_k(kHit, c) += 1;
-        at_k(kNdcg, c) += exact ? p.gain[static_cast<size_t>(whole)] : log_gain(rank);
+        at_k(kNdcg, c) += exact ? p.gain[static_cast<size_t>(whole)] : rank_gain(rank);
         at_k(kMap, c) += static_cast<double>(j + 1) / rank;
       }
     }
@@ -124,11 +116,6 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
       n > 1 ? (scratch.popularity_rank[static_cast<size_t>(scratch.member[0])] - 1) / (size - 1) : kUndefined;
 }
 
-void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
-  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
-           " has an unexpected shape or dtype");
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Tensor& offset, const Tensor& greater,
@@ -138,22 +125,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   UserProblem p;
   p.users = candidates.size(0);
   p.num_cutoffs = cutoffs.size(0);
-  check_vector(offset, p.users + 1, ScalarType::Long, "offset");
+  check_metric_vector(offset, p.users + 1, ScalarType::Long, "offset");
   const int64_t count = data<int64_t>(offset)[p.users];
-  check_vector(greater, count, ScalarType::Long, "greater");
-  check_vector(equal, count, ScalarType::Long, "equal");
-  check_vector(candidates, p.users, ScalarType::Long, "candidates");
-  check_vector(popularity, count, ScalarType::Double, "popularity");
-  check_vector(cutoffs, p.num_cutoffs, ScalarType::Long, "cutoffs");
-  ZX_CHECK(ties >= kAverage && ties <= kOptimistic, "ties must be 0, 1 or 2");
-  Tensor at_k = new_tensor(offset, {kAtK, p.num_cutoffs, p.users}, ScalarType::Double);
+  check_metric_vector(greater, count, ScalarType::Long, "greater");
+  check_metric_vector(equal, count, ScalarType::Long, "equal");
+  check_metric_vector(candidates, p.users, ScalarType::Long, "candidates");
+  check_metric_vector(popularity, count, ScalarType::Double, "popularity");
+  check_metric_vector(cutoffs, p.num_cutoffs, ScalarType::Long, "cutoffs");
+  p.ties = checked_ties(ties);
+  Tensor at_k = new_tensor(offset, {kRankMetrics, p.num_cutoffs, p.users}, ScalarType::Double);
   std::array<Tensor, 4> whole;
   for (Tensor& t : whole) t = new_tensor(offset, {p.users}, ScalarType::Double);
   Tensor quantile = new_tensor(offset, {count}, ScalarType::Double);
   p.offset = data<int64_t>(offset), p.greater = data<int64_t>(greater), p.equal = data<int64_t>(equal);
   p.candidates = data<int64_t>(candidates), p.cutoffs = data<int64_t>(cutoffs);
   p.popularity = data<double>(popularity);
-  p.ties = static_cast<Ties>(ties);
   p.at_k = data<double>(at_k), p.quantile = data<double>(quantile);
   p.auc = data<double>(whole[0]), p.right = data<double>(whole[1]);
   p.correlation = data<double>(whole[2]), p.top_quantile = data<double>(whole[3]);
@@ -166,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   p.gain.assign(static_cast<size_t>(longest) + 1, 0);
   p.best.assign(static_cast<size_t>(longest) + 1, 0);
   for (size_t r = 1; r < p.gain.size(); ++r) {
-    p.gain[r] = log_gain(static_cast<double>(r));
+    p.gain[r] = rank_gain(static_cast<double>(r));
     p.best[r] = p.best[r - 1] + p.gain[r];
   }
   for_each_block((p.users + kUsersPerTask - 1) / kUsersPerTask, 1, [&](int64_t task) {
@@ -180,13 +166,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
 // sums[v, c, u]: of values[v, item] over the first cutoffs[c] items of list u. lengths[c, u]: how many these are, -1
 // being padding at the end. exposure[c, item]: in how many of these lists an item is.
 std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tensor& values, const Tensor& cutoffs) {
-  ZX_CHECK(lists.dim() == 2 && lists.scalar_type() == ScalarType::Long && lists.is_contiguous(),
-           "lists must be contiguous int64 [n, k]");
-  ZX_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Double && values.is_contiguous(),
-           "values must be contiguous float64 [V, items]");
+  check_lists(lists, values);
   const int64_t users = lists.size(0), width = lists.size(1), kinds = values.size(0), num_items = values.size(1);
   const int64_t num_cutoffs = cutoffs.size(0);
-  check_vector(cutoffs, num_cutoffs, ScalarType::Long, "cutoffs");
+  check_metric_vector(cutoffs, num_cutoffs, ScalarType::Long, "cutoffs");
   Tensor sums = new_tensor(lists, {kinds, num_cutoffs, users}, ScalarType::Double);
   Tensor lengths = new_tensor(lists, {num_cutoffs, users}, ScalarType::Long);
   Tensor exposure = new_tensor(lists, {num_cutoffs, num_items}, ScalarType::Long);

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "checks.h"
 #include "cuda/call.h"
 
 namespace zx::cuda {
@@ -10,8 +11,7 @@ namespace {
 
 void check_vector(const Call& call, const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
   call.require_here(t, name);
-  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
-           " has an unexpected shape or dtype");
+  check_metric_vector(t, size, dtype, name);
 }
 
 }  // namespace
@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   check_vector(call, candidates, a.users, ScalarType::Long, "candidates");
   check_vector(call, popularity, count, ScalarType::Double, "popularity");
   check_vector(call, cutoffs, a.num_cutoffs, ScalarType::Long, "cutoffs");
-  ZX_CHECK(ties >= 0 && ties <= static_cast<int64_t>(RankTies::kOptimistic), "ties must be 0, 1 or 2");
+  a.ties = checked_ties(ties);
   Tensor at_k = new_tensor(offset, {kRankMetrics, a.num_cutoffs, a.users}, ScalarType::Double);
   std::array<Tensor, 4> whole;
   for (Tensor& t : whole) t = new_tensor(offset, {a.users}, ScalarType::Double);
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   const Tensor number = new_tensor(offset, {count}, ScalarType::Long);
   a.offset = data<int64_t>(offset), a.greater = data<int64_t>(greater), a.equal = data<int64_t>(equal);
   a.candidates = data<int64_t>(candidates), a.cutoffs = data<int64_t>(cutoffs);
-  a.popularity = data<double>(popularity), a.ties = static_cast<RankTies>(ties);
+  a.popularity = data<double>(popularity);
   a.at_k = data<double>(at_k), a.quantile = data<double>(quantile);
   a.auc = data<double>(whole[0]), a.right = data<double>(whole[1]);
   a.correlation = data<double>(whole[2]), a.top_quantile = data<double>(whole[3]);
@@ -52,10 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
 std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tensor& values, const Tensor& cutoffs) {
   const Call call(lists);
   call.require_here(values, "values");
-  ZX_CHECK(lists.dim() == 2 && lists.scalar_type() == ScalarType::Long && lists.is_contiguous(),
-           "lists must be contiguous int64 [n, k]");
-  ZX_CHECK(values.dim() == 2 && values.scalar_type() == ScalarType::Double && values.is_contiguous(),
-           "values must be contiguous float64 [V, items]");
+  check_lists(lists, values);
   ListMetricsArgs a{};
   a.users = lists.size(0), a.width = lists.size(1), a.kinds = values.size(0), a.num_items = values.size(1);
   a.num_cutoffs = cutoffs.size(0);

@@ -5,6 +5,7 @@
 // sort and no memory of its own, and is soon done: most users hold out a few. Every sum has one order.
 #pragma once
 
+#include "common/ranking.h"
 #include "cuda/reduce.cuh"
 
 namespace zx {
@@ -13,10 +14,6 @@ inline namespace GPU_NS {
 constexpr int kMetricThreads = 256;
 constexpr int kMetricWarps = kMetricThreads / kWarp;
 constexpr int64_t kMetricBlocks = 1 << 14;  // at most: more users are walked in strides
-
-// The order of the first result's rows, as zerosum_ext/_ops.py names them.
-enum RankMetric { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kRankMetrics };
-enum class RankTies : int64_t { kAverage, kPessimistic, kOptimistic };
 
 struct UserMetricsArgs {
   int64_t users, num_cutoffs;
@@ -29,8 +26,6 @@ struct UserMetricsArgs {
   double* rank;      // [P], to work with: each positive's rank among the candidates,
   int64_t* number;   // [P], and its number, from 1, among the user's positives by place
 };
-
-__device__ __forceinline__ double rank_gain(double rank) { return 1 / log2(rank + 1); }
 
 __global__ void __launch_bounds__(kMetricThreads) user_metrics_kernel(const UserMetricsArgs a) {
   const int lane = threadIdx.x % kWarp;
@@ -59,10 +54,7 @@ __global__ void __launch_bounds__(kMetricThreads) user_metrics_kernel(const User
       const double all = static_cast<double>(a.equal[first + i] + 1), level_negatives = all - m;
       right += negatives - (g - static_cast<double>(before)) - level_negatives;
       level += level_negatives;
-      const double in_block = static_cast<double>(nth);
-      a.rank[first + i] = a.ties == RankTies::kOptimistic    ? g + in_block
-                          : a.ties == RankTies::kPessimistic ? g + level_negatives + in_block
-                                                             : g + in_block * (all + 1) / (m + 1);
+      a.rank[first + i] = tied_rank(a.ties, g, static_cast<double>(nth), all, m, level_negatives);
       a.number[first + i] = before + nth;
       const double place = static_cast<double>(before) + (m + 1) / 2;
       const double popularity_rank = static_cast<double>(more) + (static_cast<double>(as_many) + 1) / 2;
