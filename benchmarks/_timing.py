@@ -159,6 +159,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, text_colum
     return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in [header, rule, *rows])
 
 
+def data_set(name: str) -> zx.Interactions | None:
+    """``zx.datasets.load(name)``; None where $ZEROSUM_EXT_DATA names no folder with the file."""
+    path = Path(os.environ.get("ZEROSUM_EXT_DATA", "."), f"{name}.npz")
+    return zx.Interactions.from_file(path) if path.exists() else None
+
+
+def earlier_rows(
+    output: str | None,
+    rows: Sequence[Mapping[str, Any]],
+    key: Callable[[Mapping[str, Any]], Any],
+    pick: Callable[[Any], list[dict[str, Any]]] = lambda results: results,
+) -> list[dict[str, Any]]:
+    """The rows of OUTPUT.json (``pick`` finds them among its results) that are of other keys than ``rows``."""
+    path = Path(f"{output}.json")
+    if not output or not path.exists():
+        return []
+    comparable = lambda row: json.dumps(key(row))  # noqa: E731  (tuples became lists in the file)
+    now = set(map(comparable, rows))
+    return [row for row in pick(json.loads(path.read_text())["results"]) if comparable(row) not in now]
+
+
 def write_results(
     output: str | None,
     title: str,

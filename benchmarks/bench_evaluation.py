@@ -14,17 +14,26 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import Method, Spread, machine, on_gpu, ratio, spread, table, take_turns, write_results
+from _timing import (
+    Method,
+    Spread,
+    data_set,
+    earlier_rows,
+    machine,
+    on_gpu,
+    ratio,
+    spread,
+    table,
+    take_turns,
+    write_results,
+)
 
 import zerosum_ext as zx
 
@@ -33,16 +42,13 @@ DIM, K = 64, 20
 
 def splits_of(name: str) -> dict[str, tuple[zx.Interactions, zx.Interactions]]:
     """Title -> (train, test) of a data set; none where its file is not there."""
-    path = Path(os.environ.get("ZEROSUM_EXT_DATA", "."), f"{name}.npz")
-    if not path.exists():
+    x = data_set(name)
+    if x is None:
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        columns = {"split": file["split"]} if name != "ml-1m" else {"order": file["order"]}
-        x = zx.Interactions.from_arrays(file["user"], file["item"], columns=columns)
     if name == "ml-1m":
         last, random = x.split_last(), x.split_random((0.8, 0.2), seed=0)
         return {"ml-1m, leave one out": (last.train, last.test), "ml-1m, 80/20": (random.train, random.test)}
-    split = x.split_by(train=0, test=1)
+    split = x.split_by()
     return {name: (split.train, split.test)}
 
 
@@ -402,13 +408,11 @@ def main() -> None:
         memory_text = [
             f"Peak memory that `evaluate` adds for 1 000 000 items and 2000 users, d = {DIM}: {memory:.0f} MiB."
         ]
-    path = Path(f"{arguments.output}.json")
-    if arguments.merge and arguments.output and path.exists():
-        new = {(row["data"], row["threads"], row["method"]) for row in rows}
-        old = [{"threads": 1} | row for row in json.loads(path.read_text())["results"]["timings"]]
-        for row in old:
-            row |= {name: Spread(*row[name]) for name in ("seconds", "of_product", "of_evaluate")}
-        rows = [row for row in old if (row["data"], row["threads"], row["method"]) not in new] + rows
+    if arguments.merge:
+        key = lambda row: (row["data"], row.get("threads", 1), row["method"])  # noqa: E731
+        for row in earlier_rows(arguments.output, rows, key, lambda results: results["timings"]):
+            spreads = {name: Spread(*row[name]) for name in ("seconds", "of_product", "of_evaluate")}
+            rows.append({"threads": 1} | row | spreads)
         rows.sort(key=lambda row: (row["data"], row["threads"]))
     columns = ("data", "shape", "method", "threads", "seconds", "of_product", "of_evaluate")
     header = (

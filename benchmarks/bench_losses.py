@@ -15,11 +15,9 @@ rows of OUTPUT.json that were not measured anew.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _timing
@@ -183,13 +181,12 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def merged(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def merged(rows: list[dict[str, Any]], output: str) -> list[dict[str, Any]]:
     """The rows, and those of an earlier result that are not among them."""
-    old = json.loads(path.read_text())["results"] if path.exists() else []
-    new = {tuple(map(str, key(r))) for r in rows}
+    old = _timing.earlier_rows(output, rows, key)
     for row in old:
         row["times_ours"] = {name: _timing.Spread(*values) for name, values in row["times_ours"].items()}
-    return sorted([r for r in old if tuple(map(str, key(r))) not in new] + rows, key=key)
+    return sorted(old + rows, key=key)
 
 
 def speed_table(rows: list[dict[str, Any]]) -> str:
@@ -244,7 +241,7 @@ def main() -> None:
         )
     ]
     if arguments.merge and arguments.output:
-        rows = merged(rows, Path(f"{arguments.output}.json"))
+        rows = merged(rows, arguments.output)
     text = (
         "Microseconds of a forward and a backward pass in float32, and how many times as long the others take: median "
         "of paired rounds (quartiles). Measured by `python benchmarks/bench_losses.py`, with `--isa` and `--clock` as "

@@ -15,8 +15,6 @@ import argparse
 import ctypes
 import importlib.util
 import itertools
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,15 +33,9 @@ NAMES = ("ml-1m", "gowalla", "yelp2018")
 
 
 def real(name: str) -> zx.Interactions | None:
-    path = Path(os.environ.get("ZEROSUM_EXT_DATA", "."), f"{name}.npz")
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        users, items = file["user"], file["item"]
-        if name != "ml-1m":
-            train = file["split"] == 0
-            users, items = users[train], items[train]
-    return zx.Interactions.from_arrays(users, items)
+    """A data set's training part; MovieLens-1M whole."""
+    x = _timing.data_set(name)
+    return x if x is None or name == "ml-1m" else x.split_by().train
 
 
 def power_law(num_users: int, num_items: int, nnz: int, seed: int = 0) -> zx.Interactions:
@@ -342,12 +334,9 @@ def main() -> None:
             rows.append(memory(name, x))
         else:
             rows += speed(name, x, arguments.rounds, name == "power law", arguments.device)
-    earlier = Path(f"{arguments.output}.json")
-    if arguments.merge and arguments.output and earlier.exists():
-        now = {row["data"] for row in rows}
-        for row in json.loads(earlier.read_text())["results"]:
-            if row["data"] not in now:
-                rows.append(row | {"times_as_long": _timing.Spread(*row["times_as_long"])})
+    if arguments.merge:
+        for row in _timing.earlier_rows(arguments.output, rows, lambda row: row["data"]):
+            rows.append(row | {"times_as_long": _timing.Spread(*row["times_as_long"])})
     options = "".join(f" --{flag}" for flag in ("large", "memory") if getattr(arguments, flag))
     where = "the CPU"
     if _timing.on_gpu(arguments.device):

@@ -604,11 +604,8 @@ def versions() -> dict[str, str]:
 
 def merge(output: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the report of these results, and of those that OUTPUT.json holds of other keys; writes both files."""
-    path = Path(f"{output}.json")
     rows = json.loads(json.dumps(rows))  # tuples become lists, as those of the file are
-    if output and path.exists():
-        now = {json.dumps(r["key"]) for r in rows}
-        rows = [r for r in json.loads(path.read_text())["results"] if json.dumps(r["key"]) not in now] + list(rows)
+    rows = _timing.earlier_rows(output, rows, lambda row: row["key"]) + list(rows)
     rows = sorted(rows, key=lambda r: ("note", *PARTS, "memory", "quality").index(r["key"][0]))
     text = "Measured by `python benchmarks/bench_training.py`, part after part, and `benchmarks/training_quality.py`."
     info = _timing.machine() | versions()

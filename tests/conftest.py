@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-import zerosum_ext
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from children import meeting_this_package
 
 
 @pytest.fixture(scope="session", autouse=True)
 def children_meet_the_package_under_test(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Python looks in the folder that it is started in first, and there lies a source tree that may not be built."""
+    os.environ.update(meeting_this_package(dict(os.environ)))
     os.chdir(tmp_path_factory.mktemp("cwd"))
-    folders = [str(Path(zerosum_ext.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
 
 
 @pytest.fixture(scope="session", autouse=True)

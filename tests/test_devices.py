@@ -424,14 +424,7 @@ def test_graphs_of_the_fused_step(gpu, optimizer):
         start = [p.detach().clone() for p in model.parameters()]
         run = lambda step=step, current=current: step(*current)  # noqa: E731
         if graphed:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                run()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                captured = run()
+            graph, captured = capture(run)
             with torch.no_grad():
                 for p, before in zip(model.parameters(), start, strict=True):
                     p.copy_(before)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib.util
 import json
 import os
 import re
@@ -24,6 +23,8 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from children import meeting_this_package
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -142,10 +143,7 @@ def link_and_load(nvcc: str, objects: list[Path], folder: Path) -> list[str]:
     stub, library = folder / "libtorch_cuda.so", folder / "_C_cuda.so"
     source = folder / "stub.c"
     source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
-    # Not in the root of the repository: Python would meet the sources there, which may not be built.
-    package = importlib.util.find_spec("zerosum_ext")
-    home = Path(package.origin).parents[1] if package and package.origin else ROOT
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))}
+    env = meeting_this_package(dict(os.environ))
     linker = [nvcc, "-shared", "-cudart", "static"]
     libraries = [*(f"-L{p}" for p in library_paths()), f"-L{folder}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
     for command in (

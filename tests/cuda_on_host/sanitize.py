@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -27,7 +26,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from children import meeting_this_package
 
 import cuda_on_host
 
@@ -135,14 +137,10 @@ def preload() -> str:
 
 def run_kernel_tests(env: dict[str, str], *options: str) -> int:
     """Runs them in a process of its own, on the package that this process would import; returns the exit status."""
-    # Not in the root of the repository: Python would meet the sources there, which may not be built.
-    package = importlib.util.find_spec("zerosum_ext")
-    home = Path(package.origin).parents[1] if package and package.origin else cuda_on_host.ROOT
-    env = {**env, "PYTHONPATH": os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH", "")]))}
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(cuda_on_host.ROOT / "pyproject.toml")]
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run(
-            [*command, "-p", "no:cacheprovider", *options, *kernel_tests()], env=env, cwd=folder
+            [*command, "-p", "no:cacheprovider", *options, *kernel_tests()], env=meeting_this_package(env), cwd=folder
         ).returncode
 
 
