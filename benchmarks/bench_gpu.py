@@ -299,7 +299,7 @@ def bench_steps(s: Setting) -> Section:
                 model = zx.MatrixFactorization(*shape, DIM, seed=0, init_std=0.1, device=s.device)
                 optimizer = OPTIMIZERS[name](model.parameters())
                 step = {
-                    "fused": lambda m=model, o=optimizer: FusedStep(m, zx.ZerosumLoss(), o),
+                    "fused": lambda m=model, o=optimizer: FusedStep(m, zx.ZerosumLoss(), o, capturable=s.on_gpu),
                     "mf_loss": lambda m=model, o=optimizer, x=sparse: trained(
                         m, o, functools.partial(zx.mf_loss, sparse=x)
                     ),
@@ -307,7 +307,7 @@ def bench_steps(s: Setting) -> Section:
                     "compile": lambda m=model, o=optimizer: trained(m, o, plain),
                 }[label]()
                 methods[label] = rotating(step, batches)
-                if label == "fused" and s.on_gpu and name == "SGD":
+                if label == "fused" and s.on_gpu:
                     methods["fused, graph"] = captured(step, batches[0])
             seconds = s.turns(methods)
             moved = step_bytes(name, shape, batches[0])

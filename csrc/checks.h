@@ -57,6 +57,13 @@ inline void check_update(Optimizer kind, const Tensor& table, const std::optiona
   check_state(kind, table, first, second);
 }
 
+// A number that is read when the kernel runs.
+inline void check_number(const std::optional<Tensor>& t, const char* name) {
+  if (t)
+    ZX_CHECK(t->numel() == 1 && (t->scalar_type() == ScalarType::Float || t->scalar_type() == ScalarType::Double), name,
+             " must be one number, float32 or float64");
+}
+
 // ---- metrics of rankings
 
 inline void check_metric_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {

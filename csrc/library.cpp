@@ -54,10 +54,10 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "bool atomics=False) -> (Tensor user_rows, Tensor user_values, Tensor item_rows, Tensor item_values, "
       "Tensor bias_values)");
   // One optimizer's step on a table in place (csrc/common/optimizers.h), from ascending distinct rows and their
-  // gradients.
+  // gradients. lr_tensor and step_tensor: one number each, to be read when the kernel runs, instead of lr and step.
   m.def(
       "mf_update(Tensor(a!) table, Tensor(b!)? first, Tensor(c!)? second, Tensor rows, Tensor values, int optimizer, "
-      "float lr, float x, float y, float eps, float step) -> ()");
+      "float lr, float x, float y, float eps, float step, Tensor? lr_tensor=None, Tensor? step_tensor=None) -> ()");
   // Steps on consecutive batches of batch_size samples, all tables and their optimizer's state in place. settings
   // [3, 6], of users, items and biases: whether it is trained, lr, x, y, eps, and the number of the first step (from
   // 1). longest: rows of gradients are scaled down to this norm, if it is > 0. Returns the loss of each step;

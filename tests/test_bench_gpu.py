@@ -128,8 +128,8 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     seconds = [r["seconds"] for name in bench.SECTIONS for r in found[name]]
     timed = [v for s in seconds for v in (s.values() if isinstance(s, dict) else [s])]
     assert all(len(v) == 2 and min(v) > 0 for v in timed)
-    # Two in each of the six rows of losses, one in each row of SGD's steps and of factorizations.
-    assert Graph.captured == 12 + 2 + 2
+    # Two in each of the six rows of losses, one in each row of steps and of factorizations.
+    assert Graph.captured == 12 + 6 + 2
     assert {"ours, graph", "compile, graph", "ours", "eager", "compile"} == set(found["losses"][0]["seconds"])
     assert "implicit" in [r["what"] for r in found["epochs"]]
     users, items, indptr, *tables, rate, decay, _, verify = calls[0]

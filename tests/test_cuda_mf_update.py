@@ -30,7 +30,7 @@ def kernels():
 def step(kernels, name, table, state, rows, values, number):
     kind, _, (x, y), _ = OPTIMIZERS[name]
     places = torch.full((len(table),), -1, dtype=torch.int32) if name == "adam" else None
-    kernels.mf_update(table, *state, rows, values, places, kind, LR, x, y, EPS, float(number))
+    kernels.mf_update(table, *state, rows, values, places, kind, LR, x, y, EPS, float(number), None, None)
 
 
 def gradients(size, dim, occurring, steps, seed=0):
@@ -61,6 +61,59 @@ def check(kernels, name, size, dim, occurring, *, padding=0, move=lambda t: t):
     for n, got in zip(names, state, strict=True):
         if n is not None:
             torch.testing.assert_close(got, optimizer.state[wanted][n], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_replays_go_on_counting(kernels, name, dtype):
+    """One launch again and again, as a CUDA graph makes it: the rate and the step's number are what memory holds."""
+    size, dim, occurring = 23, 8, 11
+    kind, make, (x, y), names = OPTIMIZERS[name]
+    start = torch.randn(size, dim, generator=torch.Generator().manual_seed(9))
+    wanted = start.clone().requires_grad_()
+    optimizer = make([wanted])
+    table, state = start.clone(), [None if n is None else torch.zeros(size, dim) for n in names]
+    rows, values = torch.zeros(occurring, dtype=torch.int64), torch.zeros(occurring, dim)
+    places = torch.zeros(size, dtype=torch.int32)
+    rate, counter = torch.full((1,), LR, dtype=dtype), torch.zeros((), dtype=dtype)
+    # (The numbers are not to be looked at.)
+    launch = (table, *state, rows, values, places, kind, -1.0, x, y, EPS, -1.0, rate, counter)
+    for number, batch in enumerate(gradients(size, dim, occurring, 12), 1):
+        if number == 7:
+            rate.fill_(LR / 3)
+            optimizer.param_groups[0]["lr"] = LR / 3
+        rows.copy_(batch[0])
+        values.copy_(batch[1])
+        places.fill_(-1)
+        counter.add_(1)
+        kernels.mf_update(*launch)
+        grad = torch.sparse_coo_tensor(rows.unsqueeze(0), values, (size, dim), check_invariants=True)
+        wanted.grad = grad.clone() if name == "lazy_adam" else grad.to_dense()
+        optimizer.step()
+        torch.testing.assert_close(table, wanted.detach(), rtol=5e-5, atol=5e-6)
+    for n, got in zip(names, state, strict=True):
+        if n is not None:
+            torch.testing.assert_close(got, optimizer.state[wanted][n], rtol=5e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_numbers_in_memory_are_the_numbers(kernels, name):
+    kind, _, (x, y), names = OPTIMIZERS[name]
+    for step, lr in ((1.0, 0.05), (2.0, 1e-3), (100_000.0, 0.7)):
+        results = []
+        for in_memory in (False, True):
+            generator = torch.Generator().manual_seed(1)
+            table, first, second = (torch.rand(9, 7, generator=generator) for _ in range(3))
+            state = [None if n is None else t for n, t in zip(names, (first, second), strict=True)]
+            places = torch.full((9,), -1, dtype=torch.int32)
+            numbers = [torch.tensor(v, dtype=torch.float64) for v in (lr, step)] if in_memory else [None, None]
+            values = torch.rand(3, 7, generator=generator)
+            kernels.mf_update(
+                table, *state, torch.tensor([0, 4, 8]), values, places, kind, lr, x, y, EPS, step, *numbers
+            )
+            results.append((table, first, second))
+        for known, read in zip(*results, strict=True):
+            assert torch.equal(known, read)
 
 
 def misaligned(t):

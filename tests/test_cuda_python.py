@@ -124,18 +124,37 @@ def test_its_backward_pass_waits_for_nothing(fake, kernels_on_cuda, deterministi
     assert grads[3:] == (None,) * 8
 
 
-# (torch.optim.Adam counts its steps in a tensor on the CPU, which here would be fake as well.)
-@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "SparseAdam"])
+# (Without capturable torch.optim.Adam counts its steps in a tensor on the CPU, which here would be fake as well.)
+@pytest.mark.parametrize(
+    ("optimizer", "capturable"),
+    [("SGD", False), ("Adagrad", False), ("SparseAdam", False), ("SGD", True), ("SparseAdam", True), ("Adam", True)],
+)
 @pytest.mark.parametrize("name", MF_LOSSES)
-def test_the_fused_step_waits_for_nothing(fake, kernels_on_cuda, name, optimizer):
+def test_the_fused_step_waits_for_nothing(fake, kernels_on_cuda, name, optimizer, capturable):
     model = zx.MatrixFactorization(9, 11, 16, item_bias=True, device=CUDA, seed=None)
     loss = {"zerosum": zx.ZerosumLoss, "bpr": zx.BPRLoss, "bsl": zx.BSLLoss, "pos2neg2": zx.Pos2Neg2Loss}[name]()
     options = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
+    if capturable:
+        for group in options.param_groups:
+            group["lr"] = torch.empty((), device=CUDA)
     assert fused.fused_obstacle(model, loss, options) is None
-    step = fused.FusedStep(model, loss, options, l2=0.1, max_row_norm=1.0)
+    step = fused.FusedStep(model, loss, options, l2=0.1, max_row_norm=1.0, capturable=capturable)
     for _ in range(2):
         value = step(*mf_inputs(name, torch.float32)[2])
     assert (value.shape, value.device) == ((), CUDA)
+    for state in options.state.values():
+        if capturable:
+            assert (state["step"].shape, state["step"].dtype, state["step"].device) == ((), torch.float32, CUDA)
+        else:
+            assert not isinstance(state["step"], torch.Tensor) or state["step"].device.type == "cpu"
+
+
+def test_adams_own_option_counts_on_the_device(fake, kernels_on_cuda):
+    model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.empty((), device=CUDA), capturable=True)
+    assert fused.fused_obstacle(model, zx.BPRLoss(), optimizer) is None
+    fused.FusedStep(model, zx.BPRLoss(), optimizer)(*mf_inputs("bpr", torch.float32)[2])
+    assert [state["step"].device for state in optimizer.state.values()] == [CUDA] * 2
 
 
 def test_the_fused_step_needs_kernels_for_the_device(fake, monkeypatch):
@@ -189,6 +208,9 @@ def test_one_device_for_matrix_factorization(fake, other):
     arguments = (coefficient, scale, 0.0, True, True, False, False)
     with pytest.raises(RuntimeError, match=f"user_embedding is on cuda:0, negatives on {other}"):
         torch.ops.zerosum_ext.mf_gradient(user, item, ids[0], ids[1], moved, *arguments)
+    counter = torch.empty((), device=other)
+    with pytest.raises(RuntimeError, match=f"table is on cuda:0, step_tensor on {other}"):
+        _ops.mf_update(user, None, None, ids[0], scores(7, 16), 0, 0.1, 0.0, 0.0, 0.0, 1.0, None, counter)
 
 
 @pytest.mark.parametrize("name", ["zerosum", "bpr", "pos2neg2", "bsl"])

@@ -311,8 +311,9 @@ def test_fused_training(device, loss, negatives, optimizer):
         torch.testing.assert_close(got, want, rtol=5e-4, atol=5e-5)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_small_fused_steps(device, optimizer):
+def test_small_fused_steps(device, optimizer, capturable):
     """Two steps on the device against the same with autograd on the CPU."""
     if not _ops.has_op("mf_update", device):
         pytest.skip("no compiled kernels")
@@ -323,7 +324,11 @@ def test_small_fused_steps(device, optimizer):
         for _ in range(2)
     )
     fused.to(device)
-    step = FusedStep(fused, module, OPTIMIZERS[optimizer](fused.parameters()))
+    made = OPTIMIZERS[optimizer](fused.parameters())
+    if capturable:
+        for group in made.param_groups:
+            group["lr"] = torch.tensor(group["lr"], device=device)
+    step = FusedStep(fused, module, made, capturable=capturable)
     torchs = OPTIMIZERS[optimizer](wanted.parameters())
     for ids in batches:
         total = step(*(t.to(device) for t in ids))
@@ -335,6 +340,10 @@ def test_small_fused_steps(device, optimizer):
         value.backward()
         torchs.step()
         assert float(total) == pytest.approx(float(value.detach()) * len(ids[0]), rel=1e-5)
+    counters = [state["step"] for state in made.state.values() if "step" in state]
+    assert [float(counter) for counter in counters] == [2.0] * len(counters)
+    if capturable:
+        assert {counter.device.type for counter in counters} <= {device.type}
     for got, want in zip(fused.cpu().parameters(), wanted.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-5)
 
@@ -408,41 +417,59 @@ def test_graphs_of_factorization(gpu):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_graphs_of_the_fused_step(gpu, optimizer):
-    """Steps of a captured graph are those of the step itself. (Adam's rule changes with the step number.)"""
-    batches = [tuple(t.cuda() for t in factorization("zerosum", 700, dim, torch.float32)[1]) for dim in (1, 2, 3)]
+    """Replays of a captured step are steps, under a schedule: with the bits of those that count in a tensor too, and
+    close to those that count on the host."""
+    batches = [tuple(t.cuda() for t in factorization("zerosum", 700, 1 + i, torch.float32)[1]) for i in range(7)]
     results = []
-    for graphed in (False, True):
+    for how in ("host", "device", "graph"):
         model = zx.MatrixFactorization(61, 97, 64, item_bias=True, seed=1, init_std=0.3, device="cuda")
-        options = OPTIMIZERS[optimizer](model.parameters())
-        for group in options.param_groups:
-            if optimizer == "adagrad":
-                group["lr_decay"] = 0.0
-        step = FusedStep(model, zx.ZerosumLoss(), options, l2=0.1)
+        made = OPTIMIZERS[optimizer](model.parameters())
+        for group in made.param_groups:
+            if how != "host":
+                group["lr"] = torch.tensor(group["lr"], device="cuda", dtype=torch.float64)
+        schedule = torch.optim.lr_scheduler.StepLR(made, 2, 0.5)
+        made._opt_called = True
+        step = FusedStep(model, zx.ZerosumLoss(), made, l2=0.1, capturable=how != "host")
         current = tuple(t.clone() for t in batches[0])
-        start = [p.detach().clone() for p in model.parameters()]
         run = lambda step=step, current=current: step(*current)  # noqa: E731
-        if graphed:
+        if how == "graph":
+            tensors = [*model.parameters(), *(t for state in made.state.values() for t in state.values())]
+            start = [t.detach().clone() for t in tensors]
             graph, captured = capture(run)
             with torch.no_grad():
-                for p, before in zip(model.parameters(), start, strict=True):
-                    p.copy_(before)
-                    for state in options.state[p].values():
-                        if state.dim():
-                            state.fill_(0.1)
+                for t, before in zip(tensors, start, strict=True):
+                    t.copy_(before)
         values = []
         for batch in batches:
             for t, new in zip(current, batch, strict=True):
                 t.copy_(new)
-            if graphed:
+            if how == "graph":
                 graph.replay()
                 values.append(captured.clone())
             else:
                 values.append(run())
-        results.append((values, [p.detach() for p in model.parameters()]))
-    for a, b in zip(*(values + tables for values, tables in results), strict=True):
-        assert torch.equal(a, b)
+            schedule.step()
+        steps = [torch.as_tensor(float(s["step"])) for s in made.state.values() if "step" in s]
+        assert all(count == 7 for count in steps)
+        results.append([*values, *(p.detach() for p in model.parameters())])
+    for host, device, graph in zip(*results, strict=True):
+        assert torch.equal(device, graph)
+        torch.testing.assert_close(device, host, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam", "adagrad"])
+def test_a_step_that_counts_on_the_host_is_not_captured(gpu, optimizer):
+    model = zx.MatrixFactorization(61, 97, 8, seed=1, device="cuda")
+    step = FusedStep(model, zx.ZerosumLoss(), OPTIMIZERS[optimizer](model.parameters()))
+    ids = tuple(t.cuda() for t in factorization("zerosum", 50, 1, torch.float32)[1])
+    step(*ids)
+    with pytest.raises(RuntimeError, match=r"expected FusedStep\(..., capturable=True\)"):
+        capture(lambda: step(*ids))
+    torch.cuda.synchronize()
+    assert not torch.cuda.is_current_stream_capturing()
 
 
 @pytest.mark.cuda

@@ -8,6 +8,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import zerosum_ext as zx
 from zerosum_ext import _ops, fused
@@ -198,6 +200,160 @@ def test_many_steps_in_one_call_are_steps_one_by_one(triangle, optimizer, loss, 
     for other in trained[1:]:
         for name, value in trained[0].items():
             torch.testing.assert_close(value, other[name], rtol=0, atol=0)
+
+
+# ---- what a CUDA graph would keep of a step
+
+
+class Recorded(TorchDispatchMode):
+    """Plays a CUDA graph: keeps the operations of a call with the very tensors they work on, and nothing of Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out = function(*arguments, **(options or {}))
+        self.calls.append((function, arguments, options or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for function, arguments, options, out in self.calls:
+            again = function(*arguments, **options)
+            for kept, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(kept, torch.Tensor) and kept is not new:
+                    kept.copy_(new)
+
+
+# With distinct ids the sparse gradients of all batches have one size, as on a GPU.
+def distinct_batches(steps, size=12):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        items = torch.randperm(40, generator=generator)[: 2 * size]
+        yield torch.randperm(40, generator=generator)[:size], items[:size].clone(), items[size:].clone()
+
+
+CAPTURABLE = {
+    "adam": (functools.partial(torch.optim.Adam, lr=0.01, betas=(0.8, 0.99), eps=1e-6), True),
+    "adam's own": (functools.partial(torch.optim.Adam, lr=0.01, betas=(0.8, 0.99), eps=1e-6, capturable=True), False),
+    "sparse_adam": (OPTIMIZERS["sparse_adam"], True),
+    "adagrad": (OPTIMIZERS["adagrad"], True),
+    "sgd": (OPTIMIZERS["sgd"], False),
+    "adam on the host": (OPTIMIZERS["adam"], False),
+    "sparse_adam on the host": (OPTIMIZERS["sparse_adam"], False),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_replays_are_steps(name):
+    """The ops of one step, again and again, against torch.optim step by step, under a schedule."""
+    make, capturable = CAPTURABLE[name]
+    loss, batches = zx.ZerosumLoss(), list(distinct_batches(9))
+    model, wanted = new_model(item_bias=True), new_model(item_bias=True, sparse="sparse" in name)
+    optimizer, torchs = make(model.parameters()), make(wanted.parameters())
+    for group in (*optimizer.param_groups, *torchs.param_groups):
+        group.update(initial_lr=group["lr"], capturable=False)
+    for group in optimizer.param_groups:
+        group["capturable"] = name == "adam's own"
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    step = fused.FusedStep(model, loss, optimizer, 0.01, 0.5, capturable=capturable)
+    schedules = [torch.optim.lr_scheduler.StepLR(o, 3, 0.5) for o in (optimizer, torchs)]
+    for o in (optimizer, torchs):
+        o._opt_called = True
+    current = [t.clone() for t in batches[0]]
+    groups = step._groups()
+    graph = Recorded()
+    with torch.no_grad(), graph:
+        value = step._one(*current, groups)
+    for number, batch in enumerate(batches):
+        if number > 0:  # the step that was recorded was done
+            for kept, new in zip(current, batch, strict=True):
+                kept.copy_(new)
+            graph.replay()
+        torchs.zero_grad()
+        tables = (wanted.user_embedding, wanted.item_embedding)
+        expected = zx.mf_loss(*tables, *batch, loss=loss, item_bias=wanted.item_bias, sparse="sparse" in name)
+        objective = expected + 0.01 * wanted.l2_penalty(batch[0], torch.stack(batch[1:], 1))
+        objective.backward()
+        for p in wanted.parameters():
+            p.grad = p.grad.coalesce() if p.grad.is_sparse else p.grad
+            fused.clip_rows(p.grad.values() if p.grad.is_sparse else p.grad, 0.5)
+        torchs.step()
+        if "host" not in name:
+            torch.testing.assert_close(value, expected.detach(), rtol=1e-5, atol=1e-6)
+        for schedule in schedules:
+            schedule.step()
+    assert float(groups[id(model.user_embedding)]["lr"]) == pytest.approx(torchs.param_groups[0]["lr"])
+    pairs = list(zip(model.parameters(), wanted.parameters(), strict=True))
+    far = [float((got - want).detach().abs().max()) for got, want in pairs]
+    if "host" in name:
+        assert min(far) > 1e-3  # what is counted on the host stands still
+        return
+    assert max(far) < 2e-5
+    for got, want in pairs:
+        state, kept = optimizer.state[got], torchs.state[want]
+        for key in kept.keys() - {"momentum_buffer"}:
+            assert isinstance(state[key], torch.Tensor)
+            torch.testing.assert_close(state[key].double(), torch.as_tensor(kept[key]).double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam", "adagrad"])
+def test_counting_in_a_tensor_changes_nothing(triangle, optimizer):
+    samples = next(iter(zx.TripletLoader(zx.Interactions.from_any(triangle), 500, seed=1)))
+    results = []
+    for capturable in (False, True):
+        model = new_model(item_bias=True)
+        made = OPTIMIZERS[optimizer](model.parameters())
+        if capturable:
+            for group in made.param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+        step = fused.FusedStep(model, zx.ZerosumLoss(), made, capturable=capturable)
+        step(*samples, 96)
+        results.append((model.state_dict(), made.state_dict()["state"]))
+    (tables, states), (same, counted) = results
+    for name, value in tables.items():
+        assert torch.equal(value, same[name])
+    for number, state in states.items():
+        assert isinstance(counted[number]["step"], torch.Tensor)
+        assert float(state["step"]) == float(counted[number]["step"]) == 6
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam", "adagrad"])
+@pytest.mark.parametrize("first", [False, True])
+def test_states_are_read_whoever_counted(triangle, optimizer, first):
+    """A state dict of a run that counted on the host goes on in one that counts on the device, and the other way."""
+    samples = next(iter(zx.TripletLoader(zx.Interactions.from_any(triangle), 500, seed=1)))
+    model, whole = new_model(item_bias=True), new_model(item_bias=True)
+    saved = None
+    for capturable in (first, not first):
+        made = OPTIMIZERS[optimizer](model.parameters())
+        step = fused.FusedStep(model, zx.ZerosumLoss(), made, capturable=capturable)
+        if saved is not None:
+            made.load_state_dict(saved)
+        step(*samples, 96)
+        saved = made.state_dict()
+    assert {float(state["step"]) for state in saved["state"].values()} == {12}
+    step = fused.FusedStep(whole, zx.ZerosumLoss(), OPTIMIZERS[optimizer](whole.parameters()))
+    for _ in range(2):
+        step(*samples, 96)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize("optimizer", ["sparse_adam", "adagrad"])
+def test_torch_goes_on_from_a_counter_in_a_tensor(triangle, tmp_path, optimizer):
+    whole, _, _ = train(triangle, "autograd", optimizer)
+    file = tmp_path / "run.pt"
+    train(triangle, "fused", optimizer, checkpoint=file, epochs=1)
+    checkpoint = torch.load(file)
+    for state in checkpoint["optimizer"]["state"].values():
+        state["step"] = torch.tensor(float(state["step"]))
+    torch.save(checkpoint, file)
+    for engine in ("autograd", "fused"):
+        resumed, _, _ = train(triangle, engine, optimizer, resume=file)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(value, resumed.state_dict()[name], rtol=2e-4, atol=2e-5)
 
 
 # Tables that are small beside a batch, large beside it, and too large for a counter a row, in turns: what is kept from

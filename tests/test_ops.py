@@ -95,6 +95,8 @@ def mf_update_arguments() -> Iterator[tuple[Any, ...]]:
     first, second = torch.zeros_like(table), torch.zeros_like(table)
     for optimizer in (1, 2):
         yield table, first, second, rows, values, optimizer, 0.1, 0.9, 0.999, 1e-8, 1.0
+    numbers = torch.tensor(0.1), torch.tensor(2.0, dtype=torch.float64)
+    yield table, first, second, rows, values, 3, 0.0, 0.9, 0.999, 1e-8, 0.0, *numbers
 
 
 def mf_train_arguments() -> Iterator[tuple[Any, ...]]:

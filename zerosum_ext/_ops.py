@@ -280,8 +280,11 @@ if _extension.CPU.loaded:
         y: float,
         eps: float,
         step: float,
+        lr_tensor: Tensor | None = None,
+        step_tensor: Tensor | None = None,
     ) -> None:
         _check_alike("table", table, first=first, second=second, rows=rows, values=values)
+        _check_alike("table", table, lr_tensor=lr_tensor, step_tensor=step_tensor)
 
 
 def mf_loss(
@@ -380,13 +383,17 @@ def mf_update(
     y: float,
     eps: float,
     step: float,
+    lr_tensor: Tensor | None = None,
+    step_tensor: Tensor | None = None,
 ) -> None:
     """An optimizer's step on ``table`` in place, from what :func:`mf_gradient` gives with ``sparse``.
 
     All float32, contiguous. ``optimizer`` and what x and y mean: csrc/common/optimizers.h. ``first`` and ``second`` are
     torch.optim's state of the table. On a GPU rows beyond the table, with which ``padded`` fills up, are skipped.
+    ``lr_tensor`` and ``step_tensor`` (one float32 or float64 number each, on the table's device) are read when the
+    kernel runs, in place of ``lr`` and ``step``: a captured CUDA graph sees what they hold at each replay.
     """
-    _mf_update(table, first, second, rows, values, optimizer, lr, x, y, eps, step)
+    _mf_update(table, first, second, rows, values, optimizer, lr, x, y, eps, step, lr_tensor, step_tensor)
 
 
 def mf_train(

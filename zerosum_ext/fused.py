@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +227,6 @@ _OFF = (
     "weight_decay",
     "amsgrad",
     "maximize",
-    "capturable",
     "differentiable",
     "fused",
     "decoupled_weight_decay",
@@ -272,10 +271,18 @@ class FusedStep:
     (``optimizer.state``), as torch.optim keeps it: checkpoints are the same, and either way of training can go on from
     the other's. A GPU is not waited for. Only where :func:`fused_obstacle` finds none.
 
+    A step that is captured into a CUDA graph does at each replay what it was captured with, but for what lies in
+    tensors on the model's device, which is read anew: the samples; the learning rate, where ``lr`` of an optimizer's
+    group is such a tensor (torch's schedulers change it in place); and with ``capturable`` the number of the step,
+    which the graph itself moves on. ``optimizer.load_state_dict`` puts other tensors in their place: capture again.
+
     Args:
         l2, max_row_norm: as ``l2`` and ``clip_row_norm`` of :func:`zerosum_ext.training.fit`.
         asynchronous: Hogwild SGD instead: a step for each sample, threads writing into the tables as they go. The
             learning rate is then that of one sample.
+        capturable: counts the steps in a tensor on the model's device (``optimizer.state[p]["step"]``), as
+            torch.optim.Adam does with its option of this name, which has the same effect here, and for SparseAdam and
+            Adagrad as well. The state is then made at once and not with the first step.
     """
 
     def __init__(
@@ -286,6 +293,7 @@ class FusedStep:
         l2: float = 0.0,
         max_row_norm: float | None = None,
         asynchronous: bool = False,
+        capturable: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.l2, self.max_row_norm = l2, max_row_norm
@@ -299,6 +307,18 @@ class FusedStep:
         self.constants: Tensor | None = None if constants is None else constants.to(device).float().contiguous()
         self.kind, self.state_names = _OPTIMIZERS[type(optimizer)]
         self.scale = torch.ones((), device=device)
+        self.capturable = capturable
+        for table in (model.user_embedding, model.item_embedding, model.item_bias):
+            group = None if table is None else self._groups().get(id(table))
+            if table is not None and group is not None and self._counts_on_device(group):
+                self._state(table, group)
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's group of each parameter that is trained, by its id."""
+        return {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
+
+    def _counts_on_device(self, group: dict[str, Any]) -> bool:
+        return self.state_names[1] is not None and (self.capturable or bool(group.get("capturable")))
 
     @torch.no_grad()
     def __call__(self, users: Tensor, positives: Tensor, negatives: Tensor, batch_size: int | None = None) -> Tensor:
@@ -311,7 +331,7 @@ class FusedStep:
         Returns:
             The summed loss of all samples, without L2, float64.
         """
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
+        groups = self._groups()
         if self.kernel[0] in ROW_LOSSES and negatives.dim() == 1:
             negatives = negatives.unsqueeze(1)
         users, positives, negatives = users.contiguous(), positives.contiguous(), negatives.contiguous()
@@ -346,9 +366,11 @@ class FusedStep:
                 states.append((None, None))
                 settings.append([0.0] * 6)
             else:
-                step, first, second = self._state(table, steps)
-                states.append((first, second))
-                settings.append([1.0, *_rates(group), step])
+                state = self._state(table, group)
+                states.append(self._moments(state))
+                settings.append([1.0, float(group["lr"]), *_constants(group), float(state.get("step", 0)) + 1])
+                if "step" in state:
+                    state["step"] += steps
         values = _ops.mf_train(
             tables,
             states,
@@ -388,36 +410,76 @@ class FusedStep:
         user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
             user, item, *ids, coefficient, self.scale, row_l2, *wanted, True, padded=True
         )
-        updates = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
-        for needed, (table, rows, values) in zip(wanted, updates, strict=True):
-            if needed and table is not None:
-                if self.max_row_norm is not None:
-                    clip_rows(values, self.max_row_norm)
-                step, first, second = self._state(table, 1)
-                _ops.mf_update(table, first, second, rows, values, self.kind, *_rates(groups[id(table)]), step)
+        tables = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
+        updates = [
+            (table, groups[id(table)], self._state(table, groups[id(table)]), rows, values)
+            for needed, (table, rows, values) in zip(wanted, tables, strict=True)
+            if needed and table is not None
+        ]
+        # What is counted where the tables are is moved on at once, and read by the kernels.
+        counters = [step for table, _, state, _, _ in updates if _is_at(step := state.get("step"), table)]
+        if counters:
+            torch._foreach_add_(counters, 1)
+        for table, group, state, rows, values in updates:
+            if self.max_row_norm is not None:
+                clip_rows(values, self.max_row_norm)
+            lr, step = group["lr"], state.get("step")
+            counter = step if _is_at(step, table) else None
+            number = 1.0
+            if step is not None and counter is None:
+                self._refuse_to_be_captured(group, table)
+                number += float(step)
+                state["step"] += 1
+            rate = lr if _is_at(lr, table) else None
+            known = float(lr) if rate is None else 0.0
+            first, second = self._moments(state)
+            constants = _constants(group)
+            _ops.mf_update(table, first, second, rows, values, self.kind, known, *constants, number, rate, counter)
         return value
 
-    def _state(self, table: Tensor, steps: int) -> tuple[float, Tensor | None, Tensor | None]:
-        """The number of the first step, and the optimizer's state of a table, which is moved on by ``steps``."""
-        first, second = self.state_names
-        if second is None:
-            return 1.0, None, None
-        state = self.optimizer.state[table]
+    def _state(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state of a table, made where it has none yet; {} for an optimizer without state."""
+        if self.state_names[1] is None:
+            return {}
+        state, on_device = self.optimizer.state[table], self._counts_on_device(group)
         if not state:
             # As torch.optim.Adam and SparseAdam begin; Adagrad has its state from the start.
-            sparse = isinstance(self.optimizer, torch.optim.SparseAdam)
-            state["step"] = 0 if sparse else torch.zeros((), dtype=torch.float32)
+            number = isinstance(self.optimizer, torch.optim.SparseAdam) and not on_device
+            place = table.device if on_device else "cpu"
+            state["step"] = 0 if number else torch.zeros((), dtype=torch.float32, device=place)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(table, memory_format=torch.preserve_format)
-        number = float(state["step"]) + 1.0
-        state["step"] += steps
-        return number, state[first] if first is not None else None, state[second]
+        if on_device and not _is_at(state["step"], table):
+            # Of a run that counted on the host, or Adagrad's.
+            state["step"] = torch.full((), float(state["step"]), dtype=torch.float32, device=table.device)
+        return state
+
+    def _moments(self, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        first, second = self.state_names
+        return None if first is None else state[first], None if second is None else state[second]
+
+    def _refuse_to_be_captured(self, group: dict[str, Any], table: Tensor) -> None:
+        """Raises where a graph is captured that would do the same step, by its number, at each replay."""
+        same = self.kind == 1 and not group["lr_decay"]  # Adagrad's rule then does not depend on it
+        # (A torch without CUDA does not answer that question.)
+        if same or not torch.backends.cuda.is_built() or table.device.type != "cuda":
+            return
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} counts its steps on the host, and a CUDA graph would repeat one of "
+                "them: expected FusedStep(..., capturable=True)"
+            )
 
 
-def _rates(group: dict[str, Any]) -> tuple[float, float, float, float]:
-    """lr, x, y and eps of an optimizer's group, as csrc/common/optimizers.h wants them."""
+def _is_at(value: Any, table: Tensor) -> TypeGuard[Tensor]:
+    """Whether it is a tensor on the device of a table."""
+    return isinstance(value, Tensor) and value.device == table.device
+
+
+def _constants(group: dict[str, Any]) -> tuple[float, float, float]:
+    """x, y and eps of an optimizer's group, as csrc/common/optimizers.h wants them."""
     x, y = group.get("betas", (group.get("lr_decay", 0.0), 0.0))
-    return float(group["lr"]), float(x), float(y), float(group.get("eps", 0.0))
+    return float(x), float(y), float(group.get("eps", 0.0))
 
 
 def clip_rows(values: Tensor, max_norm: float) -> None:

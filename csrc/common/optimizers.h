@@ -21,18 +21,18 @@ struct UpdateRule {
 
 // torch.optim.SGD (no momentum), Adagrad, Adam, SparseAdam. x and y: Adam's beta1 and beta2; Adagrad's lr_decay in x.
 // step counts from 1.
-inline UpdateRule make_rule(Optimizer kind, double lr, double x, double y, double eps, double step) {
+ZX_HD UpdateRule make_rule(Optimizer kind, double lr, double x, double y, double eps, double step) {
   UpdateRule r{};
   r.eps = static_cast<float>(eps);
   r.root_scale = 1;
   r.rate = static_cast<float>(kind == Optimizer::kAdagrad ? lr / (1 + (step - 1) * x) : lr);
   if (kind == Optimizer::kAdam || kind == Optimizer::kLazyAdam) {
-    const double c1 = 1 - std::pow(x, step), c2 = 1 - std::pow(y, step);
+    const double c1 = 1 - pow(x, step), c2 = 1 - pow(y, step);
     r.beta1 = static_cast<float>(x);
     r.beta2 = static_cast<float>(y);
     // Adam: m / c1 / (sqrt(v) / sqrt(c2) + eps). SparseAdam: m sqrt(c2) / c1 / (sqrt(v) + eps).
-    r.rate = static_cast<float>(kind == Optimizer::kAdam ? lr / c1 : lr * std::sqrt(c2) / c1);
-    if (kind == Optimizer::kAdam) r.root_scale = static_cast<float>(1 / std::sqrt(c2));
+    r.rate = static_cast<float>(kind == Optimizer::kAdam ? lr / c1 : lr * sqrt(c2) / c1);
+    if (kind == Optimizer::kAdam) r.root_scale = static_cast<float>(1 / sqrt(c2));
   }
   return r;
 }

@@ -6,8 +6,21 @@
 
 namespace zx::cuda {
 
+namespace {
+
+DeviceNumber number(const Call& call, const std::optional<Tensor>& t, double otherwise, const char* name) {
+  call.require_here(t, name);
+  check_number(t, name);
+  if (!t) return {otherwise, nullptr, nullptr};
+  const bool wide = t->scalar_type() == ScalarType::Double;
+  return {0, wide ? nullptr : data<float>(*t), wide ? data<double>(*t) : nullptr};
+}
+
+}  // namespace
+
 void mf_update(Tensor table, std::optional<Tensor> first, std::optional<Tensor> second, const Tensor& rows,
-               const Tensor& values, int64_t optimizer, double lr, double x, double y, double eps, double step) {
+               const Tensor& values, int64_t optimizer, double lr, double x, double y, double eps, double step,
+               std::optional<Tensor> lr_tensor, std::optional<Tensor> step_tensor) {
   const Call call(table);
   call.require_here(first, "first");
   call.require_here(second, "second");
@@ -19,7 +32,8 @@ void mf_update(Tensor table, std::optional<Tensor> first, std::optional<Tensor> 
   ZX_CHECK(count < (int64_t{1} << 31), "rows must be fewer than 2^31");
 
   UpdateArgs a{};
-  a.rule = make_rule(kind, lr, x, y, eps, step);
+  a.lr = number(call, lr_tensor, lr, "lr_tensor"), a.step = number(call, step_tensor, step, "step_tensor");
+  a.x = x, a.y = y, a.eps = eps;
   a.rows = data<int64_t>(rows), a.count = count, a.values = data<float>(values);
   a.table = data<float>(table), a.size = size, a.dim = dim;
   a.m = first ? data<float>(*first) : nullptr, a.v = second ? data<float>(*second) : nullptr;
