@@ -151,7 +151,8 @@ def test_the_fused_step_waits_for_nothing(fake, kernels_on_cuda, name, optimizer
 
 def test_adams_own_option_counts_on_the_device(fake, kernels_on_cuda):
     model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
-    optimizer = torch.optim.Adam(model.parameters(), lr=torch.empty((), device=CUDA), capturable=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, capturable=True)
+    optimizer.param_groups[0]["lr"] = torch.empty((), device=CUDA)  # (its constructor compares the rate with 0)
     assert fused.fused_obstacle(model, zx.BPRLoss(), optimizer) is None
     fused.FusedStep(model, zx.BPRLoss(), optimizer)(*mf_inputs("bpr", torch.float32)[2])
     assert [state["step"].device for state in optimizer.state.values()] == [CUDA] * 2
