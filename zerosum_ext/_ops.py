@@ -620,7 +620,7 @@ if _extension.CPU.loaded:
         excluded_indices: Tensor | None,
         k: int,
     ) -> tuple[Tensor, ...]:
-        _check_alike("user_factors", user_factors, item_factors=item_factors, users=users, offset=offset)
+        _check_alike("user_factors", user_factors, item_factors=item_factors, users=users)
         return _fake_ranking(user_factors, user_factors.dtype, users, k)
 
     @torch.library.register_fake("zerosum_ext::rank_scores")
@@ -634,7 +634,7 @@ if _extension.CPU.loaded:
         excluded_indices: Tensor | None,
         k: int,
     ) -> tuple[Tensor, ...]:
-        _check_alike("scores", scores, users=users, offset=offset, indptr=indptr, indices=indices)
+        _check_alike("scores", scores, users=users, indptr=indptr, indices=indices)
         return _fake_ranking(scores, compute_dtype(scores.dtype), users, k)
 
     @torch.library.register_fake("zerosum_ext::user_metrics")
@@ -677,7 +677,8 @@ def rank_factors(
     Args:
         user_factors, item_factors, item_bias: contiguous [U, d], [I, d] and [I] or None; fp32 or fp64.
         users: int64 [n], whom to rank for: rows of user_factors and of the CSRs.
-        offset: int64 [n + 1], where each one's positives lie in the results: running totals of their numbers.
+        offset: int64 [n + 1], where each one's positives lie in the results: running totals of their numbers. On the
+            CPU, whatever the device of the rest; one on a GPU has to be waited for.
         indptr, indices: CSR of the held-out positives [U, I], sorted; int64 and int32 or int64.
         excluded_indptr, excluded_indices: the same of the items that are no candidates, or None.
         k: length of the lists.

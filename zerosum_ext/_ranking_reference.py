@@ -40,13 +40,12 @@ def rank_factors(
         if item_bias is not None:
             scores = scores + item_bias
         part = offset[start : start + step + 1]
-        ranked = rank(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
-        if int(ranked[5]) >= 0:
-            return *ranked[:5], ranked[5] + start
-        parts.append(ranked)
-    columns = list(zip(*parts, strict=True))
-    scores, greater, equal, candidates, top_items = (torch.cat(column) for column in columns[:5])
-    return scores, greater, equal, candidates, top_items, columns[5][0]
+        *ranked, failed = rank(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
+        # (A GPU is not waited for.)
+        parts.append((*ranked, torch.where(failed < 0, users.numel(), failed + start)))
+    scores, greater, equal, candidates, top_items, failed = (torch.cat(column) for column in zip(*parts, strict=True))
+    failed = failed.amin(0, keepdim=True)
+    return scores, greater, equal, candidates, top_items, torch.where(failed < users.numel(), failed, -1)
 
 
 def rank_scores(

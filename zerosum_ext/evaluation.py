@@ -3,12 +3,14 @@
 :func:`rank` streams over blocks of users. For each it takes the scores of all items, leaves out the
 interactions to exclude, *counts* how many candidates are above and level with each held-out positive (nothing
 is sorted) and selects the top k. What it keeps is small: two counts per positive and k items per user. Every
-metric then comes from these (:func:`compute`); :func:`evaluate` does both.
+metric then comes from these (:func:`compute`); :func:`evaluate` does both, on the device of the scores, and
+fetches nothing from there but the values of the metrics.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -136,6 +138,48 @@ class Ranking:
         )
 
 
+# The arrays of a ranking that follow from scores.
+_TENSORS = ("indptr", "items", "scores", "greater", "equal", "num_candidates", "top_items")
+
+# A number that is known when the values of metrics are, and what raises where it tells that they are none.
+_Check = tuple[Tensor, Callable[[float], None]]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A :class:`Ranking` where it was made: tensors on one device, but for the users.
+
+    ``failed``, int64 [], is the first row of ``users`` with a candidate scored NaN, or the number of users.
+    """
+
+    users: np.ndarray
+    indptr: Tensor
+    items: Tensor
+    scores: Tensor
+    greater: Tensor
+    equal: Tensor
+    num_candidates: Tensor
+    top_items: Tensor
+    failed: Tensor
+    num_users: int
+    num_items: int
+
+    @classmethod
+    def of(cls, ranking: Ranking) -> _Ranked:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(ranking, name))) for name in _TENSORS}
+        shape = {"num_users": ranking.num_users, "num_items": ranking.num_items}
+        return cls(users=ranking.users, failed=torch.tensor(len(ranking.users)), **tensors, **shape)  # type: ignore[arg-type]
+
+    def on_host(self) -> Ranking:
+        self.complain(float(self.failed))
+        arrays = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
+        return Ranking(users=self.users, **arrays, num_users=self.num_users, num_items=self.num_items)
+
+    def complain(self, failed: float) -> None:
+        if failed < len(self.users):
+            raise ValueError(f"model: NaN among the scores of user {self.users[int(failed)]}")
+
+
 def _interactions(value: Any, name: str) -> Interactions:
     if not isinstance(value, Interactions) and not sparse.issparse(value):
         raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(value).__name__}")
@@ -248,17 +292,17 @@ def rank(
     Raises:
         ValueError: a candidate's score is NaN; shapes do not agree.
     """
+    return _rank(model, train, test, k, exclude, users, batch_size).on_host()
+
+
+def _rank(model: Any, train: Any, test: Any, k: int, exclude: Any, users: Any, batch_size: int | None) -> _Ranked:
     held_out = _interactions(test, "test")
-    num_users, num_items = held_out.shape
     excluded = _excluded(exclude, train, held_out)
     k = require_positive_int("k", k, minimum=0)
     if batch_size is not None:
         batch_size = require_positive_int("batch_size", batch_size)
-
-    evaluated = _evaluated(held_out.user_counts.cpu().numpy(), users)
     with _inference(model):
-        source = _source(model, num_users, num_items)
-        return _rank_users(source, evaluated, held_out, excluded, k, batch_size)
+        return _rank_users(_source(model, *held_out.shape), users, held_out, excluded, k, batch_size)
 
 
 def _excluded(exclude: Any, train: Any, held_out: Interactions) -> Interactions | None:
@@ -272,12 +316,13 @@ def _excluded(exclude: Any, train: Any, held_out: Interactions) -> Interactions 
     return excluded
 
 
-def _popularity_of(train: Interactions | None, test: Interactions) -> Tensor:
-    """Counts of train + test."""
-    if train is None:
-        return test.popularity.cpu()
-    _same_shape(train.shape, test.shape)
-    return train.popularity.cpu() + test.popularity.cpu()
+def _popularity_of(train: Interactions | None, test: Interactions, device: torch.device) -> Tensor:
+    """Counts of train + test, float64."""
+    counts = test.popularity.to(device)
+    if train is not None:
+        _same_shape(train.shape, test.shape)
+        counts = counts + train.popularity.to(device)
+    return counts.double()
 
 
 def _evaluated(counts: np.ndarray, users: Any) -> np.ndarray:
@@ -291,81 +336,117 @@ def _evaluated(counts: np.ndarray, users: Any) -> np.ndarray:
     return np.intersect1d(evaluated, chosen)
 
 
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    # A GPU takes a copy of pageable memory before the call returns, and is not waited for.
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Whose positives are evaluated, and where they lie: all that has to be known on the host."""
+
+    interactions: Interactions
+    users: np.ndarray
+    offset: np.ndarray  # int64 [n + 1], of each one's positives among all of them
+    start: np.ndarray  # int64 [n], of the same in the interactions
+
+    @classmethod
+    def of(cls, interactions: Interactions, users: Any) -> _HeldOut:
+        indptr = interactions.indptr.cpu().numpy()
+        counts = np.diff(indptr)
+        evaluated = _evaluated(counts, users)
+        offset = np.concatenate(([0], np.cumsum(counts[evaluated])))
+        return cls(interactions, evaluated, offset, indptr[evaluated])
+
+    def items(self, device: torch.device) -> Tensor:
+        """int64 [P], the positives."""
+        indices = self.interactions.indices.to(device)
+        if self.offset[-1] < indices.numel():
+            place = np.arange(self.offset[-1]) + np.repeat(self.start - self.offset[:-1], np.diff(self.offset))
+            indices = indices[_moved(place, device)]
+        return indices.long()
+
+
 def _rank_users(
     source: Factors | Callable[[Tensor], Any],
-    evaluated: np.ndarray,
-    held_out: Interactions,
+    users: Any,
+    interactions: Interactions,
     excluded: Interactions | None,
     k: int,
     batch_size: int | None = None,
-) -> Ranking:
-    num_users, num_items = held_out.shape
-    counts = held_out.user_counts.cpu().numpy()
-    indptr = np.concatenate(([0], np.cumsum(counts[evaluated])))
+) -> _Ranked:
+    num_users, num_items = interactions.shape
+    held_out = _HeldOut.of(interactions, users)
+    evaluated, offset = held_out.users, held_out.offset
     if isinstance(source, tuple):
         step = _BLOCK_USERS
     else:
         step = batch_size or max(1, _BLOCK_ELEMENTS // max(1, num_items))
-    starts = range(0, evaluated.size, step) or range(1)  # nobody is one block of no users
-    parts = [
-        _rank_block(source, evaluated[i : i + step], indptr[i : i + step + 1] - indptr[i], held_out, excluded, k)
-        for i in starts
-    ]
+
+    @functools.cache
+    def on(device: torch.device) -> tuple[Tensor, Interactions, Interactions | None]:
+        others = None if excluded is None else excluded.to(device)
+        return _moved(evaluated, device), interactions.to(device), others
+
+    parts, failed = [], []
+    for first in range(0, evaluated.size, step) or range(1):  # nobody is one block of no users
+        *ranked, row = _rank_block(source, evaluated, offset, slice(first, first + step), on, num_items, k)
+        parts.append(ranked)
+        failed.append(torch.where(row < 0, evaluated.size, row + first))
     target, greater, equal, candidates, top = (
-        (torch.cat(column) if len(parts) > 1 else column[0]).cpu().numpy() for column in zip(*parts, strict=True)
+        torch.cat(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)
     )
-    start, length = held_out.indptr.cpu().numpy()[evaluated], np.diff(indptr)
-    items = held_out.indices.cpu().numpy()
-    if indptr[-1] < items.size:
-        items = items[np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], length)]
-    return Ranking(
+    device = target.device
+    result = _Ranked(
         users=evaluated,
-        indptr=indptr,
-        items=items.astype(np.int64),
+        indptr=_moved(offset, device),
+        items=held_out.items(device),
         scores=target,
         greater=greater,
         equal=equal,
         num_candidates=candidates,
         top_items=top,
+        failed=torch.cat(failed).amin(),
         num_users=num_users,
         num_items=num_items,
     )
+    if device.type == "cpu" or not _ops.has_op("user_metrics", device):  # what works on the host would take offence
+        result.complain(float(result.failed))
+    return result
 
 
 def _rank_block(
     source: Factors | Callable[[Tensor], Any],
     users: np.ndarray,
     offset: np.ndarray,
-    held_out: Interactions,
-    excluded: Interactions | None,
+    part: slice,
+    on: Callable[[torch.device], tuple[Tensor, Interactions, Interactions | None]],
+    num_items: int,
     k: int,
 ) -> tuple[Tensor, ...]:
-    """(positives' scores, greater, equal, candidates, top items) of some users."""
-    index = torch.from_numpy(users)
+    """(positives' scores, greater, equal, candidates, top items, failed) of some users, on the device of the scores."""
     op: Callable[..., tuple[Tensor, ...]]
     if isinstance(source, tuple):
         device = source[0].device
         op = partial(_ops.rank_factors, *source)
     else:
-        scores = _floating(source(index))
-        if scores.shape != (users.size, held_out.num_items):
-            raise ValueError(f"model: expected scores [{users.size}, {held_out.num_items}], got {[*scores.shape]}")
+        asked = torch.from_numpy(users[part])
+        scores = _floating(source(asked))
+        if scores.shape != (asked.numel(), num_items):
+            raise ValueError(f"model: expected scores [{asked.numel()}, {num_items}], got {[*scores.shape]}")
         device = scores.device
         op = partial(_ops.rank_scores, scores)
-    positives = held_out.to(device)
-    others = None if excluded is None else excluded.to(device)
-    *ranked, failed = op(
-        index.to(device),
-        torch.from_numpy(offset).to(device),
+    index, positives, others = on(device)
+    return op(
+        index[part],
+        # On the host: a GPU need not be asked for how many positives there are.
+        torch.from_numpy(offset[part.start : part.stop + 1] - offset[part.start]),
         positives.indptr,
         positives.indices,
         None if others is None else others.indptr,
         None if others is None else others.indices,
         k,
     )
-    if int(failed) >= 0:
-        raise ValueError(f"model: NaN among the scores of user {users[int(failed)]}")
-    return tuple(ranked)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -420,8 +501,9 @@ def compute(
     for key, name, _ in wanted:
         if name in SAMPLED_METRICS:
             raise ValueError(f"metrics: {key} needs the model's scores of negatives; evaluate computes it")
-    table = _Table(ranking, popularity, [cut for _, _, cut in wanted if cut], ties, tail_mass)
-    return {key: table.value(name, cut) for key, name, cut in wanted}
+    counts = _counts(popularity, torch.device("cpu"))
+    table = _Table(_Ranked.of(ranking), counts, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return _fetched({key: table.value(name, cut) for key, name, cut in wanted}, table.checks)
 
 
 def per_user(
@@ -442,95 +524,104 @@ def per_user(
     for key, name, _ in wanted:
         if name not in PER_USER_METRICS:
             raise ValueError(f"metrics: {key} is no mean over users; those are {', '.join(PER_USER_METRICS)}")
-    table = _Table(ranking, popularity, [cut for _, _, cut in wanted if cut], ties, tail_mass)
-    return {key: table.per_user(name, cut) for key, name, cut in wanted}
+    counts = _counts(popularity, torch.device("cpu"))
+    table = _Table(_Ranked.of(ranking), counts, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return {key: table.per_user(name, cut).numpy() for key, name, cut in wanted}
+
+
+def _fetched(values: dict[str, Tensor], checks: Sequence[_Check]) -> dict[str, float]:
+    """The numbers, float64 [] each, in one transfer from where they were computed."""
+    tensors = [*(number.double() for number, _ in checks), *values.values()]
+    numbers = torch.stack(tensors).cpu().tolist() if tensors else []
+    for (_, complain), number in zip(checks, numbers, strict=False):
+        complain(number)
+    return dict(zip(values, numbers[len(checks) :], strict=True))
+
+
+def _refuse_infinite(found: float) -> None:
+    if found:
+        raise ValueError("scores: expected finite numbers for a Pearson correlation, got an infinite one")
 
 
 class _Table:
-    """Every metric of a ranking; what several have in common is computed once."""
+    """Every metric of a ranking, on its device; what several have in common is computed once.
+
+    ``checks`` are to be looked at before the values are used.
+    """
 
     def __init__(
-        self, ranking: Ranking, popularity: Any, cutoffs: Sequence[int], ties: m.Ties, tail_mass: float
+        self, ranking: _Ranked, counts: Tensor, cutoffs: Sequence[int], ties: m.Ties, tail_mass: float
     ) -> None:
         m._choice(ties, "ties", tuple(_ops.TIES))
+        m._check_tail_mass(tail_mass)
         self.ranking, self.ties, self.tail_mass = ranking, ties, tail_mass
-        self.counts = m.popularity_counts(popularity)
-        if self.counts.size != ranking.num_items:
-            raise ValueError(f"popularity: expected {ranking.num_items} items, got {self.counts.size}")
+        self.device, self.counts = ranking.indptr.device, counts
+        if self.counts.numel() != ranking.num_items:
+            raise ValueError(f"popularity: expected {ranking.num_items} items, got {self.counts.numel()}")
         self.cutoffs = sorted(set(cutoffs))
-        self.sizes = np.diff(ranking.indptr)
+        self.sizes = ranking.indptr.diff()
+        self.checks: list[_Check] = [(ranking.failed, ranking.complain)]
 
     @cached_property
-    def by_rank(self) -> tuple[np.ndarray, ...]:
+    def _at_cutoffs(self) -> Tensor:
+        return _moved(np.array(self.cutoffs, np.int64), self.device)
+
+    @cached_property
+    def by_rank(self) -> tuple[Tensor, ...]:
         r = self.ranking
-        arrays = (
-            r.indptr,
-            r.greater,
-            r.equal,
-            r.num_candidates,
-            self.counts[r.items],
-            np.array(self.cutoffs, np.int64),
-        )
-        offset, greater, equal, candidates, popularity, cutoffs = (
-            torch.from_numpy(np.ascontiguousarray(a)) for a in arrays
-        )
-        results = _ops.user_metrics(offset, greater, equal, candidates, popularity, cutoffs, self.ties)
-        return tuple(t.numpy() for t in results)
+        counts = (r.indptr, r.greater, r.equal, r.num_candidates)
+        return _ops.user_metrics(*counts, self.counts[r.items], self._at_cutoffs, self.ties)
 
     @cached_property
-    def tail(self) -> np.ndarray:
-        return m.long_tail(self.counts, self.tail_mass)
+    def tail(self) -> Tensor:
+        return m._long_tail(self.counts, self.tail_mass)
 
     @cached_property
-    def by_list(self) -> tuple[np.ndarray, ...]:
-        values = np.stack((self.counts, self.tail, m._self_information(self.counts, max(1, self.ranking.num_users))))
-        lists = torch.from_numpy(np.ascontiguousarray(self.ranking.top_items))
-        results = _ops.list_metrics(lists, torch.from_numpy(values), torch.tensor(self.cutoffs).long())
-        return tuple(t.numpy() for t in results)
+    def by_list(self) -> tuple[Tensor, ...]:
+        information = m._self_information(self.counts, max(1, self.ranking.num_users))
+        values = torch.stack((self.counts, self.tail.double(), information))
+        return _ops.list_metrics(self.ranking.top_items, values, self._at_cutoffs)
 
     @cached_property
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items, scores and quantiles of the positives of users who have several."""
-        several = np.repeat(self.sizes > 1, self.sizes)
-        return self.ranking.items[several], self.ranking.scores[several], self.by_rank[5][several]
+    def several(self) -> Tensor:
+        """bool [P], the positives of users who have several."""
+        return (self.sizes > 1).repeat_interleave(self.sizes, output_size=self.ranking.items.numel())
 
-    def per_user(self, name: str, cutoff: int) -> np.ndarray:
+    def per_user(self, name: str, cutoff: int) -> Tensor:
         """float64 [n], NaN where a user has no value."""
         if name in _BY_RANK:
             return self.by_rank[0][_BY_RANK.index(name), self.cutoffs.index(cutoff)]
         if name in _BY_LIST:
             kind, at = _BY_LIST[name], self._at(name, cutoff)
             sums, length = self.by_list[0][kind, at], self.by_list[1][at]
-            if name == "aclt":
-                return sums
-            with np.errstate(invalid="ignore"):
-                return sums / length
+            return sums if name == "aclt" else sums / length
         if name == "auc":
             return self.by_rank[1]
         if name == "pop_q_at_1":
-            return np.where(self.sizes >= 5, self.by_rank[4], np.nan)
+            return torch.where(self.sizes >= 5, self.by_rank[4], torch.nan)
         if name == "upo":
-            return np.where(self.sizes >= 4, np.nan_to_num(self.by_rank[3]), np.nan)
+            return torch.where(self.sizes >= 4, self.by_rank[3].nan_to_num(nan=0.0), torch.nan)
         return self.by_rank[3]  # pru: minus the correlation with the place is the one with the score
 
-    def value(self, name: str, cutoff: int) -> float:
+    def value(self, name: str, cutoff: int) -> Tensor:
+        """float64 []."""
+        r = self.ranking
         if name in PER_USER_METRICS:
-            values = self.per_user(name, cutoff)
-            return m._mean(values[~np.isnan(values)])
+            return m._mean_of_known(self.per_user(name, cutoff))
         if name == "pairwise_accuracy":
-            pairs = float(self.sizes @ (self.ranking.num_candidates - self.sizes))
-            return float(self.by_rank[2].sum() / pairs) if pairs else float("nan")
+            pairs = self.sizes * (r.num_candidates - self.sizes)
+            return m._sum(self.by_rank[2]) / m._sum(pairs.double())
         if name == "pri":
-            items, _, quantile = self.pairs
-            return m._pri_of_quantiles(items, quantile, self.counts)
+            return m._pri_of_quantiles(r.items, self.by_rank[5], self.several, self.counts)
         if name == "pcc":
-            items, scores, _ = self.pairs
-            return m._pcc_of_positives(self.counts[items], m._numbers(scores, "scores"))
+            scores = r.scores.double()
+            self.checks.append(((scores.isinf() & self.several).any(), _refuse_infinite))
+            return m._pearson(self.counts[r.items], scores, self.several)
         exposure = self.by_list[2][self._at(name, cutoff)]
         if name == "tail_share":
             return m._share_of_exposure(exposure, self.tail)
         if name == "coverage":
-            return m._mean(exposure > 0)
+            return m._coverage_of_exposure(exposure)
         return m._gini_of_exposure(exposure) if name == "gini" else m._entropy_of_exposure(exposure)
 
     def _at(self, name: str, cutoff: int) -> int:
@@ -538,6 +629,13 @@ class _Table:
         if cutoff > kept < self.ranking.num_items:
             raise ValueError(f"ranking: keeps {kept} items per user, {name}@{cutoff} needs {cutoff}")
         return self.cutoffs.index(cutoff)
+
+
+def _counts(popularity: Any, device: torch.device) -> Tensor:
+    """Interaction counts per item, float64 [num_items]: of interactions, or as given, which is then checked."""
+    if isinstance(popularity, Interactions):
+        return popularity.popularity.to(device).double()
+    return torch.tensor(m.popularity_counts(popularity), dtype=torch.float64, device=device)
 
 
 def evaluate(
@@ -579,25 +677,30 @@ def evaluate(
     """
     cutoffs = _cutoffs(k)
     wanted = _parse(metrics, cutoffs)
-    # Once, here: rank would convert both again.
+    # Once, here: to rank would convert both again.
     test, train = _interactions(test, "test"), None if train is None else _interactions(train, "train")
-    if popularity is None:
-        popularity = _popularity_of(train, test)
+    if train is not None:
+        _same_shape(train.shape, test.shape)
     full = [entry for entry in wanted if entry[1] not in SAMPLED_METRICS]
-    values: dict[str, float] = {}
+    values: dict[str, Tensor] = {}
+    checks: list[_Check] = []
     if full:
         length = max(cutoff for _, _, cutoff in full)
-        ranking = rank(model, train, test, k=length, exclude=exclude, users=users, batch_size=batch_size)
-        names = [key for key, _, _ in full]
-        values = compute(ranking, popularity, metrics=names, ties=ties, tail_mass=tail_mass)
+        ranked = _rank(model, train, test, length, exclude, users, batch_size)
+        device = ranked.indptr.device
+        counts = _popularity_of(train, test, device) if popularity is None else _counts(popularity, device)
+        table = _Table(ranked, counts, [cut for _, _, cut in full if cut], ties, tail_mass)
+        values = {key: table.value(name, cut) for key, name, cut in full}
+        checks = table.checks
     if len(full) < len(wanted):
         known = train if isinstance(exclude, str) else exclude
-        places = sampled_ranks(model, known, test, negatives=negatives, seed=seed, users=users)[1]
+        _, places, check = _sampled_ranks(model, known, test, negatives, seed, users)
+        checks = [*checks, check]
         for key, name, cutoff in wanted:
             if name in SAMPLED_METRICS:
                 function = m._hit_of_ranks if name == "sampled_hit" else m._ndcg_of_ranks
                 values[key] = function(places, cutoff)
-    return {key: values[key] for key, _, _ in wanted}
+    return _fetched({key: values[key] for key, _, _ in wanted}, checks)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -622,21 +725,29 @@ def sampled_ranks(
     Raises:
         ValueError: a user has fewer than M negatives, a negative is out of range, or a score is NaN.
     """
-    held_out = _interactions(test, "test")
-    num_users, num_items = held_out.shape
-    counts = held_out.user_counts.cpu().numpy()
-    evaluated = _evaluated(counts, users)
+    users, places, (failed, complain) = _sampled_ranks(model, known, test, negatives, seed, users)
+    complain(float(failed))
+    return users, places.cpu().numpy()
+
+
+def _sampled_ranks(
+    model: Any, known: Any, test: Any, negatives: Any, seed: int, users: Any
+) -> tuple[np.ndarray, Tensor, _Check]:
+    """The same, the ranks where the scores are, and what tells of NaN."""
+    interactions = _interactions(test, "test")
+    num_users, num_items = interactions.shape
+    held_out = _HeldOut.of(interactions, users)
+    evaluated, offset = held_out.users, held_out.offset
     if isinstance(negatives, (int, np.integer)):
         size = require_positive_int("negatives", negatives)
-        drawn = sample_negatives(
-            held_out if known is None else _interactions(known, "known"),
+        chosen = sample_negatives(
+            interactions if known is None else _interactions(known, "known"),
             evaluated,
             size,
             seed=seed,
-            exclude=None if known is None else held_out,
+            exclude=None if known is None else interactions,
             replacement=False,
         )
-        chosen = drawn.cpu()
     else:
         given = m._integers(negatives, "negatives", ndim=2)
         if len(given) != num_users:
@@ -644,33 +755,45 @@ def sampled_ranks(
         chosen = torch.from_numpy(given[evaluated])
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= num_items):
             raise ValueError(f"negatives: expected items in [0, {num_items})")
-    indptr, indices = held_out.indptr.cpu(), held_out.indices.cpu().long()
-    places = [np.zeros(0, np.int64)]
+    step, places, failed = 512, [], []
     with _inference(model):
         source = _source(model, num_users, num_items)
-        for start in range(0, evaluated.size, 512):
-            block = torch.from_numpy(evaluated[start : start + 512])
-            row = torch.arange(block.numel()).repeat_interleave(torch.from_numpy(counts[block.numpy()]))
-            positives = torch.cat([indices[indptr[u] : indptr[u + 1]] for u in block])
-            others = chosen[start : start + 512]
+        moved: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        for first in range(0, evaluated.size, step) or range(1):
+            part = slice(first, first + step)
+            asked = torch.from_numpy(evaluated[part])
+            scores = None if isinstance(source, tuple) else _floating(source(asked))
+            device = source[0].device if isinstance(source, tuple) else scores.device  # type: ignore[union-attr]
+            if device not in moved:
+                moved[device] = held_out.items(device), chosen.to(device), _moved(evaluated, device)
+            items, others, index = moved[device]
+            here = offset[part.start : part.stop + 1]
+            items, others, index = items[here[0] : here[-1]], others[part], index[part]
+            row = _moved(np.repeat(np.arange(asked.numel()), np.diff(here)), device)
             if isinstance(source, tuple):
-                positive_scores = _pair_scores(source, block[row], positives)
-                negative_scores = _pair_scores(source, block[:, None].expand_as(others), others)
+                positive_scores = _pair_scores(source, index[row], items)
+                negative_scores = _pair_scores(source, index[:, None].expand_as(others), others)
             else:
-                scores = _floating(source(block)).cpu()
-                positive_scores, negative_scores = scores[row, positives], scores.gather(1, others)
-            bad = positive_scores.isnan().any() | negative_scores.isnan().any()
-            if bool(bad):
-                raise ValueError(f"model: NaN among the scores of users {int(block[0])} .. {int(block[-1])}")
-            places.append(m.sampled_ranks(positive_scores, negative_scores[row]))
-    return np.repeat(evaluated, counts[evaluated]), np.concatenate(places)
+                assert scores is not None
+                positive_scores, negative_scores = scores[row, items], scores.gather(1, others)
+            failed.append(positive_scores.isnan().any() | negative_scores.isnan().any())
+            places.append(m._sampled_ranks(positive_scores, negative_scores[row]))
+    bad = torch.stack(failed)
+    block = torch.where(bad, torch.arange(len(failed), device=bad.device), len(failed)).amin()
+
+    def complain(number: float) -> None:
+        if number < len(failed):
+            some = evaluated[int(number) * step : (int(number) + 1) * step]
+            raise ValueError(f"model: NaN among the scores of users {some[0]} .. {some[-1]}")
+
+    return np.repeat(evaluated, np.diff(offset)), torch.cat(places), (block, complain)
 
 
 def _pair_scores(factors: Factors, users: Tensor, items: Tensor) -> Tensor:
     """Scores of (user, item) pairs, each one the same sum whatever the shape: ties are exact."""
     user, item, bias = factors
-    scores = (user[users.to(user.device)] * item[items.to(item.device)]).sum(-1)
-    return (scores if bias is None else scores + bias[items.to(item.device)]).cpu()
+    scores = (user[users] * item[items]).sum(-1)
+    return scores if bias is None else scores + bias[items]
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -772,7 +895,9 @@ class RankingMetrics:
         self._test = _interactions(test, "test")
         known = None if train is None else _interactions(train, "train")
         self._excluded = _excluded(exclude, known, self._test)
-        self._popularity = _popularity_of(known, self._test) if popularity is None else popularity
+        if popularity is None:
+            popularity = _popularity_of(known, self._test, torch.device("cpu"))
+        self._popularity = popularity
         wanted = _parse(metrics, _cutoffs(k))
         self._length = max((cutoff for _, _, cutoff in wanted), default=0)
         self._options: dict[str, Any] = {
@@ -794,7 +919,10 @@ class RankingMetrics:
         kept, first = np.unique(index, return_index=True)
         evaluated = _evaluated(self._test.user_counts.cpu().numpy(), kept)
         rows = torch.from_numpy(first[np.isin(kept, evaluated)]).to(values.device)
-        self._parts.append(_rank_users(lambda _: values[rows], evaluated, self._test, self._excluded, self._length))
+        ranked = _rank_users(
+            lambda _: values[rows], evaluated, self._test, self._excluded, self._length, max(1, evaluated.size)
+        )
+        self._parts.append(ranked.on_host())
 
     def ranking(self) -> Ranking:
         """What was seen so far, of all processes."""
@@ -806,7 +934,7 @@ class RankingMetrics:
         none = _rank_users(
             lambda _: torch.zeros(0, self._test.num_items), np.zeros(0, np.int64), self._test, None, self._length
         )
-        return _join([*parts, none])
+        return _join([*parts, none.on_host()])
 
     def compute(self) -> dict[str, float]:
         """The metrics of all users seen, as :func:`evaluate` returns them."""

@@ -2,7 +2,7 @@
 
 Every function takes flat arrays (NumPy arrays, torch tensors of any device, or sequences), computes in
 float64 on the CPU without a Python loop over users, and returns a float, or one value per user where
-``reduction="none"``. Two shapes of input occur:
+``reduction="none"``. (:func:`zerosum_ext.evaluate` computes where the scores are.) Two shapes of input occur:
 
 - *Positives*: ``users``, ``items``, ``scores`` [P], one entry per evaluated positive, in any order.
 - *Ranks*: ``users``, ``ranks`` [P], the 1-based places of the evaluated positives in their users' rankings,
@@ -197,13 +197,8 @@ def _grouped_spearman(group: np.ndarray, sizes: np.ndarray, x: np.ndarray, y: np
         return xy / np.sqrt(xx * yy)
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
-        return float("nan")
-    x, y = x - x.mean(), y - y.mean()
-    # Not x @ y: BLAS would wake threads of its own beside torch's, and its sums depend on their number.
-    xy, xx, yy = ((a * b).sum() for a, b in ((x, y), (x, x), (y, y)))
-    return float(np.clip(xy / np.sqrt(xx * yy), -1, 1))
+def _mean(values: np.ndarray) -> float:
+    return float(_mean_of_known(torch.tensor(values, dtype=torch.float64)))
 
 
 def _keep(u: np.ndarray, min_positives: int, *others: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -216,8 +211,64 @@ def _keep(u: np.ndarray, min_positives: int, *others: np.ndarray) -> tuple[np.nd
     return group, sizes, *(x[wanted] for x in others)
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+# ----------------------------------------------------------------------------------------------------------
+# The same on tensors of one device, which are never looked at: what evaluate computes on a GPU as well. An entry
+# that takes no part is masked, since to leave it out would need to know how many there are.
+# ----------------------------------------------------------------------------------------------------------
+
+_SUM_BLOCK = 4096
+
+
+def _sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a float64 vector, in an order that depends on its length alone, not on the number of threads."""
+    if values.numel() <= _SUM_BLOCK:
+        return values.sum()
+    padded = torch.nn.functional.pad(values, (0, -values.numel() % _SUM_BLOCK))
+    return _sum(padded.view(-1, _SUM_BLOCK).sum(1))
+
+
+def _mean_of_known(values: torch.Tensor) -> torch.Tensor:
+    """The mean of those that are not NaN; NaN of none."""
+    known = ~values.isnan()
+    return _sum(torch.where(known, values, 0.0)) / known.sum().double()
+
+
+def _ranks(values: torch.Tensor) -> torch.Tensor:
+    """1-based ascending ranks of a vector; ties get the mean of the places they fill."""
+    ordered, order = values.sort()
+    # (In ascending order, as they are found soonest.)
+    below, up_to = (torch.searchsorted(ordered, ordered, right=right) for right in (False, True))
+    return torch.empty_like(values).scatter_(0, order, (below + up_to + 1).double() / 2)
+
+
+def _mean_by_item(
+    items: torch.Tensor, values: torch.Tensor, part: torch.Tensor, num_items: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(how many of an item's values take part, the mean of these or NaN), float64 [num_items] each."""
+    nothing = torch.zeros(num_items, dtype=torch.float64, device=items.device)
+    # (index_add_ has no certain order on a GPU.)
+    number, total = (
+        nothing.index_put((items,), x, accumulate=True) for x in (part.double(), torch.where(part, values, 0.0))
+    )
+    return number, total / number
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of deviations from the mean; NaN where x or y has none."""
+    xy, xx, yy = (_sum(a * b) for a, b in ((x, y), (x, x), (y, y)))
+    return (xy / (xx * yy).sqrt()).clamp(-1, 1)
+
+
+def _pearson(x: torch.Tensor, y: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of the entries that take part; NaN where x or y is constant."""
+    number, deviations, constant = part.sum().double(), [], part.sum() < 2
+    for values in (x, y):
+        if values.numel():
+            least, most = torch.where(part, values, torch.inf).amin(), torch.where(part, values, -torch.inf).amax()
+            constant = constant | (least == most)
+        mean = _sum(torch.where(part, values, 0.0)) / number
+        deviations.append(torch.where(part, values - mean, 0.0))
+    return torch.where(constant, torch.nan, _correlation(*deviations))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -245,14 +296,11 @@ def average_ranks(users: Any, items: Any, scores: Any, min_positives: int = 2) -
     if i.size and i.min() < 0:
         raise ValueError(f"items: expected indices from 0, got {i.min()}")
     group, sizes, i, s = _keep(u, min_positives, i, s)
-    return _mean_by_item(i, (_average_ranks(group, -s) - 1) / (sizes[group] - 1))
-
-
-def _mean_by_item(items: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the distinct items, ascending; the mean of each one's values)."""
-    seen = np.bincount(items)
-    distinct = np.flatnonzero(seen)
-    return distinct, np.bincount(items, weights=values)[distinct] / seen[distinct]
+    quantile = torch.from_numpy((_average_ranks(group, -s) - 1) / (sizes[group] - 1))
+    everyone = torch.ones(i.size, dtype=torch.bool)
+    number, means = _mean_by_item(torch.from_numpy(i), quantile, everyone, int(i.max(initial=-1)) + 1)
+    distinct = np.flatnonzero(number.numpy())
+    return distinct, means.numpy()[distinct]
 
 
 def pri(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int = 2) -> float:
@@ -269,18 +317,25 @@ def pri(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int
     """
     u, i, s, counts = _positives(users, items, scores, popularity)
     group, sizes, i, s = _keep(u, min_positives, i, s)
-    return _pri_of_quantiles(i, (_average_ranks(group, -s) - 1) / (sizes[group] - 1), counts)
+    quantile = torch.from_numpy((_average_ranks(group, -s) - 1) / (sizes[group] - 1))
+    everyone = torch.ones(i.size, dtype=torch.bool)
+    return float(_pri_of_quantiles(torch.from_numpy(i), quantile, everyone, torch.tensor(counts)))
 
 
-def _pri_of_quantiles(items: np.ndarray, quantile: np.ndarray, counts: np.ndarray) -> float:
+def _pri_of_quantiles(
+    items: torch.Tensor, quantile: torch.Tensor, part: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
     """PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
-    if items.size == 0:
-        return float("nan")
-    evaluated, r = _mean_by_item(items, quantile)
+    number, means = _mean_by_item(items, quantile, part, counts.numel())
+    evaluated = number > 0
     # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.
-    r = np.round(r, 12)
-    one = np.zeros(r.size, np.int64)
-    return -_pearson(_average_ranks(one, counts[evaluated]), _average_ranks(one, r))
+    means = means.round(decimals=12)
+    middle = (evaluated.sum().double() + 1) / 2  # the mean of average ranks, exactly
+    x, y = (
+        torch.where(evaluated, _ranks(torch.where(evaluated, values, torch.inf)) - middle, 0.0)
+        for values in (counts, means)
+    )
+    return -_correlation(x, y)
 
 
 def pop_q_at_1(
@@ -362,13 +417,10 @@ def pcc(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int
     """
     u, i, s, counts = _positives(users, items, scores, popularity)
     _, _, i, s = _keep(u, min_positives, i, s)
-    return _pcc_of_positives(counts[i], s)
-
-
-def _pcc_of_positives(counts: np.ndarray, scores: np.ndarray) -> float:
-    if np.isinf(scores).any():
+    if np.isinf(s).any():
         raise ValueError("scores: expected finite numbers for a Pearson correlation, got an infinite one")
-    return _pearson(counts, scores)
+    x, y = torch.from_numpy(counts[i]), torch.from_numpy(s)
+    return float(_pearson(x, y, torch.ones(s.size, dtype=torch.bool)))
 
 
 def _reduced(values: np.ndarray, reduction: str) -> Any:
@@ -451,7 +503,11 @@ def sampled_ranks(positive_scores: Any, negative_scores: Any) -> np.ndarray:
     p = _numbers(positive_scores, "positive_scores")
     n = _numbers(negative_scores, "negative_scores", ndim=2)
     _same_length(positive_scores=p, negative_scores=n)
-    return 1 + (n >= p[:, None]).sum(axis=1)
+    return _sampled_ranks(torch.tensor(p), torch.tensor(n)).numpy()
+
+
+def _sampled_ranks(positive_scores: torch.Tensor, negative_scores: torch.Tensor) -> torch.Tensor:
+    return 1 + (negative_scores >= positive_scores.unsqueeze(1)).sum(1)
 
 
 def sampled_hit(positive_scores: Any, negative_scores: Any, k: int = 10) -> float:
@@ -459,11 +515,11 @@ def sampled_hit(positive_scores: Any, negative_scores: Any, k: int = 10) -> floa
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """
-    return _hit_of_ranks(sampled_ranks(positive_scores, negative_scores), k)
+    return float(_hit_of_ranks(torch.from_numpy(sampled_ranks(positive_scores, negative_scores)), k))
 
 
-def _hit_of_ranks(ranks: np.ndarray, k: int) -> float:
-    return _mean(ranks <= _cutoff(k))
+def _hit_of_ranks(ranks: torch.Tensor, k: int) -> torch.Tensor:
+    return _mean_of_known((ranks <= _cutoff(k)).double())
 
 
 def sampled_ndcg(positive_scores: Any, negative_scores: Any, k: int = 10) -> float:
@@ -471,11 +527,11 @@ def sampled_ndcg(positive_scores: Any, negative_scores: Any, k: int = 10) -> flo
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """
-    return _ndcg_of_ranks(sampled_ranks(positive_scores, negative_scores), k)
+    return float(_ndcg_of_ranks(torch.from_numpy(sampled_ranks(positive_scores, negative_scores)), k))
 
 
-def _ndcg_of_ranks(ranks: np.ndarray, k: int) -> float:
-    return _mean((ranks <= _cutoff(k)) / np.log2(ranks + 1))
+def _ndcg_of_ranks(ranks: torch.Tensor, k: int) -> torch.Tensor:
+    return _mean_of_known((ranks <= _cutoff(k)).double() / (ranks + 1).double().log2())
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -605,9 +661,9 @@ def _lists(recommended: Any, num_items: int) -> np.ndarray:
     return lists
 
 
-def _exposure(recommended: Any, num_items: int) -> np.ndarray:
+def _exposure(recommended: Any, num_items: int) -> torch.Tensor:
     lists = _lists(recommended, num_items)
-    return np.bincount(lists[lists >= 0], minlength=num_items)
+    return torch.from_numpy(np.bincount(lists[lists >= 0], minlength=num_items))
 
 
 def long_tail(popularity: Any, tail_mass: float = 0.2) -> np.ndarray:
@@ -618,12 +674,24 @@ def long_tail(popularity: Any, tail_mass: float = 0.2) -> np.ndarray:
     numbers.
     """
     counts = popularity_counts(popularity)
+    _check_tail_mass(tail_mass)
+    return _long_tail(torch.tensor(counts), tail_mass).numpy()
+
+
+def _check_tail_mass(tail_mass: float) -> None:
     if not 0 <= tail_mass <= 1:
         raise ValueError(f"tail_mass: expected a share between 0 and 1, got {tail_mass}")
-    values, inverse, number = np.unique(counts, return_inverse=True, return_counts=True)
-    mass = np.cumsum(values * number)
-    limit = tail_mass * mass[-1] * (1 + 1e-12) if mass.size else 0.0
-    return (mass <= limit)[inverse.reshape(-1)]
+
+
+def _long_tail(counts: torch.Tensor, tail_mass: float) -> torch.Tensor:
+    if not counts.numel():
+        return torch.zeros(0, dtype=torch.bool, device=counts.device)
+    ordered, order = counts.sort()
+    mass = ordered.cumsum(0)
+    # Of all items that are not more popular than each one.
+    up_to = mass[torch.searchsorted(ordered, ordered, right=True) - 1]
+    within = up_to <= tail_mass * mass[-1] * (1 + 1e-12)
+    return torch.empty_like(within).scatter_(0, order, within)
 
 
 def _mean_over_lists(recommended: Any, values: np.ndarray, reduction: str) -> Any:
@@ -677,18 +745,21 @@ def tail_share(recommended: Any, popularity: Any, tail_mass: float = 0.2) -> flo
     items as they were consumed has about ``tail_mass``. Arguments as in :func:`arp`.
     """
     tail = long_tail(popularity, tail_mass)
-    return _share_of_exposure(_exposure(recommended, tail.size), tail)
+    return float(_share_of_exposure(_exposure(recommended, tail.size), torch.from_numpy(tail)))
 
 
-def _share_of_exposure(exposure: np.ndarray, items: np.ndarray) -> float:
-    total = exposure.sum()
-    return float(exposure[items].sum() / total) if total else float("nan")
+def _share_of_exposure(exposure: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    return (exposure * items).sum().double() / exposure.sum().double()
 
 
 def coverage(recommended: Any, num_items: int) -> float:
     """Catalogue coverage: the share of all items recommended to at least one user. Range 0 to 1, higher is
     wider."""
-    return _mean(_exposure(recommended, num_items) > 0)
+    return float(_coverage_of_exposure(_exposure(recommended, num_items)))
+
+
+def _coverage_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    return _mean_of_known((exposure > 0).double())
 
 
 def gini(recommended: Any, num_items: int) -> float:
@@ -698,13 +769,13 @@ def gini(recommended: Any, num_items: int) -> float:
     sum_j (2 j - n - 1) x_j / (n sum x) for exposures x ascending, j = 1 .. n. Range 0 (all alike) to 1 - 1/n
     (one item takes all); lower is more even.
     """
-    return _gini_of_exposure(_exposure(recommended, num_items))
+    return float(_gini_of_exposure(_exposure(recommended, num_items)))
 
 
-def _gini_of_exposure(exposure: np.ndarray) -> float:
-    x = np.sort(exposure).astype(np.float64)
-    n, total = x.size, x.sum()
-    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * total)) if total else float("nan")
+def _gini_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    x, n = exposure.sort().values.double(), exposure.numel()
+    weight = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=x.device) - n - 1
+    return _sum(weight * x) / (n * _sum(x))
 
 
 def entropy(recommended: Any, num_items: int) -> float:
@@ -712,13 +783,15 @@ def entropy(recommended: Any, num_items: int) -> float:
 
     Range 0 (one item takes all) to log2(num_items) (all alike); higher is more even.
     """
-    return _entropy_of_exposure(_exposure(recommended, num_items))
+    return float(_entropy_of_exposure(_exposure(recommended, num_items)))
 
 
-def _entropy_of_exposure(exposure: np.ndarray) -> float:
-    x = exposure.astype(np.float64)
-    p = x[x > 0] / x.sum() if x.any() else x[:0]
-    return float(-(p * np.log2(p)).sum()) + 0.0 if p.size else float("nan")
+def _entropy_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    x = exposure.double()
+    total = _sum(x)
+    p = x / total
+    bits = -_sum(torch.where(x > 0, p * p.log2(), 0.0)) + 0.0
+    return torch.where(total > 0, bits, torch.nan)
 
 
 def novelty(recommended: Any, popularity: Any, num_users: int, *, reduction: Reduction = "mean") -> Any:
@@ -732,8 +805,9 @@ def novelty(recommended: Any, popularity: Any, num_users: int, *, reduction: Red
     if num_users < 1:
         raise ValueError(f"num_users: expected at least 1, got {num_users}")
     counts = popularity_counts(popularity)
-    return _mean_over_lists(recommended, _self_information(counts, num_users), reduction)
+    information = _self_information(torch.tensor(counts), num_users)
+    return _mean_over_lists(recommended, information.numpy(), reduction)
 
 
-def _self_information(counts: np.ndarray, num_users: int) -> np.ndarray:
-    return np.log2(num_users / np.maximum(counts, 1))
+def _self_information(counts: torch.Tensor, num_users: int) -> torch.Tensor:
+    return (num_users / counts.clamp(min=1)).log2()

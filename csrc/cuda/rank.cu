@@ -37,7 +37,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
   const Call call(scores);
   call.require_here(users, "users");
-  call.require_here(offset, "offset");
   check_csr(call, indptr, indices, "positives");
   ZX_CHECK(scores.dim() == 2 && scores.size(0) == users.size(0), "scores must have one row a user");
   ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
@@ -52,12 +51,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
              "positives and excluded must have indices of one dtype");
   }
-  // The size of the results lies in memory: here the op waits for the GPU.
+  // Its last number is the size of the results. Where it lies on the GPU, the op has to wait for that; what lies on the
+  // host is copied before the call returns.
   int64_t count = 0;
-  ZX_CHECK(cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost, call.stream()) ==
-                   cudaSuccess &&
-               cudaStreamSynchronize(call.stream()) == cudaSuccess,
-           "CUDA: offset could not be read");
+  Tensor moved = new_tensor(users, {offset.is_cuda() ? 0 : rows + 1}, ScalarType::Long);
+  if (offset.is_cuda()) {
+    call.require_here(offset, "offset");
+    ZX_CHECK(cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost,
+                             call.stream()) == cudaSuccess &&
+                 cudaStreamSynchronize(call.stream()) == cudaSuccess,
+             "CUDA: offset could not be read");
+  } else {
+    count = data<int64_t>(offset)[rows];
+    ZX_CHECK(cudaMemcpyAsync(moved.data_ptr(), data<int64_t>(offset), (rows + 1) * sizeof(int64_t),
+                             cudaMemcpyHostToDevice, call.stream()) == cudaSuccess,
+             "CUDA: offset could not be copied");
+  }
   const ScalarType compute = scores.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor positive_scores = new_tensor(users, {count}, compute);
   Tensor greater = new_tensor(users, {count}, ScalarType::Long), equal = new_tensor(users, {count}, ScalarType::Long);
@@ -72,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
       RankArgs<S, Index> a{};
       a.scores = data<S>(scores), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
       a.rows = rows, a.num_items = scores.size(1), a.k = k;
-      a.users = data<int64_t>(users), a.offset = data<int64_t>(offset);
+      a.users = data<int64_t>(users), a.offset = data<int64_t>(offset.is_cuda() ? offset : moved);
       a.positive_indptr = data<int64_t>(indptr), a.positive_indices = data<Index>(indices);
       if (excluded_indptr)
         a.excluded_indptr = data<int64_t>(*excluded_indptr), a.excluded_indices = data<Index>(*excluded_indices);

@@ -27,7 +27,7 @@ struct UserMetricsArgs {
   int64_t* number;   // [P], and its number, from 1, among the user's positives by place
 };
 
-__global__ void __launch_bounds__(kMetricThreads) user_metrics_kernel(const UserMetricsArgs a) {
+__global__ void __launch_bounds__(kMetricThreads, 3) user_metrics_kernel(const UserMetricsArgs a) {
   const int lane = threadIdx.x % kWarp;
   const double undefined = static_cast<double>(NAN);
   for (int64_t user = blockIdx.x * int64_t(kMetricWarps) + threadIdx.x / kWarp; user < a.users;
