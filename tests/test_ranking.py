@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import zerosum_ext as zx
 from zerosum_ext import _ops, _ranking_reference
 
 NAMES = ("scores", "greater", "equal", "candidates", "top_items", "failed")
@@ -207,6 +209,102 @@ def test_the_reference_ranks_factors_alike():
         arguments = (*factors[:2], bias, *where(positives, excluded), 20)
         got, expected = _ops.rank_factors(*arguments), _ranking_reference.rank_factors(*arguments)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+COARSE = ["random", "near ties", "few values", "trained", "spread", "one coordinate", "zero rows", "bias", "large bias"]
+
+
+def factors_of(kind, rng, num_users, num_items, dim):
+    """Tables whose scores a first sieve of rounded numbers might take for others than they are."""
+    user, item, bias = rng.normal(size=(num_users, dim)), rng.normal(size=(num_items, dim)), None
+    if kind == "near ties":  # scores that differ by a last digit or not at all
+        item = item[rng.integers(0, 40, num_items)]
+        item[:, -1] += rng.integers(-2, 3, num_items) * 1e-7
+    elif kind == "few values":
+        user, item = rng.integers(-1, 2, user.shape), rng.integers(-1, 2, item.shape)
+    elif kind == "trained":  # a few strong directions, popular items on top
+        user = np.abs(user) * (np.arange(dim) < 4) + 0.01 * user
+        item = item * rng.pareto(1.5, (num_items, 1))
+    elif kind == "spread":  # norms from 1e-9 to 1e9
+        user = user * 10.0 ** rng.integers(-9, 10, (num_users, 1))
+        item = item * 10.0 ** rng.integers(-9, 10, (num_items, 1))
+    elif kind == "one coordinate":
+        item *= np.arange(dim) == dim - 1
+        user[::2] *= np.arange(dim) == dim - 1
+    elif kind == "zero rows":
+        user[::3], item[rng.random(num_items) < 0.5] = 0, 0
+    elif kind in ("bias", "large bias"):
+        bias = rng.normal(size=num_items) * (1e6 if kind == "large bias" else 1)
+    return tuple(None if x is None else torch.from_numpy(np.asarray(x)).float() for x in (user, item, bias))
+
+
+@pytest.mark.parametrize("kind", COARSE)
+@pytest.mark.parametrize(("num_items", "dim"), [(40, 16), (700, 65), (4096, 64), (9001, 17)])
+@pytest.mark.parametrize("k", [0, 1, 20, 300])
+def test_no_score_is_taken_for_another(kind, num_items, dim, k):
+    rng = np.random.default_rng([COARSE.index(kind), num_items])
+    num_users = 40
+    factors = factors_of(kind, rng, num_users, num_items, dim)
+    everything = torch.ones(num_users, num_items, dtype=torch.bool)
+    scores = _ops.rank_factors(*factors, *where(everything, None), 0)[0].reshape(num_users, num_items)
+    positives, excluded = masks(rng, num_users, num_items, 0.01, 0.1)
+    positives[3:7] = rng.random((4, num_items)) < 0.4
+    got = _ops.rank_factors(*factors, *where(positives, excluded), k)
+    check(got, brute_force(scores, positives, excluded, k))
+    given = _ops.rank_scores(scores, *where(positives, excluded), k)
+    assert all(torch.equal(a, b) for a, b in zip(got, given, strict=True))
+
+
+@pytest.mark.parametrize("dim", [16, 64, 4096, 4097])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-16, 1e14, 1e17])
+def test_factors_of_any_size(dim, size):
+    """Where products are near the ends of float32 as well."""
+    rng = np.random.default_rng(dim)
+    user, item, _ = factors_of("random", rng, 3, 600, dim)
+    factors = user * size, item * size, None
+    everything = torch.ones(3, 600, dtype=torch.bool)
+    scores = _ops.rank_factors(*factors, *where(everything, None), 0)[0].reshape(3, 600)
+    positives, excluded = masks(rng, 3, 600, 0.05, 0.1)
+    check(_ops.rank_factors(*factors, *where(positives, excluded), 10), brute_force(scores, positives, excluded, 10))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where_bad", ["user", "item", "bias"])
+def test_factors_that_give_nan(bad, where_bad):
+    rng = np.random.default_rng(9)
+    user, item, bias = factors_of("bias", rng, 50, 300, 32)
+    positives, excluded = masks(rng, 50, 300, 0.05, 0.1)
+    positives[:, 7], positives[40] = False, False
+    excluded[:, 7], excluded[40] = True, False
+    {"user": user[40], "item": item[7], "bias": bias[7:8]}[where_bad][:] = torch.tensor([bad])
+    user[40, ::2] *= -1 if where_bad == "user" else 1
+    got = _ops.rank_factors(user, item, bias, *where(positives, excluded), 5)
+    # Item 7 is a candidate of user 40 alone, and to the user's infinities of both signs every sum is NaN.
+    score = torch.cumsum(user[40] * item[7], 0)[-1] + bias[7]
+    assert int(got[5]) == (40 if bool(score.isnan()) else -1)
+
+
+def digest():
+    """Of what the op gives for all of the above."""
+    out = hashlib.sha256()
+    for kind in COARSE:
+        rng = np.random.default_rng(COARSE.index(kind))
+        for num_items, dim in ((700, 65), (5000, 64)):
+            factors = factors_of(kind, rng, 40, num_items, dim)
+            for tensor in _ops.rank_factors(*factors, *where(*masks(rng, 40, num_items, 0.02, 0.1)), 20):
+                out.update((tensor + 0).numpy().tobytes())  # + 0: -0 and 0 are one score
+    return out.hexdigest()
+
+
+@pytest.mark.skipif(zx.build_info()["isa"] != "avx512", reason="compares AVX-512 with AVX2")
+def test_instruction_sets_with_fused_multiplication_give_the_same_bits():
+    run = subprocess.run(
+        [sys.executable, "-c", "import test_ranking; print(test_ranking.digest())"],
+        env={**os.environ, "ZEROSUM_EXT_ISA": "avx2", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == digest(), run.stderr[-3000:]
 
 
 @pytest.mark.skipif(os.environ.get("ZEROSUM_EXT_ISA") is not None, reason="this is the run for one instruction set")

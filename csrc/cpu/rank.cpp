@@ -3,8 +3,11 @@
 // Blocks of users go over tiles of items. The scores of a tile come from the factors (rank_scores.h) or from a matrix
 // and stay in the cache; what is no candidate becomes NaN there, which is above, below and level with nothing. Then,
 // row by row, candidates are counted against the user's levels, the distinct scores of his positives, and those above
-// the k-th best so far are collected. Users are independent of each other, so that nothing depends on blocks or
-// threads.
+// the k-th best so far are collected (rank_user.h). Users are independent of each other, so that nothing depends on
+// blocks or threads.
+//
+// Where the processor can, factors of float32 first give coarse scores (rank_coarse.h), which settle nearly all of this
+// for half the work; blocks of users whom they tell too little, as where most scores are equal, go the way above.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -16,8 +19,9 @@
 
 #include "common/ranking.h"
 #include "cpu/parallel.h"
-#include "cpu/places.h"
+#include "cpu/rank_coarse.h"
 #include "cpu/rank_scores.h"
+#include "cpu/rank_user.h"
 #include "cpu/simd.h"
 #include "torch_stable.h"
 
@@ -25,372 +29,8 @@ namespace zx::cpu {
 namespace {
 
 constexpr int64_t kBlockUsers = 36;       // a multiple of both kernels' users
-constexpr int64_t kTileBytes = 16384;     // of one user's scores: a block's tile takes 576 KiB
 constexpr int64_t kSlabBytes = 64 << 20;  // of packed items; larger tables go slab by slab
-constexpr int64_t kFewLevels = 16;        // up to here each level takes its own pass over the row
-constexpr int64_t kGroup = 64;            // scores that are compared with the k-th best together
 constexpr int64_t kNoFailure = std::numeric_limits<int64_t>::max();
-
-template <class T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
-template <class T>
-constexpr int64_t kTile = kTileBytes / static_cast<int64_t>(sizeof(T));
-
-// ---- Counting -------------------------------------------------------------------------------------------------------
-
-// Adds to greater[j] and equal[j] the scores above and level with levels[j]; n is a multiple of 64.
-template <class T>
-struct CountFew {
-  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, int64_t* greater, int64_t* equal) {
-    for (int64_t j = 0; j < m; ++j) {
-      const T level = levels[j];
-      int_of<T> above = 0, same = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        above += row[i] > level;
-        same += row[i] == level;
-      }
-      greater[j] += above;
-      equal[j] += same;
-    }
-  }
-};
-
-// Cells of equal width over the range of the levels, for counting scores among many levels.
-template <class T>
-struct LevelCells {
-  static constexpr int32_t kCells = 2048;
-  T base = 0, scale = 0, last = 0;
-
-  // Never falls while the score rises; NaN is in cell 0. (A difference times a factor cannot be contracted, so that
-  // every instruction set finds the same cell.)
-  ZX_HD int32_t cell(T score) const {
-    const T x = (score - base) * scale;
-    const T y = x > T(0) ? x : T(0);
-    return static_cast<int32_t>(y < last ? y : last);
-  }
-
-  void cover(const T* levels, int64_t m) {
-    int64_t first = 0, end = m - 1;
-    while (first < end && levels[first] == -kInfinity<T>) ++first;
-    while (first < end && levels[end] == kInfinity<T>) --end;
-    const T width = (levels[end] - levels[first]) / T(kCells - 4);
-    base = levels[first] - width, scale = 1 / width, last = T(kCells - 1);
-    // Levels that are all infinite, or a range whose width or its inverse is: one cell.
-    if (!std::isfinite(base) || !std::isfinite(width) || !std::isfinite(scale)) base = scale = last = T(0);
-  }
-};
-
-// Adds each score of a row to its bin (score_bin) among many levels; n is a multiple of 64, levels[m] is NaN. Scores in
-// cells without a level only need their cell counted; the few others wait and are compared with the levels of theirs.
-template <class T>
-struct CountMany {
-  static constexpr int64_t kSets = 2;  // of counters, so that scores of one cell wait less for each other
-
-  struct Scratch {
-    uint16_t count[kSets][LevelCells<T>::kCells] = {};  // zero between rows
-    uint8_t shared[LevelCells<T>::kCells] = {};         // 1 where a level lies, 0 between rows
-    int32_t first_level[LevelCells<T>::kCells];         // of those in a shared cell
-    int32_t waiting[kTile<T>];
-  };
-
-  ZX_HD static void run(const T* row, int64_t n, const T* levels, int64_t m, const LevelCells<T>* cells, int64_t* bins,
-                        Scratch* scratch) {
-    const LevelCells<T> to = *cells;
-    for (int64_t j = m - 1; j >= 0; --j) {
-      const int32_t c = to.cell(levels[j]);
-      scratch->shared[c] = 1;
-      scratch->first_level[c] = static_cast<int32_t>(j);
-    }
-    int64_t waiting = 0;
-    for (int64_t i = 0; i < n; i += kGroup) {
-      int32_t cell[kGroup];
-      for (int64_t l = 0; l < kGroup; ++l) cell[l] = to.cell(row[i + l]);
-      for (int64_t l = 0; l < kGroup; l += kSets) {
-        for (int64_t s = 0; s < kSets; ++s) {
-          ++scratch->count[s][cell[l + s]];
-          scratch->waiting[waiting] = static_cast<int32_t>(i + l + s);
-          waiting += scratch->shared[cell[l + s]];
-        }
-      }
-    }
-    for (int64_t j = 0, begin = 0;;) {
-      const int32_t end = j < m ? to.cell(levels[j]) : LevelCells<T>::kCells;
-      int32_t between = 0;
-      for (int64_t c = begin; c < end; ++c) between += scratch->count[0][c] + scratch->count[1][c];
-      bins[2 * j] += between;
-      if (j == m) break;
-      scratch->shared[end] = 0;
-      while (++j < m && to.cell(levels[j]) == end) {
-      }
-      begin = end + 1;
-    }
-    std::memset(scratch->count, 0, sizeof scratch->count);
-    for (int64_t w = 0; w < waiting; ++w) {
-      const T score = row[scratch->waiting[w]];
-      const int64_t j = scratch->first_level[to.cell(score)];
-      ++bins[__builtin_expect(score >= levels[j + 1], 0) ? score_bin(levels, j + 1, m, score)
-                                                         : 2 * j + (score >= levels[j]) + (score > levels[j])];
-    }
-  }
-};
-
-// How many scores of a row are NaN; n is a multiple of 64.
-template <class T>
-struct CountNaN {
-  ZX_HD static int64_t run(const T* row, int64_t n) {
-    int_of<T> count = 0;
-    for (int64_t i = 0; i < n; ++i) count += row[i] != row[i];
-    return count;
-  }
-};
-
-// ---- Top k ----------------------------------------------------------------------------------------------------------
-
-// The k first of what was offered in ascending order of items.
-template <class T>
-class TopK {
- public:
-  void start(int64_t k) {
-    k_ = k;
-    floor_ = -kInfinity<T>;
-    kept_.clear();
-  }
-
-  // Whatever is offered later has to be above this.
-  T floor() const { return floor_; }
-  bool empty() const { return kept_.empty(); }
-  // Promises that k scores of the row are at least `score`.
-  void promise(T score) { floor_ = std::nextafter(score, -kInfinity<T>); }
-
-  void offer(T score, int64_t item) {
-    kept_.push_back({score, item});
-    if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + 32) shrink();
-  }
-
-  // Takes what was kept of an earlier tile, best first, -1 padding.
-  void resume(const T* scores, const int64_t* items) {
-    for (int64_t j = 0; j < k_ && items[j] >= 0; ++j) kept_.push_back({scores[j], items[j]});
-    if (static_cast<int64_t>(kept_.size()) == k_) floor_ = kept_.back().score;
-  }
-
-  void finish(T* scores, int64_t* items) {
-    if (!sort_distinct()) {
-      if (static_cast<int64_t>(kept_.size()) > k_) shrink();
-      std::sort(kept_.begin(), kept_.end(), Before());
-    }
-    const int64_t n = static_cast<int64_t>(kept_.size());
-    for (int64_t j = 0; j < k_; ++j) {
-      items[j] = j < n ? kept_[static_cast<size_t>(j)].item : -1;
-      scores[j] = j < n ? kept_[static_cast<size_t>(j)].score : -kInfinity<T>;
-    }
-  }
-
- private:
-  struct Before {
-    bool operator()(const Scored<T>& a, const Scored<T>& b) const { return precedes(a, b); }
-  };
-
-  void shrink() {
-    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end(), Before());
-    kept_.resize(static_cast<size_t>(k_));
-    floor_ = kept_.back().score;
-  }
-
-  // Scores that differ are put in order by their places; false if some are equal.
-  bool sort_distinct() {
-    const size_t n = kept_.size();
-    T* values = places_.start(static_cast<int64_t>(n));
-    for (size_t i = 0; i < n; ++i) values[i] = -kept_[i].score;
-    const int32_t* below = places_.below();
-    sorted_.assign(n, {T(0), -1});
-    for (size_t i = 0; i < n; ++i) {
-      Scored<T>& place = sorted_[static_cast<size_t>(below[i])];
-      if (place.item >= 0) return false;
-      place = kept_[i];
-    }
-    kept_.swap(sorted_);
-    return true;
-  }
-
-  int64_t k_ = 0;
-  T floor_ = 0;
-  std::vector<Scored<T>> kept_, sorted_;
-  Places<T> places_;
-};
-
-// Offers the scores of a row above the floor; n is a multiple of 64, and items past the end are NaN.
-template <class T>
-struct CollectTop {
-  static constexpr int64_t kSpans = 128;
-
-  ZX_HD static void run(const T* row, int64_t n, int64_t first_item, int64_t k, TopK<T>* top) {
-    if (top->empty() && k <= kSpans && n >= 4 * kSpans) begin(row, n, k, top);
-    for (int64_t i = 0; i < n; i += kGroup) {
-      const T floor = top->floor();
-      int_of<T> any = 0;
-      for (int64_t l = 0; l < kGroup; ++l) any |= row[i + l] > floor;
-      if (any) collect(row + i, first_item + i, top);
-    }
-  }
-
-  // One group: comparing all at once leaves few branches that cannot be foreseen.
-  ZX_HD static void collect(const T* row, int64_t first_item, TopK<T>* top) {
-    const T floor = top->floor();
-    uint8_t hit[kGroup];
-    for (int64_t l = 0; l < kGroup; ++l) hit[l] = row[l] > floor;
-    uint64_t hits = 0;  // bit l: whether score l is above the floor
-    for (int64_t w = 0; w < kGroup; w += 8) {
-      uint64_t word = 0;
-      for (int64_t l = 0; l < 8; ++l) word |= static_cast<uint64_t>(hit[w + l]) << (8 * l);
-      hits |= word * 0x0102040810204080 >> 56 << w;
-    }
-    for (; hits != 0; hits &= hits - 1) {
-      const int64_t l = __builtin_ctzll(hits);
-      top->offer(row[l], first_item + l);
-    }
-  }
-
-  // The maxima of 128 parts of the row: at least k scores reach what at least k of them reach. Found by halving an
-  // interval, since any such number will do.
-  ZX_HD static void begin(const T* row, int64_t n, int64_t k, TopK<T>* top) {
-    T maxima[kSpans];
-    for (int64_t l = 0; l < kSpans; ++l) maxima[l] = -kInfinity<T>;
-    for (int64_t i = 0; i + kSpans <= n; i += kSpans)
-      for (int64_t l = 0; l < kSpans; ++l) maxima[l] = row[i + l] > maxima[l] ? row[i + l] : maxima[l];
-    T low = maxima[0], high = maxima[0];
-    for (int64_t l = 1; l < kSpans; ++l) {
-      low = maxima[l] < low ? maxima[l] : low;
-      high = maxima[l] > high ? maxima[l] : high;
-    }
-    if (!(low > -kInfinity<T> && high < kInfinity<T>)) return;
-    for (int step = 0; step < 10; ++step) {
-      const T middle = low / 2 + high / 2;
-      int_of<T> reaching = 0;
-      for (int64_t l = 0; l < kSpans; ++l) reaching += maxima[l] >= middle;
-      if (reaching >= k)
-        low = middle;
-      else
-        high = middle;
-    }
-    top->promise(low);
-  }
-};
-
-// ---- One user -------------------------------------------------------------------------------------------------------
-
-template <class Index>
-struct Csr {
-  const int64_t* indptr = nullptr;  // nullptr: no interactions
-  const Index* indices = nullptr;
-
-  Row<Index> row(int64_t user) const {
-    if (indptr == nullptr) return {nullptr, 0};
-    return {indices + indptr[user], indptr[user + 1] - indptr[user]};
-  }
-};
-
-// What the passes over tiles add up, for one user.
-template <class T, class Index>
-struct UserRanking {
-  Row<Index> positives, excluded;
-  const T* scores;                       // of the positives
-  int64_t next_positive, next_excluded;  // the first at or after the current tile
-  std::vector<T> levels;                 // ascending, distinct; NaN at the end
-  int64_t num_levels;
-  Places<T> places;
-  std::vector<int32_t> level_at, level_of;  // of places, of positives
-  LevelCells<T> cells;
-  std::vector<int64_t> bins;            // of many levels
-  std::vector<int64_t> greater, equal;  // of few
-  int64_t removed;
-  TopK<T> top;
-
-  bool many() const { return num_levels > kFewLevels; }
-
-  // False where a positive's score is NaN.
-  bool start(Row<Index> held_out, Row<Index> no_candidates, const T* held_out_scores, int64_t first_item, int64_t k) {
-    positives = held_out, excluded = no_candidates, scores = held_out_scores;
-    next_positive = lower_bound(positives.items, positives.count, first_item);
-    next_excluded = lower_bound(excluded.items, excluded.count, first_item);
-    removed = 0;
-    top.start(k);
-    for (int64_t i = 0; i < positives.count; ++i)
-      if (scores[i] != scores[i]) return false;
-    sort_levels();
-    if (many()) cells.cover(levels.data(), num_levels);
-    bins.assign(many() ? static_cast<size_t>(2 * num_levels + 1) : 0, 0);
-    greater.assign(static_cast<size_t>(num_levels), 0);
-    equal.assign(static_cast<size_t>(num_levels), 0);
-    return true;
-  }
-
-  void sort_levels() {
-    constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-    const size_t n = static_cast<size_t>(positives.count);
-    std::copy_n(scores, n, places.start(positives.count));
-    const int32_t* below = places.below();
-    levels.assign(n + 1, kNaN);
-    for (size_t i = 0; i < n; ++i) levels[static_cast<size_t>(below[i])] = scores[i];
-    // Places that equal scores leave empty are closed up.
-    level_at.resize(n);
-    size_t distinct = 0;
-    for (size_t r = 0; r < n; ++r) {
-      const T level = levels[r];
-      level_at[r] = static_cast<int32_t>(distinct);
-      levels[distinct] = level;
-      distinct += level == level;
-    }
-    levels[distinct] = kNaN;
-    num_levels = static_cast<int64_t>(distinct);
-    level_of.resize(n);
-    for (size_t i = 0; i < n; ++i) level_of[i] = level_at[static_cast<size_t>(below[i])];
-  }
-
-  // Takes the scores row[0 .. width) of items from first_item, padded in place to a multiple of 64. False where a
-  // candidate's score is NaN.
-  bool add(T* row, int64_t width, int64_t first_item, int64_t k, typename CountMany<T>::Scratch* scratch) {
-    constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-    const int64_t end = first_item + width, padded = (width + kGroup - 1) / kGroup * kGroup;
-    int64_t masked = 0;
-    // First every excluded item, then the positives among them back again: no comparing of the two lists.
-    for (; next_excluded < excluded.count && excluded.items[next_excluded] < end; ++next_excluded, ++masked)
-      row[static_cast<int64_t>(excluded.items[next_excluded]) - first_item] = kNaN;
-    for (; next_positive < positives.count && positives.items[next_positive] < end; ++next_positive) {
-      T& score = row[static_cast<int64_t>(positives.items[next_positive]) - first_item];
-      masked -= score != score;
-      score = scores[next_positive];
-    }
-    removed += masked;
-    for (int64_t i = width; i < padded; ++i) row[i] = kNaN;
-    if (simd<CountNaN<T>>(static_cast<const T*>(row), padded) != masked + padded - width) return false;
-    if (many())
-      simd<CountMany<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
-                         static_cast<const LevelCells<T>*>(&cells), bins.data(), scratch);
-    else
-      simd<CountFew<T>>(static_cast<const T*>(row), padded, static_cast<const T*>(levels.data()), num_levels,
-                        greater.data(), equal.data());
-    if (k > 0) simd<CollectTop<T>>(static_cast<const T*>(row), padded, first_item, k, &top);
-    return true;
-  }
-
-  // Adds the counts of each positive to what earlier slabs counted.
-  void finish(int64_t* positive_greater, int64_t* positive_equal) {
-    if (many()) {
-      int64_t above = 0;
-      for (int64_t j = num_levels - 1; j >= 0; --j) {
-        above += bins[static_cast<size_t>(2 * j + 2)];
-        greater[static_cast<size_t>(j)] = above;
-        equal[static_cast<size_t>(j)] = bins[static_cast<size_t>(2 * j + 1)];
-        above += equal[static_cast<size_t>(j)];
-      }
-    }
-    for (int64_t i = 0; i < positives.count; ++i) {
-      const size_t j = static_cast<size_t>(level_of[static_cast<size_t>(i)]);
-      positive_greater[i] += greater[j];
-      positive_equal[i] += equal[j];
-    }
-  }
-};
 
 // ---- Where scores come from -----------------------------------------------------------------------------------------
 
@@ -454,6 +94,50 @@ struct FactorScores {
   }
 };
 
+// The items of a slab, rounded and packed for coarse scores.
+struct CoarseItems {
+  int64_t dim, pairs, slab_begin = 0;
+  AlignedArray<int32_t> packed;  // two 16-bit integers each
+  AlignedArray<float> scale, norm, bias;
+  RoundedTable table;
+
+  // Panels of `width` rows, from integers of one row after the other.
+  static void pack_row(const int16_t* integers, int64_t pairs, int64_t width, int64_t r, int32_t* panel) {
+    for (int64_t d = 0; d < pairs; ++d) std::memcpy(panel + d * width + r, integers + 2 * d, sizeof(int32_t));
+  }
+
+  void pack(const float* items, const float* item_bias, int64_t begin, int64_t end, int64_t most) {
+    slab_begin = begin;
+    const int64_t count = (end - begin + kCoarseItems - 1) / kCoarseItems;
+    if (!packed) {
+      const int64_t room = (most / kCoarseItems + 2) * kCoarseItems;  // rows are read in groups of 64
+      packed = aligned_array<int32_t>(room * pairs);
+      scale = aligned_array<float>(room), norm = aligned_array<float>(room), bias = aligned_array<float>(room);
+    }
+    std::vector<RoundedTable> parts(static_cast<size_t>(count));
+    for_each_block(count, 16, [&](int64_t p) {
+      std::vector<int16_t> integers(static_cast<size_t>(2 * pairs));
+      RoundedTable& part = parts[static_cast<size_t>(p)];
+      for (int64_t r = 0; r < kCoarseItems; ++r) {
+        const int64_t at = p * kCoarseItems + r, item = begin + at;
+        RoundedRow row{0, 0, 0, true};
+        if (item < end)
+          row = simd<RoundRow>(items + item * dim, dim, integers.data());
+        else
+          std::fill(integers.begin(), integers.end(), int16_t{0});
+        part.add(row);
+        scale[at] = row.scale;
+        norm[at] = static_cast<float>(row.norm);
+        bias[at] = item < end && item_bias != nullptr ? item_bias[item] : 0.0f;
+        part.add_bias(bias[at]);
+        pack_row(integers.data(), pairs, kCoarseItems, r, packed.get() + p * pairs * kCoarseItems);
+      }
+    });
+    table = {};
+    for (const RoundedTable& part : parts) table.add(part);
+  }
+};
+
 // Rows of a given matrix [B, I] of In, copied because what is no candidate is overwritten.
 template <class T, class In>
 struct GivenScores {
@@ -500,6 +184,14 @@ struct RankProblem {
   T* top_scores;        // [rows, k]
 };
 
+// What a user's counts start from.
+template <class T, class Index>
+void begin_counts(const RankProblem<T, Index>& p, int64_t row, int64_t positives) {
+  std::fill_n(p.greater + p.offset[row], positives, int64_t{0});
+  std::fill_n(p.equal + p.offset[row], positives, int64_t{-1});  // a positive is level with itself
+  p.candidates[row] = p.num_items;
+}
+
 // Users [begin, begin + n) and the items of the slab. Returns the first row with a NaN score.
 template <class T, class Index, class Source>
 int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typename Source::Block& block, T* tile,
@@ -521,11 +213,9 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
           scores[i] = tile[u * kTile<T> + static_cast<int64_t>(positives.items[i])];
       else
         source.pairs(user, row, positives, scores);
-      std::fill_n(p.greater + p.offset[row], positives.count, int64_t{0});
-      std::fill_n(p.equal + p.offset[row], positives.count, int64_t{-1});  // a positive is level with itself
-      p.candidates[row] = p.num_items;
+      begin_counts(p, row, positives.count);
     }
-    if (!ranking.start(positives, p.excluded.row(user), scores, first_item, p.k)) return row;
+    if (!ranking.start(positives, p.excluded.row(user), scores, first_item, p.k, false)) return row;
     if (resumed && p.k > 0) ranking.top.resume(p.top_scores + row * p.k, p.top_items + row * p.k);
   }
   int64_t failed = kNoFailure;
@@ -546,6 +236,262 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
   return failed;
 }
 
+#if ZX_X86
+// Blocks of users by coarse scores; one in each thread.
+template <class Index>
+class CoarseBlock {
+ public:
+  CoarseBlock(const RankProblem<float, Index>& problem, const FactorScores<float>& source, const CoarseItems& items)
+      : p_(problem),
+        source_(source),
+        items_(items),
+        users_(aligned_array<int32_t>(kBlockUsers * items.pairs)),
+        tile_(aligned_array<int32_t>(kBlockUsers * kTile<float>)),
+        integers_(static_cast<size_t>(2 * items.pairs)),
+        lists_(aligned_array<int32_t>(kRoom * kDepth)),
+        doubtful_(aligned_array<int32_t>(kRoom)),
+        doubted_(aligned_array<int32_t>(kRoom)),
+        users_of_block_(static_cast<size_t>(kBlockUsers)) {}
+
+  // Users [begin, begin + n) and the items of the slab. False, and nothing written but the positives' scores, if coarse
+  // scores do not tell enough: then the block is for exact ones.
+  bool rank(int64_t begin, int64_t n, int64_t first_item, int64_t last_item) {
+    if (!start(begin, n, first_item, last_item)) return false;
+    const int64_t panels = (n + kCoarseUsers - 1) / kCoarseUsers;
+    // More exact scores than this would take longer than the coarse ones saved.
+    int64_t budget = n * (last_item - first_item) / 16 + 64 * n;
+    for (int64_t first = first_item; first < last_item; first += kTile<float>) {
+      const int64_t width = std::min(kTile<float>, last_item - first), at = first - items_.slab_begin;
+      coarse_tile(users_.get(), scale_, panels, items_.packed.get() + at * items_.pairs, items_.scale.get() + at,
+                  items_.bias.get() + at, (width + kCoarseItems - 1) / kCoarseItems, items_.pairs, tile_.get(),
+                  kTile<float>);
+      for (int64_t u = 0; u < n; ++u) {
+        budget -= add(users_of_block_[static_cast<size_t>(u)], tile_.get() + u * kTile<float>, width, first);
+        if (budget < 0) return false;
+      }
+    }
+    for (int64_t u = 0; u < n; ++u) finish(users_of_block_[static_cast<size_t>(u)], begin + u, first_item > 0);
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kRoom = kTile<float> + 32;
+  static_assert(kTile<float> == kPlaces);
+  // Of nested lists: each has half the levels of the one before.
+  static constexpr int64_t kDepth = 24;
+  static constexpr int64_t kFew = 3;  // levels that are taken one after the other
+
+  struct User {
+    UserRanking<float, Index> ranking;
+    const float* row;  // of the table
+    ScoreBound bound;
+    int32_t floor;                               // keys below are certainly not among the k best
+    std::vector<int32_t> top_scores, top_items;  // of what may be
+    int64_t top_size;
+
+    void reserve(int64_t more) {
+      const size_t room = static_cast<size_t>(top_size + more + 16);
+      if (top_scores.size() < room) top_scores.resize(2 * room), top_items.resize(2 * room);
+    }
+    void offer(float score, int64_t item) {
+      top_scores[static_cast<size_t>(top_size)] = key_of(std::nearbyint(static_cast<double>(score) / bound.unit));
+      top_items[static_cast<size_t>(top_size++)] = static_cast<int32_t>(item);
+    }
+    // Of keys that k items reach: what is more than twice the bound below cannot be among the k best.
+    void raise_floor(int32_t reached) {
+      if (reached != kNoKey)
+        floor = std::max(
+            floor, key_of(std::floor(static_cast<double>(reached >> kPlaceBits) - 2 * static_cast<double>(bound.all))));
+    }
+  };
+
+  bool start(int64_t begin, int64_t n, int64_t first_item, int64_t last_item) {
+    std::memset(users_.get(), 0, sizeof(int32_t) * static_cast<size_t>(kBlockUsers * items_.pairs));
+    std::fill_n(scale_, kBlockUsers, CoarseScale{0, 0});
+    for (int64_t u = 0; u < n; ++u) {
+      const int64_t row = begin + u, user = p_.users[row];
+      User& of = users_of_block_[static_cast<size_t>(u)];
+      of.row = source_.user_factors + user * items_.dim;
+      const RoundedRow rounded = simd<RoundRow>(of.row, items_.dim, integers_.data());
+      if (!rounded.usable) return false;
+      const int64_t panel = u / kCoarseUsers;
+      CoarseItems::pack_row(integers_.data(), items_.pairs, kCoarseUsers, u % kCoarseUsers,
+                            users_.get() + panel * items_.pairs * kCoarseUsers);
+      of.bound = score_bound(rounded, items_.table, items_.dim);
+      scale_[u] = {static_cast<float>(rounded.scale / of.bound.unit), static_cast<float>(1 / of.bound.unit)};
+      const Row<Index> positives = p_.positives.row(user);
+      float* scores = p_.scores + p_.offset[row];
+      if (first_item == 0)
+        exact_scores(of.row, source_.item_factors, source_.bias, positives.items, positives.count, items_.dim, scores);
+      UserRanking<float, Index>& ranking = of.ranking;
+      if (!ranking.start(positives, p_.excluded.row(user), scores, first_item, p_.k, true)) return false;
+      of.floor = kNoKey + 1;
+      of.top_size = 0;
+      of.reserve(std::min(p_.k, first_item) + positives.count);
+      // Earlier slabs left the best of theirs; positives are counted in their own.
+      for (int64_t j = 0; first_item > 0 && j < p_.k && p_.top_items[row * p_.k + j] >= 0; ++j)
+        of.offer(p_.top_scores[row * p_.k + j], p_.top_items[row * p_.k + j]);
+      for (int64_t i = ranking.next_positive; i < positives.count && positives.items[i] < last_item; ++i) {
+        ++ranking.bins[static_cast<size_t>(2 * ranking.level_of[static_cast<size_t>(i)] + 1)];
+        of.offer(scores[i], static_cast<int64_t>(positives.items[i]));
+      }
+      if (first_item > 0 && p_.k > 0) shrink(of);
+    }
+    return true;
+  }
+
+  // Leaves of what may be among the k best only what is not certainly worse than k others.
+  void shrink(User& of) const {
+    if (of.top_size < p_.k) return;
+    of.raise_floor(reached_of({of.top_scores.data(), of.top_size}, p_.k));
+    of.top_size = keep_from(of.top_scores.data(), of.top_items.data(), of.top_size, of.floor);
+  }
+
+  // Takes a tile's row of keys; returns how many exact scores it took.
+  int64_t add(User& of, int32_t* row, int64_t width, int64_t first_item) {
+    UserRanking<float, Index>& ranking = of.ranking;
+    const int64_t padded = (width + kGroup - 1) / kGroup * kGroup;
+    ranking.mask(row, first_item, first_item + width, kNoKey, [](int64_t) { return kNoKey; });
+    std::fill(row + width, row + padded, kNoKey);
+    if (p_.k > 0 && of.floor == kNoKey + 1) of.raise_floor(reached_by(row, padded, p_.k));
+    norms_ = items_.norm.get() + (first_item - items_.slab_begin);
+    Doubts doubts{doubtful_.get(), doubted_.get(), 0};
+    KeyList list = list_at(0);
+    const bool counting = ranking.num_levels > 0;
+    const CoarseLevel lowest = counting ? level(of, 0) : CoarseLevel{};
+    if (counting && (p_.k == 0 || of.floor >= lowest.above())) {
+      keep_above({row, padded}, lowest, &list, &doubts);
+      if (p_.k > 0) collect(of, list, first_item);
+      count(of, list, 1, ranking.num_levels, 1, &doubts);
+    } else {
+      list_from(row, padded, counting ? std::min(of.floor, lowest.reach()) : of.floor, &list);
+      if (p_.k > 0) collect(of, list, first_item);
+      if (counting) count(of, list, 0, ranking.num_levels, 1, &doubts);
+    }
+    settle(of, first_item, doubts);
+    return doubts.size;
+  }
+
+  void collect(User& of, const KeyList& list, int64_t first_item) const {
+    of.reserve(list.size);
+    of.top_size = append_from(list, of.floor, first_item, of.top_scores.data(), of.top_items.data(), of.top_size);
+    if (of.top_size >= 2 * p_.k + 64) shrink(of);
+  }
+
+  KeyList list_at(int64_t depth) { return {lists_.get() + depth * kRoom, 0}; }
+
+  CoarseLevel level(const User& of, int64_t j) const {
+    return {j, static_cast<double>(of.ranking.levels[static_cast<size_t>(j)]) / of.bound.unit, &of.bound, norms_};
+  }
+
+  // Counts a list into the bins of levels [first, last), between the levels that it is known to lie between.
+  void count(User& of, KeyList list, int64_t first, int64_t last, int64_t depth, Doubts* doubts) {
+    int64_t* bins = of.ranking.bins.data();
+    while (last - first > kFew && list.size > 32 && depth < kDepth) {
+      const int64_t middle = first + (last - first) / 2;
+      KeyList upper = list_at(depth);
+      split(&list, level(of, middle), &upper, doubts);
+      count(of, upper, middle + 1, last, depth + 1, doubts);
+      last = middle;
+    }
+    for (int64_t j = first; j < last && list.size > 0; ++j) {
+      if (j + 1 < last) {
+        bins[2 * j] += keep_above(list, level(of, j), &list, doubts);
+      } else {
+        const int64_t all = list.size, doubted = doubts->size;
+        list.size = count_above(list, level(of, j), doubts);
+        bins[2 * j] += all - list.size - (doubts->size - doubted);
+      }
+    }
+    bins[2 * last] += list.size;
+  }
+
+  // Counts those of which only the exact score tells.
+  void settle(User& of, int64_t first_item, const Doubts& doubts) {
+    if (doubts.size == 0) return;
+    exact_.resize(static_cast<size_t>(doubts.size));
+    exact_scores(of.row, source_.item_factors + first_item * items_.dim,
+                 source_.bias != nullptr ? source_.bias + first_item : nullptr, doubts.place, doubts.size, items_.dim,
+                 exact_.data());
+    const float* levels = of.ranking.levels.data();
+    for (int64_t i = 0; i < doubts.size; ++i) {
+      const float score = exact_[static_cast<size_t>(i)];
+      // Seldom more than a step away. (Past the last level is NaN.)
+      int64_t j = doubts.level[i];
+      while (j > 0 && score <= levels[j - 1]) --j;
+      while (score > levels[j]) ++j;
+      ++of.ranking.bins[static_cast<size_t>(2 * j + (score == levels[j]))];
+    }
+  }
+
+  void finish(User& of, int64_t row, bool resumed) {
+    UserRanking<float, Index>& ranking = of.ranking;
+    const int64_t at = p_.offset[row];
+    if (!resumed) begin_counts(p_, row, ranking.positives.count);
+    ranking.finish(p_.greater + at, p_.equal + at);
+    p_.candidates[row] -= ranking.removed;
+    if (p_.k == 0) return;
+    shrink(of);
+    exact_.resize(static_cast<size_t>(of.top_size));
+    exact_scores(of.row, source_.item_factors, source_.bias, static_cast<const int32_t*>(of.top_items.data()),
+                 of.top_size, items_.dim, exact_.data());
+    for (size_t i = 0; i < exact_.size(); ++i) ranking.top.offer(exact_[i], of.top_items[i]);
+    ranking.top.finish(p_.top_scores + row * p_.k, p_.top_items + row * p_.k);
+  }
+
+  const RankProblem<float, Index>& p_;
+  const FactorScores<float>& source_;
+  const CoarseItems& items_;
+  AlignedArray<int32_t> users_;
+  CoarseScale scale_[kBlockUsers];
+  AlignedArray<int32_t> tile_;
+  std::vector<int16_t> integers_;
+  AlignedArray<int32_t> lists_, doubtful_, doubted_;
+  std::vector<User> users_of_block_;
+  const float* norms_ = nullptr;  // of the tile's items
+  std::vector<float> exact_;
+};
+#endif
+
+// The blocks that are left for exact scores: all, unless there are coarse ones.
+template <class T, class Index, class Source>
+std::vector<int64_t> coarse_pass(const RankProblem<T, Index>& p, const Source& source, int64_t first_item,
+                                 int64_t last_item) {
+  const int64_t blocks = (p.rows + kBlockUsers - 1) / kBlockUsers;
+  std::vector<int64_t> left;
+  left.reserve(static_cast<size_t>(blocks));
+#if ZX_X86
+  if constexpr (std::is_same_v<Source, FactorScores<float>>) {
+    if (has_vnni() && source.dim >= kLeastCoarseDim && source.dim <= kMostCoarseDim && last_item > first_item &&
+        p.num_items <= std::numeric_limits<int32_t>::max()) {
+      CoarseItems items{source.dim, (source.dim + 1) / 2};
+      items.pack(source.item_factors, source.bias, first_item, last_item, std::min(source.slab_items(), p.num_items));
+      if (items.table.usable) {
+        std::vector<uint8_t> done(static_cast<size_t>(blocks), 0);
+        std::atomic<int64_t> tried{0}, failed{0};
+        share_blocks(blocks, [&](auto&& next_block) {
+          CoarseBlock<Index> block(p, source, items);
+          for (int64_t b = next_block(); b >= 0; b = next_block()) {
+            // Where it fails again and again, as with a model whose scores are all alike, it is not tried much longer.
+            if (2 * failed.load() > tried.load() + 4) continue;
+            const int64_t begin = b * kBlockUsers;
+            const bool ok = block.rank(begin, std::min(kBlockUsers, p.rows - begin), first_item, last_item);
+            ++tried;
+            failed += !ok;
+            done[static_cast<size_t>(b)] = ok;
+          }
+        });
+        for (int64_t b = 0; b < blocks; ++b)
+          if (!done[static_cast<size_t>(b)]) left.push_back(b);
+        return left;
+      }
+    }
+  }
+#endif
+  for (int64_t b = 0; b < blocks; ++b) left.push_back(b);
+  return left;
+}
+
 // Returns the first row with a NaN score, or -1.
 template <class T, class Index, class Source>
 int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
@@ -554,14 +500,16 @@ int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
   // An empty catalogue is one empty slab.
   for (int64_t first_item = 0; first_item == 0 || first_item < p.num_items; first_item += slab) {
     const int64_t last_item = std::min(p.num_items, first_item + slab);
+    const std::vector<int64_t> left = coarse_pass(p, source, first_item, last_item);
+    if (left.empty()) continue;
     source.pack(first_item, last_item);
-    share_blocks((p.rows + kBlockUsers - 1) / kBlockUsers, [&](auto&& next_block) {
+    share_blocks(static_cast<int64_t>(left.size()), [&](auto&& next_block) {
       auto block = source.block();
       AlignedArray<T> tile = aligned_array<T>(kBlockUsers * kTile<T>);
       const auto scratch = std::make_unique<typename CountMany<T>::Scratch>();
       std::vector<UserRanking<T, Index>> rankings(kBlockUsers);
       for (int64_t b = next_block(); b >= 0; b = next_block()) {
-        const int64_t begin = b * kBlockUsers, n = std::min(kBlockUsers, p.rows - begin);
+        const int64_t begin = left[static_cast<size_t>(b)] * kBlockUsers, n = std::min(kBlockUsers, p.rows - begin);
         const int64_t row =
             rank_block(p, source, block, tile.get(), scratch.get(), rankings, begin, n, first_item, last_item);
         int64_t seen = failed.load();

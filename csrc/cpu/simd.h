@@ -45,6 +45,15 @@ inline Isa isa() {
   return chosen;
 }
 
+// Whether AVX-512 is in use and has dot products of integers.
+inline bool has_vnni() {
+#if ZX_X86
+  return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 inline const char* isa_name() {
   switch (isa()) {
     case Isa::kAvx512:
