@@ -211,7 +211,18 @@ def test_the_reference_ranks_factors_alike():
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-COARSE = ["random", "near ties", "few values", "trained", "spread", "one coordinate", "zero rows", "bias", "large bias"]
+COARSE = [
+    "random",
+    "near ties",
+    "few values",
+    "trained",
+    "spread",
+    "one coordinate",
+    "zero rows",
+    "zero items",
+    "bias",
+    "large bias",
+]
 
 
 def factors_of(kind, rng, num_users, num_items, dim):
@@ -233,6 +244,8 @@ def factors_of(kind, rng, num_users, num_items, dim):
         user[::2] *= np.arange(dim) == dim - 1
     elif kind == "zero rows":
         user[::3], item[rng.random(num_items) < 0.5] = 0, 0
+    elif kind == "zero items":
+        user, item = user * 1e14, item * 0
     elif kind in ("bias", "large bias"):
         bias = rng.normal(size=num_items) * (1e6 if kind == "large bias" else 1)
     return tuple(None if x is None else torch.from_numpy(np.asarray(x)).float() for x in (user, item, bias))

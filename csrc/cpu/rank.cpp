@@ -462,8 +462,9 @@ std::vector<int64_t> coarse_pass(const RankProblem<T, Index>& p, const Source& s
   left.reserve(static_cast<size_t>(blocks));
 #if ZX_X86
   if constexpr (std::is_same_v<Source, FactorScores<float>>) {
+    // (Long lists need so many exact scores that they had better all be.)
     if (has_vnni() && source.dim >= kLeastCoarseDim && source.dim <= kMostCoarseDim && last_item > first_item &&
-        p.num_items <= std::numeric_limits<int32_t>::max()) {
+        p.num_items <= std::numeric_limits<int32_t>::max() && p.k <= p.num_items / 16) {
       CoarseItems items{source.dim, (source.dim + 1) / 2};
       items.pack(source.item_factors, source.bias, first_item, last_item, std::min(source.slab_items(), p.num_items));
       if (items.table.usable) {

@@ -6,7 +6,7 @@
 // the few scores within the bound of a level, and those that may be among the k best, are computed exactly. Results are
 // therefore those of exact scores, bit for bit.
 //
-// Needs the dot products of AVX-512 VNNI; what other processors offer is no faster than exact scores, or hardly.
+// Needs AVX-512 VNNI, whose dot products of integers do two multiply-adds where those of floats do one.
 #pragma once
 
 #include <cmath>
@@ -134,8 +134,9 @@ inline ScoreBound score_bound(const RoundedRow& user, const RoundedTable& items,
   const double slope = 1.001 * (user.error + length * (items.error + rounding * (1 + items.error)));
   const double least = 1.001 * rounding * items.bias + 1e-36;
   const double largest = length * items.norm * (1 + items.error) + items.bias;
-  // A unit costs little of what is certain, and all scores are less than kMostUnits.
-  const double unit = std::max((slope * items.norm + least) / 8, 1.01 * largest / kMostUnits);
+  // A unit costs little of what is certain, and all scores are less than kMostUnits. (The last is for tables of zeros
+  // alone: the user's scale in units has to be finite.)
+  const double unit = std::max({(slope * items.norm + least) / 8, 1.01 * largest / kMostUnits, 1e-20 * length});
   return {unit, static_cast<float>(1.001 * slope / unit), static_cast<float>(1.001 * least / unit + 0.501),
           static_cast<float>(1.002 * (slope * items.norm + least) / unit + 0.501)};
 }
