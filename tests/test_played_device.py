@@ -14,7 +14,7 @@ if not _extension.CPU.loaded:
 
 
 @pytest.fixture
-def device(monkeypatch):
+def played(monkeypatch):
     # rank_factors has no kernel on a GPU: a matrix product, and rank_scores.
     monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - {"rank_factors", "mf_train"})
     with PlayedDevice() as played:
@@ -51,7 +51,7 @@ def same(got, want):
 
 @pytest.mark.parametrize("kind", ["factors", "scores", "matrix"])
 @pytest.mark.parametrize("ties", _ops.TIES)
-def test_one_transfer_at_the_end(device, monkeypatch, kind, ties):
+def test_one_transfer_at_the_end(played, monkeypatch, kind, ties):
     """Interactions on the host, blocks of few users."""
     monkeypatch.setattr(evaluation, "_BLOCK_USERS", 23)
     monkeypatch.setattr("zerosum_ext._ranking_reference.BLOCK_ELEMENTS", 7 * 97)
@@ -64,29 +64,29 @@ def test_one_transfer_at_the_end(device, monkeypatch, kind, ties):
     }[kind]
     want = zx.evaluate(make(factors), train, test, ties=ties, batch_size=11, **EVERYTHING)
     model = make(there)
-    device.asked.clear()
+    played.asked.clear()
     got = zx.evaluate(model, train, test, ties=ties, batch_size=11, **EVERYTHING)
-    assert device.asked == [f"a transfer of [{len(got) + 3}]"]  # the values, and three checks
+    assert played.asked == [f"a transfer of [{len(got) + 3}]"]  # the values, and three checks
     same(got, want)
 
 
-def test_interactions_on_the_device(device):
+def test_interactions_on_the_device(played):
     """Then the rows of the held-out matrix are read before: who is evaluated, and of how many positives."""
     factors, train, test = case()
     want = zx.evaluate(factors, train, test, k=(3, 10))
     there, moved = tuple(t.to(PLAYED) for t in factors), [x.to(PLAYED) for x in (train, test)]
     [x.popularity for x in moved]  # counted once, and kept
-    device.asked.clear()
+    played.asked.clear()
     got = zx.evaluate(there, *moved, k=(3, 10))
     same(got, want)
-    assert device.asked == ["a transfer of [62]", f"a transfer of [{len(got) + 2}]"]
-    device.asked.clear()
+    assert played.asked == ["a transfer of [62]", f"a transfer of [{len(got) + 2}]"]
+    played.asked.clear()
     some = zx.evaluate(there, *moved, users=[3, 17, 40], k=10, metrics=("ndcg", "pri"))
     same(some, zx.evaluate(factors, train, test, users=[3, 17, 40], k=10, metrics=("ndcg", "pri")))
-    assert device.asked == ["a transfer of [62]", "a transfer of [3]"]
+    assert played.asked == ["a transfer of [62]", "a transfer of [3]"]
 
 
-def test_rankings_come_to_the_host(device):
+def test_rankings_come_to_the_host(played):
     factors, train, test = case()
     want = zx.rank(factors, train, test, k=7)
     got = zx.rank(tuple(t.to(PLAYED) for t in factors), train, test, k=7)
@@ -95,7 +95,7 @@ def test_rankings_come_to_the_host(device):
 
 
 @pytest.mark.parametrize("metrics", [("ndcg",), ("sampled_hit",), evaluation.METRICS])
-def test_nan_is_found_at_the_end(device, monkeypatch, metrics):
+def test_nan_is_found_at_the_end(played, monkeypatch, metrics):
     # (The CPU's rank_scores, which would play the GPU's, leaves the lists unwritten then.)
     monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset({"user_metrics", "list_metrics"}))
     factors, train, test = case()
@@ -104,11 +104,11 @@ def test_nan_is_found_at_the_end(device, monkeypatch, metrics):
     said = "users [0-9]+ .. [0-9]+" if metrics == ("sampled_hit",) else f"user {user}"
     with pytest.raises(ValueError, match=f"model: NaN among the scores of {said}"):
         zx.evaluate(tuple(t.to(PLAYED) for t in factors), train, test, metrics=metrics, negatives=3)
-    transfers = [i for i, what in enumerate(device.asked) if what.startswith(("a transfer", "aten._local_scalar"))]
-    assert transfers == [len(device.asked) - 1]
+    transfers = [i for i, what in enumerate(played.asked) if what.startswith(("a transfer", "aten._local_scalar"))]
+    assert transfers == [len(played.asked) - 1]
 
 
-def test_infinite_scores_have_no_pearson_correlation(device):
+def test_infinite_scores_have_no_pearson_correlation(played):
     factors, train, test = case()
     item = int(test.pairs()[1][5])
     factors[2][item] = torch.inf
@@ -120,18 +120,18 @@ def test_infinite_scores_have_no_pearson_correlation(device):
     same(zx.evaluate(there, train, test, metrics=rest), zx.evaluate(factors, train, test, metrics=rest))
 
 
-def test_what_the_played_device_notes(device):
+def test_what_the_played_device_notes(played):
     """It tells what it should."""
     x = torch.arange(5.0).to(PLAYED)
     assert isinstance(x, Played)
     assert x.device == PLAYED
     y = x * 2 + 1
-    assert device.asked == []
+    assert played.asked == []
     assert float(y[1]) == 3.0
     assert y[y > 3].cpu().tolist() == [5.0, 7.0, 9.0]
     torch.arange(3, device=PLAYED).repeat_interleave(torch.ones(3, dtype=torch.int64, device=PLAYED))
     torch.arange(3, device=PLAYED).repeat_interleave(torch.ones(3, dtype=torch.int64, device=PLAYED), output_size=3)
-    assert device.asked == [
+    assert played.asked == [
         "aten._local_scalar_dense.default",
         "aten.index.Tensor",
         "a transfer of [3]",
