@@ -90,7 +90,7 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def(
       "rank_factors(Tensor user_factors, Tensor item_factors, Tensor? item_bias, Tensor users, Tensor offset, "
       "Tensor indptr, Tensor indices, Tensor? excluded_indptr, Tensor? excluded_indices, int k) -> (Tensor scores, "
-      "Tensor greater, Tensor equal, Tensor candidates, Tensor top_items, Tensor failed)");
+      "Tensor greater, Tensor equal, Tensor candidates, Tensor top_items, Tensor failed, Tensor top_scores)");
   m.def(
       "rank_scores(Tensor scores, Tensor users, Tensor offset, Tensor indptr, Tensor indices, Tensor? excluded_indptr, "
       "Tensor? excluded_indices, int k) -> (Tensor scores, Tensor greater, Tensor equal, Tensor candidates, "

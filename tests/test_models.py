@@ -55,6 +55,43 @@ def test_recommend_leaves_out_and_pads(triangle):
         assert bool((scores[user].diff()[: len(found) - 1] <= 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("num_items", "dim", "k"), [(50, 5, 60), (3000, 32, 20), (5000, 16, 1)])
+@pytest.mark.parametrize("item_bias", [False, True])
+def test_many_users_get_the_items_that_few_get(dtype, num_items, dim, k, item_bias):
+    """A kernel lists the best items of many users, torch.topk those of a few."""
+    model = zx.MatrixFactorization(90, num_items, dim, item_bias=item_bias, init_std=1.0, seed=0, dtype=dtype)
+    if item_bias:
+        torch.nn.init.normal_(model.item_bias, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.rand(90, num_items, generator=generator) < 0.05
+    mask[3] = True
+    seen = zx.Interactions.from_arrays(*mask.nonzero().T.numpy(), shape=(90, num_items))
+    users = torch.randint(90, (200,), generator=generator)
+    for exclude in (None, seen):
+        items, scores = model.recommend(users, k, exclude=exclude)
+        few = [model.recommend(part, k, exclude=exclude) for part in users.split(10)]
+        expected_items, expected = (torch.cat(x) for x in zip(*few, strict=True))
+        torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5 if dtype != torch.bfloat16 else 0)
+        assert bool((scores[:, 1:] <= scores[:, :-1]).all())
+        assert torch.equal(items < 0, expected_items < 0)
+        # Of scores that are equal to the last bits either item may come first.
+        other = (items != expected_items).nonzero(as_tuple=True)
+        all_scores = model.score_all_items(users).double()
+        found, wanted = (all_scores[other[0]].gather(1, x[other][:, None]) for x in (items, expected_items))
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
+
+
+def test_recommending_by_a_model_that_diverged():
+    model = zx.MatrixFactorization(100, 500, 16, init_std=1.0, seed=0)
+    with torch.no_grad():
+        model.user_embedding[70] = torch.nan
+    for users in (torch.arange(100), torch.tensor([70])):
+        with pytest.raises(ValueError, match="diverged"):
+            model.recommend(users)
+    assert model.recommend(torch.arange(70))[0].min() >= 0
+
+
 def test_save_and_load(tmp_path, triangle):
     model, _ = trained(triangle)
     model.save(tmp_path / "model.safetensors")

@@ -163,10 +163,10 @@ def test_tables_larger_than_a_slab():
     """Items are packed 64 MiB at a time: counts and lists go on from slab to slab."""
     rng = np.random.default_rng(6)
     dim, num_items = 4096, 4200
-    factors = torch.zeros(5, dim), torch.zeros(num_items, dim), None
-    factors[0][:, :3] = torch.from_numpy(rng.integers(-2, 3, (5, 3))).float()
+    factors = torch.zeros(40, dim), torch.zeros(num_items, dim), None
+    factors[0][:, :3] = torch.from_numpy(rng.integers(-2, 3, (40, 3))).float()
     factors[1][:, :3] = torch.from_numpy(rng.integers(-2, 3, (num_items, 3))).float()
-    positives, excluded = masks(rng, 5, num_items, 0.02, 0.1)
+    positives, excluded = masks(rng, 40, num_items, 0.02, 0.1)
     for k in (0, 20):
         got = _ops.rank_factors(*factors, *where(positives, excluded), k)
         check(got, brute_force(factors[0] @ factors[1].T, positives, excluded, k))
@@ -273,11 +273,11 @@ def test_no_score_is_taken_for_another(kind, num_items, dim, k):
 def test_factors_of_any_size(dim, size):
     """Where products are near the ends of float32 as well."""
     rng = np.random.default_rng(dim)
-    user, item, _ = factors_of("random", rng, 3, 600, dim)
+    user, item, _ = factors_of("random", rng, 40, 600, dim)
     factors = user * size, item * size, None
-    everything = torch.ones(3, 600, dtype=torch.bool)
-    scores = _ops.rank_factors(*factors, *where(everything, None), 0)[0].reshape(3, 600)
-    positives, excluded = masks(rng, 3, 600, 0.05, 0.1)
+    everything = torch.ones(40, 600, dtype=torch.bool)
+    scores = _ops.rank_factors(*factors, *where(everything, None), 0)[0].reshape(40, 600)
+    positives, excluded = masks(rng, 40, 600, 0.05, 0.1)
     check(_ops.rank_factors(*factors, *where(positives, excluded), 10), brute_force(scores, positives, excluded, 10))
 
 

@@ -621,7 +621,8 @@ if _extension.CPU.loaded:
         k: int,
     ) -> tuple[Tensor, ...]:
         _check_alike("user_factors", user_factors, item_factors=item_factors, users=users)
-        return _fake_ranking(user_factors, user_factors.dtype, users, k)
+        top_scores = user_factors.new_empty((users.shape[0], k))
+        return *_fake_ranking(user_factors, user_factors.dtype, users, k), top_scores
 
     @torch.library.register_fake("zerosum_ext::rank_scores")
     def _(
@@ -701,12 +702,35 @@ def rank_factors(
             excluded_indptr,
             excluded_indices,
             k,
-        )
+        )[:6]
     # A matrix product of torch's and, where there is a kernel for it, the ranking of what it yields: so on CUDA.
     return _ranking_reference.rank_factors(
         *(user_factors, item_factors, item_bias, users, offset, indptr, indices, excluded_indptr, excluded_indices, k),
         rank=rank_scores,
     )
+
+
+def best_items(
+    user_factors: Tensor,
+    item_factors: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lists of :func:`rank_factors` alone, where ``has_op("rank_factors", device)``.
+
+    Returns:
+        top_items int64 [n, k] and their scores [n, k], -inf where there is no item; failed, as there.
+    """
+    none = excluded_indices.new_empty(0) if excluded_indices is not None else users.new_empty(0)
+    nobody = users.new_zeros(user_factors.shape[0] + 1)
+    offset = users.new_zeros(users.shape[0] + 1)
+    found = _rank_factors(
+        user_factors, item_factors, item_bias, users, offset, nobody, none, excluded_indptr, excluded_indices, k
+    )
+    return found[4], found[6], found[5]
 
 
 def rank_scores(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zerosum_ext import _ops
 
 if TYPE_CHECKING:
     from .training import History
@@ -173,22 +175,30 @@ class Recommender(nn.Module):
         width = min(k, self.num_items)
         items = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
         scores = torch.full((index.numel(), k), float("-inf"), dtype=next(self.parameters()).dtype, device=self.device)
-        step = max(1, CELLS_PER_CHUNK // self.num_items)
         with inference(self):
+            best, step = self._best_items(seen, width, index.numel())
             for start in range(0, index.numel(), step):
-                chunk = index[start : start + step]
-                block = self.score_all_items(chunk)
-                if seen is not None:
-                    rows, columns = _csr_cells(seen, chunk)
-                    block[rows, columns] = float("-inf")
-                best, arg = block.topk(width, dim=1)
-                # topk puts NaN first, so looking at the winners is enough.
-                if bool(best.isnan().any()):
-                    raise ValueError("recommend: the model's scores contain NaN; its training diverged")
-                arg = arg.masked_fill(best == float("-inf"), -1)
-                items[start : start + step, :width] = arg
-                scores[start : start + step, :width] = best
+                found, values = best(index[start : start + step])
+                items[start : start + step, :width] = found
+                scores[start : start + step, :width] = values
         return items, scores
+
+    def _best_items(
+        self, seen: Any, width: int, num_users: int
+    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int]:
+        """A function of users [B] that gives their best items and scores, and how many users it is to get."""
+
+        def best(users: Tensor) -> tuple[Tensor, Tensor]:
+            block = self.score_all_items(users)
+            if seen is not None:
+                rows, columns = _csr_cells(seen, users)
+                block[rows, columns] = float("-inf")
+            values, found = block.topk(width, dim=1)
+            # topk puts NaN first, so looking at the winners is enough.
+            _refuse_nan(bool(values.isnan().any()))
+            return found.masked_fill(values == float("-inf"), -1), values
+
+        return best, max(1, CELLS_PER_CHUNK // self.num_items)
 
     def _as_interactions(self, name: str, value: Any) -> Any:
         from .interactions import Interactions
@@ -286,6 +296,11 @@ class Recommender(nn.Module):
         return model
 
 
+def _refuse_nan(found: bool) -> None:
+    if found:
+        raise ValueError("recommend: the model's scores contain NaN; its training diverged")
+
+
 class DotProductRecommender(Recommender):
     """A recommender whose scores are dot products of one vector a user and one an item, plus an item's bias.
 
@@ -313,6 +328,26 @@ class DotProductRecommender(Recommender):
         user, item, bias = self.factors()
         scores = user[users] @ item.T
         return scores if bias is None else scores + bias
+
+    def _best_items(
+        self, seen: Any, width: int, num_users: int
+    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int]:
+        # By the ranking kernel, where dot products decide alone and users are enough to prepare the item table for: no
+        # scores are stored, and most are not needed exactly.
+        whole = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
+        user, item, bias = (None if x is None else x.contiguous() for x in self.factors()) if whole else (None,) * 3
+        if user is None or item is None or user.dtype not in (torch.float32, torch.float64):
+            return super()._best_items(seen, width, num_users)
+        if not _ops.has_op("rank_factors", user.device):
+            return super()._best_items(seen, width, num_users)
+        indptr, indices = (None, None) if seen is None else (seen.indptr, seen.indices)
+
+        def best(users: Tensor) -> tuple[Tensor, Tensor]:
+            found, values, failed = _ops.best_items(user, item, bias, users.contiguous(), indptr, indices, width)
+            _refuse_nan(int(failed) >= 0)
+            return found, values
+
+        return best, 1 << 16
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """What :meth:`vectors` gives, without gradient or dropout."""

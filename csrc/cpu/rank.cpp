@@ -462,9 +462,9 @@ std::vector<int64_t> coarse_pass(const RankProblem<T, Index>& p, const Source& s
   left.reserve(static_cast<size_t>(blocks));
 #if ZX_X86
   if constexpr (std::is_same_v<Source, FactorScores<float>>) {
-    // (Long lists need so many exact scores that they had better all be.)
+    // (Long lists need so many exact scores that they had better all be; few users are not worth rounding the table.)
     if (has_vnni() && source.dim >= kLeastCoarseDim && source.dim <= kMostCoarseDim && last_item > first_item &&
-        p.num_items <= std::numeric_limits<int32_t>::max() && p.k <= p.num_items / 16) {
+        p.num_items <= std::numeric_limits<int32_t>::max() && p.k <= p.num_items / 16 && p.rows >= kBlockUsers) {
       CoarseItems items{source.dim, (source.dim + 1) / 2};
       items.pack(source.item_factors, source.bias, first_item, last_item, std::min(source.slab_items(), p.num_items));
       if (items.table.usable) {
@@ -530,7 +530,7 @@ void check_csr(const Tensor& indptr, const Tensor& indices, const char* name) {
   ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), name, " must have contiguous indices");
 }
 
-using RankResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using RankResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Allocates the results, fills in the problem and calls run(problem), which returns the failed row.
 template <class T, class Run>
@@ -569,7 +569,7 @@ RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor&
     p.top_items = data<int64_t>(top_items), p.top_scores = data<T>(top_scores);
     return run(p);
   });
-  return {scores, greater, equal, candidates, top_items, failed};
+  return {scores, greater, equal, candidates, top_items, failed, top_scores};
 }
 
 }  // namespace
@@ -605,19 +605,21 @@ RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, 
   }
 }
 
-RankResult rank_scores(const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr,
-                       const Tensor& indices, std::optional<Tensor> excluded_indptr,
-                       std::optional<Tensor> excluded_indices, int64_t k) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
+    const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
+    std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
   ZX_CHECK(scores.dim() == 2 && scores.size(0) == users.size(0), "scores must have one row a user");
-  return dispatch_floating(scores.scalar_type(), [&](auto type) {
-    using In = decltype(type);
-    using T = compute_t<In>;
-    return with_problem<T>(
-        users, offset, indptr, indices, excluded_indptr, excluded_indices, scores.size(1), k, [&](const auto& p) {
-          GivenScores<T, In> source{data<In>(scores), scores.stride(0), scores.stride(1), scores.size(1)};
-          return rank_all(p, source);
-        });
-  });
+  auto [target, greater, equal, candidates, top_items, failed, _] =
+      dispatch_floating(scores.scalar_type(), [&](auto type) {
+        using In = decltype(type);
+        using T = compute_t<In>;
+        return with_problem<T>(
+            users, offset, indptr, indices, excluded_indptr, excluded_indices, scores.size(1), k, [&](const auto& p) {
+              GivenScores<T, In> source{data<In>(scores), scores.stride(0), scores.stride(1), scores.size(1)};
+              return rank_all(p, source);
+            });
+      });
+  return {target, greater, equal, candidates, top_items, failed};
 }
 
 }  // namespace zx::cpu
