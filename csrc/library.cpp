@@ -87,9 +87,11 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   // ---- ranking (csrc/common/ranking.h). indptr, indices: the held-out positives of all users; the n users in question
   // are rows of it, and offset [n + 1] says where each one's positives lie in scores, greater and equal. failed [1]:
   // the first row with a NaN score, or -1.
+  // top_only: what is certainly not among a user's k best need not be counted: its `greater` is at least k.
   m.def(
       "rank_factors(Tensor user_factors, Tensor item_factors, Tensor? item_bias, Tensor users, Tensor offset, "
-      "Tensor indptr, Tensor indices, Tensor? excluded_indptr, Tensor? excluded_indices, int k) -> (Tensor scores, "
+      "Tensor indptr, Tensor indices, Tensor? excluded_indptr, Tensor? excluded_indices, int k, bool top_only=False) "
+      "-> (Tensor scores, "
       "Tensor greater, Tensor equal, Tensor candidates, Tensor top_items, Tensor failed, Tensor top_scores)");
   m.def(
       "rank_scores(Tensor scores, Tensor users, Tensor offset, Tensor indptr, Tensor indices, Tensor? excluded_indptr, "

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 
+import zerosum_ext as zx
 from zerosum_ext import evaluation as ev
 from zerosum_ext import metrics as m
 
@@ -469,3 +470,24 @@ def test_every_metric_is_documented():
         pytest.skip("the documentation is not part of this installation")
     keys = set(re.findall(r"^\| `(\w+)(?:@k)?` \|", path.read_text(encoding="utf-8"), re.MULTILINE))
     assert keys == {*ev.METRICS, *ev.SAMPLED_METRICS}
+
+
+@pytest.mark.parametrize("ties", ["average", "pessimistic", "optimistic"])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_metrics_with_a_cutoff_alone_are_those_of_all(ties, rounded):
+    """Asked for alone, they need no ranks beyond the largest cut-off, and none are computed."""
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(n, 32, generator=generator) for n in (80, 1500)]
+    if rounded:  # so that many scores are equal
+        factors = [x.round() for x in factors]
+    train, test = (
+        zx.Interactions.from_arrays(
+            *(torch.rand(80, 1500, generator=generator) < 0.02).nonzero().T.numpy(), shape=(80, 1500)
+        )
+        for _ in range(2)
+    )
+    names = [name for name in ev.METRICS if name in ev.AT_K_METRICS]
+    few = zx.evaluate(tuple(factors), train, test, metrics=names, k=(1, 5, 20), ties=ties)
+    everything = zx.evaluate(tuple(factors), train, test, k=(1, 5, 20), ties=ties)
+    assert len(few) == 3 * len(names)
+    assert few == {key: everything[key] for key in few}

@@ -268,6 +268,22 @@ def test_no_score_is_taken_for_another(kind, num_items, dim, k):
     assert all(torch.equal(a, b) for a, b in zip(got, given, strict=True))
 
 
+@pytest.mark.parametrize("kind", COARSE)
+@pytest.mark.parametrize(("num_items", "dim"), [(700, 65), (9001, 17), (4200, 4096)])
+@pytest.mark.parametrize("k", [1, 20])
+def test_what_lies_beyond_the_list_is_known_to(kind, num_items, dim, k):
+    rng = np.random.default_rng([COARSE.index(kind), num_items])
+    positives, excluded = masks(rng, 40, num_items, 0.01, 0.1)
+    arguments = (*factors_of(kind, rng, 40, num_items, dim), *where(positives, excluded), k)
+    whole, part = _ops.rank_factors(*arguments), _ops.rank_factors(*arguments, top_only=True)
+    for index in (0, 3, 4, 5):
+        assert torch.equal(whole[index], part[index])
+    inside = whole[1] < k
+    assert torch.equal(whole[1][inside], part[1][inside])
+    assert torch.equal(whole[2][inside], part[2][inside])
+    assert bool((part[1][~inside] >= k).all())
+
+
 @pytest.mark.parametrize("dim", [16, 64, 4096, 4097])
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-16, 1e14, 1e17])
 def test_factors_of_any_size(dim, size):

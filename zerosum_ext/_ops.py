@@ -619,6 +619,7 @@ if _extension.CPU.loaded:
         excluded_indptr: Tensor | None,
         excluded_indices: Tensor | None,
         k: int,
+        top_only: bool = False,
     ) -> tuple[Tensor, ...]:
         _check_alike("user_factors", user_factors, item_factors=item_factors, users=users)
         top_scores = user_factors.new_empty((users.shape[0], k))
@@ -669,6 +670,7 @@ def rank_factors(
     excluded_indptr: Tensor | None,
     excluded_indices: Tensor | None,
     k: int,
+    top_only: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Ranks held-out positives by the scores ``user_factors @ item_factors.T + item_bias``.
 
@@ -683,6 +685,8 @@ def rank_factors(
         indptr, indices: CSR of the held-out positives [U, I], sorted; int64 and int32 or int64.
         excluded_indptr, excluded_indices: the same of the items that are no candidates, or None.
         k: length of the lists.
+        top_only: that k or more candidates are above a positive is all that has to be known of those: then ``greater``
+            is at least k and ``equal`` anything. Less work.
 
     Returns:
         scores [P] of the positives; greater, equal int64 [P], how many candidates are above, and how many others are
@@ -702,6 +706,7 @@ def rank_factors(
             excluded_indptr,
             excluded_indices,
             k,
+            top_only,
         )[:6]
     # A matrix product of torch's and, where there is a kernel for it, the ranking of what it yields: so on CUDA.
     return _ranking_reference.rank_factors(

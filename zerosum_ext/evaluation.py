@@ -295,14 +295,25 @@ def rank(
     return _rank(model, train, test, k, exclude, users, batch_size).on_host()
 
 
-def _rank(model: Any, train: Any, test: Any, k: int, exclude: Any, users: Any, batch_size: int | None) -> _Ranked:
+def _rank(
+    model: Any,
+    train: Any,
+    test: Any,
+    k: int,
+    exclude: Any,
+    users: Any,
+    batch_size: int | None,
+    top_only: bool = False,
+) -> _Ranked:
+    """With ``top_only`` ranks beyond k are only known to be so."""
     held_out = _interactions(test, "test")
     excluded = _excluded(exclude, train, held_out)
     k = require_positive_int("k", k, minimum=0)
     if batch_size is not None:
         batch_size = require_positive_int("batch_size", batch_size)
     with _inference(model):
-        return _rank_users(_source(model, *held_out.shape), users, held_out, excluded, k, batch_size)
+        source = _source(model, *held_out.shape)
+        return _rank_users(source, users, held_out, excluded, k, batch_size, top_only)
 
 
 def _excluded(exclude: Any, train: Any, held_out: Interactions) -> Interactions | None:
@@ -374,6 +385,7 @@ def _rank_users(
     excluded: Interactions | None,
     k: int,
     batch_size: int | None = None,
+    top_only: bool = False,
 ) -> _Ranked:
     num_users, num_items = interactions.shape
     held_out = _HeldOut.of(interactions, users)
@@ -390,7 +402,7 @@ def _rank_users(
 
     parts, failed = [], []
     for first in range(0, evaluated.size, step) or range(1):  # nobody is one block of no users
-        *ranked, row = _rank_block(source, evaluated, offset, slice(first, first + step), on, num_items, k)
+        *ranked, row = _rank_block(source, evaluated, offset, slice(first, first + step), on, num_items, k, top_only)
         parts.append(ranked)
         failed.append(torch.where(row < 0, evaluated.size, row + first))
     target, greater, equal, candidates, top = (
@@ -423,12 +435,13 @@ def _rank_block(
     on: Callable[[torch.device], tuple[Tensor, Interactions, Interactions | None]],
     num_items: int,
     k: int,
+    top_only: bool,
 ) -> tuple[Tensor, ...]:
     """(positives' scores, greater, equal, candidates, top items, failed) of some users, on the device of the scores."""
     op: Callable[..., tuple[Tensor, ...]]
     if isinstance(source, tuple):
         device = source[0].device
-        op = partial(_ops.rank_factors, *source)
+        op = partial(_ops.rank_factors, *source, top_only=top_only)
     else:
         asked = torch.from_numpy(users[part])
         scores = _floating(source(asked))
@@ -686,7 +699,9 @@ def evaluate(
     checks: list[_Check] = []
     if full:
         length = max(cutoff for _, _, cutoff in full)
-        ranked = _rank(model, train, test, length, exclude, users, batch_size)
+        # Where every metric has a cut-off nothing has to be known of what lies beyond the largest.
+        top_only = all(cutoff for _, _, cutoff in full)
+        ranked = _rank(model, train, test, length, exclude, users, batch_size, top_only)
         device = ranked.indptr.device
         counts = _popularity_of(train, test, device) if popularity is None else _counts(popularity, device)
         table = _Table(ranked, counts, [cut for _, _, cut in full if cut], ties, tail_mass)

@@ -174,7 +174,8 @@ struct GivenScores {
 template <class T, class Index>
 struct RankProblem {
   int64_t rows, num_items, k;
-  const int64_t* users;  // [rows]
+  bool top_only = false;  // levels that are certainly not among the k best need no counts
+  const int64_t* users;   // [rows]
   Csr<Index> positives, excluded;
   const int64_t* offset;  // [rows + 1], of each user's positives in the next three
   T* scores;
@@ -288,6 +289,7 @@ class CoarseBlock {
     int32_t floor;                               // keys below are certainly not among the k best
     std::vector<int32_t> top_scores, top_items;  // of what may be
     int64_t top_size;
+    int64_t first_level;  // that has to be counted
 
     void reserve(int64_t more) {
       const size_t room = static_cast<size_t>(top_size + more + 16);
@@ -326,7 +328,7 @@ class CoarseBlock {
       UserRanking<float, Index>& ranking = of.ranking;
       if (!ranking.start(positives, p_.excluded.row(user), scores, first_item, p_.k, true)) return false;
       of.floor = kNoKey + 1;
-      of.top_size = 0;
+      of.top_size = 0, of.first_level = 0;
       of.reserve(std::min(p_.k, first_item) + positives.count);
       // Earlier slabs left the best of theirs; positives are counted in their own.
       for (int64_t j = 0; first_item > 0 && j < p_.k && p_.top_items[row * p_.k + j] >= 0; ++j)
@@ -357,19 +359,28 @@ class CoarseBlock {
     norms_ = items_.norm.get() + (first_item - items_.slab_begin);
     Doubts doubts{doubtful_.get(), doubted_.get(), 0};
     KeyList list = list_at(0);
-    const bool counting = ranking.num_levels > 0;
-    const CoarseLevel lowest = counting ? level(of, 0) : CoarseLevel{};
+    skip_levels(of);
+    const int64_t begin = of.first_level;
+    const bool counting = begin < ranking.num_levels;
+    const CoarseLevel lowest = counting ? level(of, begin) : CoarseLevel{};
     if (counting && (p_.k == 0 || of.floor >= lowest.above())) {
       keep_above({row, padded}, lowest, &list, &doubts);
       if (p_.k > 0) collect(of, list, first_item);
-      count(of, list, 1, ranking.num_levels, 1, &doubts);
+      count(of, list, begin + 1, ranking.num_levels, 1, &doubts);
     } else {
       list_from(row, padded, counting ? std::min(of.floor, lowest.reach()) : of.floor, &list);
       if (p_.k > 0) collect(of, list, first_item);
-      if (counting) count(of, list, 0, ranking.num_levels, 1, &doubts);
+      if (counting) count(of, list, begin, ranking.num_levels, 1, &doubts);
     }
     settle(of, first_item, doubts);
     return doubts.size;
+  }
+
+  // With top_only: k candidates are certainly above the levels that are skipped.
+  void skip_levels(User& of) const {
+    if (!p_.top_only || p_.k == 0) return;
+    const double bar = static_cast<double>(of.floor >> kPlaceBits) + static_cast<double>(of.bound.all);
+    while (of.first_level < of.ranking.num_levels && level(of, of.first_level).units < bar) ++of.first_level;
   }
 
   void collect(User& of, const KeyList& list, int64_t first_item) const {
@@ -432,6 +443,10 @@ class CoarseBlock {
     p_.candidates[row] -= ranking.removed;
     if (p_.k == 0) return;
     shrink(of);
+    skip_levels(of);
+    for (int64_t i = 0; of.first_level > 0 && i < ranking.positives.count; ++i)
+      if (ranking.level_of[static_cast<size_t>(i)] < of.first_level)
+        p_.greater[at + i] = std::max(p_.greater[at + i], p_.k), p_.equal[at + i] = 0;
     exact_.resize(static_cast<size_t>(of.top_size));
     exact_scores(of.row, source_.item_factors, source_.bias, static_cast<const int32_t*>(of.top_items.data()),
                  of.top_size, items_.dim, exact_.data());
@@ -576,7 +591,8 @@ RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor&
 
 RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, std::optional<Tensor> item_bias,
                         const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
-                        std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
+                        std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k,
+                        bool top_only) {
   ZX_CHECK(user_factors.dim() == 2 && item_factors.dim() == 2 && user_factors.size(1) == item_factors.size(1) &&
                user_factors.is_contiguous() && item_factors.is_contiguous(),
            "factors must be contiguous [U, d] and [I, d]");
@@ -589,7 +605,8 @@ RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, 
   const auto run = [&](auto type) {
     using T = decltype(type);
     return with_problem<T>(
-        users, offset, indptr, indices, excluded_indptr, excluded_indices, num_items, k, [&](const auto& p) {
+        users, offset, indptr, indices, excluded_indptr, excluded_indices, num_items, k, [&](auto& p) {
+          p.top_only = top_only;
           FactorScores<T> source{data<T>(user_factors), data<T>(item_factors),
                                  item_bias ? data<T>(*item_bias) : nullptr, num_items, item_factors.size(1)};
           return rank_all(p, source);
