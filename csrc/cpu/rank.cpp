@@ -185,6 +185,11 @@ struct RankProblem {
   T* top_scores;        // [rows, k]
 };
 
+template <class T, class Index>
+int64_t blocks_of(const RankProblem<T, Index>& p) {
+  return (p.rows + kBlockUsers - 1) / kBlockUsers;
+}
+
 // What a user's counts start from.
 template <class T, class Index>
 void begin_counts(const RankProblem<T, Index>& p, int64_t row, int64_t positives) {
@@ -323,8 +328,7 @@ class CoarseBlock {
       scale_[u] = {static_cast<float>(rounded.scale / of.bound.unit), static_cast<float>(1 / of.bound.unit)};
       const Row<Index> positives = p_.positives.row(user);
       float* scores = p_.scores + p_.offset[row];
-      if (first_item == 0)
-        exact_scores(of.row, source_.item_factors, source_.bias, positives.items, positives.count, items_.dim, scores);
+      if (first_item == 0) source_.pairs(user, row, positives, scores);
       UserRanking<float, Index>& ranking = of.ranking;
       if (!ranking.start(positives, p_.excluded.row(user), scores, first_item, p_.k, true)) return false;
       of.floor = kNoKey + 1;
@@ -406,13 +410,8 @@ class CoarseBlock {
       last = middle;
     }
     for (int64_t j = first; j < last && list.size > 0; ++j) {
-      if (j + 1 < last) {
-        bins[2 * j] += keep_above(list, level(of, j), &list, doubts);
-      } else {
-        const int64_t all = list.size, doubted = doubts->size;
-        list.size = count_above(list, level(of, j), doubts);
-        bins[2 * j] += all - list.size - (doubts->size - doubted);
-      }
+      const CoarseLevel here = level(of, j);
+      bins[2 * j] += j + 1 < last ? keep_above(list, here, &list, doubts) : count_above(&list, here, doubts);
     }
     bins[2 * last] += list.size;
   }
@@ -421,9 +420,9 @@ class CoarseBlock {
   void settle(User& of, int64_t first_item, const Doubts& doubts) {
     if (doubts.size == 0) return;
     exact_.resize(static_cast<size_t>(doubts.size));
-    exact_scores(of.row, source_.item_factors + first_item * items_.dim,
-                 source_.bias != nullptr ? source_.bias + first_item : nullptr, doubts.place, doubts.size, items_.dim,
-                 exact_.data());
+    score_pairs(of.row, source_.item_factors + first_item * items_.dim,
+                source_.bias != nullptr ? source_.bias + first_item : nullptr,
+                static_cast<const int32_t*>(doubts.place), doubts.size, items_.dim, exact_.data());
     const float* levels = of.ranking.levels.data();
     for (int64_t i = 0; i < doubts.size; ++i) {
       const float score = exact_[static_cast<size_t>(i)];
@@ -448,8 +447,8 @@ class CoarseBlock {
       if (ranking.level_of[static_cast<size_t>(i)] < of.first_level)
         p_.greater[at + i] = std::max(p_.greater[at + i], p_.k), p_.equal[at + i] = 0;
     exact_.resize(static_cast<size_t>(of.top_size));
-    exact_scores(of.row, source_.item_factors, source_.bias, static_cast<const int32_t*>(of.top_items.data()),
-                 of.top_size, items_.dim, exact_.data());
+    score_pairs(of.row, source_.item_factors, source_.bias, static_cast<const int32_t*>(of.top_items.data()),
+                of.top_size, items_.dim, exact_.data());
     for (size_t i = 0; i < exact_.size(); ++i) ranking.top.offer(exact_[i], of.top_items[i]);
     ranking.top.finish(p_.top_scores + row * p_.k, p_.top_items + row * p_.k);
   }
@@ -468,45 +467,40 @@ class CoarseBlock {
 };
 #endif
 
-// The blocks that are left for exact scores: all, unless there are coarse ones.
+// Which blocks coarse scores have ranked: none, where there are no coarse scores.
 template <class T, class Index, class Source>
-std::vector<int64_t> coarse_pass(const RankProblem<T, Index>& p, const Source& source, int64_t first_item,
-                                 int64_t last_item) {
-  const int64_t blocks = (p.rows + kBlockUsers - 1) / kBlockUsers;
-  std::vector<int64_t> left;
-  left.reserve(static_cast<size_t>(blocks));
-#if ZX_X86
-  if constexpr (std::is_same_v<Source, FactorScores<float>>) {
-    // (Long lists need so many exact scores that they had better all be; few users are not worth rounding the table.)
-    if (has_vnni() && source.dim >= kLeastCoarseDim && source.dim <= kMostCoarseDim && last_item > first_item &&
-        p.num_items <= std::numeric_limits<int32_t>::max() && p.k <= p.num_items / 16 && p.rows >= kBlockUsers) {
-      CoarseItems items{source.dim, (source.dim + 1) / 2};
-      items.pack(source.item_factors, source.bias, first_item, last_item, std::min(source.slab_items(), p.num_items));
-      if (items.table.usable) {
-        std::vector<uint8_t> done(static_cast<size_t>(blocks), 0);
-        std::atomic<int64_t> tried{0}, failed{0};
-        share_blocks(blocks, [&](auto&& next_block) {
-          CoarseBlock<Index> block(p, source, items);
-          for (int64_t b = next_block(); b >= 0; b = next_block()) {
-            // Where it fails again and again, as with a model whose scores are all alike, it is not tried much longer.
-            if (2 * failed.load() > tried.load() + 4) continue;
-            const int64_t begin = b * kBlockUsers;
-            const bool ok = block.rank(begin, std::min(kBlockUsers, p.rows - begin), first_item, last_item);
-            ++tried;
-            failed += !ok;
-            done[static_cast<size_t>(b)] = ok;
-          }
-        });
-        for (int64_t b = 0; b < blocks; ++b)
-          if (!done[static_cast<size_t>(b)]) left.push_back(b);
-        return left;
-      }
-    }
-  }
-#endif
-  for (int64_t b = 0; b < blocks; ++b) left.push_back(b);
-  return left;
+std::vector<uint8_t> coarse_pass(const RankProblem<T, Index>& p, const Source&, int64_t, int64_t) {
+  return std::vector<uint8_t>(static_cast<size_t>(blocks_of(p)), 0);
 }
+
+#if ZX_X86
+template <class Index>
+std::vector<uint8_t> coarse_pass(const RankProblem<float, Index>& p, const FactorScores<float>& source,
+                                 int64_t first_item, int64_t last_item) {
+  std::vector<uint8_t> done(static_cast<size_t>(blocks_of(p)), 0);
+  // (Long lists need so many exact scores that they had better all be; few users are not worth rounding the table.)
+  if (!has_vnni() || source.dim < kLeastCoarseDim || source.dim > kMostCoarseDim || first_item == last_item ||
+      p.num_items > std::numeric_limits<int32_t>::max() || p.k > p.num_items / 16 || p.rows < kBlockUsers)
+    return done;
+  CoarseItems items{source.dim, (source.dim + 1) / 2};
+  items.pack(source.item_factors, source.bias, first_item, last_item, std::min(source.slab_items(), p.num_items));
+  if (!items.table.usable) return done;
+  std::atomic<int64_t> tried{0}, failed{0};
+  share_blocks(blocks_of(p), [&](auto&& next_block) {
+    CoarseBlock<Index> block(p, source, items);
+    for (int64_t b = next_block(); b >= 0; b = next_block()) {
+      // Where it fails again and again, as with a model whose scores are all alike, it is not tried much longer.
+      if (2 * failed.load() > tried.load() + 4) continue;
+      const int64_t begin = b * kBlockUsers;
+      const bool ok = block.rank(begin, std::min(kBlockUsers, p.rows - begin), first_item, last_item);
+      ++tried;
+      failed += !ok;
+      done[static_cast<size_t>(b)] = ok;
+    }
+  });
+  return done;
+}
+#endif
 
 // Returns the first row with a NaN score, or -1.
 template <class T, class Index, class Source>
@@ -516,7 +510,10 @@ int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
   // An empty catalogue is one empty slab.
   for (int64_t first_item = 0; first_item == 0 || first_item < p.num_items; first_item += slab) {
     const int64_t last_item = std::min(p.num_items, first_item + slab);
-    const std::vector<int64_t> left = coarse_pass(p, source, first_item, last_item);
+    const std::vector<uint8_t> done = coarse_pass(p, source, first_item, last_item);
+    std::vector<int64_t> left;
+    for (int64_t b = 0; b < blocks_of(p); ++b)
+      if (!done[static_cast<size_t>(b)]) left.push_back(b);
     if (left.empty()) continue;
     source.pack(first_item, last_item);
     share_blocks(static_cast<int64_t>(left.size()), [&](auto&& next_block) {

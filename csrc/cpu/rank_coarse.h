@@ -17,15 +17,6 @@
 #include "cpu/rank_scores.h"
 #include "cpu/simd.h"
 
-#if ZX_X86
-// (GCC 12 takes the undefined sources of masked instructions in its own header for mistakes.)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-
 namespace zx::cpu {
 
 constexpr int kCoarseUsers = 12, kCoarseItems = 32;  // rows and columns whose sums fit in registers
@@ -312,6 +303,22 @@ ZX_TARGET_AVX512 __attribute__((noinline)) inline void compare_near(const int32_
   doubts->size += __builtin_popcount(doubtful);
 }
 
+// The same of the sixteen entries at i of a list, of which few are near.
+struct CompareKeys {
+  const KeyList& list;
+  const CoarseLevel& level;
+  Doubts* doubts;
+  int32_t high = level.above(), low = level.reach();
+
+  ZX_TARGET_AVX512 void operator()(int64_t i, __mmask16* above, __mmask16* reach) const {
+    const __m512i key = _mm512_loadu_si512(list.key + i);
+    const __mmask16 there = entries_at(list, i);
+    *above = _mm512_mask_cmpge_epi32_mask(there, key, _mm512_set1_epi32(high));
+    *reach = _mm512_mask_cmpge_epi32_mask(there, key, _mm512_set1_epi32(low));
+    if (__builtin_expect(*above != *reach, 0)) compare_near(list.key + i, level, above, reach, doubts);
+  }
+};
+
 ZX_TARGET_AVX512 inline int64_t append_keys(const __m512i& key, __mmask16 which, int32_t* to, int64_t size) {
   _mm512_storeu_si512(to + size, _mm512_maskz_compress_epi32(which, key));
   return size + __builtin_popcount(which);
@@ -328,115 +335,45 @@ ZX_TARGET_AVX512 inline void list_from(const int32_t* row, int64_t n, int32_t fr
 
 // Lists in `to`, which may be the list itself, what is certainly above the level; returns how many are certainly below.
 ZX_TARGET_AVX512 inline int64_t keep_above(const KeyList& list, const CoarseLevel& level, KeyList* to, Doubts* doubts) {
-  const __m512i highs = _mm512_set1_epi32(level.above()), lows = _mm512_set1_epi32(level.reach());
+  const CompareKeys compare{list, level, doubts};
   const int64_t n = list.size, doubted = doubts->size;
   int64_t size = 0;
   for (int64_t i = 0; i < n; i += 16) {
     const __m512i key = _mm512_loadu_si512(list.key + i);
-    const __mmask16 there = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
-    __mmask16 above = _mm512_mask_cmpge_epi32_mask(there, key, highs);
-    __mmask16 reach = _mm512_mask_cmpge_epi32_mask(there, key, lows);
-    if (__builtin_expect(above != reach, 0)) compare_near(list.key + i, level, &above, &reach, doubts);
+    __mmask16 above, reach;
+    compare(i, &above, &reach);
     size = append_keys(key, above, to->key, size);
   }
   to->size = size;
   return n - size - (doubts->size - doubted);
 }
 
-// Only counts those above.
-ZX_TARGET_AVX512 inline int64_t count_above(const KeyList& list, const CoarseLevel& level, Doubts* doubts) {
-  const __m512i highs = _mm512_set1_epi32(level.above()), lows = _mm512_set1_epi32(level.reach());
-  int64_t count = 0;
-  for (int64_t i = 0; i < list.size; i += 16) {
-    const __m512i key = _mm512_loadu_si512(list.key + i);
-    const __mmask16 there = entries_at(list, i);
-    __mmask16 above = _mm512_mask_cmpge_epi32_mask(there, key, highs);
-    __mmask16 reach = _mm512_mask_cmpge_epi32_mask(there, key, lows);
-    if (__builtin_expect(above != reach, 0)) compare_near(list.key + i, level, &above, &reach, doubts);
-    count += __builtin_popcount(above);
+// The same of a list of which nothing but its size is wanted any more.
+ZX_TARGET_AVX512 inline int64_t count_above(KeyList* list, const CoarseLevel& level, Doubts* doubts) {
+  const CompareKeys compare{*list, level, doubts};
+  const int64_t n = list->size, doubted = doubts->size;
+  int64_t size = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    __mmask16 above, reach;
+    compare(i, &above, &reach);
+    size += __builtin_popcount(above);
   }
-  return count;
+  list->size = size;
+  return n - size - (doubts->size - doubted);
 }
 
 // Splits a list into what is certainly below the level, which stays, and what is certainly above.
 ZX_TARGET_AVX512 inline void split(KeyList* list, const CoarseLevel& level, KeyList* upper, Doubts* doubts) {
-  const __m512i highs = _mm512_set1_epi32(level.above()), lows = _mm512_set1_epi32(level.reach());
+  const CompareKeys compare{*list, level, doubts};
   int64_t below = 0, over = 0;
   for (int64_t i = 0; i < list->size; i += 16) {
     const __m512i key = _mm512_loadu_si512(list->key + i);
-    const __mmask16 there = entries_at(*list, i);
-    __mmask16 above = _mm512_mask_cmpge_epi32_mask(there, key, highs);
-    __mmask16 reach = _mm512_mask_cmpge_epi32_mask(there, key, lows);
-    if (__builtin_expect(above != reach, 0)) compare_near(list->key + i, level, &above, &reach, doubts);
-    below = append_keys(key, there & ~reach, list->key, below);
+    __mmask16 above, reach;
+    compare(i, &above, &reach);
+    below = append_keys(key, entries_at(*list, i) & ~reach, list->key, below);
     over = append_keys(key, above, upper->key, over);
   }
   list->size = below, upper->size = over;
-}
-
-// Transposes 16 vectors of 16 numbers.
-ZX_TARGET_AVX512 __attribute__((always_inline)) inline void transpose(__m512* v) {
-  __m512 a[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    a[2 * i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]);
-    a[2 * i + 1] = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
-  }
-  // v[4 q + c]: in each quarter l of a vector, coordinate 4 l + c of rows 4 q .. 4 q + 3.
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m512d first = _mm512_castps_pd(a[4 * q + h]), second = _mm512_castps_pd(a[4 * q + 2 + h]);
-      v[4 * q + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
-      v[4 * q + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
-    }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512 even_low = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x88),
-                 odd_low = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xdd);
-    const __m512 even_high = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x88);
-    const __m512 odd_high = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xdd);
-    a[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-    a[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-    a[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-    a[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) v[i] = a[i];
-}
-
-// As score_pairs, bit for bit: one chain of multiply-adds over the coordinates in order. Rows are transposed in
-// registers.
-template <class Index>
-ZX_TARGET_AVX512 inline void exact_scores(const float* user, const float* items, const float* bias, const Index* wanted,
-                                          int64_t n, int64_t dim, float* out) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const int64_t count = n - i < 16 ? n - i : 16;
-    const float* row[16];
-    for (int64_t l = 0; l < 16; ++l) row[l] = items + static_cast<int64_t>(wanted[i + (l < count ? l : 0)]) * dim;
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < dim; d += 16) {
-      const int64_t depth = dim - d < 16 ? dim - d : 16;
-      __m512 v[16];
-      if (depth == 16) {
-#pragma GCC unroll 16
-        for (int l = 0; l < 16; ++l) v[l] = _mm512_loadu_ps(row[l] + d);
-        transpose(v);
-#pragma GCC unroll 16
-        for (int l = 0; l < 16; ++l) sum = _mm512_fmadd_ps(_mm512_set1_ps(user[d + l]), v[l], sum);
-      } else {
-        const __mmask16 there = static_cast<__mmask16>((1u << depth) - 1);
-#pragma GCC unroll 16
-        for (int l = 0; l < 16; ++l) v[l] = _mm512_maskz_loadu_ps(there, row[l] + d);
-        transpose(v);
-        for (int64_t l = 0; l < depth; ++l) sum = _mm512_fmadd_ps(_mm512_set1_ps(user[d + l]), v[l], sum);
-      }
-    }
-    float scores[16];
-    _mm512_storeu_ps(scores, sum);
-    for (int64_t l = 0; l < count; ++l) out[i + l] = scores[l] + (bias != nullptr ? bias[wanted[i + l]] : 0.0f);
-  }
 }
 
 #endif

