@@ -5,11 +5,10 @@
 
 Data come from the folder that ZEROSUM_EXT_DATA names (ml-1m.npz, gowalla.npz, yelp2018.npz; absent ones are skipped).
 Factors, 64 wide, are those of ten epochs of BPR on the training part, or random ones with --factors random: the
-positives of a model that has learned something stand near the top, which is less work to count.
-"leave one out" holds one item a user out. Peers that need a package (torchmetrics, ranx,
-pandas) are skipped where it is missing; slow ones see the first users only, and their time is scaled to all. What a
-peer computes is said at its function: none computes as much as ours. With --device cuda, by CUDA events, and without
-the peers that cannot run there.
+positives of a model that has learned something stand near the top, which is less work to count. "leave one out" holds
+one item a user out. Peers that need a package (torchmetrics, ranx, pandas) are skipped where it is missing; slow ones
+see the first users only, and their time is scaled to all. What a peer computes is said at its function: none computes
+as much as ours. With --device cuda, by CUDA events, and without the peers that cannot run there.
 """
 
 from __future__ import annotations
@@ -460,9 +459,9 @@ def main() -> None:
             "rounds (quartiles). Where only some users were given to a peer its time is scaled to all.",
             "What the peers compute. `eager top-k` and `per-user NumPy loop`: recall and NDCG at 20 (the loop also "
             "hits), nothing else; `evaluate, recall and NDCG at 20` is the same from ours, `recommend` the lists "
-            "alone. `eager sort` and `per-user "
-            "loop, all metrics` compute most of what `evaluate` does, which takes the rank of every positive: they are "
-            "the ones to compare `evaluate` with. What each does exactly is said at its function.",
+            "alone. `eager sort` and `per-user loop, all metrics` compute most of what `evaluate` does, which takes "
+            "the rank of every positive: they are the ones to compare `evaluate` with. What each does exactly is said "
+            "at its function.",
             "Factors are of ten epochs of BPR, or random where that is said.",
             "The targets were 1.3 times the product, a fifth of `eager top-k` and a hundredth of per-query loops; "
             "which of them are reached: docs/metrics.md.",

@@ -53,7 +53,7 @@ def installed(tmp_path):
     return tmp_path / "site"
 
 
-@pytest.mark.skipif(not _extension.CPU.loaded, reason="_C is not loaded: that is what it would say")
+@pytest.mark.skipif(not _extension.CPU.loaded, reason="needs _C, which is not loaded")
 def test_it_works_and_says_why(installed, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(

@@ -773,15 +773,17 @@ def _sampled_ranks(
     step, places, failed = 512, [], []
     with _inference(model):
         source = _source(model, num_users, num_items)
-        moved: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+        @functools.cache
+        def on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+            return held_out.items(device), chosen.to(device), _moved(evaluated, device)
+
         for first in range(0, evaluated.size, step) or range(1):
             part = slice(first, first + step)
             asked = torch.from_numpy(evaluated[part])
             scores = None if isinstance(source, tuple) else _floating(source(asked))
             device = source[0].device if isinstance(source, tuple) else scores.device  # type: ignore[union-attr]
-            if device not in moved:
-                moved[device] = held_out.items(device), chosen.to(device), _moved(evaluated, device)
-            items, others, index = moved[device]
+            items, others, index = on(device)
             here = offset[part.start : part.stop + 1]
             items, others, index = items[here[0] : here[-1]], others[part], index[part]
             row = _moved(np.repeat(np.arange(asked.numel()), np.diff(here)), device)

@@ -22,6 +22,8 @@ __all__ = ["DotProductRecommender", "Recommender"]
 
 # recommend and its like score this many (user, item) cells at a time: 64 MiB of fp32.
 CELLS_PER_CHUNK = 1 << 24
+# What the ranking kernel takes.
+_RANKED = (torch.float32, torch.float64)
 
 
 def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Tensor:
@@ -334,12 +336,12 @@ class DotProductRecommender(Recommender):
     ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int]:
         # By the ranking kernel, where dot products decide alone and users are enough to prepare the item table for: no
         # scores are stored, and most are not needed exactly.
-        whole = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
-        user, item, bias = (None if x is None else x.contiguous() for x in self.factors()) if whole else (None,) * 3
-        if user is None or item is None or user.dtype not in (torch.float32, torch.float64):
+        alone = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
+        factors = self.factors() if alone else None
+        if factors is None or factors[0].dtype not in _RANKED or not _ops.has_op("rank_factors", factors[0].device):
             return super()._best_items(seen, width, num_users)
-        if not _ops.has_op("rank_factors", user.device):
-            return super()._best_items(seen, width, num_users)
+        user, item, bias = factors
+        user, item, bias = user.contiguous(), item.contiguous(), None if bias is None else bias.contiguous()
         indptr, indices = (None, None) if seen is None else (seen.indptr, seen.indices)
 
         def best(users: Tensor) -> tuple[Tensor, Tensor]:
