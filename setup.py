@@ -65,14 +65,9 @@ def find_cuda_home() -> str | None:
 
 
 def stub_cuda_library() -> str:
-    """Makes a libtorch_cuda.so to link against where torch is a CPU build, and returns its folder.
-
-    It holds the one function that _C_cuda takes from there; at run time the libtorch_cuda.so of the user's torch has
-    it.
-    """
+    """Makes a libtorch_cuda.so to link against where torch is a CPU build, and returns its folder."""
     folder = tempfile.mkdtemp(prefix="zerosum_ext_stub_")
-    source = Path(folder, "stub.c")
-    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    source = ROOT / "csrc" / "cuda" / "libtorch_cuda_stub.c"
     command = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
     subprocess.run([*command, "-o", f"{folder}/libtorch_cuda.so", str(source)], check=True)
     return folder

@@ -1,6 +1,7 @@
 // What ops ask of their tensors, whichever device these are on.
 #pragma once
 
+#include "common/number.h"
 #include "common/optimizers.h"
 #include "common/ranking.h"
 #include "torch_stable.h"
@@ -57,11 +58,13 @@ inline void check_update(Optimizer kind, const Tensor& table, const std::optiona
   check_state(kind, table, first, second);
 }
 
-// A number that is read when the kernel runs.
-inline void check_number(const std::optional<Tensor>& t, const char* name) {
-  if (t)
-    ZX_CHECK(t->numel() == 1 && (t->scalar_type() == ScalarType::Float || t->scalar_type() == ScalarType::Double), name,
-             " must be one number, float32 or float64");
+// The number that a tensor holds; `value` where there is none.
+inline Number number_of(const std::optional<Tensor>& t, double value, const char* name) {
+  if (!t) return number_at(nullptr, false, value);
+  const bool wide = t->scalar_type() == ScalarType::Double;
+  ZX_CHECK(t->numel() == 1 && (wide || t->scalar_type() == ScalarType::Float), name,
+           " must be one number, float32 or float64");
+  return number_at(t->data_ptr(), wide, value);
 }
 
 // ---- metrics of rankings

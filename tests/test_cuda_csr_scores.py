@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.testing import kernels_of
 
 from zerosum_ext import reference
-
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-11}
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("csr_scores")
+kernels = kernels_of("csr_scores")
 
 
 def problem(counts, num_columns, dim, dtype, index=torch.int32, seed=0):

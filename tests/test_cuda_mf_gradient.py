@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.testing import kernels_of
 
 from zerosum_ext import reference
-
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("mf_gradient")
+kernels = kernels_of("mf_gradient")
 
 
 def words(size):

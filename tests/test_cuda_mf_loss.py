@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS
+from cuda_on_host.testing import kernels_of, misaligned
 
 from zerosum_ext import reference
-
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
-
-from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS  # noqa: E402
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # The sum's first step has so many partial sums at most.
 BLOCKS = 2048
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("mf_loss")
+kernels = kernels_of("mf_loss")
 
 
 def test_losses_are_numbered_as_in_the_library(kernels):
@@ -31,12 +26,6 @@ def test_losses_are_numbered_as_in_the_library(kernels):
     size = torch.zeros(1, dtype=torch.int64)
     kernels.loss_blocks(size)
     assert int(size) == BLOCKS
-
-
-def misaligned(t):
-    """The same values at an address that is no multiple of 16 bytes."""
-    moved = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape)
-    return moved.copy_(t)
 
 
 def problem(name, rows, k, dim, dtype, *, num_users=23, num_items=31, seed=0):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
-
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
+from cuda_on_host.testing import kernels_of, misaligned
 
 LR, BETAS, EPS, DECAY = 0.05, (0.8, 0.99), 1e-6, 0.01
 # The numbers of csrc/common/optimizers.h; torch's optimizer, x and y, and the names of its state.
@@ -22,9 +20,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("mf_update")
+kernels = kernels_of("mf_update")
 
 
 def step(kernels, name, table, state, rows, values, number):
@@ -114,10 +110,6 @@ def test_numbers_in_memory_are_the_numbers(kernels, name):
             results.append((table, first, second))
         for known, read in zip(*results, strict=True):
             assert torch.equal(known, read)
-
-
-def misaligned(t):
-    return torch.empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 3, 4, 64, 65, 257])

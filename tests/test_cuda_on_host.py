@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import re
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host import sanitize
+from cuda_on_host.testing import kernels_of
 
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
-
-from cuda_on_host import sanitize  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def selftest() -> cuda_on_host.Kernels:
-    return cuda_on_host.load("selftest")
+selftest = kernels_of("selftest")
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS
+from cuda_on_host.testing import kernels_of, misaligned
 
 from zerosum_ext import reference
-
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
-
-from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS  # noqa: E402
 
 ROW = ["sampled_softmax", "bsl", "psl_tanh", "psl_relu", "hardest"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("pair_loss")
+kernels = kernels_of("pair_loss")
 
 
 def test_losses_are_numbered_as_in_the_library():
@@ -36,12 +31,6 @@ def normal(shape, dtype, seed, scale=3.0):
 
 def uniform(shape, dtype, seed):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def misaligned(t):
-    """The same values at an address that is no multiple of 16 bytes."""
-    moved = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape)
-    return moved.copy_(t)
 
 
 def nan(shape, dtype):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.testing import kernels_of
 
 from zerosum_ext import _ops, _ranking_reference
 
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("rank_metrics")
+kernels = kernels_of("rank_metrics")
 
 
 def counts(sizes, num_items=300, levels=40, seed=0):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import cuda_on_host
 import pytest
 import torch
+from cuda_on_host.testing import kernels_of
 
 import zerosum_ext as zx
 from zerosum_ext import _ops, _sampling_reference, sampling
 
-cuda_on_host = pytest.importorskip("cuda_on_host")
-if cuda_on_host.missing():
-    pytest.skip(f"kernels cannot be compiled here: {cuda_on_host.missing()}", allow_module_level=True)
-
 SEEDS = [(0, 0, 0), (2**63 + 12345, 2**32 - 1, 2**40 + 3)]
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_host.load("sampling")
+kernels = kernels_of("sampling")
 
 
 def matrix(num_users=61, num_items=97, seed=0):
@@ -143,6 +139,25 @@ def test_positives(kernels, draws, order, positives, dtype):
                         *(sampling._HINT_SHIFT, order, kept, samples, *numbers),
                     )
                     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_samples_beyond_the_epoch_are_those_of_its_start(kernels, order, draws):
+    """Where they begin lies in memory: nobody has compared it with the epoch."""
+    x = matrix()
+    samples = draws * x.nnz
+    active = (x.user_counts > 0).nonzero().flatten() if order == 3 else None
+    args = (x.indptr, x.indices, None, active, order, x.nnz, samples)
+    parts = [_sampling_reference.sample_positives(*args, *part, 2, 5, 6) for part in ((samples - 3, 3), (0, 7))]
+    want = [torch.cat(both) for both in zip(*parts, strict=True)]
+    for begin in (samples - 3, 4 * samples - 3):
+        got = [torch.full_like(t, -9) for t in want]
+        kernels.sample_positives(
+            *(x.indptr, x.indices, sampling._hint(x), None, active, torch.tensor([5, 6, begin]), *got),
+            *(sampling._HINT_SHIFT, order, x.nnz, samples, 0, 9, 9),
+        )
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
 
 
 def test_more_samples_than_one_block_and_a_large_permutation(kernels):

@@ -18,6 +18,7 @@ from zerosum_ext import _extension
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is not a CPU build")
 
+STUB = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "libtorch_cuda_stub.c"
 CODE = """
 import json, torch, zerosum_ext as zx
 scores = torch.randn(50, requires_grad=True)
@@ -38,7 +39,6 @@ def installed(tmp_path):
         pytest.skip("there is no C compiler")
     library = tmp_path / "site" / "zerosum_ext" / "_C_cuda.abi3.so"
     library.unlink(missing_ok=True)
-    (tmp_path / "stub.c").write_text("int aoti_torch_get_current_cuda_stream(int d, void** s) { return 1; }\n")
     (tmp_path / "kernels.c").write_text(
         "int aoti_torch_get_current_cuda_stream(int, void**);\n"
         "int launch(void) { void* stream; return aoti_torch_get_current_cuda_stream(0, &stream); }\n"
@@ -46,7 +46,7 @@ def installed(tmp_path):
     stub = tmp_path / "libtorch_cuda.so"
     shared = [compiler, "-shared", "-fPIC"]
     soname = "-Wl,-soname,libtorch_cuda.so"
-    subprocess.run([*shared, soname, "-o", str(stub), str(tmp_path / "stub.c")], check=True)
+    subprocess.run([*shared, soname, "-o", str(stub), str(STUB)], check=True)
     command = [*shared, "-o", str(library), str(tmp_path / "kernels.c"), f"-L{tmp_path}", "-ltorch_cuda"]
     subprocess.run(command, check=True)
     stub.unlink()  # as on the user's machine

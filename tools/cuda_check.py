@@ -141,8 +141,7 @@ def link_and_load(nvcc: str, objects: list[Path], folder: Path) -> list[str]:
     from torch.utils.cpp_extension import library_paths
 
     stub, library = folder / "libtorch_cuda.so", folder / "_C_cuda.so"
-    source = folder / "stub.c"
-    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    source = ROOT / "csrc" / "cuda" / "libtorch_cuda_stub.c"
     env = meeting_this_package(dict(os.environ))
     linker = [nvcc, "-shared", "-cudart", "static"]
     libraries = [*(f"-L{p}" for p in library_paths()), f"-L{folder}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]

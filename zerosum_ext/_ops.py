@@ -564,7 +564,8 @@ def sample_positives(
     ``order``: 0 as stored, 1 shuffled, 2 interactions with replacement, 3 users with replacement, then one of their
     items. ``hint[b]`` is the user of interaction ``b << hint_shift``. ``gaps`` int64 [2, G] leaves users out (starts
     among the ``kept`` interactions, running totals of what is left out); ``active`` lists the users for order 3.
-    ``key``: seed, epoch and begin, as for :func:`sample_negatives`.
+    ``key``: seed, epoch and begin, as for :func:`sample_negatives`. Samples beyond the epoch are an error on the CPU;
+    on a GPU, where nobody looks at ``key``, they are those of the epoch's start.
     """
     if has_op("sample_positives", indptr.device):
         return _sample_positives(

@@ -9,6 +9,7 @@
 // there.
 #pragma once
 
+#include "common/number.h"
 #include "common/optimizers.h"
 #include "cuda/types.cuh"
 
@@ -19,20 +20,8 @@ constexpr int kUpdateThreads = 256;
 constexpr int64_t kUpdateBlocks = 1 << 14;  // at most: more work is walked in strides
 constexpr int kUpdatePack = 4;
 
-// A number that is known at the launch, or one in memory, which is read when the kernel runs.
-struct DeviceNumber {
-  double value;
-  const float* single;    // or null
-  const double* twofold;  // or null
-
-  __device__ __forceinline__ double read() const {
-    return single != nullptr ? static_cast<double>(*single) : twofold != nullptr ? *twofold : value;
-  }
-  bool known() const { return single == nullptr && twofold == nullptr; }
-};
-
 struct UpdateArgs {
-  DeviceNumber lr, step;
+  Number lr, step;
   double x, y, eps;     // as make_rule takes them
   UpdateRule rule;      // where both numbers are known
   bool ruled;           // whether they are

@@ -87,6 +87,7 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
   require_vector(hint, "hint");
   ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
   ZX_CHECK(rows >= 0 && (key || (begin >= 0 && begin + rows <= total)), "the samples must lie within the epoch");
+  ZX_CHECK(rows == 0 || (kept > 0 && total > 0), "an epoch without interactions has no samples");
   ZX_CHECK(order >= 0 && order <= 3 && (order != 3 || active), "order must be 0 to 3, and 3 needs active");
   Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
   Tensor items =

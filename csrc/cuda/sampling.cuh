@@ -107,7 +107,10 @@ __global__ void __launch_bounds__(kSampleThreads) positives_kernel(const Positiv
   }
   const int64_t threads = gridDim.x * int64_t(kSampleThreads);
   for (int64_t row = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; row < a.rows; row += threads) {
-    const uint64_t sample = static_cast<uint64_t>(first + row);
+    // A captured graph draws as many samples at each replay, wherever `device` says that they begin. Those beyond the
+    // epoch, which the host has not seen and cannot refuse, are the first ones again.
+    const uint64_t number = static_cast<uint64_t>(first + row), total = static_cast<uint64_t>(a.total);
+    const uint64_t sample = number < total ? number : number % total;
     int64_t user, edge;
     if (a.order == Order::kUsers) {
       const Draws d = draws(key, sample, Stream::kReplacementPositive, 0, 0);

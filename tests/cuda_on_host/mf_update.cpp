@@ -5,10 +5,8 @@
 
 namespace {
 
-zx::DeviceNumber number(const Tensor& t, double otherwise) {
-  if (!t) return {otherwise, nullptr, nullptr};
-  const bool wide = t.dtype == hostcall::DType::f64;
-  return {0, wide ? nullptr : t.ptr<const float>(), wide ? t.ptr<const double>() : nullptr};
+zx::Number number(const Tensor& t, double value) {
+  return zx::number_at(t.data, t.dtype == hostcall::DType::f64, value);
 }
 
 // lr_tensor, step_tensor: instead of the numbers.
