@@ -1,28 +1,38 @@
 """Every op on a GPU, against eager PyTorch, torch.compile, implicit's BPR and the speed of a copy.
 
     python benchmarks/bench_gpu.py [--device cuda] [--output benchmarks/results/gpu-NAME-DATE] [--rounds 15] [--small]
-        [--section losses steps ...] [--seconds 150]
+        [--section losses steps ...] [--seconds 150] [--limit 120] [--begun FILE]
 
 Inputs rotate: every call works on others, so many that they exceed the L2 cache together (unless the call is captured
 in a CUDA graph, which replays on the same ones, or tables are meant to lie in L2). The bytes are those of
 benchmarks/ROOFLINE.md: what must be moved at least. Methods take turns, round by round; times are from CUDA events, and
-the copy that bytes a second are compared with is timed before all others. Results are written after each section, and
-no section begins once --seconds have passed: what was measured is kept. MovieLens-1M and Gowalla are read from the
+the copy that bytes a second are compared with is timed before all others. MovieLens-1M and Gowalla are read from the
 folder that ZEROSUM_EXT_DATA names, or generated at their size. implicit's BPR is left out where it is not installed
 with CUDA. --device cpu runs the same code on a CPU, which tells whether the script is in order, and nothing else.
+
+What was measured is kept, whatever comes: results are written after each section, and no section begins once --seconds
+have passed. A method that fails, as one that needs more memory than there is, is left out; a section that fails is told
+of, and the exit status is 1. It is 3 where a failure has cost the process its GPU, and a signal ends a section that
+takes more than --limit seconds: called again with the same --begun, which notes the sections that were begun, another
+process goes on with the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import _timing
 import bench_evaluation
+import bench_losses as peers
 import bench_sampling
 import numpy as np
 import torch
@@ -47,19 +57,48 @@ class Setting:
     rounds: int
     small: bool
     speed: float = 1.0  # bytes a second of a copy, read and written ones
+    left_out: list[str] = field(default_factory=list)  # methods that failed, and how
 
     @property
     def on_gpu(self) -> bool:
         return _timing.on_gpu(self.device)
 
     def turns(self, methods: Mapping[str, Method], most: int = 1 << 30) -> dict[str, np.ndarray]:
-        """Seconds of each method, in at most so many rounds."""
-        return take_turns(methods, rounds=min(self.rounds, most), device=self.device)
+        """Seconds of each method, in at most so many rounds; of those that do not fail."""
+        working = {}
+        for name, method in methods.items():
+            try:
+                method()
+                if self.on_gpu:
+                    torch.cuda.synchronize()
+                working[name] = method
+            except Exception as error:
+                if self.gpu_is_lost():
+                    raise
+                self.left_out.append(f"{name}: {told(error)}")
+                if self.on_gpu:
+                    torch.cuda.empty_cache()
+        return take_turns(working, rounds=min(self.rounds, most), device=self.device)
+
+    def gpu_is_lost(self) -> bool:
+        """Whether an error is one after which CUDA refuses this process everything."""
+        if not self.on_gpu:
+            return False
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
 
     def share(self, moved: float, seconds: np.ndarray) -> list[str]:
         """GB/s, and that of a copy's."""
         achieved = moved / float(np.median(seconds))
         return [f"{achieved / 1e9:.0f}", f"{100 * achieved / self.speed:.0f} %"]
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def microseconds(seconds: Seconds, name: str) -> str:
@@ -75,17 +114,22 @@ def lists(seconds: Seconds) -> dict[str, list[float]]:
 
 
 def captured(run: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> Method:
-    """The call as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+    """The call as a CUDA graph, which is captured when it is first wanted."""
+
+    @functools.cache
+    def graph() -> Any:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             run(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(*arguments)
-    return graph.replay
+        return graph
+
+    return lambda: graph().replay()
 
 
 def copy_speed(s: Setting) -> float:
@@ -98,27 +142,6 @@ def copy_speed(s: Setting) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
-
-
-def eager_bpr(pos: Tensor, neg: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(neg - pos).mean()
-
-
-def eager_zerosum(pos: Tensor, neg: Tensor) -> Tensor:
-    return (torch.nn.functional.softplus(neg - pos) - torch.log(1 - torch.tanh((pos + neg).abs()))).mean()
-
-
-def eager_pos2neg2(pos: Tensor, neg: Tensor) -> Tensor:
-    between = (pos[:, 0] - pos[:, 1]).abs(), (neg[:, 0] - neg[:, 1]).abs()
-    rho = sum(-torch.log(1 - torch.tanh(x)) for x in between)
-    return (torch.nn.functional.softplus(neg - pos).sum(1) + rho).mean()
-
-
-LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "bpr": (zx.bpr_loss, eager_bpr),
-    "zerosum": (zx.zerosum_loss, eager_zerosum),
-    "pos2neg2": (zx.pos2neg2_loss, eager_pos2neg2),
-}
 
 
 def gradients(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Any]:
@@ -136,7 +159,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def bench_losses(s: Setting) -> Section:
     rows, results = [], []
-    for name, (ours, eager) in LOSSES.items():
+    for name, (ours, _, eager) in peers.LOSSES.items():
         functions = {"ours": ours, "eager": eager, "compile": compiled(eager)}
         for size in (1 << 12, 1 << 14) if s.small else (1 << 12, 1 << 16, 1 << 20, 1 << 24):
             shape = (size, 2) if name == "pos2neg2" else (size,)
@@ -149,6 +172,8 @@ def bench_losses(s: Setting) -> Section:
             if s.on_gpu and size <= 1 << 16:
                 methods |= {f"{x}, graph": captured(gradients(functions[x]), inputs[0]) for x in ("ours", "compile")}
             seconds = s.turns(methods)
+            if "ours" not in seconds:
+                continue
             rows.append(
                 [
                     *(name, size, microseconds(seconds, "ours"), microseconds(seconds, "ours, graph")),
@@ -159,7 +184,10 @@ def bench_losses(s: Setting) -> Section:
             )
             results.append({"loss": name, "samples": size, "bytes": moved, "seconds": lists(seconds)})
     header = ["loss", "samples", "us", "us in a graph", "GB/s", "of a copy", "eager / ours", "compile / ours"]
-    text = "Losses, forward and backward, float32, mean. Ratios: median of the rounds, with quartiles."
+    text = (
+        "Losses, forward and backward, float32, mean; eager and compiled are the forms of benchmarks/bench_losses.py "
+        "that do not overflow. Ratios: median of the rounds, with quartiles."
+    )
     return [text, table([*header, "the same in graphs"], rows)], results
 
 
@@ -180,7 +208,7 @@ def factorization_bytes(num_users: int, num_items: int, samples: int, dim: int =
 
 def eager_factorization(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     rows = user[users]
-    return eager_zerosum((rows * item[positives]).sum(1), (rows * item[negatives]).sum(1))
+    return peers.stable_zerosum((rows * item[positives]).sum(1), (rows * item[negatives]).sum(1))
 
 
 def triples(num_users: int, num_items: int, size: int, device: str) -> list[tuple[Tensor, ...]]:
@@ -228,6 +256,8 @@ def bench_factorization(s: Setting) -> Section:
             if s.on_gpu and size <= 1 << 16:
                 methods["ours, graph"] = captured(grads(zx.mf_loss), batches[0])
             seconds = s.turns(methods)
+            if "ours" not in seconds:
+                continue
             # The dense gradients are zeroed and written.
             moved = factorization_bytes(num_users, num_items, size) + 8 * DIM * (num_users + num_items)
             rows.append(
@@ -310,6 +340,8 @@ def bench_steps(s: Setting) -> Section:
                 if label == "fused" and s.on_gpu:
                     methods["fused, graph"] = captured(step, batches[0])
             seconds = s.turns(methods)
+            if "fused" not in seconds:
+                continue
             moved = step_bytes(name, shape, batches[0])
             best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
             rows.append(
@@ -332,8 +364,8 @@ def bench_steps(s: Setting) -> Section:
             )
     header = ["optimizer", "tables", "triples", "us", "us in a graph", "1e9 a second", "GB/s", "of a copy"]
     text = "Training steps, Zerosum, d = 64; triples and bytes a second are those of the faster of the two."
-    peers = [f"{name} / fused" for name in ("mf_loss", "eager", "compile")]
-    return [text, table([*header, *peers], rows, text_columns=2)], results
+    header += [f"{name} / fused" for name in ("mf_loss", "eager", "compile")]
+    return [text, table(header, rows, text_columns=2)], results
 
 
 def implicit_epoch(data: zx.Interactions) -> Method | None:
@@ -542,7 +574,7 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
         if r["samples"] == 1 << 24:
             share = r["bytes"] / fastest(r["seconds"], "ours") / speed
             judge(what, "85 % of a copy", f"{100 * share:.0f} %", share >= 0.85)
-        if r["samples"] <= 1 << 16 and "ours, graph" in r["seconds"]:
+        if r["samples"] <= 1 << 16 and {"ours, graph", "compile, graph"} <= set(r["seconds"]):
             times = fastest(r["seconds"], "compile, graph") / fastest(r["seconds"], "ours, graph")
             judge(f"{what}, in graphs", "3 x torch.compile", f"{times:.2f} x", times >= 3)
     for r in results.get("sampling", ()):
@@ -588,6 +620,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny inputs: does the script run?")
     parser.add_argument("--section", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no section after so long")
+    parser.add_argument("--limit", type=int, default=0, metavar="SECONDS", help="a section that takes longer is ended")
+    parser.add_argument("--begun", type=Path, metavar="FILE", help="leave out, and note, sections that were begun")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if not _ops.has_op("pair_loss", device):
@@ -597,16 +631,44 @@ def main() -> None:
     s.speed = copy_speed(s)
     paragraphs = [f"A copy from memory to memory moves {s.speed / 1e9:.0f} GB/s (read and written)."]
     results: dict[str, Any] = {"copy_bytes_per_second": s.speed}
+    begun = arguments.begun.read_text().split() if arguments.begun and arguments.begun.exists() else []
+    status = 0
     for name in arguments.section:
+        if name in begun:
+            continue
         if time.monotonic() - start > arguments.seconds:
             paragraphs.append(f"{name}: left out, {arguments.seconds:.0f} s had passed.")
             continue
+        if arguments.begun:
+            with arguments.begun.open("a") as notes:
+                notes.write(f"{name}\n")
         began = time.monotonic()
-        text, results[name] = SECTIONS[name](s)
-        paragraphs += text
+        print(f"{name} ...", flush=True)
+        if arguments.limit:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, wherever it hangs
+            signal.alarm(arguments.limit)
+        try:
+            text, results[name] = SECTIONS[name](s)
+            paragraphs += text
+        except Exception as error:
+            traceback.print_exc()
+            paragraphs.append(f"**{name} failed**: {told(error)}")
+            status = 3 if s.gpu_is_lost() else 1
+        finally:
+            if arguments.limit:
+                signal.alarm(0)
+        if s.left_out:
+            paragraphs.append(f"Left out of {name}: {'; '.join(s.left_out)}.")
+            print(paragraphs[-1], flush=True)
+            s.left_out.clear()
+            status = status or 1
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        report(s, arguments.output, paragraphs, results)  # after each: what was measured is kept, whatever comes
+        report(s, arguments.output, paragraphs, results)
+        if status == 3:
+            break
     print(report(s, arguments.output, paragraphs, results))
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,21 @@ def control_c_is_heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _begun() -> set[str]:
+    notes = os.environ.get("TESTS_BEGUN")
+    return set(Path(notes).read_text().splitlines()) if notes and Path(notes).exists() else set()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """TESTS_SHARE=n keeps about one test in n, always the same ones: for what is slow under sanitizers."""
+    """TESTS_SHARE=n keeps about one test in n, always the same ones: for what is slow under sanitizers.
+
+    TESTS_BEGUN=FILE notes each test that begins, and leaves out those that are noted already: after a crash another
+    process goes on with the rest. With TESTS_SECONDS=n a test that takes longer ends the process. So does one, with
+    status 3, after which CUDA refuses the process everything. (benchmarks/gpu_run.sh)
+    """
+    begun = _begun()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
+    items[:] = [item for item in items if item.nodeid not in begun]
     share = int(os.environ.get("TESTS_SHARE", "1"))
     if share > 1:
         shares: dict[bool, list[pytest.Item]] = {True: [], False: []}
@@ -38,6 +52,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             shares[zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % share == 0].append(item)
         config.hook.pytest_deselected(items=shares[False])
         items[:] = shares[True]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if "TESTS_BEGUN" not in os.environ:
+        return (yield)
+    with open(os.environ["TESTS_BEGUN"], "a") as notes:
+        notes.write(f"{item.nodeid}\n")
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # wherever the test hangs
+    signal.alarm(int(os.environ.get("TESTS_SECONDS", "0")))
+    result = yield
+    signal.alarm(0)
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            pytest.exit(f"CUDA refuses this process everything from now on: {error}", returncode=3)
+    return result
 
 
 def _need_gpu() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -173,10 +175,12 @@ def test_the_benchmarks_of_the_cpu_take_a_device(bench, played_gpu, monkeypatch,
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_was_measured_is_kept(bench, monkeypatch, tmp_path):
-    """A section that fails, or does not come to its turn, does not cost those before it."""
+    """A section that fails, or does not come to its turn, does not cost the others."""
     monkeypatch.setitem(bench.SECTIONS, "positives", lambda setting: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(bench, monkeypatch, tmp_path / "out", "--section", "sampling", "positives")
+    with pytest.raises(SystemExit) as end:
+        run(bench, monkeypatch, tmp_path / "out", "--section", "positives", "sampling")
+    assert end.value.code == 1
+    assert "**positives failed**: ZeroDivisionError: division by zero" in (tmp_path / "out.md").read_text()
     assert {r["what"] for r in json.loads((tmp_path / "out.json").read_text())["results"]["sampling"]} == {
         "negatives, uniform",
         "negatives, popularity",
@@ -186,6 +190,67 @@ def test_what_was_measured_is_kept(bench, monkeypatch, tmp_path):
     result, text = run(bench, monkeypatch, tmp_path / "late", "--section", "sampling", "--seconds", "0")
     assert set(result["results"]) == {"copy_bytes_per_second"}
     assert "sampling: left out, 0 s had passed." in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_methods_that_fail_are_left_out(bench, played_gpu, monkeypatch, tmp_path):
+    def compiler(function, **options):
+        def run(*arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+        return run
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(zx, "mf_loss", refuse)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        run(bench, monkeypatch, tmp_path / "out", "--section", "losses", "factorization")
+    assert end.value.code == 1
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert {"ours", "eager", "ours, graph"} == set(found["losses"][0]["seconds"])
+    assert found["factorization"] == []
+    text = (tmp_path / "out.md").read_text()
+    assert "compile, graph: OutOfMemoryError: CUDA out of memory. Tried to allocate" in text
+    assert "ours, atomics: RuntimeError: no kernel" in text
+    assert bench.targets(found) == []  # nothing of what a verdict is about was measured
+
+
+def test_a_process_without_its_gpu_ends(bench, played_gpu, monkeypatch, tmp_path):
+    """Another one goes on with what was not begun."""
+
+    def refuse():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def lose(setting):
+        monkeypatch.setattr(torch.cuda, "synchronize", refuse)
+        setting.turns({"ours": refuse})
+
+    monkeypatch.setitem(bench.SECTIONS, "steps", lose)
+    begun = "--begun", str(tmp_path / "begun"), "--section", "sampling", "steps", "positives"
+    with pytest.raises(SystemExit) as end:
+        run(bench, monkeypatch, tmp_path / "out", *begun)
+    assert end.value.code == 3
+    assert set(json.loads((tmp_path / "out.json").read_text())["results"]) == {"copy_bytes_per_second", "sampling"}
+    assert "**steps failed**: RuntimeError: an illegal" in (tmp_path / "out.md").read_text()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found, _ = run(bench, monkeypatch, tmp_path / "rest", *begun)
+    assert set(found["results"]) == {"copy_bytes_per_second", "positives"}
+    assert (tmp_path / "begun").read_text().split() == ["sampling", "steps", "positives"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="this system has no alarms")
+def test_a_section_that_hangs_is_ended(tmp_path):
+    code = "import sys, time, bench_gpu\nbench_gpu.SECTIONS['steps'] = lambda setting: time.sleep(60)\nbench_gpu.main()"
+    arguments = ("--device", "cpu", "--small", "--rounds", "1", "--section", "sampling", "steps", "--limit", "10")
+    command = [sys.executable, "-c", code, *arguments, "--output", str(tmp_path / "out")]
+    path = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+    command[2] = path + code
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == -signal.SIGALRM, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["results"]["sampling"]
 
 
 @pytest.mark.parametrize("module", [None, "without CUDA"])

@@ -20,10 +20,16 @@ pytestmark = pytest.mark.skipif(
 PYTHON = """#!/bin/bash
 echo "python $*" >> "$CALLS"
 case "$*" in
-  -) cat > "$CALLS.stdin" ;;
+  -) cat > "$CALLS.stdin"; exit ${CHECK_STATUS:-0} ;;
   *get_device_capability*) echo 9.0 ;;
-  "-m pytest"*) exit ${PYTEST_STATUS:-0} ;;
-  *setup.py*) echo "FORCE_CUDA=$FORCE_CUDA TORCH_CUDA_ARCH_LIST=$TORCH_CUDA_ARCH_LIST" >> "$CALLS" ;;
+  "-c import pytest") exit ${HAS_PYTEST:-0} ;;
+  "-c import zerosum_ext"*) exit ${LOADED:-0} ;;
+  "-m pytest"*) echo "TESTS_BEGUN=$TESTS_BEGUN TESTS_SECONDS=$TESTS_SECONDS" >> "$CALLS"; exit ${PYTEST_STATUS:-0} ;;
+  *bench_gpu.py*) exit ${BENCH_STATUS:-0} ;;
+  *setup.py*)
+    echo "FORCE_CUDA=$FORCE_CUDA TORCH_CUDA_ARCH_LIST=$TORCH_CUDA_ARCH_LIST MAX_JOBS=$MAX_JOBS" >> "$CALLS"
+    ls >> "$CALLS.tree"
+    exit ${BUILD_STATUS:-0} ;;
 esac
 """
 SANITIZER = """#!/bin/bash
@@ -47,13 +53,17 @@ def run(tmp_path):
             (folder / "compute-sanitizer").unlink()
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
-        env = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}
-        env |= {"CALLS": str(calls), "HELP": "--kernel-name arg", **settings}
+        env = {k: v for k, v in os.environ.items() if k not in ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS")}
+        env |= {"CALLS": str(calls), "HELP": "--kernel-name arg", "RESULTS": str(tmp_path / "results"), **settings}
         command = ["bash", str(SCRIPT), "NAME", str(folder / "python")]
         done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
         return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
 
     return run
+
+
+def count(calls, part):
+    return sum(part in call for call in calls)
 
 
 def test_what_it_runs(run, tmp_path):
@@ -62,26 +72,87 @@ def test_what_it_runs(run, tmp_path):
     assert compile((tmp_path / "calls.stdin").read_text(), "heredoc", "exec")
     build, test, bench, memory, race = (
         next(i for i, call in enumerate(calls) if part in call)
-        for part in ("setup.py -q build_ext --inplace", "-m pytest -q -m cuda", "bench_gpu.py", "memcheck", "racecheck")
+        for part in ("setup.py -q build_ext --inplace", "-m pytest -v -m cuda", "bench_gpu.py", "memcheck", "racecheck")
     )
     assert build < test < bench < memory < race
-    assert calls[build + 1] == "FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0"
+    assert re.fullmatch(r"FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=\d+", calls[build + 1])
+    # pyproject.toml is too new for some setuptools.
+    assert (tmp_path / "calls.tree").read_text().split() == ["csrc", "setup.py", "zerosum_ext"]
     compile(re.search(r"-c (import zerosum_ext.*)", calls[build + 2])[1], "-c", "exec")
+    assert re.fullmatch(r"TESTS_BEGUN=/.+ TESTS_SECONDS=60", calls[test + 1])
     assert "--kernel-name kns=zx" in calls[race]
     for call in calls:
         for path in re.findall(r"(?<= )(?:tests|benchmarks)/\S+\.py", call):
             assert (ROOT / path).is_file()
-    arguments = re.search(r"--output benchmarks/results/gpu-NAME-\d{4}-\d\d-\d\d --seconds (\d+)$", calls[bench])
-    assert 200 < int(arguments[1]) <= 290
+    output = rf"{tmp_path}/results/gpu-NAME-\d{{4}}-\d\d-\d\d"
+    arguments = re.search(rf"--begun /\S+ --limit 120 --output ({output}) --seconds (\d+)$", calls[bench])
+    assert 400 < int(arguments[2]) <= 450
     assert "compute-sanitizer memcheck" in text
+    assert Path(f"{arguments[1]}.log").read_text() == text
 
 
 def test_a_failure_does_not_keep_the_rest_from_running(run):
     status, _, calls = run(PYTEST_STATUS="1", HELP="")
     assert status == 1
-    assert sum("bench_gpu.py" in call for call in calls) == 1
+    assert count(calls, "bench_gpu.py") == 1
     assert [call.split()[2] for call in calls if call.startswith("compute")] == ["memcheck", "racecheck"]
     assert not any("--kernel-name" in call for call in calls)
+
+
+@pytest.mark.parametrize("lost", ["139", "3"])
+def test_a_process_that_is_lost_is_followed_by_another(run, lost):
+    status, text, calls = run(PYTEST_STATUS=lost, BENCH_STATUS=lost)
+    assert status == 1
+    assert f"tests: the process ended with {lost}" in text
+    begun = [call for call in calls if call.startswith("TESTS_BEGUN")]
+    assert len(begun) == 8
+    assert len(set(begun)) == 1
+    benches = [call for call in calls if "bench_gpu.py" in call]
+    assert [re.search(r"-\d\d-\d\d(-\d)? ", call)[1] for call in benches] == [None, "-2", "-3", "-4"]
+    assert len({re.search(r"--begun (\S+)", call)[1] for call in benches}) == 1
+    assert count(calls, "compute-sanitizer") == 2
+
+
+def test_a_benchmark_that_failed_is_told_and_not_repeated(run):
+    status, _, calls = run(BENCH_STATUS="1")
+    assert (status, count(calls, "bench_gpu.py"), count(calls, "compute-sanitizer")) == (1, 1, 2)
+
+
+def test_no_test_is_left(run):
+    status, _, calls = run(PYTEST_STATUS="5")
+    assert (status, count(calls, "TESTS_BEGUN")) == (0, 1)
+
+
+def test_a_build_that_fails(run):
+    """It is tried again by fewer compilers at once; then libraries that are there may do."""
+    status, text, calls = run(BUILD_STATUS="1", MAX_JOBS="7")
+    assert status == 1
+    assert [call.split()[-1] for call in calls if "FORCE_CUDA" in call] == ["MAX_JOBS=7", "MAX_JOBS=2"]
+    assert count(calls, "bench_gpu.py") == 1
+    status, text, calls = run(BUILD_STATUS="1", LOADED="1")
+    assert status == 1
+    assert count(calls, "bench_gpu.py") == 0
+    assert "nothing to measure" in text
+    status, _, calls = run(BUILD="0")
+    assert (status, count(calls, "setup.py"), count(calls, "bench_gpu.py")) == (0, 0, 1)
+
+
+def test_without_a_gpu(run):
+    status, text, calls = run(CHECK_STATUS="1")
+    assert (status, len(calls)) == (1, 1)
+    assert "nothing can be measured here" in text
+
+
+def test_without_pytest(run):
+    status, text, calls = run(HAS_PYTEST="1")
+    assert (status, count(calls, "TESTS_BEGUN"), count(calls, "bench_gpu.py")) == (1, 0, 1)
+    assert "skipped, there is no pytest" in text
+
+
+def test_without_time(run):
+    status, text, calls = run(SECONDS_AT_MOST="25")
+    assert (status, count(calls, "bench_gpu.py"), count(calls, "--tool")) == (0, 0, 0)
+    assert text.count("no time is left") == 2
 
 
 def test_what_the_sanitizer_finds_is_told(run):

@@ -30,9 +30,18 @@ class Call {
   }
 
   // To be called after the last launch. (An error of the kernel itself shows up at a later call, as always in CUDA.)
-  static void check() {
-    const cudaError_t error = cudaGetLastError();
-    ZX_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+  static void check() { check(cudaGetLastError(), "launch"); }
+
+  // What another function of the runtime returned. The runtime remembers an error until it is asked for: it is here, or
+  // the next op would take it for its own.
+  static void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();
+    ZX_CHECK(false, "CUDA: ", what, ": ", cudaGetErrorString(error));
+  }
+
+  void fill(void* memory, int byte, int64_t bytes) const {
+    if (bytes > 0) check(cudaMemsetAsync(memory, byte, bytes, stream_), "memset");
   }
 
  private:

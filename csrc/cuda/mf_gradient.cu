@@ -8,10 +8,6 @@
 namespace zx::cuda {
 namespace {
 
-void check_cuda(cudaError_t error, const char* what) {
-  ZX_CHECK(error == cudaSuccess, "CUDA: ", what, ": ", cudaGetErrorString(error));
-}
-
 // One side's samples sorted by row, and the memory that holds them.
 struct Side {
   Tensor memory;
@@ -20,7 +16,7 @@ struct Side {
   int64_t positions = 0;
 };
 
-Side sort_side(const Tensor& like, const BatchIds& ids, int64_t samples, int64_t rows, int64_t each, gpuStream stream) {
+Side sort_side(const Call& call, const Tensor& like, const BatchIds& ids, int64_t samples, int64_t rows, int64_t each) {
   Side side;
   const int64_t n = side.positions = samples * (ids.first_columns + ids.second_columns);
   ZX_CHECK(n <= kSortMost && rows <= kSortMost, "tables and batches must have fewer than 2^32 - 1 rows");
@@ -35,15 +31,15 @@ Side sort_side(const Tensor& like, const BatchIds& ids, int64_t samples, int64_t
   SortedRows& s = side.sorted;
   s.keys[0] = take(n), s.keys[1] = take(n), s.order[0] = take(n), s.order[1] = take(n);
   s.tiles = take(tiles), s.starts = take(starts), side.longs = take(longs), s.count = take(1);
-  check_cuda(cudaMemsetAsync(side.longs, 0, sizeof(unsigned), stream), "memset");
-  s = sort_rows(ids, n, rows, s, stream);
+  call.fill(side.longs, 0, sizeof(unsigned));
+  s = sort_rows(ids, n, rows, s, call.stream());
   return side;
 }
 
-Tensor zeros(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype, gpuStream stream) {
+Tensor zeros(const Call& call, const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   Tensor t = new_tensor(like, shape, dtype);
   const int64_t size = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-  if (t.numel() > 0) check_cuda(cudaMemsetAsync(t.data_ptr(), 0, t.numel() * size, stream), "memset");
+  call.fill(t.data_ptr(), 0, t.numel() * size);
   return t;
 }
 
@@ -76,9 +72,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
   Tensor user_values = new_tensor(users, {0}, dtype), item_values = new_tensor(users, {0}, dtype),
          bias_values = new_tensor(users, {0}, dtype);
   if (!sparse) {
-    if (user) user_values = zeros(users, {num_users, dim}, dtype, stream);
-    if (item) item_values = zeros(users, {num_items, dim}, dtype, stream);
-    if (bias) bias_values = zeros(users, {num_items}, dtype, stream);
+    if (user) user_values = zeros(call, users, {num_users, dim}, dtype);
+    if (item) item_values = zeros(call, users, {num_items, dim}, dtype);
+    if (bias) bias_values = zeros(call, users, {num_items}, dtype);
     if (atomics && dtype == compute) {
       const auto run = [&](auto zero) {
         using S = decltype(zero);
@@ -102,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
   }
 
   Side sides[2];  // users, items
-  if (user) sides[0] = sort_side(users, {data<int64_t>(users), nullptr, 1, 0}, samples, num_users, columns, stream);
-  if (item || bias) sides[1] = sort_side(users, items, samples, num_items, 1, stream);
+  if (user) sides[0] = sort_side(call, users, {data<int64_t>(users), nullptr, 1, 0}, samples, num_users, columns);
+  if (item || bias) sides[1] = sort_side(call, users, items, samples, num_items, 1);
   int64_t rows[2] = {user ? sort_slots(sides[0].positions, num_users) : 0,
                      item || bias ? sort_slots(sides[1].positions, num_items) : 0};
   if (sparse && !padded) {
@@ -111,10 +107,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
     unsigned counts[2] = {};
     for (int side = 0; side < 2; ++side)
       if (sides[side].sorted.count != nullptr)
-        check_cuda(
+        call.check(
             cudaMemcpyAsync(counts + side, sides[side].sorted.count, sizeof(unsigned), cudaMemcpyDeviceToHost, stream),
             "the number of rows could not be read");
-    check_cuda(cudaStreamSynchronize(stream), "the number of rows could not be read");
+    call.check(cudaStreamSynchronize(stream), "the number of rows could not be read");
     rows[0] = counts[0], rows[1] = counts[1];
   }
   if (sparse) {

@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
   const Tensor partials = new_tensor(users, {keep ? 0 : kLossBlocks}, ScalarType::Double);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
   // All bits set: -1, and the largest of the unsigned numbers that the least is taken of.
-  ZX_CHECK(cudaMemsetAsync(failed.data_ptr(), 0xff, 8, call.stream()) == cudaSuccess, "CUDA: memset failed");
+  call.fill(failed.data_ptr(), 0xff, 8);
 
   MfProblem p;
   p.user = user_embedding.data_ptr(), p.item = item_embedding.data_ptr();

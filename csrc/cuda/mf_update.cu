@@ -30,7 +30,7 @@ void mf_update(Tensor table, std::optional<Tensor> first, std::optional<Tensor> 
   const Tensor places = new_tensor(table, {kind == Optimizer::kAdam ? size : 0}, ScalarType::Int);
   if (places.numel() > 0) {
     a.places = static_cast<int*>(places.data_ptr());
-    ZX_CHECK(cudaMemsetAsync(a.places, 0xff, size * sizeof(int), call.stream()) == cudaSuccess, "CUDA: memset failed");
+    call.fill(a.places, 0xff, size * sizeof(int));
   }
   zx::mf_update(kind, a, call.stream());
   Call::check();

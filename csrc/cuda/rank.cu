@@ -57,15 +57,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
   Tensor moved = new_tensor(users, {offset.is_cuda() ? 0 : rows + 1}, ScalarType::Long);
   if (offset.is_cuda()) {
     call.require_here(offset, "offset");
-    ZX_CHECK(cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost,
-                             call.stream()) == cudaSuccess &&
-                 cudaStreamSynchronize(call.stream()) == cudaSuccess,
-             "CUDA: offset could not be read");
+    call.check(
+        cudaMemcpyAsync(&count, data<int64_t>(offset) + rows, sizeof count, cudaMemcpyDeviceToHost, call.stream()),
+        "offset could not be read");
+    call.check(cudaStreamSynchronize(call.stream()), "offset could not be read");
   } else {
+    // A graph would copy at each replay from where this tensor once was.
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    call.check(cudaStreamIsCapturing(call.stream(), &capturing), "the stream's state could not be read");
+    ZX_CHECK(capturing == cudaStreamCaptureStatusNone, "rank_scores cannot be captured in a CUDA graph");
     count = data<int64_t>(offset)[rows];
-    ZX_CHECK(cudaMemcpyAsync(moved.data_ptr(), data<int64_t>(offset), (rows + 1) * sizeof(int64_t),
-                             cudaMemcpyHostToDevice, call.stream()) == cudaSuccess,
-             "CUDA: offset could not be copied");
+    call.check(cudaMemcpyAsync(moved.data_ptr(), data<int64_t>(offset), (rows + 1) * sizeof(int64_t),
+                               cudaMemcpyHostToDevice, call.stream()),
+               "offset could not be copied");
   }
   const ScalarType compute = scores.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor positive_scores = new_tensor(users, {count}, compute);
@@ -73,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
   Tensor candidates = new_tensor(users, {rows}, ScalarType::Long);
   Tensor top_items = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
-  ZX_CHECK(cudaMemsetAsync(failed.data_ptr(), 0xff, 8, call.stream()) == cudaSuccess, "CUDA: memset failed");
+  call.fill(failed.data_ptr(), 0xff, 8);
   dispatch_floating(scores.scalar_type(), [&](auto zero) {
     using S = typename Device<decltype(zero)>::type;
     dispatch_index(indices.scalar_type(), [&](auto index) {

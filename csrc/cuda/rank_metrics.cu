@@ -60,9 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
   Tensor sums = new_tensor(lists, {a.kinds, a.num_cutoffs, a.users}, ScalarType::Double);
   Tensor lengths = new_tensor(lists, {a.num_cutoffs, a.users}, ScalarType::Long);
   Tensor exposure = new_tensor(lists, {a.num_cutoffs, a.num_items}, ScalarType::Long);
-  if (exposure.numel() > 0)
-    ZX_CHECK(cudaMemsetAsync(exposure.data_ptr(), 0, exposure.numel() * 8, call.stream()) == cudaSuccess,
-             "CUDA: memset failed");
+  call.fill(exposure.data_ptr(), 0, exposure.numel() * 8);
   a.lists = data<int64_t>(lists), a.cutoffs = data<int64_t>(cutoffs), a.values = data<double>(values);
   a.sums = data<double>(sums), a.lengths = data<int64_t>(lengths), a.exposure = data<unsigned long long>(exposure);
   zx::list_metrics(a, call.stream());

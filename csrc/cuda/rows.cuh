@@ -145,12 +145,19 @@ __device__ __forceinline__ void add_terms(const RowShape& shape, int lane, int64
   }
 }
 
+// Where the groups of a block leave their sums: one place, however many widths of an access a kernel is compiled for.
+template <int kThreads, int kMost, class C>
+__device__ __forceinline__ C* parts_of_groups() {
+  GPU_SHARED(C, parts, kThreads * 2 * kMost);
+  return parts;
+}
+
 // Adds up what the groups of a block have summed, in their order; the first group has the result. All threads must be
 // here.
 template <int kThreads, int kMost, int N, class C>
 __device__ __forceinline__ void combine_groups(const RowShape& shape, Sums<N, C>& sums) {
   static_assert(N <= kMost);
-  GPU_SHARED(C, parts, kThreads * 2 * kMost);
+  C* const parts = parts_of_groups<kThreads, kMost, C>();
   __syncthreads();  // the parts of a call before may still be read
 #pragma unroll
   for (int e = 0; e < 2 * N; ++e) parts[e * kThreads + threadIdx.x] = sums.v[e / N][e % N];

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
   Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
   // All bits set: -1, and the largest of the unsigned numbers that the least is taken of.
-  ZX_CHECK(cudaMemsetAsync(failed.data_ptr(), 0xff, 8, call.stream()) == cudaSuccess, "CUDA: memset failed");
+  call.fill(failed.data_ptr(), 0xff, 8);
   dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     zx::sample_negatives<Index>(
@@ -114,7 +114,7 @@ Tensor row_filter(const Tensor& indptr, const Tensor& indices, int64_t num_items
   check_matrix(call, indptr, indices);
   const int64_t nnz = indices.size(0);
   Tensor filter = new_tensor(indptr, {nnz + 1}, ScalarType::Short);
-  ZX_CHECK(cudaMemsetAsync(filter.data_ptr(), 0, 2 * (nnz + 1), call.stream()) == cudaSuccess, "CUDA: memset failed");
+  call.fill(filter.data_ptr(), 0, 2 * (nnz + 1));
   dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     zx::row_filter(data<int64_t>(indptr), indptr.size(0) - 1, data<Index>(indices), nnz, num_items,
