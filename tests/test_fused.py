@@ -496,3 +496,139 @@ def test_what_hogwild_does_not_do_is_named(triangle, change, message):
     arguments = {"model": new_model(), "interactions": triangle, "optimizer": OPTIMIZERS["sgd"]} | OPTIONS | change
     with pytest.raises(ValueError, match=message):
         fit(**arguments, engine="hogwild")
+
+
+# ---- dense Adam, deferred
+
+ADAMS = {
+    "usual": {},
+    "short memory": {"betas": (0.8, 0.99), "eps": 1e-6},
+    "no momentum": {"betas": (0.0, 0.999)},
+    "long momentum": {"betas": (0.99, 0.9999)},
+    "large eps": {"lr": 0.01, "eps": 1e-3},
+}
+
+
+def skewed(steps, batch, users=300, items=500):
+    """Samples of which some rows get many, most few, and the last users and items none."""
+    generator = torch.Generator().manual_seed(0)
+    draw = [torch.rand(steps * batch, generator=generator).pow(power) for power in (3, 2, 1)]
+    return [(x * (rows - 20)).long() for x, rows in zip(draw, (users, items, items), strict=True)]
+
+
+def adam_steps(samples, batch, per_call, options, dtype=torch.float32, freeze=()):
+    """Trains step by step through autograd (per_call None) or so many steps a call; the model and the optimizer."""
+    model = zx.MatrixFactorization(300, 500, 19, seed=0, init_std=0.3, item_bias=True).to(dtype)
+    for name in freeze:
+        model.get_parameter(name).requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), **{"lr": 1e-3, **options})
+    loss = zx.losses.get_loss("zerosum")
+    step = None if per_call is None else fused.FusedStep(model, loss, optimizer)
+    size = batch if per_call is None else per_call * batch
+    for users, pos, neg in zip(*(t.split(size) for t in samples), strict=True):
+        if step is not None:
+            step(users, pos, neg, batch)
+        else:
+            optimizer.zero_grad()
+            loss(model(users, pos), model(users, neg)).backward()
+            optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("options", ADAMS.values(), ids=ADAMS)
+def test_deferred_adam_is_at_least_as_exact_as_torch(options):
+    """In the distance from float64; rows wait for up to a thousand steps."""
+    batch, steps = 8, 1000
+    samples = skewed(steps, batch)
+    exact, exact_state = adam_steps(samples, batch, None, options, torch.float64)
+    torchs, torchs_state = adam_steps(samples, batch, None, options)
+    for per_call in (steps, 300):
+        ours, ours_state = adam_steps(samples, batch, per_call, options)
+        for name, value in exact.named_parameters():
+            got, other = ours.get_parameter(name), torchs.get_parameter(name)
+
+            def far(a, b=value):
+                return (a.double() - b).square().mean().sqrt()
+
+            assert far(got) < 1.1 * far(other) + 1e-9
+            mine, theirs, right = (
+                s.state[p] for s, p in ((ours_state, got), (torchs_state, other), (exact_state, value))
+            )
+            assert mine["step"] == steps
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert far(mine[moment], right[moment]) <= 1.5 * far(theirs[moment], right[moment]) + 1e-12
+
+
+def test_deferred_adam_is_what_runs_and_sweeps_are_near():
+    samples = skewed(200, 8)
+    deferred, _ = adam_steps(samples, 8, 200, {})
+    swept, _ = adam_steps(samples, 8, 1, {})
+    start = zx.MatrixFactorization(300, 500, 19, seed=0, init_std=0.3, item_bias=True)
+    for name, value in deferred.named_parameters():
+        other = swept.get_parameter(name)
+        assert not torch.equal(value, other)
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-5)
+        # What no sample touches has no momentum, and stays.
+        moved = (value - start.get_parameter(name)).abs().reshape(len(value), -1).amax(1)
+        touched = torch.cat(samples[:1] if name == "user_embedding" else samples[1:]).unique()
+        assert (moved[touched] > 1e-4).all()
+        moved[touched] = 0
+        assert not moved.any()
+
+
+@pytest.mark.parametrize("frozen", ["user_embedding", "item_embedding", "item_bias"])
+def test_deferred_adam_with_a_frozen_table(frozen):
+    samples = skewed(100, 8)
+    ours, _ = adam_steps(samples, 8, 50, {"lr": 0.01}, freeze=[frozen])
+    torchs, _ = adam_steps(samples, 8, None, {"lr": 0.01}, freeze=[frozen])
+    start = zx.MatrixFactorization(300, 500, 19, seed=0, init_std=0.3, item_bias=True)
+    for name, value in ours.named_parameters():
+        torch.testing.assert_close(value, torchs.get_parameter(name), rtol=0, atol=2e-5)
+        assert torch.equal(value, start.get_parameter(name)) == (name == frozen)
+
+
+def test_deferred_adam_has_the_same_bits_for_any_number_of_threads():
+    samples = skewed(12, 2500, 20_000, 30_000)  # batches that two threads share
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            model = zx.MatrixFactorization(20_000, 30_000, 17, seed=1, item_bias=True)
+            step = fused.FusedStep(model, zx.losses.get_loss("bpr"), torch.optim.Adam(model.parameters()))
+            step(*samples, 2500)
+            results.append(model.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name])
+
+
+def test_deferred_adam_resumes_in_the_same_bits(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    pairs = torch.randint(300, (3000, 2), generator=generator).numpy()
+    data = zx.Interactions.from_arrays(pairs[:, 0], pairs[:, 1], shape=(300, 300))
+    options = {"batch_size": 32, "seed": 3, "progress": False, "engine": "fused", "checkpoint_every": 20}
+
+    def run(**more):
+        model = zx.MatrixFactorization(300, 300, 16, seed=1)
+        fit(model, data, "zerosum", OPTIMIZERS["adam"], **{"epochs": 3, **options, **more})
+        return model.state_dict()
+
+    whole = run(checkpoint=tmp_path / "whole.pt")
+    run(checkpoint=tmp_path / "run.pt", epochs=1)
+    resumed = run(resume=tmp_path / "run.pt", checkpoint=tmp_path / "run.pt")
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name])
+
+
+def test_deferred_adam_after_a_step_that_is_no_number():
+    """What a sweep would do with a NaN: it stays in the rows that it reached, and nothing hangs."""
+    samples = skewed(40, 8)
+    model = zx.MatrixFactorization(300, 500, 19, seed=0, init_std=0.3)
+    with torch.no_grad():
+        model.user_embedding[samples[0][0]] = math.nan
+    step = fused.FusedStep(model, zx.losses.get_loss("bpr"), torch.optim.Adam(model.parameters()))
+    assert math.isnan(step(*samples, 8))
+    assert model.user_embedding[samples[0][0]].isnan().all()
+    assert not model.user_embedding[-20:].isnan().any()

@@ -267,7 +267,8 @@ def fused_obstacle(
 class FusedStep:
     """Loss, gradients and update of a MatrixFactorization, batch after batch, without an autograd graph.
 
-    Exact mini-batch semantics, and the same bits for any number of threads. The state is the optimizer's own
+    Exact mini-batch semantics, and the same bits for any number of threads; dense Adam's last bits depend on how many
+    steps a call does where tables are large beside a batch (csrc/cpu/deferred_adam.h). The state is the optimizer's own
     (``optimizer.state``), as torch.optim keeps it: checkpoints are the same, and either way of training can go on from
     the other's. A GPU is not waited for. Only where :func:`fused_obstacle` finds none.
 
@@ -312,6 +313,17 @@ class FusedStep:
             group = None if table is None else self._groups().get(id(table))
             if table is not None and group is not None and self._counts_on_device(group):
                 self._state(table, group)
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples a call should get at least, some hundredths of a second of them: calls cost something.
+
+        Dense Adam, which on the CPU leaves rows alone until a batch needs them, comes to all of them at the end of a
+        call; the larger the tables, the rarer that should be.
+        """
+        if not isinstance(self.optimizer, torch.optim.Adam):
+            return 1 << 17
+        return min(max(1 << 17, sum(p.numel() for p in self.model.parameters()) // 16), 1 << 21)
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """The optimizer's group of each parameter that is trained, by its id."""

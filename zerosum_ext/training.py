@@ -741,9 +741,6 @@ class _FusedEngine(_AutogradEngine):
 
     path = "fused"
     asynchronous = False
-    # What is done between two looks at the progress bar and at Ctrl-C, in samples of 64 columns: some hundredths of a
-    # second.
-    samples_at_once = 1 << 17
 
     def __init__(
         self,
@@ -759,10 +756,8 @@ class _FusedEngine(_AutogradEngine):
         self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip, self.asynchronous)
         each = settings.scheduler is not None and settings.scheduler_interval == "step"
         each = each or settings.transform is not None  # which takes batches
-        # A step costs something by itself, and dense Adam goes through whole tables.
-        sweep = type(optimizer) is torch.optim.Adam
-        fixed = 32 + (sum(p.numel() for p in model.parameters()) // 64 if sweep else 0)
-        self.steps_at_once = 1 if each else max(1, self.samples_at_once // (settings.batch_size + fixed))
+        # What is done between two looks at the progress bar and at Ctrl-C; a step costs something by itself.
+        self.steps_at_once = 1 if each else max(1, self.fused.samples_at_once // (settings.batch_size + 32))
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         steps = min(limit, self.steps_at_once)

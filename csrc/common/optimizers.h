@@ -15,7 +15,8 @@ struct UpdateRule {
   // SGD: lr; Adagrad: lr / (1 + (t - 1) lr_decay); Adam: lr / (1 - beta1^t); lazy Adam: that * sqrt(1 - beta2^t)
   float rate;
   float beta1, beta2;
-  float root_scale;  // Adam: 1 / sqrt(1 - beta2^t); else 1
+  float gain1, gain2;  // 1 - beta1 and 1 - beta2, which lose digits when they are made of floats
+  float root_scale;    // Adam: 1 / sqrt(1 - beta2^t); else 1
   float eps;
 };
 
@@ -30,6 +31,8 @@ ZX_HD UpdateRule make_rule(Optimizer kind, double lr, double x, double y, double
     const double c1 = 1 - pow(x, step), c2 = 1 - pow(y, step);
     r.beta1 = static_cast<float>(x);
     r.beta2 = static_cast<float>(y);
+    r.gain1 = static_cast<float>(1 - x);
+    r.gain2 = static_cast<float>(1 - y);
     // Adam: m / c1 / (sqrt(v) / sqrt(c2) + eps). SparseAdam: m sqrt(c2) / c1 / (sqrt(v) + eps).
     r.rate = static_cast<float>(kind == Optimizer::kAdam ? lr / c1 : lr * sqrt(c2) / c1);
     if (kind == Optimizer::kAdam) r.root_scale = static_cast<float>(1 / sqrt(c2));
@@ -46,8 +49,8 @@ ZX_HD void update_element(const UpdateRule& r, float g, float& p, float& m, floa
     v += g * g;
     p -= r.rate * g / (sqrtf(v) + r.eps);
   } else {
-    m += (1.0f - r.beta1) * (g - m);
-    v = r.beta2 * v + (1.0f - r.beta2) * (g * g);
+    m += r.gain1 * (g - m);
+    v = r.beta2 * v + r.gain2 * (g * g);
     p -= r.rate * m / (sqrtf(v) * r.root_scale + r.eps);
   }
 }

@@ -5,7 +5,8 @@
 // are grouped by user, and their positions by item. A first pass over the users' samples computes scores, loss and the
 // users' gradients while the rows are in the cache, and leaves each derivative, with its user, where the item's group
 // will look for it; a second one over these sums the gradient of each item, and, but for dense Adam, updates its row at
-// once: nobody reads it any more. The users' rows, which the second pass needs as they were, are updated last.
+// once: nobody reads it any more. The users' rows, which the second pass needs as they were, are updated last. Dense
+// Adam moves every row in every step; where a batch touches few of them, deferred_adam.h has the others wait.
 //
 // Hogwild steps [RRWN11] know no batches: each thread takes samples, sixteen at a time, and writes their rows as soon
 // as their loss is known. Threads do not wait for each other; where two write one row at once, an update may be lost.
@@ -15,6 +16,7 @@
 // [RRWN11] Niu, Recht, Re, Wright, "Hogwild!", NIPS 2011.
 #include <array>
 
+#include "cpu/deferred_adam.h"
 #include "cpu/mf_inputs.h"
 #include "cpu/sort_rows.h"
 #include "cpu/update_rows.h"
@@ -27,6 +29,9 @@ constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as m
 constexpr int64_t kTaskScores = 1024;    // scores below which a second thread costs more than it saves
 // Scores of a batch below which one thread does it all: threads meet four times a step.
 constexpr int64_t kSerialScores = 4096;
+// Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
+// step touches at most one row in so many; else it sweeps.
+constexpr int64_t kDeferredSteps = 4, kDeferredShare = 3;
 constexpr int64_t kHogwildSamples = 16, kHogwildTask = 2048;
 
 using Inputs = MfInputs<float, float>;
@@ -38,6 +43,7 @@ struct Table {
   int64_t rows = 0, dim = 0;
   bool wanted = false;  // else it is frozen
   double lr = 0, x = 0, y = 0, eps = 0, step = 0;
+  DeferredAdam* deferred = nullptr;  // where dense Adam comes to a row when it is needed
 
   UpdateRule rule(Optimizer kind, int64_t steps_before) const {
     return make_rule(kind, lr, x, y, eps, step + static_cast<double>(steps_before));
@@ -149,6 +155,12 @@ struct Workspace {
 };
 constexpr size_t kKeptBytes = size_t{64} << 20;
 
+// Whether sweeps over a table cost more than coming to the rows that are needed, `touched` of them a step at most.
+bool defers(const Table& t, int64_t touched, int64_t steps) {
+  return t.wanted && steps >= kDeferredSteps && kDeferredShare * touched <= t.rows &&
+         DeferredAdam::fits(t.x, t.y, t.eps);
+}
+
 class ExactTrainer {
  public:
   ExactTrainer(const LossCall& loss, Optimizer kind, bool mean, double l2, double longest, Table& user, Table& item,
@@ -171,6 +183,9 @@ class ExactTrainer {
       if (side == 0) group_by_user(in, samples);
       if (side == 1 && (item_.wanted || bias_.wanted)) group_by_item(in, samples);
     });
+    catch_up(user_, own_.by_user);
+    catch_up(item_, own_.by_item);
+    catch_up(bias_, own_.by_item);
     const double values = static_cast<double>(samples * loss_.values_per_sample(in.num_negatives));
     const float decay = static_cast<float>(mean_ ? l2_ / static_cast<double>(samples) : l2_);
     const double total = pass_users(grouped(in), static_cast<float>(mean_ && values > 0 ? 1 / values : 1), decay);
@@ -180,10 +195,22 @@ class ExactTrainer {
       for (const Segment& s : own_.by_user.segments()) own_.user_rows.push_back(s.row);
       apply(user_, own_.user_rows, own_.user_sums.data(), steps_before);
     }
+    for (const Table* t : {&user_, &item_, &bias_})
+      if (t->deferred != nullptr) t->deferred->end_step();
     return mean_ && values > 0 ? total / values : total;
   }
 
  private:
+  // Deferred Adam updates what a batch touches, as lazy Adam does, with the rule of Adam.
+  Optimizer way(const Table& t) const { return t.deferred != nullptr ? Optimizer::kLazyAdam : kind_; }
+
+  void catch_up(const Table& t, const RowGroups& groups) const {
+    const Segment* segments = groups.segments().data();
+    if (t.deferred != nullptr)
+      t.deferred->catch_up(static_cast<int64_t>(groups.segments().size()), alone_,
+                           [&](int64_t i) { return segments[i].row; });
+  }
+
   // The batch in the order of its users.
   using Grouped = MfInputs<float, float, uint32_t>;
 
@@ -192,7 +219,7 @@ class ExactTrainer {
     own_.order.resize(static_cast<size_t>(samples)), own_.users.resize(static_cast<size_t>(samples));
     own_.positives.resize(static_cast<size_t>(samples * positives)),
         own_.negatives.resize(static_cast<size_t>(samples * k));
-    const bool ascending = kind_ == Optimizer::kAdam;
+    const bool ascending = way(user_) == Optimizer::kAdam;
     const auto row = [&](int64_t b) { return in.users[b]; };
     uint32_t *order = own_.order.data(), *users = own_.users.data();
     uint32_t *to_positives = own_.positives.data(), *to_negatives = own_.negatives.data();
@@ -217,7 +244,7 @@ class ExactTrainer {
 
   void group_by_item(const Inputs& in, int64_t samples) {
     const int64_t items = in.items(), n = samples * items;
-    const bool ascending = kind_ == Optimizer::kAdam;
+    const bool ascending = way(item_) == Optimizer::kAdam || way(bias_) == Optimizer::kAdam;
     own_.place.resize(static_cast<size_t>(n)), own_.entries.resize(static_cast<size_t>(n));
     uint32_t* places = own_.place.data();
     const auto place = [&](int64_t at, int64_t to) { places[at] = static_cast<uint32_t>(to); };
@@ -302,7 +329,7 @@ class ExactTrainer {
   }
 
   void pass_items(float decay, int64_t steps_before) {
-    switch (kind_) {
+    switch (way(item_)) {
       case Optimizer::kSgd:
         return pass_items<Optimizer::kSgd>(decay, steps_before);
       case Optimizer::kAdagrad:
@@ -328,7 +355,7 @@ class ExactTrainer {
                      decay,
                      longest,
                      sweep ? own_.item_sums.data() : nullptr,
-                     item_.wanted ? item_.rule(kKind, steps_before) : UpdateRule{},
+                     item_.wanted ? item_.rule(kind_, steps_before) : UpdateRule{},
                      item_.values,
                      item_.first,
                      item_.second};
@@ -367,7 +394,7 @@ class ExactTrainer {
   }
 
   void apply(const Table& t, const std::vector<int64_t>& rows, const float* sums, int64_t steps_before) {
-    update_rows(kind_, t.rule(kind_, steps_before), rows.data(), static_cast<int64_t>(rows.size()), sums, t.values,
+    update_rows(way(t), t.rule(kind_, steps_before), rows.data(), static_cast<int64_t>(rows.size()), sums, t.values,
                 t.first, t.second, t.rows, t.dim, alone_);
   }
 
@@ -524,6 +551,16 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
   const int64_t steps = (samples + batch_size - 1) / batch_size;
   Tensor losses = new_tensor(users, {steps}, ScalarType::Double);
   static thread_local Workspace workspace;
+  DeferredAdam deferred[3];
+  Table* tables[3] = {&user, &item, &bias};
+  for (int t = 0; t < 3 && kind == Optimizer::kAdam; ++t) {
+    const int64_t touched = batch_size * (t == 0 ? 1 : in.items());
+    if (defers(*tables[t], touched, steps)) {
+      const Table& of = *tables[t];
+      deferred[t].begin(of.values, of.first, of.second, of.rows, of.dim, of.lr, of.x, of.y, of.eps, of.step, steps);
+      tables[t]->deferred = &deferred[t];
+    }
+  }
   ExactTrainer trainer(call, kind, mean, l2, longest, user, item, bias, workspace);
   for (int64_t step = 0; step < steps; ++step) {
     Inputs batch = in;
@@ -531,6 +568,8 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, std::optional<Tens
     batch.users += first, batch.positives += first * in.num_positives, batch.negatives += first * k;
     data<double>(losses)[step] = trainer.step(batch, std::min(batch_size, samples - first), step);
   }
+  for (const Table* t : tables)
+    if (t->deferred != nullptr) t->deferred->finish();
   if (workspace.bytes() > kKeptBytes) workspace = {};
   return losses;
 }
