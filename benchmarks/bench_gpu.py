@@ -13,8 +13,8 @@ with CUDA. --device cpu runs the same code on a CPU, which tells whether the scr
 What was measured is kept, whatever comes: results are written after each section, and no section begins once --seconds
 have passed. A method that fails, as one that needs more memory than there is, is left out; a section that fails is told
 of, and the exit status is 1. It is 3 where a failure has cost the process its GPU, and a signal ends a section that
-takes more than --limit seconds: called again with the same --begun, which notes the sections that were begun, another
-process goes on with the rest.
+takes more than --limit seconds (after half of them nothing is compiled any more, which takes peers the longest). Called
+again with the same --begun, which notes the sections that were begun, another process goes on with the rest.
 """
 
 from __future__ import annotations
@@ -57,16 +57,24 @@ class Setting:
     rounds: int
     small: bool
     speed: float = 1.0  # bytes a second of a copy, read and written ones
-    left_out: list[str] = field(default_factory=list)  # methods that failed, and how
+    left_out: list[str] = field(default_factory=list)  # methods, and why
+    failed: bool = False  # whether one of them did
+    compile_until: float = float("inf")  # time.monotonic() from which on nothing is compiled any more
 
     @property
     def on_gpu(self) -> bool:
         return _timing.on_gpu(self.device)
 
-    def turns(self, methods: Mapping[str, Method], most: int = 1 << 30) -> dict[str, np.ndarray]:
-        """Seconds of each method, in at most so many rounds; of those that do not fail."""
+    def turns(self, what: str, methods: Mapping[str, Method], most: int = 1 << 30) -> dict[str, np.ndarray]:
+        """Seconds of each method, in at most so many rounds; of those that do not fail.
+
+        The medians are printed at once: if the section does not come to its end, they are what is left of it.
+        """
         working = {}
         for name, method in methods.items():
+            if name.startswith("compile") and time.monotonic() > self.compile_until:
+                self.left_out.append(f"{what}, {name}: no time")
+                continue
             try:
                 method()
                 if self.on_gpu:
@@ -75,10 +83,14 @@ class Setting:
             except Exception as error:
                 if self.gpu_is_lost():
                     raise
-                self.left_out.append(f"{name}: {told(error)}")
+                self.left_out.append(f"{what}, {name}: {told(error)}")
+                self.failed = True
                 if self.on_gpu:
                     torch.cuda.empty_cache()
-        return take_turns(working, rounds=min(self.rounds, most), device=self.device)
+        seconds = take_turns(working, rounds=min(self.rounds, most), device=self.device)
+        medians = (f"{name} {1e6 * np.median(values):.1f} us" for name, values in seconds.items())
+        print(f"  {what}: {'; '.join(medians)}", flush=True)
+        return seconds
 
     def gpu_is_lost(self) -> bool:
         """Whether an error is one after which CUDA refuses this process everything."""
@@ -171,7 +183,7 @@ def bench_losses(s: Setting) -> Section:
             methods = {label: rotating(gradients(function), inputs) for label, function in functions.items()}
             if s.on_gpu and size <= 1 << 16:
                 methods |= {f"{x}, graph": captured(gradients(functions[x]), inputs[0]) for x in ("ours", "compile")}
-            seconds = s.turns(methods)
+            seconds = s.turns(f"{name}, {size}", methods)
             if "ours" not in seconds:
                 continue
             rows.append(
@@ -255,7 +267,7 @@ def bench_factorization(s: Setting) -> Section:
             methods = {label: rotating(grads(function), batches) for label, function in functions.items()}
             if s.on_gpu and size <= 1 << 16:
                 methods["ours, graph"] = captured(grads(zx.mf_loss), batches[0])
-            seconds = s.turns(methods)
+            seconds = s.turns(f"{num_users} x {num_items}, {size}", methods)
             if "ours" not in seconds:
                 continue
             # The dense gradients are zeroed and written.
@@ -339,7 +351,7 @@ def bench_steps(s: Setting) -> Section:
                 methods[label] = rotating(step, batches)
                 if label == "fused" and s.on_gpu:
                     methods["fused, graph"] = captured(step, batches[0])
-            seconds = s.turns(methods)
+            seconds = s.turns(f"{name}, {shape[0]} x {shape[1]}, {size}", methods)
             if "fused" not in seconds:
                 continue
             moved = step_bytes(name, shape, batches[0])
@@ -408,7 +420,7 @@ def bench_epochs(s: Setting) -> Section:
     peer = implicit_epoch(data)
     if peer is not None:
         methods["implicit"] = peer
-    seconds = s.turns(methods)
+    seconds = s.turns("epochs", methods)
     rows = [
         [name, microseconds(seconds, name), spread(1e-6 * data.nnz / values), *ratios(seconds, ("implicit",), name)]
         for name, values in seconds.items()
@@ -441,7 +453,7 @@ def bench_pearson(s: Setting) -> Section:
     data = interactions(s.small)
     regularizer = zx.PearsonRegularizer(data)
     model = zx.MatrixFactorization(*data.shape, DIM, seed=0, init_std=0.1, device=s.device)
-    seconds = s.turns({"ours": lambda: regularizer.add_gradients(model)})["ours"]
+    seconds = s.turns("a step", {"ours": lambda: regularizer.add_gradients(model)})["ours"]
     moved = 3 * 268 * data.nnz  # one pass of moments, two of weighted columns
     rows = [
         [
@@ -471,7 +483,7 @@ def bench_sampling_ops(s: Setting) -> Section:
     loader = zx.TripletLoader(data, size, draws=1 + size // data.nnz, seed=0)
     methods["triplets (positive, negative)"] = lambda: loader._batch(0, 0)
     methods["eager: randint, torch.searchsorted"] = bench_sampling.torch_searchsorted(data, asked[0][0])
-    seconds = s.turns(methods)
+    seconds = s.turns("samples", methods)
     # Ids read and written; the matrix lies in L2. A triplet reads none, and writes three.
     moved = {name: (24 if name.startswith("triplets") else 16) * size for name in methods}
     rows = [
@@ -530,7 +542,7 @@ def bench_ranking(s: Setting) -> Section:
         "eager top-k": bench_evaluation.eager_topk(user, item, train, test),
         "eager sort": bench_evaluation.eager_sort(user, item, train, test),
     }
-    seconds = s.turns(methods, most=5)  # a sort of a thousand million scores takes its time
+    seconds = s.turns("rankings", methods, most=5)  # a sort of a thousand million scores takes its time
     moved = 8 * user.shape[0] * item.shape[0]  # scores written by the product, and read once
     rows = [
         [name, spread(values), *s.share(moved, values), *ratios(seconds, (name,), "product")]
@@ -547,14 +559,15 @@ def bench_ranking(s: Setting) -> Section:
 
 # ------------------------------------------------------------------------------------------------------------- report
 
+# Those first in which torch.compile has no part, and which are soon done.
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
-    "losses": bench_losses,
-    "steps": bench_steps,
     "sampling": bench_sampling_ops,
     "evaluation": bench_ranking,
     "epochs": bench_epochs,
-    "factorization": bench_factorization,
     "positives": bench_pearson,
+    "losses": bench_losses,
+    "steps": bench_steps,
+    "factorization": bench_factorization,
 }
 
 
@@ -647,6 +660,7 @@ def main() -> None:
         if arguments.limit:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, wherever it hangs
             signal.alarm(arguments.limit)
+            s.compile_until = began + arguments.limit / 2
         try:
             text, results[name] = SECTIONS[name](s)
             paragraphs += text
@@ -661,7 +675,7 @@ def main() -> None:
             paragraphs.append(f"Left out of {name}: {'; '.join(s.left_out)}.")
             print(paragraphs[-1], flush=True)
             s.left_out.clear()
-            status = status or 1
+            status = status or int(s.failed)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
         report(s, arguments.output, paragraphs, results)
         if status == 3:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -213,9 +214,18 @@ def test_methods_that_fail_are_left_out(bench, played_gpu, monkeypatch, tmp_path
     assert {"ours", "eager", "ours, graph"} == set(found["losses"][0]["seconds"])
     assert found["factorization"] == []
     text = (tmp_path / "out.md").read_text()
-    assert "compile, graph: OutOfMemoryError: CUDA out of memory. Tried to allocate" in text
+    assert "bpr, 4096, compile, graph: OutOfMemoryError: CUDA out of memory. Tried to allocate" in text
     assert "ours, atomics: RuntimeError: no kernel" in text
     assert bench.targets(found) == []  # nothing of what a verdict is about was measured
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_takes_long_is_not_compiled_any_more(bench, played_gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench.signal, "alarm", lambda seconds: None)
+    found, text = run(bench, monkeypatch, tmp_path / "out", "--section", "losses", "--limit", "-1")
+    assert {"ours", "eager", "ours, graph"} == set(found["results"]["losses"][0]["seconds"])
+    assert "bpr, 4096, compile: no time; bpr, 4096, compile, graph: no time" in text
+    assert re.search(r"^  zerosum, 16384: ours \d+\.\d us; eager ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_process_without_its_gpu_ends(bench, played_gpu, monkeypatch, tmp_path):
@@ -226,7 +236,7 @@ def test_a_process_without_its_gpu_ends(bench, played_gpu, monkeypatch, tmp_path
 
     def lose(setting):
         monkeypatch.setattr(torch.cuda, "synchronize", refuse)
-        setting.turns({"ours": refuse})
+        setting.turns("a step", {"ours": refuse})
 
     monkeypatch.setitem(bench.SECTIONS, "steps", lose)
     begun = "--begun", str(tmp_path / "begun"), "--section", "sampling", "steps", "positives"
