@@ -110,6 +110,16 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def(
       "csr_weighted_columns(Tensor rows, Tensor columns, Tensor? row_bias, Tensor? column_bias, Tensor indptr, "
       "Tensor indices, Tensor? row_x, Tensor? column_x, float slope) -> (Tensor out, Tensor out_bias)");
+
+  // ---- the graph of users and items (csrc/cpu/graph.cpp). Nodes are users, then items; row r of the square matrix has
+  // the neighbours indices[indptr[r] .. indptr[r + 1]), or up to end[r], by their numbers on the other side. by_item:
+  // the interactions in the order of the items' rows, by their numbers in that of the users'. seed: one int64 number.
+  m.def(
+      "graph_propagate(Tensor users, Tensor items, Tensor indptr, Tensor? end, Tensor indices, Tensor? row_scale, "
+      "Tensor? column_scale, float factor) -> (Tensor users, Tensor items)");
+  m.def(
+      "graph_dropout(Tensor indptr, Tensor indices, Tensor by_item, int num_users, Tensor seed, float share) -> "
+      "(Tensor end, Tensor indices, Tensor transposed_end, Tensor transposed_indices)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CompositeExplicitAutograd, m) {

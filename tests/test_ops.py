@@ -183,6 +183,29 @@ def csr_weighted_columns_arguments() -> Iterator[tuple[Any, ...]]:
     yield user, item, torch.rand(USERS), None, x.indptr, x.indices, torch.rand(USERS), None, 0.5
 
 
+def graph(index: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    users, items = matrix().pairs()
+    by_item = torch.sort(items, stable=True).indices
+    degree = torch.cat([torch.bincount(users, minlength=USERS), torch.bincount(items, minlength=ITEMS)])
+    indptr = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+    return indptr.to(index), torch.cat([items, users[by_item]]).to(index), by_item.to(index)
+
+
+def graph_propagate_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float32, torch.float64):
+        user, item, _ = tables(dtype)
+        scale = torch.rand(USERS + ITEMS, dtype=dtype)
+        for index in (torch.int32, torch.int64):
+            indptr, indices, _ = graph(index)
+            yield user, item, indptr, None, indices, scale, None, 1.0
+            yield user, item, indptr, indptr[:-1].clone(), indices, None, scale, 2.0
+
+
+def graph_dropout_arguments() -> Iterator[tuple[Any, ...]]:
+    for index in (torch.int32, torch.int64):
+        yield *graph(index), USERS, ids(7), 0.5
+
+
 ARGUMENTS = {
     "pair_loss": loss_arguments,
     "macr_loss": macr_arguments,
@@ -200,6 +223,8 @@ ARGUMENTS = {
     "list_metrics": list_metrics_arguments,
     "csr_score_moments": csr_score_moments_arguments,
     "csr_weighted_columns": csr_weighted_columns_arguments,
+    "graph_propagate": graph_propagate_arguments,
+    "graph_dropout": graph_dropout_arguments,
 }
 
 

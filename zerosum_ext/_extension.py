@@ -33,6 +33,8 @@ OPS = (
     "list_metrics",
     "csr_score_moments",
     "csr_weighted_columns",
+    "graph_propagate",
+    "graph_dropout",
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerosum_ext import _extension, _ranking_reference, _sampling_reference, reference
+from zerosum_ext import _extension, _graph_reference, _ranking_reference, _sampling_reference, reference
 from zerosum_ext.metrics import Ties
 from zerosum_ext.reference import compute_dtype
 
@@ -867,3 +867,79 @@ def csr_weighted_columns(
     if has_op("csr_weighted_columns", rows.device):
         return _csr_weighted_columns(*arguments)
     return reference.csr_weighted_columns(*arguments)
+
+
+# ---------------------------------------------------------------------------------------- the graph of users and items
+
+if _extension.CPU.loaded:
+    _graph_propagate = torch.ops.zerosum_ext.graph_propagate.default
+    _graph_dropout = torch.ops.zerosum_ext.graph_dropout.default
+
+    @torch.library.register_fake("zerosum_ext::graph_propagate")
+    def _(
+        users: Tensor,
+        items: Tensor,
+        indptr: Tensor,
+        end: Tensor | None,
+        indices: Tensor,
+        row_scale: Tensor | None,
+        column_scale: Tensor | None,
+        factor: float,
+    ) -> tuple[Tensor, Tensor]:
+        others = {"indptr": indptr, "end": end, "indices": indices, "row_scale": row_scale}
+        _check_alike("users", users, items=items, column_scale=column_scale, **others)
+        return users.new_empty(users.shape), items.new_empty(items.shape)
+
+    @torch.library.register_fake("zerosum_ext::graph_dropout")
+    def _(
+        indptr: Tensor, indices: Tensor, by_item: Tensor, num_users: int, seed: Tensor, share: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _check_alike("indptr", indptr, indices=indices, by_item=by_item, seed=seed)
+        nodes = (indptr.shape[0] - 1,)
+        end, transposed_end = indptr.new_empty(nodes), indptr.new_empty(nodes)
+        return end, indices.new_empty(indices.shape), transposed_end, indices.new_empty(indices.shape)
+
+
+def graph_propagate(
+    users: Tensor,
+    items: Tensor,
+    indptr: Tensor,
+    end: Tensor | None,
+    indices: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    factor: float,
+) -> tuple[Tensor, Tensor]:
+    """What a square matrix, given by its pattern and by constants of rows and columns, makes of users and items.
+
+    For each row r, factor * row_scale[r] * the sum of column_scale[c] x[c] over its entries c: for the rows of users
+    [U, d], x are the items [I, d], and the other way round. Row r of the U + I has the entries indices[indptr[r] ..
+    indptr[r + 1]), or ends before end[r]; scales [U + I] are one where None. Tables and scales have one dtype; below
+    float32 the sums are still made in float32. indptr, end and indices are all int32 or all int64.
+    """
+    dtype = users.dtype
+    if dtype not in (torch.float32, torch.float64):
+        row_scale = None if row_scale is None else row_scale.float()
+        column_scale = None if column_scale is None else column_scale.float()
+        out = graph_propagate(users.float(), items.float(), indptr, end, indices, row_scale, column_scale, factor)
+        return out[0].to(dtype), out[1].to(dtype)
+    arguments = (users.contiguous(), items.contiguous(), indptr, end, indices, row_scale, column_scale, factor)
+    if has_op("graph_propagate", users.device):
+        return _graph_propagate(*arguments)
+    return _graph_reference.graph_propagate(*arguments)
+
+
+def graph_dropout(
+    indptr: Tensor, indices: Tensor, by_item: Tensor, num_users: int, seed: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drops each entry with probability ``share``, on its own, and returns what stays of the matrix and its transpose.
+
+    Entries and what stays as for :func:`graph_propagate`: (end, indices) of the matrix, (end, indices) of its
+    transpose. Behind a row's end the indices mean nothing. ``by_item`` [interactions]: those of the items' rows, one
+    row after another, by their numbers in the order of the users' rows. Entries are dropped by Philox under the key
+    ``seed`` (int64, one number; on the CPU where the reference computes), the same for any device and number of
+    threads.
+    """
+    if has_op("graph_dropout", indptr.device):
+        return _graph_dropout(indptr, indices, by_item, num_users, seed, share)
+    return _graph_reference.graph_dropout(indptr, indices, by_item, num_users, seed, share)

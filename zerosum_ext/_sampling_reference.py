@@ -14,7 +14,7 @@ from torch import Tensor
 LOW32 = 0xFFFFFFFF
 REJECTION_BLOCKS = 16
 
-NEGATIVE, SECOND_POSITIVE, REPLACEMENT_POSITIVE, PERMUTATION, ALIAS, CANDIDATE = range(6)
+NEGATIVE, SECOND_POSITIVE, REPLACEMENT_POSITIVE, PERMUTATION, ALIAS, CANDIDATE, NODE_DROPOUT = range(7)
 SEQUENTIAL, SHUFFLED, REPLACEMENT, USERS = range(4)
 
 
@@ -23,7 +23,7 @@ def _high32(x: Tensor) -> Tensor:
 
 
 def philox4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32 (Salmon et al., SC 2011); words are int64 tensors with values in [0, 2**32)."""
     c0, c1, c2, c3 = counter

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zerosum_ext import _ops
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.models import MatrixFactorization
@@ -228,89 +229,101 @@ class NeuMF(MLP):
 
 
 class _Propagate(torch.autograd.Function):
-    """A x for a sparse square A, whose gradient is A^T g; both in CSR, so that both are row-wise products."""
+    """What the adjacency matrix makes of the users' and the items' rows; the gradient is its transpose's product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
-        ctx.matrices = (matrix, transposed)
-        # Sparse products have no kernels in half precision everywhere: under autocast they stay in the graph's.
-        with torch.autocast(x.device.type, enabled=False):
-            return matrix @ x.to(matrix.dtype)
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        indptr: Tensor,
+        end: Tensor | None,
+        indices: Tensor,
+        row_scale: Tensor | None,
+        transposed_end: Tensor | None,
+        transposed_indices: Tensor,
+        column_scale: Tensor | None,
+        factor: float,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(indptr, end, indices, row_scale, transposed_end, transposed_indices, column_scale)
+        ctx.factor = factor
+        return _ops.graph_propagate(users, items, indptr, end, indices, row_scale, column_scale, factor)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        matrix, transposed = ctx.matrices
-        return _Propagate.apply(grad_output, transposed, matrix), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        indptr, *matrix = ctx.saved_tensors
+        users, items = _Propagate.apply(*grads, indptr, *matrix[3:], *matrix[:3], ctx.factor)
+        return users, items, *(None,) * 8
 
 
 class _Graph(nn.Module):
-    """The bipartite graph of interactions with a normalised adjacency matrix, computed once.
+    """The bipartite graph of interactions with a normalised adjacency matrix, whose pattern is computed once.
 
     Nodes are users, then items. Row r of the adjacency has 1/sqrt(degree(r) degree(c)) at its neighbours c
-    ("symmetric"), or 1/degree(r) ("row").
+    ("symmetric"), or 1/degree(r) ("row"): a constant of the row times a constant of the column. Neighbours are counted
+    on their own side.
     """
 
     user_indptr: Tensor
     user_indices: Tensor
     indptr: Tensor
     indices: Tensor
-    values: Tensor
-    transposed_values: Tensor
-    mirror: Tensor
+    by_item: Tensor
+    scale: Tensor
 
     def __init__(self, interactions: Interactions, normalization: str, node_dropout: float) -> None:
         super().__init__()
         self.shape = interactions.shape
+        self.normalization = normalization
         self.node_dropout = node_dropout
-        num_users, num_items = interactions.shape
-        nodes = num_users + num_items
         users, items = interactions.to("cpu").pairs()
-        rows, columns = torch.cat([users, items + num_users]), torch.cat([items + num_users, users])
         # Interactions are sorted by user, then item; a stable sort by item leaves users ascending.
         by_item = torch.sort(items, stable=True).indices
-        order = torch.cat([torch.arange(len(users)), len(users) + by_item])
-        rows, columns = rows[order], columns[order]
-        degree = torch.bincount(rows, minlength=nodes).double()
-        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(degree.long(), 0)])
-        if normalization == "symmetric":
-            values = (degree[rows] * degree[columns]).rsqrt()
-            transposed = values
-        else:
-            values, transposed = 1 / degree[rows], 1 / degree[columns]
-        # Where the mirror image of each entry stands: the same interaction in the other half.
-        place = torch.empty(len(users), dtype=torch.int64)
-        place[by_item] = torch.arange(len(users))
-        mirror = torch.cat([place + len(users), by_item])
-        index = torch.int32 if len(rows) < 2**31 else torch.int64
+        degree = [torch.bincount(ids, minlength=n) for ids, n in zip((users, items), self.shape, strict=True)]
+        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(torch.cat(degree), 0)])
+        index = torch.int32 if 2 * len(users) < 2**31 else torch.int64
         for name, tensor in {
             "user_indptr": interactions.indptr.cpu(),
             "user_indices": interactions.indices.cpu(),
             "indptr": indptr.to(index),
-            "indices": columns.to(index),
-            "values": values.float(),
-            "transposed_values": transposed.float(),
-            "mirror": mirror,
+            "indices": torch.cat([items, users[by_item]]).to(index),
+            "by_item": by_item.to(index),
+            "scale": torch.empty(0),
         }.items():
             # Not in the state dict: the graph is what the model was made with, not what it learnt.
             self.register_buffer(name, tensor, persistent=False)
+        self._rescale()
         with warnings.catch_warnings():
-            # torch says once a process that sparse CSR tensors are in beta.
+            # torch says once a process that sparse CSR tensors, which the reference uses, are in beta.
             warnings.simplefilter("ignore", UserWarning)
-            self._matrix(self.values)
+            none = torch.zeros(0, dtype=torch.int64)
+            torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), none, none.float(), (0, 0))
 
-    def _matrix(self, values: Tensor) -> Tensor:
-        nodes = len(self.indptr) - 1
-        return torch.sparse_csr_tensor(self.indptr, self.indices, values, (nodes, nodes), check_invariants=False)
+    def _rescale(self) -> None:
+        """The constants of the rows, rounded once: from the degrees to the parameters' dtype."""
+        degree = self.indptr.diff().double().clamp(min=1)
+        self.scale = (degree.rsqrt() if self.normalization == "symmetric" else 1 / degree).to(self.scale.dtype)
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """The adjacency and its transpose; in training with entries dropped, and the others scaled to make up."""
-        values, transposed = self.values, self.transposed_values
-        if self.training and self.node_dropout:
-            keep = torch.rand(len(values), device=values.device) >= self.node_dropout
-            values = torch.where(keep, values / (1 - self.node_dropout), 0)
-            transposed = values[self.mirror]
-        matrix = self._matrix(values)
-        return matrix, matrix if transposed is values else self._matrix(transposed)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self.scale.is_floating_point() and not self.scale.is_meta:
+            self._rescale()
+        return self
+
+    def adjacency(self) -> tuple[Tensor | float | None, ...]:
+        """The arguments of :class:`_Propagate`; in training with entries dropped, and the others scaled to make up.
+
+        Each entry is dropped on its own, so that its mirror image may stay.
+        """
+        column_scale = self.scale if self.normalization == "symmetric" else None
+        if not (self.training and self.node_dropout):
+            return self.indptr, None, self.indices, self.scale, None, self.indices, column_scale, 1.0
+        seed = torch.empty((), dtype=torch.int64).random_()
+        end, indices, transposed_end, transposed_indices = _ops.graph_dropout(
+            self.indptr, self.indices, self.by_item, self.shape[0], seed, self.node_dropout
+        )
+        factor = 1 / (1 - self.node_dropout)
+        return self.indptr, end, indices, self.scale, transposed_end, transposed_indices, column_scale, factor
 
 
 class _GraphRecommender(_Tables, DotProductRecommender):
@@ -326,13 +339,22 @@ class _GraphRecommender(_Tables, DotProductRecommender):
         super().__init__()
         self._cached: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
-    def propagate(self) -> list[Tensor]:
-        """What each layer makes of all nodes, users before items, from the embeddings themselves (layer 0) on."""
+    def propagate(self) -> list[tuple[Tensor, Tensor]]:
+        """What each layer makes of all (users, items), from the embeddings themselves (layer 0) on."""
         raise NotImplementedError
 
     def combine(self, layers: list[Tensor]) -> Tensor:
-        """The final vectors [U + I, D] from those of the layers."""
-        return torch.cat(layers, dim=1)
+        """The final vectors [..., D] from the layers' rows [..., d] of the same nodes."""
+        return torch.cat(layers, dim=-1)
+
+    def represent(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        if not (self.training or torch.is_grad_enabled()):
+            return super().represent(users, items)
+        # Of the layers' tables only the batch's rows are combined.
+        with torch.autocast(self.user_embedding.device.type, enabled=False):
+            layers = self.propagate()
+            user_rows = self.combine([_rows(layer[0], users) for layer in layers])
+            return user_rows, self.combine([_rows(layer[1], items) for layer in layers])
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The final (user [U, D], item [I, D], None), differentiable."""
@@ -349,13 +371,9 @@ class _GraphRecommender(_Tables, DotProductRecommender):
         return super().train(mode)
 
     def _final(self) -> tuple[Tensor, Tensor]:
-        # Sparse products exist in fp32 and fp64 only.
         with torch.autocast(self.user_embedding.device.type, enabled=False):
-            final = self.combine(self.propagate())
-        return final[: self.num_users], final[self.num_users :]
-
-    def _nodes(self) -> Tensor:
-        return torch.cat([self.user_embedding, self.item_embedding])
+            users, items = zip(*self.propagate(), strict=True)
+            return self.combine(list(users)), self.combine(list(items))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._cached = None
@@ -418,11 +436,11 @@ class LightGCN(_GraphRecommender):
         self._set_up(matrix.num_users, matrix.num_items, self.embedding_dim, init_std, _seeded(seed))
         self.to(device=device, dtype=dtype)
 
-    def propagate(self) -> list[Tensor]:
-        matrices = self.graph.matrices()
-        layers = [self._nodes()]
+    def propagate(self) -> list[tuple[Tensor, Tensor]]:
+        adjacency = self.graph.adjacency()
+        layers: list[tuple[Tensor, Tensor]] = [(self.user_embedding, self.item_embedding)]
         for _ in range(self.num_layers):
-            layers.append(_Propagate.apply(layers[-1], *matrices))
+            layers.append(_Propagate.apply(*layers[-1], *adjacency))
         return layers
 
     def combine(self, layers: list[Tensor]) -> Tensor:
@@ -490,16 +508,17 @@ class NGCF(_GraphRecommender):
         self.product_weights = nn.ParameterList(_xavier(before, after, generator) for before, after in pairs)
         self.to(device=device, dtype=dtype)
 
-    def propagate(self) -> list[Tensor]:
-        matrices = self.graph.matrices()
-        layer = self._nodes()
-        layers = [layer]
+    def propagate(self) -> list[tuple[Tensor, Tensor]]:
+        adjacency, sizes = self.graph.adjacency(), list(self.graph.shape)
+        layer = torch.cat([self.user_embedding, self.item_embedding])
+        layers: list[tuple[Tensor, Tensor]] = [(self.user_embedding, self.item_embedding)]
         for sum_weight, product_weight in zip(self.sum_weights, self.product_weights, strict=True):
-            side = _Propagate.apply(layer, *matrices)
+            side = torch.cat(_Propagate.apply(*layer.split(sizes), *adjacency))
             layer = F.leaky_relu((side + layer) @ sum_weight + (side * layer) @ product_weight, 0.2)
             layer = F.dropout(layer, self.message_dropout, self.training)
             # Not F.normalize, whose second derivative is NaN at a row of zeros.
-            layers.append(layer * (layer.square().sum(1, keepdim=True) + 1e-24).rsqrt())
+            unit = layer * (layer.square().sum(1, keepdim=True) + 1e-24).rsqrt()
+            layers.append(unit.split(sizes))
         return layers
 
     def config(self) -> dict[str, Any]:
@@ -513,6 +532,13 @@ class NGCF(_GraphRecommender):
             "message_dropout": self.message_dropout,
             "init_std": self.init_std,
         }
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows ``ids`` of any shape."""
+    if table.is_cuda:  # where the gradient of an index_select is summed in no certain order
+        return F.embedding(ids, table)
+    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, -1)
 
 
 def _share(name: str, value: float) -> float:

@@ -54,6 +54,7 @@ enum class Stream : uint32_t {
   kPermutation = 3,
   kAlias = 4,
   kCandidate = 5,
+  kNodeDropout = 6,
 };
 
 // Key of a run of samples: the seed is Philox's key, the epoch one word of its counter.

@@ -59,6 +59,8 @@ struct Lanes {
     load(a, x);
     sum += a;
   }
+  ZX_HD void add(const Lanes& other) { sum += other.sum; }
+  ZX_HD void scale(C f) { sum *= f; }
   ZX_HD void read(const C* x) { load(sum, x); }
   ZX_HD void write(C* out) const { __builtin_memcpy(out, &sum, sizeof(V16)); }
   ZX_HD C total() const {
@@ -84,6 +86,10 @@ struct Lanes {
   }
   ZX_HD void add(const C* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] += x[l];
+  }
+  ZX_HD void add(const Lanes& other) { add(static_cast<const C*>(other.sum)); }
+  ZX_HD void scale(C f) {
+    for (int l = 0; l < kRowLanes; ++l) sum[l] *= f;
   }
   ZX_HD void read(const C* x) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] = x[l];
