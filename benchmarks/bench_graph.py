@@ -180,8 +180,8 @@ def main() -> None:
             rows += measure(name, x, dim, dropout, arguments.rounds, threads)
     text = (
         f"LightGCN, {LAYERS} layers, batches of {BATCH} triples. Median of paired rounds; how many times as long a\n"
-        "method takes as zerosum_ext (quartiles). Dropout: the row-normalised variant with concatenated layers; without: the\n"
-        "original. Measured by `python benchmarks/bench_graph.py`."
+        "method takes as zerosum_ext (quartiles). Dropout: the row-normalised variant with concatenated layers; without:\n"
+        "the original. Measured by `python benchmarks/bench_graph.py`."
     )
     keys = ("data", "dim", "node_dropout", "threads", "part", "method")
     lines = [(*(r[k] for k in keys), f"{r['milliseconds']:.3g}", str(r["times_as_long"])) for r in rows]

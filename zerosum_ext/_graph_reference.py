@@ -51,7 +51,9 @@ def graph_propagate(
     values = users.new_ones(len(indices))
     if end is not None:
         place = torch.arange(len(indices), device=indptr.device)
-        values = (place < end.repeat_interleave(indptr.diff(), output_size=len(indices))).to(users.dtype)
+        there = place < end.repeat_interleave(indptr.diff(), output_size=len(indices))
+        # Behind a row's end the indices mean nothing: they need not even be in range.
+        values, indices = there.to(users.dtype), torch.where(there, indices, 0)
     num_users, half, out = len(users), len(indices) // 2, []
     for table, rows, columns, entries in (
         (items, slice(0, num_users), slice(num_users, None), slice(0, half)),
