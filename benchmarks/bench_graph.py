@@ -180,7 +180,7 @@ def main() -> None:
             rows += measure(name, x, dim, dropout, arguments.rounds, threads)
     text = (
         f"LightGCN, {LAYERS} layers, batches of {BATCH} triples. Median of paired rounds; how many times as long a\n"
-        "method takes as zerosum_ext (quartiles). Dropout: the row-normalised variant with concatenated layers; without:\n"
+        "method takes as zerosum_ext (quartiles). Dropout: the row-normalised variant, layers concatenated; without:\n"
         "the original. Measured by `python benchmarks/bench_graph.py`."
     )
     keys = ("data", "dim", "node_dropout", "threads", "part", "method")
