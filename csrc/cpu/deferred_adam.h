@@ -127,7 +127,7 @@ class DeferredAdam {
  public:
   // Whether it takes these hyper-parameters: others are nothing that anybody uses.
   static bool fits(double beta1, double beta2, double eps) {
-    return beta1 >= 0 && beta1 < 1 && beta2 > 0 && beta2 < 1 && eps > 0;
+    return beta1 >= 0 && beta1 < 1 && beta2 > 0 && beta2 < 1 && eps > 1e-30;
   }
 
   // For `steps` steps of which the first is number `step` (from 1).
