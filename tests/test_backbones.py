@@ -156,11 +156,34 @@ def test_ngcf_is_its_definition(train, normalization):
     torch.testing.assert_close(torch.cat([user, item]), torch.cat(layers, 1).detach())
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("normalization", ["symmetric", "row"])
+def test_ngcf_with_self_loops_is_its_definition(train, normalization):
+    model = make("ngcf", train, layers=(5, 4), normalization=normalization, self_loops=True, bias=True).eval()
+    assert [tuple(b.shape) for b in model.biases] == [(5,), (5,), (4,), (4,)]
+    pattern = (dense_adjacency(train, "row") > 0).double() + torch.eye(sum(train.shape))
+    degree = pattern.sum(1, keepdim=True)
+    adjacency = (pattern / degree if normalization == "row" else pattern / (degree * degree.T).sqrt()).float()
+    layer = torch.cat([model.user_embedding, model.item_embedding]).detach()
+    layers = [layer]
+    for depth, (first, second) in enumerate(zip(model.sum_weights, model.product_weights, strict=True)):
+        side = adjacency @ layer
+        bias = model.biases[2 * depth] + model.biases[2 * depth + 1]
+        layer = torch.nn.functional.leaky_relu(side @ first + (side * layer) @ second + bias, 0.2)
+        layers.append(layer / layer.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    user, item, _ = model.factors()
+    torch.testing.assert_close(torch.cat([user, item]), torch.cat(layers, 1).detach())
+    again = zx.NGCF(train, **{k: v for k, v in model.config().items() if k not in ("num_users", "num_items")}, seed=5)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.eval().factors()[0], user)
+
+
+@pytest.mark.parametrize("name", [*GRAPHS, "ngcf with loops"])
 @pytest.mark.parametrize("normalization", ["symmetric", "row"])
 def test_gradients_of_propagation(train, name, normalization):
     # Also of the second order, and with dropped entries, where A and its transpose differ.
-    model = make(name, train, embedding_dim=2, normalization=normalization, node_dropout=0.4).double()
+    options = {"self_loops": True, "bias": True} if name == "ngcf with loops" else {}
+    name = name.split()[0]
+    model = make(name, train, embedding_dim=2, normalization=normalization, node_dropout=0.4, **options).double()
     users, items = torch.tensor([0, 1, 5]), torch.tensor([2, 3, 9])
 
     def scores(user_table, item_table):

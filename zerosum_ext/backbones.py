@@ -471,10 +471,16 @@ class NGCF(_GraphRecommender):
     of E^(0) and, as in the authors' code, the rows of E^(1) .. E^(L) scaled to length 1. That code applies the
     LeakyReLU to the two terms apart and adds biases; here both are as in the paper.
 
+    With ``self_loops`` and ``bias`` a layer is that of the code that [RCS22] trained, which descends from NGCF's:
+    ``LeakyReLU(B E^(l) W_1 + b_1 + B E^(l) * E^(l) W_2 + b_2)``, B being A + 1 normalised by degrees that count the
+    node itself.
+
     Args:
         interactions, embedding_dim, normalization, node_dropout, seed, device, dtype: as for :class:`LightGCN`.
         layers: widths of E^(1) .. E^(L); None: three of embedding_dim.
         message_dropout: share of the entries of E^(1) .. E^(L) dropped in training.
+        self_loops: each node is among its own neighbours, instead of being added to them.
+        bias: adds b_1 and b_2, drawn as the layers are.
         init_std: E^(0) starts as N(0, init_std^2), the layers as Glorot and Bengio's uniform distribution.
     """
 
@@ -487,6 +493,8 @@ class NGCF(_GraphRecommender):
         normalization: str = "symmetric",
         node_dropout: float = 0.0,
         message_dropout: float = 0.1,
+        self_loops: bool = False,
+        bias: bool = False,
         init_std: float = 0.01,
         seed: int | None = None,
         device: torch.device | str | None = None,
@@ -495,6 +503,7 @@ class NGCF(_GraphRecommender):
         super().__init__()
         matrix = Interactions.from_any(interactions)
         self.embedding_dim = require_positive_int("embedding_dim", embedding_dim)
+        self.self_loops, self.bias = bool(self_loops), bool(bias)
         sizes = [self.embedding_dim] * 3 if layers is None else list(layers)
         self.layers = tuple(require_positive_int("layers", size) for size in sizes)
         self.normalization = require_choice("normalization", normalization, ("symmetric", "row"))
@@ -506,20 +515,43 @@ class NGCF(_GraphRecommender):
         pairs = list(itertools.pairwise(widths))
         self.sum_weights = nn.ParameterList(_xavier(before, after, generator) for before, after in pairs)
         self.product_weights = nn.ParameterList(_xavier(before, after, generator) for before, after in pairs)
+        # Of both terms, though only their sum counts: Adam moves it twice as fast as one would be.
+        widths = [after for _, after in pairs for _ in range(2)] if self.bias else []
+        self.biases = nn.ParameterList(_xavier(1, width, generator)[0] for width in widths)
         self.to(device=device, dtype=dtype)
 
     def propagate(self) -> list[tuple[Tensor, Tensor]]:
         adjacency, sizes = self.graph.adjacency(), list(self.graph.shape)
+        loops = self._loops() if self.self_loops else None
         layer = torch.cat([self.user_embedding, self.item_embedding])
         layers: list[tuple[Tensor, Tensor]] = [(self.user_embedding, self.item_embedding)]
-        for sum_weight, product_weight in zip(self.sum_weights, self.product_weights, strict=True):
-            side = torch.cat(_Propagate.apply(*layer.split(sizes), *adjacency))
-            layer = F.leaky_relu((side + layer) @ sum_weight + (side * layer) @ product_weight, 0.2)
+        for depth, (sum_weight, product_weight) in enumerate(zip(self.sum_weights, self.product_weights, strict=True)):
+            if loops is None:
+                side = torch.cat(_Propagate.apply(*layer.split(sizes), *adjacency))
+                total = side + layer
+            else:
+                before, after, own = loops
+                scaled = layer if before is None else before * layer
+                side = total = after * torch.cat(_Propagate.apply(*scaled.split(sizes), *adjacency)) + own * layer
+            hidden = total @ sum_weight + (side * layer) @ product_weight
+            if self.bias:
+                hidden = hidden + self.biases[2 * depth] + self.biases[2 * depth + 1]
+            layer = F.leaky_relu(hidden, 0.2)
             layer = F.dropout(layer, self.message_dropout, self.training)
             # Not F.normalize, whose second derivative is NaN at a row of zeros.
             unit = layer * (layer.square().sum(1, keepdim=True) + 1e-24).rsqrt()
             layers.append(unit.split(sizes))
         return layers
+
+    def _loops(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Factors [nodes, 1] that make A + 1, normalised, of the normalised A and the nodes themselves."""
+        degree = self.graph.indptr.diff()[:, None].to(self.graph.scale.dtype)
+        share, own = degree / (degree + 1), 1 / (degree + 1)
+        if self.training and self.graph.node_dropout:
+            own = F.dropout(own, self.graph.node_dropout)
+        if self.normalization == "row":
+            return None, share, own
+        return share.sqrt(), share.sqrt(), own
 
     def config(self) -> dict[str, Any]:
         return {
@@ -530,6 +562,8 @@ class NGCF(_GraphRecommender):
             "normalization": self.normalization,
             "node_dropout": self.graph.node_dropout,
             "message_dropout": self.message_dropout,
+            "self_loops": self.self_loops,
+            "bias": self.bias,
             "init_std": self.init_std,
         }
 
