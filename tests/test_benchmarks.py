@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import zerosum_ext as zx
 from zerosum_ext import _ops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -114,3 +115,39 @@ def test_slices_are_whole_steps_and_epochs_whole(bench_training):
     assert asked["whole"] == [100] * 4
     assert 20 <= asked["slow"][-1] < 30
     assert all(values == pytest.approx([1e-4] * 3) for values in seconds.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_graph_quick_mode(tmp_path, script, call):
+    output = str(tmp_path / "out")
+    call(script("bench_graph"), "--quick", "--threads", "1", "--rounds", "2", "--output", output)
+    rows = json.loads(Path(f"{output}.json").read_text())["results"]
+    assert {(r["dim"], r["part"], r["method"]) for r in rows} >= {
+        (dim, part, method)
+        for dim in (10, 16)
+        for part in ("one product", "step of LightGCN")
+        for method in ("zerosum_ext", "torch sparse")
+    }
+    assert all(r["milliseconds"] > 0 for r in rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_graph_peer_computes_the_same(script, dropout):
+    bench_graph = script("bench_graph")
+    x = zx.Interactions.from_any(zx.datasets.synthetic_triangle(30, 20))
+    variant = {"normalization": "row", "combine": "concat", "node_dropout": dropout} if dropout else {}
+    ours = zx.LightGCN(x, 6, num_layers=bench_graph.LAYERS, seed=0, **variant).eval()
+    peer = bench_graph.TorchSparse(x, 6, dropout)
+    with torch.no_grad():
+        peer.table.copy_(torch.cat([ours.user_embedding, ours.item_embedding]))
+        peer.dropout = 0.0  # of its entries; the variant stays
+        users, items = torch.arange(30), torch.arange(60).view(30, 2) % 20
+        layers = [peer.table]
+        for _ in range(bench_graph.LAYERS):
+            layers.append(bench_graph.Product.apply(layers[-1], *peer.matrices()))
+        torch.testing.assert_close(
+            torch.cat([layer[0] for layer in ours.propagate()]), torch.cat([p[:30] for p in layers])
+        )
+        if not dropout:
+            torch.testing.assert_close(peer(users, items), ours(users, items))
