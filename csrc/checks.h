@@ -105,4 +105,42 @@ inline void check_csr_scores(const Tensor& rows, const Tensor& columns, const Te
            "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector");
 }
 
+// ---- the graph of users and items
+
+inline void check_graph_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
+  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
+           " must be a contiguous vector of the dtype of indices, and of the size that goes with the others");
+}
+
+inline void check_graph_product(const Tensor& users, const Tensor& items, const Tensor& indptr,
+                                const std::optional<Tensor>& end, const Tensor& indices,
+                                const std::optional<Tensor>& row_scale, const std::optional<Tensor>& column_scale) {
+  const ScalarType dtype = users.scalar_type(), index = indices.scalar_type();
+  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "users must be float32 or float64");
+  ZX_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1) && items.scalar_type() == dtype &&
+               users.is_contiguous() && items.is_contiguous(),
+           "users and items must be contiguous matrices of one dtype and width");
+  const int64_t nodes = users.size(0) + items.size(0);
+  check_graph_vector(indices, indices.numel(), index, "indices");
+  check_graph_vector(indptr, nodes + 1, index, "indptr");
+  if (end) check_graph_vector(*end, nodes, index, "end");
+  check_csr_vector(row_scale, nodes, dtype, "row_scale");
+  check_csr_vector(column_scale, nodes, dtype, "column_scale");
+}
+
+inline void check_graph_dropout(const Tensor& indptr, const Tensor& indices, const Tensor& by_item, int64_t num_users,
+                                const Tensor& seed, double share) {
+  const ScalarType index = indices.scalar_type();
+  const int64_t nodes = indptr.numel() - 1;
+  check_graph_vector(indices, 2 * by_item.numel(), index, "indices");
+  check_graph_vector(by_item, by_item.numel(), index, "by_item");
+  check_graph_vector(indptr, nodes + 1, index, "indptr");
+  ZX_CHECK(num_users >= 0 && num_users <= nodes, "num_users must be a number of nodes");
+  ZX_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, "seed must be one int64 number");
+  ZX_CHECK(share >= 0 && share < 1, "share must be in [0, 1)");
+}
+
+// Words of 32 random bits below it drop.
+inline uint64_t drop_threshold(double share) { return static_cast<uint64_t>(share * 4294967296.0); }
+
 }  // namespace zx

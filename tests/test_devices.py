@@ -6,11 +6,13 @@ On a machine with a GPU: ``pytest -m cuda tests/test_devices.py`` (all tests tha
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, _ranking_reference, _sampling_reference, reference, sampling
+from zerosum_ext import _ops, _ranking_reference, _sampling_reference, backbones, reference, sampling
 from zerosum_ext.fused import FusedStep
 from zerosum_ext.regularizers import popularity_correlation
 from zerosum_ext.training import fit
@@ -477,6 +479,49 @@ def test_a_step_that_counts_on_the_host_is_not_captured(gpu, optimizer):
         capture(lambda: step(*ids))
     torch.cuda.synchronize()
     assert not torch.cuda.is_current_stream_capturing()
+
+
+@pytest.mark.parametrize("dim", [10, 64])
+@pytest.mark.parametrize("normalization", ["row", "symmetric"])
+def test_graphs_are_propagated_as_on_the_cpu(device, dim, normalization):
+    """The product and its gradient, on lists that dropped entries are missing from, and these lists themselves."""
+    graph = backbones._Graph(matrix(), normalization, 0.3)
+    here = copy.deepcopy(graph).to(device)
+    seed = torch.tensor(11)
+    lists = [
+        _ops.graph_dropout(g.indptr, g.indices, g.by_item, g.shape[0], seed.to(g.indptr.device), 0.3)
+        for g in (graph, here)
+    ]
+    for end, entries, their_end, their_entries in (
+        (*lists[0][:2], *lists[1][:2]),
+        (*lists[0][2:], *lists[1][2:]),
+    ):
+        assert torch.equal(end, their_end.cpu())
+        kept = torch.arange(len(entries)) < end.repeat_interleave(graph.indptr.diff())
+        assert torch.equal(entries[kept], their_entries.cpu()[kept])
+    results = []
+    for g, (end, entries, transposed_end, transposed) in zip((graph, here), lists, strict=True):
+        tables = [scores((n, dim), torch.float32, n).to(g.indptr.device).requires_grad_() for n in g.shape]
+        column = g.scale if normalization == "symmetric" else None
+        out = backbones._Propagate.apply(
+            *tables, g.indptr, end, entries, g.scale, transposed_end, transposed, column, 2.0
+        )
+        results.append((*out, *torch.autograd.grad([o.sin().sum() for o in out], tables)))
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y.cpu(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.cuda
+def test_a_captured_graph_drops_other_entries_each_time(gpu):
+    model = zx.LightGCN(matrix(), 8, node_dropout=0.5, seed=0, device="cuda")
+    with torch.no_grad():
+        graph, kept = capture(lambda: torch.cat(model.vectors()[:2]))
+        values = []
+        for _ in range(2):
+            graph.replay()
+            torch.cuda.synchronize()
+            values.append(kept.clone())
+    assert not torch.equal(*values)
 
 
 @pytest.mark.cuda

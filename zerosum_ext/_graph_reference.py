@@ -55,11 +55,11 @@ def graph_propagate(
         # Behind a row's end the indices mean nothing: they need not even be in range.
         values, indices = there.to(users.dtype), torch.where(there, indices, 0)
     num_users, half, out = len(users), len(indices) // 2, []
-    for table, rows, columns, entries in (
-        (items, slice(0, num_users), slice(num_users, None), slice(0, half)),
-        (users, slice(num_users, None), slice(0, num_users), slice(half, None)),
+    of_users, of_items = slice(0, num_users), slice(num_users, None)
+    for table, bounds, rows, columns, entries in (
+        (items, indptr[: num_users + 1], of_users, of_items, slice(0, half)),
+        (users, indptr[num_users:] - half, of_items, of_users, slice(half, None)),
     ):
-        bounds = indptr[rows.start : num_users + 1] if rows.start == 0 else indptr[num_users:] - half
         size = (len(bounds) - 1, len(table))
         matrix = torch.sparse_csr_tensor(bounds, indices[entries], values[entries], size, check_invariants=False)
         result = matrix @ (table if column_scale is None else column_scale[columns].unsqueeze(1) * table)

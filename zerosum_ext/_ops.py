@@ -937,8 +937,7 @@ def graph_dropout(
     Entries and what stays as for :func:`graph_propagate`: (end, indices) of the matrix, (end, indices) of its
     transpose. Behind a row's end the indices mean nothing. ``by_item`` [interactions]: those of the items' rows, one
     row after another, by their numbers in the order of the users' rows. Entries are dropped by Philox under the key
-    ``seed`` (int64, one number; on the CPU where the reference computes), the same for any device and number of
-    threads.
+    ``seed`` (int64, one number, on the device of the others), the same for any device and number of threads.
     """
     if has_op("graph_dropout", indptr.device):
         return _graph_dropout(indptr, indices, by_item, num_users, seed, share)

@@ -318,7 +318,7 @@ class _Graph(nn.Module):
         column_scale = self.scale if self.normalization == "symmetric" else None
         if not (self.training and self.node_dropout):
             return self.indptr, None, self.indices, self.scale, None, self.indices, column_scale, 1.0
-        seed = torch.empty((), dtype=torch.int64).random_()
+        seed = torch.empty((), dtype=torch.int64, device=self.indptr.device).random_()
         end, indices, transposed_end, transposed_indices = _ops.graph_dropout(
             self.indptr, self.indices, self.by_item, self.shape[0], seed, self.node_dropout
         )

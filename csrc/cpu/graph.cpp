@@ -287,11 +287,6 @@ const T* pointer(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
-void check_index(const Tensor& t, int64_t size, ScalarType dtype, const char* name) {
-  ZX_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == dtype && t.is_contiguous(), name,
-           " must be a contiguous vector of the dtype of indices, and of the size that goes with the others");
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& items, const Tensor& indptr,
@@ -299,17 +294,9 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
                                            std::optional<Tensor> row_scale, std::optional<Tensor> column_scale,
                                            double factor) {
   const ScalarType dtype = users.scalar_type();
-  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "users must be float32 or float64");
-  ZX_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1) && items.scalar_type() == dtype &&
-               users.is_contiguous() && items.is_contiguous(),
-           "users and items must be contiguous matrices of one dtype and width");
+  check_graph_product(users, items, indptr, end, indices, row_scale, column_scale);
   const int64_t num_users = users.size(0), num_items = items.size(0), nodes = num_users + num_items;
   const int64_t dim = users.size(1), stride = (dim + kRowLanes - 1) / kRowLanes * kRowLanes;
-  check_index(indices, indices.numel(), indices.scalar_type(), "indices");
-  check_index(indptr, nodes + 1, indices.scalar_type(), "indptr");
-  if (end) check_index(*end, nodes, indices.scalar_type(), "end");
-  check_csr_vector(row_scale, nodes, dtype, "row_scale");
-  check_csr_vector(column_scale, nodes, dtype, "column_scale");
   Tensor user_out = new_tensor(users, {num_users, dim}, dtype), item_out = new_tensor(users, {num_items, dim}, dtype);
   if (dim == 0) return {user_out, item_out};
   // Rows that are not whole vectors are widened first: then each is read from the fewest cache lines.
@@ -373,20 +360,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_dropout(const Tensor& indptr, c
                                                          const Tensor& by_item, int64_t num_users, const Tensor& seed,
                                                          double share) {
   const ScalarType dtype = indices.scalar_type();
+  check_graph_dropout(indptr, indices, by_item, num_users, seed, share);
   const int64_t interactions = by_item.numel(), nodes = indptr.numel() - 1;
-  check_index(indices, 2 * interactions, dtype, "indices");
-  check_index(by_item, interactions, dtype, "by_item");
-  check_index(indptr, nodes + 1, dtype, "indptr");
-  ZX_CHECK(num_users >= 0 && num_users <= nodes, "num_users must be a number of nodes");
-  ZX_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, "seed must be one int64 number");
-  ZX_CHECK(share >= 0 && share < 1, "share must be in [0, 1)");
   Tensor end = new_tensor(indptr, {nodes}, dtype), transposed_end = new_tensor(indptr, {nodes}, dtype);
   Tensor list = new_tensor(indptr, {2 * interactions}, dtype);
   Tensor transposed_list = new_tensor(indptr, {2 * interactions}, dtype);
   const int64_t words = (interactions + kDrawn - 1) / kDrawn;
   const Tensor kept = new_tensor(indptr, {words * 8 + kPad}, ScalarType::Byte);
   const uint64_t key = static_cast<uint64_t>(*data<int64_t>(seed));
-  const auto threshold = static_cast<uint64_t>(share * 4294967296.0);
+  const uint64_t threshold = drop_threshold(share);
   constexpr int64_t kWords = kTaskCost / kDrawn;
   for_each_block((words + kWords - 1) / kWords, 1, [&](int64_t block) {
     simd<DrawKept>(key, threshold, block * kWords, std::min(words, (block + 1) * kWords), data<uint64_t>(kept));
