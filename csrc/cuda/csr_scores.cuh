@@ -89,20 +89,6 @@ __device__ __forceinline__ void add_entries(const CsrArgs<T, Index>& a, int lane
   }
 }
 
-template <int N, class T, class Index>
-__device__ __forceinline__ void store_sums(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t c0,
-                                           const Sums<N, T>& sums) {
-#pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    const int64_t c = piece_column<N>(a.shape, lane, c0, q);
-    if (c >= a.shape.dim) continue;
-    Pack<T, N> out;
-#pragma unroll
-    for (int n = 0; n < N; ++n) out.v[n] = sums.v[q][n];
-    store_pack(a.out + row * a.shape.dim + c, out);
-  }
-}
-
 // out[row] = sum over its entries of g times the column vector, out_bias[row] the sum of g, with g = x + slope * score.
 // A warp to a row; rows of more than kCsrLong entries are left to the next kernel.
 template <class T, class Index>
@@ -120,12 +106,8 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrAr
         T factors = 0;
         add_entries<N>(a, lane, row, begin, end, group, groups, c0, sums, factors);
         if (c0 == 0) total = factors;
-        // The sums of the warp's groups, as a tree.
-        for (int offset = width; offset < kWarp; offset *= 2)
-#pragma unroll
-          for (int e = 0; e < 2 * N; ++e)
-            sums.v[e / N][e % N] += __shfl_xor_sync(kFullWarp, sums.v[e / N][e % N], offset);
-        if (group == 0) store_sums<N>(a, lane, row, c0, sums);
+        combine_warp(a.shape, sums);
+        if (group == 0) store_sums<N>(a.shape, lane, c0, a.out + row * a.shape.dim, sums);
       }
     });
     total = warp_combine(total, kWarp, Add{});
@@ -150,7 +132,7 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_long_columns_kernel(const 
         add_entries<N>(a, lane, row, begin, end, group, groups, c0, sums, factors);
         if (c0 == 0) total = factors;
         combine_groups<kCsrThreads, kRowPack<T>>(a.shape, sums);
-        if (group == 0) store_sums<N>(a, lane, row, c0, sums);
+        if (group == 0) store_sums<N>(a.shape, lane, c0, a.out + row * a.shape.dim, sums);
       }
     });
     total = block_combine<kCsrThreads>(total, Add{});

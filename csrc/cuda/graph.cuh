@@ -65,16 +65,10 @@ __device__ __forceinline__ void add_neighbours(const GraphArgs<T, Index>& a, con
 
 template <int N, class T, class Index>
 __device__ __forceinline__ void store_row(const GraphArgs<T, Index>& a, const GraphRow<T, Index>& row, int lane,
-                                          int64_t c0, const Sums<N, T>& sums) {
+                                          int64_t c0, Sums<N, T>& sums) {
 #pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    const int64_t c = piece_column<N>(a.shape, lane, c0, q);
-    if (c >= a.shape.dim) continue;
-    Pack<T, N> out;
-#pragma unroll
-    for (int n = 0; n < N; ++n) out.v[n] = row.factor * sums.v[q][n];
-    store_pack(row.out + c, out);
-  }
+  for (int e = 0; e < 2 * N; ++e) sums.v[e / N][e % N] *= row.factor;
+  store_sums<N>(a.shape, lane, c0, row.out, sums);
 }
 
 // A warp to a row; rows of more than kGraphLong entries are left to the next kernel.
@@ -91,11 +85,7 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_rows_kernel(const Grap
       for (int64_t c0 = 0; c0 < a.shape.dim; c0 += 2 * width * N) {
         Sums<N, T> sums = {};
         add_neighbours<N>(a, row, lane, group, groups, c0, sums);
-        // The sums of the warp's groups, as a tree.
-        for (int offset = width; offset < kWarp; offset *= 2)
-#pragma unroll
-          for (int e = 0; e < 2 * N; ++e)
-            sums.v[e / N][e % N] += __shfl_xor_sync(kFullWarp, sums.v[e / N][e % N], offset);
+        combine_warp(a.shape, sums);
         if (group == 0) store_row<N>(a, row, lane, c0, sums);
       }
     });

@@ -68,15 +68,7 @@ template <int N, class S>
 __device__ __forceinline__ void store_row(const GradientArgs<S>& a, int lane, int64_t c0, int64_t row, int64_t target,
                                           arithmetic_t<S> decay, Sums<N, arithmetic_t<S>>& sums) {
   if (decay != 0) add_row<N>(a.shape, lane, c0, a.own + row * a.shape.dim, decay, sums);
-#pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    const int64_t c = piece_column<N>(a.shape, lane, c0, q);
-    if (c >= a.shape.dim) continue;
-    Pack<S, N> out;
-#pragma unroll
-    for (int n = 0; n < N; ++n) out.v[n] = narrow<S>(sums.v[q][n]);
-    store_pack(a.values + target * a.shape.dim + c, out);
-  }
+  store_sums<N>(a.shape, lane, c0, a.values + target * a.shape.dim, sums);
 }
 
 template <class S>

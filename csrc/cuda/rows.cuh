@@ -123,6 +123,29 @@ __device__ __forceinline__ void add_row(const RowShape& shape, int lane, int64_t
   }
 }
 
+// Adds up what the groups of a warp have summed, as a tree; each of them has the result. All lanes must be here.
+template <int N, class C>
+__device__ __forceinline__ void combine_warp(const RowShape& shape, Sums<N, C>& sums) {
+  for (int offset = shape.width; offset < kWarp; offset *= 2)
+#pragma unroll
+    for (int e = 0; e < 2 * N; ++e) sums.v[e / N][e % N] += __shfl_xor_sync(kFullWarp, sums.v[e / N][e % N], offset);
+}
+
+// Stores a piece of a sum in its row.
+template <int N, class S>
+__device__ __forceinline__ void store_sums(const RowShape& shape, int lane, int64_t c0, S* row,
+                                           const Sums<N, arithmetic_t<S>>& sums) {
+#pragma unroll
+  for (int q = 0; q < 2; ++q) {
+    const int64_t c = piece_column<N>(shape, lane, c0, q);
+    if (c >= shape.dim) continue;
+    Pack<S, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.v[n] = narrow<S>(sums.v[q][n]);
+    store_pack(row + c, out);
+  }
+}
+
 // Adds the terms [0, n) to a piece of the sum, and their factors to `total` (of which each lane has a part). Groups
 // share a sum by taking turns of `width` terms: a group takes turn number `first` of every `groups`. `most` is the
 // largest n in the warp, all lanes of which must be here.
