@@ -51,11 +51,11 @@ struct GraphRow {
   }
 };
 
-// Adds a group's entries of a row, every `groups`-th of them, to a piece of its sum.
-template <int N, class T, class Index>
+// Adds a group's entries of a row, every `groups`-th of them, to a piece of its sum; kAtOnce are on their way together.
+template <int N, int kAtOnce, class T, class Index>
 __device__ __forceinline__ void add_neighbours(const GraphArgs<T, Index>& a, const GraphRow<T, Index>& row, int lane,
                                                int group, int groups, int64_t c0, Sums<N, T>& sums) {
-#pragma unroll 4
+#pragma unroll(kAtOnce)
   for (int64_t e = row.begin + group; e < row.end; e += groups) {
     const int64_t column = static_cast<int64_t>(a.indices[e]);
     const T scale = row.scale == nullptr ? T(1) : row.scale[column];
@@ -73,7 +73,7 @@ __device__ __forceinline__ void store_row(const GraphArgs<T, Index>& a, const Gr
 
 // A warp to a row; rows of more than kGraphLong entries are left to the next kernel.
 template <class T, class Index>
-__global__ void __launch_bounds__(kGraphThreads, 4) graph_rows_kernel(const GraphArgs<T, Index> a) {
+__global__ void __launch_bounds__(kGraphThreads, 3) graph_rows_kernel(const GraphArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   const int64_t nodes = a.num_users + a.num_items, step = gridDim.x * int64_t(kGraphWarps);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_rows_kernel(const Grap
       constexpr int N = decltype(size)::value;
       for (int64_t c0 = 0; c0 < a.shape.dim; c0 += 2 * width * N) {
         Sums<N, T> sums = {};
-        add_neighbours<N>(a, row, lane, group, groups, c0, sums);
+        add_neighbours<N, 4>(a, row, lane, group, groups, c0, sums);
         combine_warp(a.shape, sums);
         if (group == 0) store_row<N>(a, row, lane, c0, sums);
       }
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_rows_kernel(const Grap
 
 // The rows of more entries, a block to each.
 template <class T, class Index>
-__global__ void __launch_bounds__(kGraphThreads, 4) graph_long_rows_kernel(const GraphArgs<T, Index> a) {
+__global__ void __launch_bounds__(kGraphThreads, 3) graph_long_rows_kernel(const GraphArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x / width, groups = kGraphThreads / width;
   const int64_t nodes = a.num_users + a.num_items;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_long_rows_kernel(const
       constexpr int N = decltype(size)::value;
       for (int64_t c0 = 0; c0 < a.shape.dim; c0 += 2 * width * N) {
         Sums<N, T> sums = {};
-        add_neighbours<N>(a, row, lane, group, groups, c0, sums);
+        add_neighbours<N, 1>(a, row, lane, group, groups, c0, sums);
         combine_groups<kGraphThreads, kRowPack<T>>(a.shape, sums);
         if (group == 0) store_row<N>(a, row, lane, c0, sums);
       }
