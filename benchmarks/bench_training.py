@@ -125,7 +125,7 @@ def ours(
     """What ``fit(engine="fused")`` or "hogwild" does in an epoch: samples, and trains on them."""
     loader = zx.TripletLoader(x, batch, seed=1)
     step = FusedStep(model, get_loss(loss), optimizer_of(optimizer, model), asynchronous=hogwild)
-    walk = spans(loader.num_samples, batch, max(1, step.samples_at_once // (batch + 32)))  # as fit does
+    walk = spans(loader.num_samples, batch, step.steps_at_once(batch))  # as fit does
 
     def run(steps: int) -> tuple[float, int]:
         start, triples = time.perf_counter(), 0

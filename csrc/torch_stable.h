@@ -49,6 +49,11 @@ inline T* data(const Tensor& t) {
 }
 
 template <class T>
+inline T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+template <class T>
 inline constexpr ScalarType scalar_type_of = ScalarType::Undefined;
 template <>
 inline constexpr ScalarType scalar_type_of<float> = ScalarType::Float;

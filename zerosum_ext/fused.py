@@ -314,16 +314,16 @@ class FusedStep:
             if table is not None and group is not None and self._counts_on_device(group):
                 self._state(table, group)
 
-    @property
-    def samples_at_once(self) -> int:
-        """How many samples a call should get at least, some hundredths of a second of them: calls cost something.
+    def steps_at_once(self, batch_size: int) -> int:
+        """How many steps a call should do, some hundredths of a second of them: calls and steps cost something.
 
         Dense Adam, which on the CPU leaves rows alone until a batch needs them, comes to all of them at the end of a
         call; the larger the tables, the rarer that should be.
         """
-        if not isinstance(self.optimizer, torch.optim.Adam):
-            return 1 << 17
-        return min(max(1 << 17, sum(p.numel() for p in self.model.parameters()) // 16), 1 << 21)
+        samples = 1 << 17
+        if isinstance(self.optimizer, torch.optim.Adam):
+            samples = min(max(samples, sum(p.numel() for p in self.model.parameters()) // 16), 1 << 21)
+        return max(1, samples // (batch_size + 32))
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """The optimizer's group of each parameter that is trained, by its id."""

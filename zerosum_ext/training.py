@@ -756,8 +756,8 @@ class _FusedEngine(_AutogradEngine):
         self.fused = FusedStep(model, loss, optimizer, self.l2, self.clip, self.asynchronous)
         each = settings.scheduler is not None and settings.scheduler_interval == "step"
         each = each or settings.transform is not None  # which takes batches
-        # What is done between two looks at the progress bar and at Ctrl-C; a step costs something by itself.
-        self.steps_at_once = 1 if each else max(1, self.fused.samples_at_once // (settings.batch_size + 32))
+        # What is done between two looks at the progress bar and at Ctrl-C.
+        self.steps_at_once = 1 if each else self.fused.steps_at_once(settings.batch_size)
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         steps = min(limit, self.steps_at_once)

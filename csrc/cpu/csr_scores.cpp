@@ -100,11 +100,6 @@ struct WeightedColumns {
   }
 };
 
-template <class T>
-const T* pointer(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
 // Calls f with the problem, typed.
 template <class F>
 void with_problem(const Tensor& rows, const Tensor& columns, const std::optional<Tensor>& row_bias,
@@ -113,7 +108,7 @@ void with_problem(const Tensor& rows, const Tensor& columns, const std::optional
     const auto call = [&](auto element) {
       using T = decltype(element);
       using Index = decltype(index);
-      f(CsrProblem<T, Index>{data<T>(rows), data<T>(columns), pointer<T>(row_bias), pointer<T>(column_bias),
+      f(CsrProblem<T, Index>{data<T>(rows), data<T>(columns), data_or_null<T>(row_bias), data_or_null<T>(column_bias),
                              data<int64_t>(indptr), data<Index>(indices), rows.size(0), rows.size(1)});
     };
     if (rows.scalar_type() == ScalarType::Double)
@@ -168,8 +163,8 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
     using T = std::decay_t<decltype(*problem.rows)>;
     using Index = std::decay_t<decltype(*problem.indices)>;
     for_each_task(problem.num_rows, [&](int64_t, int64_t begin, int64_t end) {
-      simd<WeightedColumns<T, Index>>(&problem, pointer<T>(row_x), pointer<T>(column_x), static_cast<T>(slope), begin,
-                                      end, data<T>(out), data<T>(out_bias));
+      simd<WeightedColumns<T, Index>>(&problem, data_or_null<T>(row_x), data_or_null<T>(column_x),
+                                      static_cast<T>(slope), begin, end, data<T>(out), data<T>(out_bias));
     });
   });
   return {out, out_bias};

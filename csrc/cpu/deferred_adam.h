@@ -137,7 +137,7 @@ class DeferredAdam {
     const size_t size = static_cast<size_t>(steps) + 1;
     seen_.assign(static_cast<size_t>(rows), 0u);
     rules_.resize(size);
-    weight_power_.resize(size), root_power_.resize(size), weight_.resize(size), root_.resize(size);
+    weight_power_.resize(size), root_power_.resize(size);
     for (auto& sum : sums_) sum.assign(size, 0.0);
     for (auto& move : moves_) move.assign(size, 0.0f);
     window_ = 1;
@@ -145,11 +145,7 @@ class DeferredAdam {
       weight_power_[j] = std::pow(beta1, static_cast<double>(j));
       root_power_[j] = std::pow(beta2, 0.5 * static_cast<double>(j));
       if (weight_power_[j] > kForgotten) window_ = j + 1;
-      if (j == 0) continue;
-      const double number = step + static_cast<double>(j - 1);
-      rules_[j] = make_rule(Optimizer::kAdam, lr, beta1, beta2, eps, number);
-      weight_[j] = lr / (1 - std::pow(beta1, number));
-      root_[j] = 1 / std::sqrt(1 - std::pow(beta2, number));
+      if (j > 0) rules_[j] = make_rule(Optimizer::kAdam, lr, beta1, beta2, eps, step + static_cast<double>(j - 1));
     }
     done_ = 0;
   }
@@ -182,8 +178,9 @@ class DeferredAdam {
     for (int k = 0; k < AddMissedStep::kSums; ++k) sums[k] = sums_[k].data();
     for (int k = 0; k < AddMissedStep::kMoves; ++k) moves[k] = moves_[k].data();
     simd<AddMissedStep>(std::max<int64_t>(0, done_ - window_), done_, static_cast<const double*>(weight_power_.data()),
-                        static_cast<const double*>(root_power_.data()), weight_[done_], root_[done_], kExact,
-                        static_cast<double* const*>(sums), static_cast<float* const*>(moves));
+                        static_cast<const double*>(root_power_.data()), static_cast<double>(rules_[done_].rate),
+                        static_cast<double>(rules_[done_].root_scale), kExact, static_cast<double* const*>(sums),
+                        static_cast<float* const*>(moves));
   }
 
   // Brings all rows up to the steps done.
@@ -229,7 +226,7 @@ class DeferredAdam {
   int64_t rows_ = 0, dim_ = 0, done_ = 0, window_ = 1;
   std::vector<uint32_t> seen_;  // of each row: the last step that it has taken
   std::vector<UpdateRule> rules_;
-  std::vector<double> weight_power_, root_power_, weight_, root_;
+  std::vector<double> weight_power_, root_power_;  // of beta1, and of sqrt(beta2)
   std::vector<double> sums_[AddMissedStep::kSums];
   std::vector<float> moves_[AddMissedStep::kMoves];
 };

@@ -9,18 +9,10 @@
 
 #include "checks.h"
 #include "common/philox.h"
+#include "cpu/intrinsics.h"
 #include "cpu/parallel.h"
+#include "cpu/philox_lanes.h"
 #include "cpu/rows.h"
-#include "cpu/simd.h"
-
-#if ZX_X86
-// (GCC 12 takes the undefined sources of masked instructions in its own header for mistakes.)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
 
 namespace zx::cpu {
 namespace {
@@ -167,22 +159,11 @@ struct DrawKept {
     constexpr uint64_t kLow = 0xffffffffu;
     for (int64_t w = begin; w < end; ++w) {
       uint64_t packed = 0;
-      // (Lanes of 64 bits that hold 32: the widening multiplication of SIMD units.)
       for (uint64_t i = 0; i < kDrawn / 2; ++i) {
         const uint64_t block = static_cast<uint64_t>(w) * (kDrawn / 2) + i;
         uint64_t c0 = block & kLow, c1 = block >> 32, c2 = 0;
         uint64_t c3 = static_cast<uint64_t>(Stream::kNodeDropout) << 24;
-        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-        for (int round = 0; round < kPhiloxRounds; ++round) {
-          const uint64_t p0 = (c0 & kLow) * kPhiloxMultiplier0;
-          const uint64_t p1 = (c2 & kLow) * kPhiloxMultiplier1;
-          c0 = (p1 >> 32) ^ c1 ^ k0;
-          c2 = (p0 >> 32) ^ c3 ^ k1;
-          c1 = p1 & kLow;
-          c3 = p0 & kLow;
-          k0 += kPhiloxWeyl0;
-          k1 += kPhiloxWeyl1;
-        }
+        philox_lane(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
         // The sign of the difference: 1 below the threshold.
         const uint64_t dropped = (c0 - threshold) >> 63 | (c1 - threshold) >> 63 << 1 | (c2 - threshold) >> 63 << 2 |
                                  (c3 - threshold) >> 63 << 3;
@@ -282,11 +263,6 @@ void list_kept(const Lists<Index>& lists, int64_t begin, int64_t end) {
   simd<ListKept<Index>>(&lists, begin, end);
 }
 
-template <class T>
-const T* pointer(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& items, const Tensor& indptr,
@@ -306,7 +282,7 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
     const auto call = [&](auto element) {
       using T = decltype(element);
       using Index = decltype(index);
-      const T* scale = pointer<T>(column_scale);
+      const T* scale = data_or_null<T>(column_scale);
       if (widen) {
         constexpr int64_t kRows = 1024;
         T* out = data<T>(wide);
@@ -323,9 +299,9 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
         Side<T, Index> s{};
         s.table = widen ? data<T>(wide) + column * stride : data<T>(item ? users : items);
         s.column_scale = scale && !widen ? scale + column : nullptr;
-        s.row_scale = row_scale ? pointer<T>(row_scale) + row : nullptr;
+        s.row_scale = row_scale ? data_or_null<T>(row_scale) + row : nullptr;
         s.begin = data<Index>(indptr) + row;
-        s.end = end ? pointer<Index>(end) + row : s.begin + 1;
+        s.end = end ? data_or_null<Index>(end) + row : s.begin + 1;
         s.indices = data<Index>(indices), s.entries = indices.size(0);
         s.dim = dim, s.stride = stride, s.factor = static_cast<T>(factor);
         s.out = data<T>(item ? item_out : user_out);

@@ -11,16 +11,7 @@
 #include <new>
 #include <type_traits>
 
-#include "cpu/simd.h"
-
-#if ZX_X86
-// (GCC 12 takes the undefined sources of masked instructions in its own header for mistakes.)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
+#include "cpu/intrinsics.h"
 
 namespace zx::cpu {
 

@@ -10,6 +10,7 @@
 
 #include "common/sampler.h"
 #include "cpu/parallel.h"
+#include "cpu/philox_lanes.h"
 #include "cpu/simd.h"
 #include "torch_stable.h"
 
@@ -21,24 +22,14 @@ constexpr int64_t kRowsPerTask = 4096;
 
 // ---- Random bits of many samples ------------------------------------------------------------------------------------
 
-// draws() of sample[0 .. n) for n <= kLanes. Lanes of 64 bits that hold 32: the widening multiplication of SIMD units.
+// draws() of sample[0 .. n) for n <= kLanes.
 ZX_HD void draw_lanes(SampleKey key, const uint64_t* sample, int n, Stream stream, uint32_t j, uint32_t attempt,
                       uint64_t* first, uint64_t* second) {
   constexpr uint64_t kLow = 0xffffffffu;
   const uint32_t purpose = static_cast<uint32_t>(stream) << 24 | j << 8 | attempt;
   for (int i = 0; i < n; ++i) {
     uint64_t c0 = sample[i] & kLow, c1 = sample[i] >> 32, c2 = key.epoch, c3 = purpose;
-    uint32_t k0 = key.seed_lo, k1 = key.seed_hi;
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const uint64_t p0 = (c0 & kLow) * kPhiloxMultiplier0;
-      const uint64_t p1 = (c2 & kLow) * kPhiloxMultiplier1;
-      c0 = (p1 >> 32) ^ c1 ^ k0;
-      c2 = (p0 >> 32) ^ c3 ^ k1;
-      c1 = p1 & kLow;
-      c3 = p0 & kLow;
-      k0 += kPhiloxWeyl0;
-      k1 += kPhiloxWeyl1;
-    }
+    philox_lane(c0, c1, c2, c3, key.seed_lo, key.seed_hi);
     first[i] = c0 | c1 << 32;
     second[i] = c2 | c3 << 32;
   }

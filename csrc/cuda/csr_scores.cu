@@ -22,11 +22,6 @@ void check_csr(const Call& call, const Tensor& rows, const Tensor& columns, cons
   check_csr_scores(rows, columns, indptr, indices);
 }
 
-template <class T>
-const T* pointer(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
 // Calls f with the problem, typed; biases, constants and results are left to it.
 template <class F>
 void with_problem(const Tensor& rows, const Tensor& columns, const Tensor& indptr, const Tensor& indices, const F& f) {
@@ -59,7 +54,7 @@ Tensor csr_score_moments(const Tensor& rows, const Tensor& columns, std::optiona
   const Tensor partials = new_tensor(rows, {3 * int64_t(csr_blocks(rows.size(0)))}, ScalarType::Double);
   with_problem(rows, columns, indptr, indices, [&](auto a) {
     using T = std::decay_t<decltype(*a.rows)>;
-    a.column_bias = pointer<T>(column_bias), a.column_x = data<T>(column_x);
+    a.column_bias = data_or_null<T>(column_bias), a.column_x = data<T>(column_x);
     a.partials = data<double>(partials), a.moments = data<double>(result);
     csr_moments(a, call.stream());
   });
@@ -84,8 +79,8 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
   Tensor out_bias = new_tensor(rows, {rows.size(0)}, dtype);
   with_problem(rows, columns, indptr, indices, [&](auto a) {
     using T = std::decay_t<decltype(*a.rows)>;
-    a.row_bias = pointer<T>(row_bias), a.column_bias = pointer<T>(column_bias);
-    a.row_x = pointer<T>(row_x), a.column_x = pointer<T>(column_x), a.slope = static_cast<T>(slope);
+    a.row_bias = data_or_null<T>(row_bias), a.column_bias = data_or_null<T>(column_bias);
+    a.row_x = data_or_null<T>(row_x), a.column_x = data_or_null<T>(column_x), a.slope = static_cast<T>(slope);
     a.out = data<T>(out), a.out_bias = data<T>(out_bias);
     csr_columns(a, call.stream());
   });

@@ -7,14 +7,6 @@
 #include "cuda/call.h"
 
 namespace zx::cuda {
-namespace {
-
-template <class T>
-T* pointer(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& items, const Tensor& indptr,
                                            std::optional<Tensor> end, const Tensor& indices,
@@ -37,8 +29,8 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
       using Index = decltype(index);
       GraphArgs<T, Index> a{};
       a.users = data<T>(users), a.items = data<T>(items);
-      a.row_scale = pointer<T>(row_scale), a.column_scale = pointer<T>(column_scale);
-      a.indptr = data<Index>(indptr), a.end = pointer<Index>(end), a.indices = data<Index>(indices);
+      a.row_scale = data_or_null<T>(row_scale), a.column_scale = data_or_null<T>(column_scale);
+      a.indptr = data<Index>(indptr), a.end = data_or_null<Index>(end), a.indices = data<Index>(indices);
       a.num_users = users.size(0), a.num_items = items.size(0), a.shape.dim = users.size(1);
       a.factor = static_cast<T>(factor);
       a.user_out = data<T>(user_out), a.item_out = data<T>(item_out);
