@@ -16,11 +16,15 @@ inline void check_ids(const Tensor& ids, int64_t rows, const char* name) {
            name, " must be contiguous int64 with one row a sample");
 }
 
-inline void check_mf_tensors(const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& positives,
-                             const Tensor& negatives) {
+inline void check_mf_tables(const Tensor& user, const Tensor& item) {
   ZX_CHECK(user.dim() == 2 && item.dim() == 2 && user.size(1) == item.size(1), "the tables must be [U, d] and [I, d]");
   ZX_CHECK(user.is_contiguous() && item.is_contiguous(), "the tables must be contiguous");
   ZX_CHECK(item.scalar_type() == user.scalar_type(), "the tables must have one dtype");
+}
+
+inline void check_mf_tensors(const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& positives,
+                             const Tensor& negatives) {
+  check_mf_tables(user, item);
   check_ids(users, users.size(0), "users");
   check_ids(positives, users.size(0), "positives");
   check_ids(negatives, users.size(0), "negatives");

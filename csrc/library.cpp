@@ -68,6 +68,17 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "Tensor(i!)? bias_second, Tensor users, Tensor positives, Tensor negatives, Tensor? constants, Tensor settings, "
       "int optimizer, int loss, float a, float b, float c, float l2, float longest, int reduction, int batch_size, "
       "bool asynchronous) -> Tensor");
+  // The same on samples begin .. begin + samples of an epoch, drawn as sample_positives and sample_negatives below draw
+  // them: positives from the matrix, negatives from what the excluded one lacks.
+  m.def(
+      "mf_train_sampled(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, "
+      "Tensor(d!)? user_first, Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, "
+      "Tensor(h!)? bias_first, Tensor(i!)? bias_second, Tensor indptr, Tensor indices, Tensor hint, int hint_shift, "
+      "Tensor? gaps, Tensor? active, int order, int kept, int total, int begin, int samples, int positives, "
+      "Tensor excluded_indptr, Tensor excluded_indices, Tensor? filter, Tensor? slots, Tensor? masses, int num_items, "
+      "int k, int seed, int epoch, bool replacement, Tensor? constants, Tensor settings, int optimizer, int loss, "
+      "float a, float b, float c, float l2, float longest, int reduction, int batch_size, bool asynchronous) -> "
+      "Tensor");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

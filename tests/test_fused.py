@@ -194,12 +194,118 @@ def test_many_steps_in_one_call_are_steps_one_by_one(triangle, optimizer, loss, 
             with torch.no_grad():
                 for first in range(0, 500, 96):
                     batch = [t[first : first + 96].contiguous() for t in (users, pos, neg)]
-                    call(*batch, 96, groups) if how == "single" else call(*batch, groups)
+                    if how == "single":
+                        call(tuple(batch), False, len(batch[0]), 96, groups)
+                    else:
+                        call(*batch, groups)
         trained.append(model.state_dict())
     assert math.isfinite(total)
     for other in trained[1:]:
         for name, value in trained[0].items():
             torch.testing.assert_close(value, other[name], rtol=0, atol=0)
+
+
+# ---- samples that are drawn within the op
+
+
+def uneven(users=70, items=60, full=2):
+    """Rows of very different lengths, some empty, the first ones full: users that have no negative."""
+    generator = torch.Generator().manual_seed(2)
+    dense = torch.rand(users, items, generator=generator) < torch.rand(users, 1, generator=generator) ** 2
+    dense[:full], dense[full : full + 3] = True, False
+    owners, owned = dense.nonzero(as_tuple=True)
+    return zx.Interactions.from_arrays(owners, owned, shape=(users, items))
+
+
+def trained_both_ways(data, loss, number, batch_size=48, asynchronous=False, make=OPTIMIZERS["sgd"], **options):
+    """The tables and the loss after an epoch and the half of another, of ids drawn before and within the op."""
+    results = []
+    with threads(number):
+        for within in (False, True):
+            model = zx.MatrixFactorization(*data.shape, 20, seed=1, init_std=0.3, item_bias=True)
+            loader = zx.TripletLoader(data, batch_size, seed=3, **options)
+            step = fused.FusedStep(
+                model, zx.losses.get_loss(loss), make(model.parameters()), 0.01, asynchronous=asynchronous
+            )
+            total = torch.zeros((), dtype=torch.float64)
+            whole = loader.num_samples
+            for begin, end, epoch in ((0, whole, 0), (whole // 4, whole // 2, 1)):
+                if within:
+                    total += step.draw_and_train(loader, begin, end, epoch)
+                else:
+                    total += step(*loader._between(begin, end, epoch), batch_size)
+            results.append([*model.state_dict().values(), total])
+    return results
+
+
+SAMPLING = {
+    "uniform": {},
+    "popularity": {"strategy": "popularity", "alpha": 0.5},
+    "candidates": {"strategy": "candidates", "candidates": [1, 4, 7, 30, 31, 59]},
+    "three negatives": {"negatives": 3, "replacement": False},
+    "in order, twice": {"shuffle": False, "draws": 2},
+    "users": {"positive_strategy": "users"},
+    "interactions": {"positive_strategy": "interactions"},
+    "exclude": {"exclude": zx.Interactions.from_arrays([9, 9, 20], [0, 1, 2], shape=(70, 60))},
+}
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("name", SAMPLING)
+def test_samples_drawn_within_the_op_are_those_of_the_loader(name, number):
+    loss = "sampled_softmax" if "negatives" in SAMPLING[name] else "bpr"
+    before, within = trained_both_ways(uneven(), loss, number, **SAMPLING[name])
+    for a, b in zip(before, within, strict=True):
+        assert torch.isfinite(a).all()
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 5000])
+def test_batches_of_any_size_are_drawn_within_the_op(batch_size, number):
+    options = {"positives": 2, "negatives": 2, "draws": 3, "make": functools.partial(torch.optim.SGD, lr=0.01)}
+    before, within = trained_both_ways(uneven(), "pos2neg2", number, batch_size, **options)
+    for a, b in zip(before, within, strict=True):
+        assert torch.isfinite(a).all()
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_with_samples_drawn_within_the_op(optimizer):
+    results = [
+        trained_both_ways(uneven(200, 150), "zerosum", number, make=OPTIMIZERS[optimizer], draws=3)
+        for number in (1, 2, 5)
+    ]
+    for other in (results[0][1], *results[1], *results[2]):
+        for a, b in zip(results[0][0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_hogwild_of_one_thread_draws_the_same_samples():
+    sgd = functools.partial(torch.optim.SGD, lr=0.05)
+    before, within = trained_both_ways(uneven(200, 150), "zerosum", 1, asynchronous=True, make=sgd)
+    for a, b in zip(before, within, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("shape", "batch_size"), [((70, 40), 16), ((60, 60), 16), ((70, 40), 4096)])
+def test_samples_that_the_tables_do_not_have_are_refused(shape, batch_size, asynchronous, number):
+    """Also in a thread that draws ahead: nothing hangs, and the next call works."""
+    data = uneven()
+    loader = zx.TripletLoader(data, batch_size, draws=5)
+    with threads(number):
+        for size in (shape, data.shape):
+            model = zx.MatrixFactorization(*size, 20, seed=1)
+            step = fused.FusedStep(
+                model, zx.BPRLoss(), OPTIMIZERS["sgd"](model.parameters()), asynchronous=asynchronous
+            )
+            if size == data.shape:
+                assert step.draw_and_train(loader, 0, loader.num_samples, 0).isfinite()
+            else:
+                with pytest.raises(RuntimeError, match="the samples name rows that the tables do not have"):
+                    step.draw_and_train(loader, 0, loader.num_samples, 0)
 
 
 # ---- what a CUDA graph would keep of a step

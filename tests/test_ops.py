@@ -111,6 +111,19 @@ def mf_train_arguments() -> Iterator[tuple[Any, ...]]:
     yield user, item, bias, *states, *samples(), None, settings, 2, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 3, False
 
 
+def mf_train_sampled_arguments() -> Iterator[tuple[Any, ...]]:
+    x = matrix()
+    user, item, bias = tables()
+    settings = torch.tensor([[1.0, 0.1, 0.0, 0.0, 0.0, 1.0]] * 3, dtype=torch.float64)
+    zerosum = _ops.LOSS_IDS["zerosum"]
+    for filter in (None, _ops.row_filter(x.indptr, x.indices, ITEMS)):
+        positives = (x.indptr, x.indices, ids([0] * 10), 20, None, None, 1, x.nnz, x.nnz, 1, 6, 1)
+        negatives = (x.indptr, x.indices, filter, None, None, ITEMS, 2, 0, 0, True)
+        plain = (None, settings, 0, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 4)
+        for asynchronous in (False, True):
+            yield user, item, bias, *(None,) * 6, *positives, *negatives, *plain, asynchronous
+
+
 def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
     x = matrix()
     bits = _ops.row_filter(x.indptr, x.indices, ITEMS)
@@ -213,6 +226,7 @@ ARGUMENTS = {
     "mf_gradient": mf_gradient_arguments,
     "mf_update": mf_update_arguments,
     "mf_train": mf_train_arguments,
+    "mf_train_sampled": mf_train_sampled_arguments,
     "sample_negatives": sample_negatives_arguments,
     "sample_positives": sample_positives_arguments,
     "row_filter": row_filter_arguments,

@@ -15,8 +15,9 @@ if not _extension.CPU.loaded:
 
 @pytest.fixture
 def played(monkeypatch):
-    # rank_factors has no kernel on a GPU: a matrix product, and rank_scores.
-    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - {"rank_factors", "mf_train"})
+    # A GPU has no kernel of these: it takes a matrix product and rank_scores, and the ops for the parts of a step.
+    lacking = {"rank_factors", "mf_train", "mf_train_sampled"}
+    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
     with PlayedDevice() as played:
         yield played
 

@@ -23,6 +23,7 @@ OPS = (
     "mf_gradient",
     "mf_update",
     "mf_train",
+    "mf_train_sampled",
     "sample_negatives",
     "sample_positives",
     "row_filter",

@@ -6,6 +6,7 @@ The fake kernels (shapes and dtypes without data, for torch.compile and torch.ex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,6 +144,7 @@ if _extension.CPU.loaded:
     _mf_gradient = torch.ops.zerosum_ext.mf_gradient.default
     _mf_update = torch.ops.zerosum_ext.mf_update.default
     _mf_train = torch.ops.zerosum_ext.mf_train.default
+    _mf_train_sampled = torch.ops.zerosum_ext.mf_train_sampled.default
 
     @torch.library.register_fake("zerosum_ext::mf_loss")
     def _(
@@ -213,6 +215,55 @@ if _extension.CPU.loaded:
         asynchronous: bool,
     ) -> Tensor:
         steps = 1 if asynchronous else -(-users.shape[0] // batch_size)
+        return user_embedding.new_empty((steps,), dtype=torch.float64)
+
+    @torch.library.register_fake("zerosum_ext::mf_train_sampled")
+    def _(
+        user_embedding: Tensor,
+        item_embedding: Tensor,
+        item_bias: Tensor | None,
+        user_first: Tensor | None,
+        user_second: Tensor | None,
+        item_first: Tensor | None,
+        item_second: Tensor | None,
+        bias_first: Tensor | None,
+        bias_second: Tensor | None,
+        indptr: Tensor,
+        indices: Tensor,
+        hint: Tensor,
+        hint_shift: int,
+        gaps: Tensor | None,
+        active: Tensor | None,
+        order: int,
+        kept: int,
+        total: int,
+        begin: int,
+        samples: int,
+        positives: int,
+        excluded_indptr: Tensor,
+        excluded_indices: Tensor,
+        filter: Tensor | None,
+        slots: Tensor | None,
+        masses: Tensor | None,
+        num_items: int,
+        k: int,
+        seed: int,
+        epoch: int,
+        replacement: bool,
+        constants: Tensor | None,
+        settings: Tensor,
+        optimizer: int,
+        loss: int,
+        a: float,
+        b: float,
+        c: float,
+        l2: float,
+        longest: float,
+        reduction: int,
+        batch_size: int,
+        asynchronous: bool,
+    ) -> Tensor:
+        steps = 1 if asynchronous else -(-samples // batch_size)
         return user_embedding.new_empty((steps,), dtype=torch.float64)
 
     @torch.library.register_fake("zerosum_ext::mf_gradient")
@@ -399,9 +450,8 @@ def mf_update(
 def mf_train(
     tables: Sequence[Tensor | None],
     states: Sequence[tuple[Tensor | None, Tensor | None]],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
+    samples: tuple[Any, ...],
+    drawn: bool,
     constants: Tensor | None,
     settings: Tensor,
     optimizer: int,
@@ -418,33 +468,14 @@ def mf_train(
     """Training steps on consecutive batches of the samples, in place; the loss of each, float64.
 
     tables: user embedding, item embedding, item bias or None; states: the two tensors of torch.optim's state of each.
-    ``settings`` and the rest: csrc/library.cpp and csrc/common/optimizers.h.
+    samples: users, positives and negatives, or (``drawn``) what the op needs to draw them while it trains, from indptr
+    to replacement in its schema. ``settings`` and the rest: csrc/library.cpp and csrc/common/optimizers.h.
     """
     (user_first, user_second), (item_first, item_second), (bias_first, bias_second) = states
-    return _mf_train(
-        *tables,
-        user_first,
-        user_second,
-        item_first,
-        item_second,
-        bias_first,
-        bias_second,
-        users,
-        positives,
-        negatives,
-        constants,
-        settings,
-        optimizer,
-        LOSS_IDS[loss],
-        a,
-        b,
-        c,
-        l2,
-        longest,
-        REDUCTIONS[reduction],
-        batch_size,
-        asynchronous,
-    )
+    state = (user_first, user_second, item_first, item_second, bias_first, bias_second)
+    numbers = (a, b, c, l2, longest, REDUCTIONS[reduction], batch_size, asynchronous)
+    op = _mf_train_sampled if drawn else _mf_train
+    return op(*tables, *state, *samples, constants, settings, optimizer, LOSS_IDS[loss], *numbers)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

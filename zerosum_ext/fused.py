@@ -20,6 +20,7 @@ from zerosum_ext._checks import (
 from zerosum_ext.losses import compiled_loss, get_loss
 from zerosum_ext.models import MatrixFactorization
 from zerosum_ext.reference import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
+from zerosum_ext.sampling import TripletLoader
 
 __all__ = ["mf_loss"]
 
@@ -349,7 +350,7 @@ class FusedStep:
         users, positives, negatives = users.contiguous(), positives.contiguous(), negatives.contiguous()
         size = batch_size or max(1, users.shape[0])
         if users.device.type == "cpu":
-            return self._train(users, positives, negatives, size, groups)
+            return self._train((users, positives, negatives), False, users.shape[0], size, groups)
         total: Tensor | None = None
         for batch in zip(users.split(size), positives.split(size), negatives.split(size), strict=True):
             value = self._one(*batch, groups).double()
@@ -357,19 +358,32 @@ class FusedStep:
             total = value if total is None else total + value
         return self.scale.double() * 0 if total is None else total
 
+    @torch.no_grad()
+    def draw_and_train(self, loader: TripletLoader, begin: int, end: int, epoch: int) -> Tensor:
+        """Trains on the loader's samples with the numbers [begin, end) of an epoch, in batches of its size: the same as
+        a call with these samples, but on the CPU in one op, which draws the next batches while it trains.
+
+        Returns:
+            The summed loss of these samples, without L2, float64.
+        """
+        size = loader.batch_size
+        if self.scale.device.type != "cpu":
+            return self(*loader._between(begin, end, epoch), size)
+        return self._train(loader._source(begin, end, epoch), True, end - begin, size, self._groups())
+
     def _train(
         self,
-        users: Tensor,
-        positives: Tensor,
-        negatives: Tensor,
+        samples: tuple[Any, ...],
+        drawn: bool,
+        count: int,
         batch_size: int,
         groups: dict[int, dict[str, Any]],
     ) -> Tensor:
-        """All steps in one op."""
+        """All steps in one op, on ``count`` samples; what these are: :func:`zerosum_ext._ops.mf_train`."""
         model = self.model
         name, a, b, c = self.kernel
         tables = (model.user_embedding, model.item_embedding, model.item_bias)
-        steps = -(-users.shape[0] // batch_size)
+        steps = -(-count // batch_size)
         states: list[tuple[Tensor | None, Tensor | None]] = []
         settings = []
         for table in tables:
@@ -386,9 +400,8 @@ class FusedStep:
         values = _ops.mf_train(
             tables,
             states,
-            users,
-            positives,
-            negatives,
+            samples,
+            drawn,
             self.constants,
             torch.tensor(settings, dtype=torch.float64),
             self.kind,
@@ -404,7 +417,7 @@ class FusedStep:
         )
         if self.asynchronous or self.reduction == "sum":
             return values.sum()
-        last = users.shape[0] - (steps - 1) * batch_size
+        last = count - (steps - 1) * batch_size
         return batch_size * values[:-1].sum() + last * values[-1]
 
     def _one(self, users: Tensor, positives: Tensor, negatives: Tensor, groups: dict[int, dict[str, Any]]) -> Tensor:

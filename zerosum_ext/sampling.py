@@ -179,22 +179,15 @@ class _Strategy:
                     lacking[part] = self.available(part.start, part.stop) < need
         return lacking
 
-    def draw(self, users: Tensor, k: int, seed: int, epoch: int, offset: int) -> tuple[Tensor, Tensor]:
+    def source(self, lookups: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+        """What the ops draw ``lookups`` negatives from."""
         excluded = self.excluded
-        return _ops.sample_negatives(
-            users,
-            excluded.indptr,
-            excluded.indices,
-            _filter(excluded, users.numel() * k),
-            self.slots,
-            self.masses,
-            excluded.num_items,
-            k,
-            seed,
-            epoch,
-            offset,
-            self.replacement,
-        )
+        lookup = _filter(excluded, lookups)
+        return excluded.indptr, excluded.indices, lookup, self.slots, self.masses, excluded.num_items
+
+    def draw(self, users: Tensor, k: int, seed: int, epoch: int, offset: int) -> tuple[Tensor, Tensor]:
+        source = self.source(users.numel() * k)
+        return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement)
 
 
 def _strategy(
@@ -574,25 +567,27 @@ class TripletLoader:
 
     def _between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples with the numbers [begin, end) of an epoch."""
-        data = self.interactions
-        users, positives = _ops.sample_positives(
-            data.indptr,
-            data.indices,
-            _hint(data),
-            _HINT_SHIFT,
-            self._gaps,
-            self._active,
-            self._order,
-            self._kept,
-            self._samples,
-            begin,
-            end - begin,
-            self.positives,
-            self._signed_seed,
-            epoch,
-        )
+        numbers = (begin, end - begin, self.positives, self._signed_seed, epoch)
+        source = (*self._positives_source(), *numbers)
+        users, positives = _ops.sample_positives(*source)
         negatives = self._strategy.draw(users, self.negatives, self._signed_seed, epoch, begin)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
+
+    def _positives_source(self) -> tuple[Any, ...]:
+        data = self.interactions
+        matrix = (data.indptr, data.indices, _hint(data), _HINT_SHIFT, self._gaps, self._active)
+        return *matrix, self._order, self._kept, self._samples
+
+    def _source(self, begin: int, end: int, epoch: int) -> tuple[Any, ...]:
+        """What ``_ops.mf_train`` needs to draw these samples by itself."""
+        samples, k = end - begin, self.negatives
+        numbers = (k, self._signed_seed, epoch, self._strategy.replacement)
+        return (
+            *self._positives_source(),
+            *(begin, samples, self.positives),
+            *self._strategy.source(samples * k),
+            *numbers,
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         start = self._step if self._resume else 0

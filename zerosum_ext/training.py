@@ -667,11 +667,14 @@ class _AutogradEngine:
 
     def _next(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples of the next steps: the numbers are consecutive, so that one call draws them all."""
-        size, loader = self.loader.batch_size, self.loader
-        end = min((self.step + steps) * size, loader.num_samples)
-        samples = loader._between(self.step * size, end, self.epoch)
-        self.step += steps
+        samples = self.loader._between(*self._advance(steps), self.epoch)
         return samples if self.transform is None else self.transform(*samples)
+
+    def _advance(self, steps: int) -> tuple[int, int]:
+        """Moves on by so many steps; returns the numbers [begin, end) of their samples."""
+        size, begin = self.loader.batch_size, self.step * self.loader.batch_size
+        self.step += steps
+        return begin, min(begin + steps * size, self.loader.num_samples)
 
     def end(self) -> None:
         """What follows the last step of an epoch: the step of a regularizer that has one of its own."""
@@ -766,7 +769,10 @@ class _FusedEngine(_AutogradEngine):
             if until == 0:  # its gradient joins that of the batch: a step for autograd
                 return super().advance(limit, loss_sum, after_step)
             steps = min(steps, until)
-        loss_sum += self.fused(*self._next(steps), self.loader.batch_size)
+        if self.transform is None:
+            loss_sum += self.fused.draw_and_train(self.loader, *self._advance(steps), self.epoch)
+        else:
+            loss_sum += self.fused(*self._next(steps), self.loader.batch_size)
         self.position += steps
         # What a scheduler looks at to see that the optimizer has gone before it.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -20,17 +20,25 @@ inline int64_t first_outside(const int64_t* ids, int64_t n, int64_t size) {
   return -1;
 }
 
+// The tables of a problem, without samples.
 template <class S, class C>
-MfInputs<S, C> mf_inputs(const Tensor& user, const Tensor& item, const std::optional<Tensor>& bias, const Tensor& users,
-                         const Tensor& positives, const Tensor& negatives) {
-  check_mf_tensors(user, item, users, positives, negatives);
+MfInputs<S, C> mf_table_inputs(const Tensor& user, const Tensor& item, const std::optional<Tensor>& bias) {
+  check_mf_tables(user, item);
+  ZX_CHECK(user.scalar_type() == scalar_type_of<S>, "the tables do not have the dtype that this op takes");
   if (bias)
     ZX_CHECK(bias->dim() == 1 && bias->size(0) == item.size(0) && bias->is_contiguous() &&
                  bias->scalar_type() == item.scalar_type(),
              "item_bias must be [I], of the tables' dtype");
   MfInputs<S, C> in;
-  in.user = data<S>(user), in.item = data<S>(item), in.bias = bias ? data<S>(*bias) : nullptr;
-  in.dim = user.size(1);
+  in.user = data<S>(user), in.item = data<S>(item), in.bias = data_or_null<S>(bias), in.dim = user.size(1);
+  return in;
+}
+
+template <class S, class C>
+MfInputs<S, C> mf_inputs(const Tensor& user, const Tensor& item, const std::optional<Tensor>& bias, const Tensor& users,
+                         const Tensor& positives, const Tensor& negatives) {
+  check_mf_tensors(user, item, users, positives, negatives);
+  MfInputs<S, C> in = mf_table_inputs<S, C>(user, item, bias);
   in.users = data<int64_t>(users), in.positives = data<int64_t>(positives), in.negatives = data<int64_t>(negatives);
   in.num_positives = positives.dim() == 2 ? positives.size(1) : 1;
   in.num_negatives = negatives.dim() == 2 ? negatives.size(1) : 1;

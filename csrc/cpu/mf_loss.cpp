@@ -234,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
       }
       std::vector<int64_t> cuts;
       const int64_t width = by_user ? items : 1;
-      groups.cut(std::max<int64_t>(1, kSerialWords / std::max<int64_t>(1, dim * width)), &cuts);
+      cut_segments(groups.segments(), std::max<int64_t>(1, kSerialWords / std::max<int64_t>(1, dim * width)), &cuts);
       for_each_block(static_cast<int64_t>(cuts.size()) - 1, 1, [&](int64_t run) {
         int64_t longest = 0;
         for (int64_t s = cuts[run]; s < cuts[run + 1]; ++s)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 
 #include "torch_stable.h"
 
@@ -33,5 +34,31 @@ inline void share_blocks(int64_t blocks, const F& work) {
   const int64_t threads = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   for_each_block(threads, 1, [&](int64_t) { work(next); });
 }
+
+// The first exception of what threads do: it must not leave a parallel region, which goes through C.
+class Failure {
+ public:
+  // Runs f(); false if it failed, or anything guarded before.
+  template <class F>
+  bool guard(const F& f) {
+    if (failed_.load(std::memory_order_relaxed)) return false;
+    try {
+      f();
+      return true;
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+      return false;
+    }
+  }
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  // To be called after the region.
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
 
 }  // namespace zx::cpu

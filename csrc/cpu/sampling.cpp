@@ -2,9 +2,10 @@
 // 128 samples at a time: the random bits in SIMD lanes, membership by one load from the row filter, and only the
 // samples that a filter leaves open by a search in the row. The samples that were refused go on together to their next
 // try.
+#include "cpu/sampling.h"
+
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -12,7 +13,6 @@
 #include "cpu/parallel.h"
 #include "cpu/philox_lanes.h"
 #include "cpu/simd.h"
-#include "torch_stable.h"
 
 namespace zx::cpu {
 namespace {
@@ -196,12 +196,12 @@ struct NegativeLanes {
   }
 };
 
-// Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or INT64_MAX.
+// Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or kNoneFailed.
 template <class Items, class Index>
 struct NegativeRows {
   ZX_HD static int64_t run(const NegativeProblem<Items, Index>* problem, int64_t begin, int64_t end) {
     const NegativeProblem<Items, Index>& p = *problem;
-    int64_t failed = std::numeric_limits<int64_t>::max();
+    int64_t failed = kNoneFailed;
     for (int64_t row = begin; row < end; row += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
       const int64_t* users = p.users + row;
@@ -261,22 +261,6 @@ struct NegativeRows {
   }
 };
 
-template <class Items, class Index>
-int64_t run_negatives(const NegativeProblem<Items, Index>& problem, int64_t rows) {
-  std::atomic<int64_t> failed{std::numeric_limits<int64_t>::max()};
-  const int64_t rows_per_task =
-      std::max<int64_t>(kLanes, kRowsPerTask / std::max<int64_t>(problem.k, 1) / kLanes * kLanes);
-  for_each_block((rows + rows_per_task - 1) / rows_per_task, 1, [&](int64_t task) {
-    const int64_t begin = task * rows_per_task, end = std::min(rows, begin + rows_per_task);
-    const int64_t row = simd<NegativeRows<Items, Index>>(&problem, begin, end);
-    int64_t seen = failed.load();
-    while (row < seen && !failed.compare_exchange_weak(seen, row)) {
-    }
-  });
-  const int64_t row = failed.load();
-  return row == std::numeric_limits<int64_t>::max() ? -1 : row;
-}
-
 // Seed, epoch and first sample number from a tensor that holds them.
 void read_key(const Tensor& key, int64_t& seed, int64_t& epoch, int64_t& first) {
   ZX_CHECK(key.dim() == 1 && key.size(0) == 3 && key.scalar_type() == ScalarType::Long && key.is_contiguous(),
@@ -293,6 +277,35 @@ int64_t table_bits(const Tensor& table) {
 
 }  // namespace
 
+DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
+                             const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
+                             int64_t k, int64_t seed, int64_t epoch, bool replacement) {
+  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long,
+           "indptr must be an int64 vector");
+  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536]");
+  ZX_CHECK(num_items > 0, "num_items must be positive");
+  return dispatch_index(indices.scalar_type(), [&](auto index) {
+    using Index = decltype(index);
+    const auto drawer = [&](auto items) -> DrawNegatives {
+      NegativeProblem<decltype(items), Index> p{};
+      p.items = items, p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
+      p.num_users = indptr.size(0) - 1, p.k = k, p.replacement = replacement;
+      p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices), p.filter = data_or_null<uint16_t>(filter);
+      return [p](int64_t first, int64_t rows, const int64_t* users, int64_t* out) {
+        auto task = p;
+        task.offset = first, task.users = users, task.out = out;
+        return simd<NegativeRows<decltype(items), Index>>(
+            static_cast<const NegativeProblem<decltype(items), Index>*>(&task), int64_t{0}, rows);
+      };
+    };
+    if (slots)
+      return drawer(
+          AliasItems{num_items, data<uint64_t>(*slots), static_cast<int>(table_bits(*slots)), data<int64_t>(*masses)});
+    if (masses) return drawer(CandidateItems{num_items, data<int64_t>(*masses), masses->size(0)});
+    return drawer(UniformItems{num_items});
+  });
+}
+
 std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
                                             std::optional<Tensor> filter, std::optional<Tensor> slots,
                                             std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
@@ -301,29 +314,23 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
   if (key) read_key(*key, seed, epoch, offset);
   ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
            "users must be a contiguous int64 vector");
-  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long,
-           "indptr must be an int64 vector");
-  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536]");
-  ZX_CHECK(num_items > 0, "num_items must be positive");
+  const DrawNegatives draw =
+      draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement);
   const int64_t rows = users.size(0);
   Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
-  *data<int64_t>(failed) = dispatch_index(indices.scalar_type(), [&](auto index) {
-    using Index = decltype(index);
-    const auto run = [&](auto items) {
-      return run_negatives(
-          NegativeProblem<decltype(items), Index>{
-              items, make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)), indptr.size(0) - 1, k, offset,
-              replacement, data<int64_t>(users), data<int64_t>(indptr), data<Index>(indices),
-              filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out)},
-          rows);
-    };
-    if (slots)
-      return run(
-          AliasItems{num_items, data<uint64_t>(*slots), static_cast<int>(table_bits(*slots)), data<int64_t>(*masses)});
-    if (masses) return run(CandidateItems{num_items, data<int64_t>(*masses), masses->size(0)});
-    return run(UniformItems{num_items});
+  std::atomic<int64_t> first_failed{kNoneFailed};
+  const int64_t rows_per_task = std::max<int64_t>(kLanes, kRowsPerTask / std::max<int64_t>(k, 1) / kLanes * kLanes);
+  for_each_block((rows + rows_per_task - 1) / rows_per_task, 1, [&](int64_t task) {
+    const int64_t begin = task * rows_per_task, n = std::min(rows - begin, rows_per_task);
+    const int64_t row = draw(offset + begin, n, data<int64_t>(users) + begin, data<int64_t>(out) + begin * k);
+    if (row == kNoneFailed) return;
+    int64_t seen = first_failed.load();
+    while (begin + row < seen && !first_failed.compare_exchange_weak(seen, begin + row)) {
+    }
   });
+  const int64_t row = first_failed.load();
+  *data<int64_t>(failed) = row == kNoneFailed ? -1 : row;
   return {out, failed};
 }
 
@@ -515,25 +522,18 @@ struct PositiveRows {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
-                                            int64_t hint_shift, std::optional<Tensor> gaps,
-                                            std::optional<Tensor> active, int64_t order, int64_t kept, int64_t total,
-                                            int64_t begin, int64_t rows, int64_t positives, int64_t seed, int64_t epoch,
-                                            std::optional<Tensor> key) {
-  if (key) read_key(*key, seed, epoch, begin);
+DrawPositives draw_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint, int64_t hint_shift,
+                             const std::optional<Tensor>& gaps, const std::optional<Tensor>& active, int64_t order,
+                             int64_t kept, int64_t total, int64_t positives, int64_t seed, int64_t epoch) {
   ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
-  ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
   ZX_CHECK(hint.scalar_type() == ScalarType::Long && indptr.scalar_type() == ScalarType::Long,
            "indptr and hint must be int64 vectors");
-  Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
-  Tensor items =
-      positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long) : new_tensor(indptr, {rows}, ScalarType::Long);
-  dispatch_index(indices.scalar_type(), [&](auto index) {
+  return dispatch_index(indices.scalar_type(), [&](auto index) -> DrawPositives {
     using Index = decltype(index);
     PositiveProblem<Index> p{};
     p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
     p.order = static_cast<Order>(order);
-    p.num_users = indptr.size(0) - 1, p.offset = begin, p.positives = positives, p.kept = kept;
+    p.num_users = indptr.size(0) - 1, p.positives = positives, p.kept = kept;
     p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
     p.hint = data<int64_t>(hint), p.hint_size = hint.size(0), p.shift = static_cast<int>(hint_shift);
     if (gaps) {
@@ -542,10 +542,30 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
     }
     if (active) p.active = data<int64_t>(*active), p.num_active = active->size(0);
     make_permutation(p.key, static_cast<uint64_t>(total), p.permutation);
-    p.out_users = data<int64_t>(users), p.out_positives = data<int64_t>(items);
-    for_each_block((rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
-      simd<PositiveRows<Index>>(&p, task * kRowsPerTask, std::min(rows, (task + 1) * kRowsPerTask));
-    });
+    return [p, total](int64_t first, int64_t rows, int64_t* users, int64_t* items) {
+      ZX_CHECK(first >= 0 && rows >= 0 && first + rows <= total, "the samples must lie within the epoch");
+      PositiveProblem<Index> task = p;
+      task.offset = first, task.out_users = users, task.out_positives = items;
+      simd<PositiveRows<Index>>(static_cast<const PositiveProblem<Index>*>(&task), int64_t{0}, rows);
+    };
+  });
+}
+
+std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
+                                            int64_t hint_shift, std::optional<Tensor> gaps,
+                                            std::optional<Tensor> active, int64_t order, int64_t kept, int64_t total,
+                                            int64_t begin, int64_t rows, int64_t positives, int64_t seed, int64_t epoch,
+                                            std::optional<Tensor> key) {
+  if (key) read_key(*key, seed, epoch, begin);
+  const DrawPositives draw =
+      draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives, seed, epoch);
+  ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
+  Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
+  Tensor items =
+      positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long) : new_tensor(indptr, {rows}, ScalarType::Long);
+  for_each_block((rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
+    const int64_t first = task * kRowsPerTask, n = std::min(rows - first, kRowsPerTask);
+    draw(begin + first, n, data<int64_t>(users) + first, data<int64_t>(items) + first * positives);
   });
   return {users, items};
 }

@@ -17,6 +17,18 @@ struct Segment {
   int64_t row, begin, end;
 };
 
+// Cuts groups into runs [cuts[i], cuts[i + 1]) of at least `least` positions each, the last one excepted: what one
+// thread does at a time, and independent of their number.
+inline void cut_segments(const std::vector<Segment>& segments, int64_t least, std::vector<int64_t>* cuts) {
+  cuts->assign(1, 0);
+  int64_t begin = 0;
+  for (size_t s = 0; s < segments.size(); ++s)
+    if (segments[s].end - begin >= least || s + 1 == segments.size()) {
+      cuts->push_back(static_cast<int64_t>(s) + 1);
+      begin = segments[s].end;
+    }
+}
+
 class RowGroups {
  public:
   // Groups positions 0 .. n-1 by row_of(position), each in [0, rows), rows ascending; rows and n below 2^32. Buffers
@@ -44,17 +56,8 @@ class RowGroups {
   const std::vector<uint32_t>& order() const { return order_; }
   const std::vector<Segment>& segments() const { return segments_; }
 
-  // Cuts the segments into runs [cuts[i], cuts[i + 1]) of at least `least` positions each, the last one excepted: what
-  // one thread does at a time, and independent of their number.
-  void cut(int64_t least, std::vector<int64_t>* cuts) const {
-    cuts->assign(1, 0);
-    int64_t begin = 0;
-    for (size_t s = 0; s < segments_.size(); ++s)
-      if (segments_[s].end - begin >= least || s + 1 == segments_.size()) {
-        cuts->push_back(static_cast<int64_t>(s) + 1);
-        begin = segments_[s].end;
-      }
-  }
+  // Hands the groups over for a vector that is no longer needed.
+  void exchange(std::vector<Segment>& segments) { segments_.swap(segments); }
 
  private:
   // One counter a row: no digits, no pairs to move.

@@ -1,0 +1,29 @@
+// Samples for other kernels of the CPU, as the sampling ops draw them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <optional>
+
+#include "torch_stable.h"
+
+namespace zx::cpu {
+
+constexpr int64_t kNoneFailed = std::numeric_limits<int64_t>::max();
+
+// Write samples number first .. first + rows: their users [rows] and positives [rows, 1 or 2], and the negatives
+// [rows, k] of given users. Negatives return the first row whose user is out of range or lacks them, or kNoneFailed.
+// Threads may draw at the same time; the tensors must live as long as the functions.
+using DrawPositives = std::function<void(int64_t first, int64_t rows, int64_t* users, int64_t* items)>;
+using DrawNegatives = std::function<int64_t(int64_t first, int64_t rows, const int64_t* users, int64_t* items)>;
+
+// (Arguments: as those of sample_positives and sample_negatives in csrc/library.cpp.)
+DrawPositives draw_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint, int64_t hint_shift,
+                             const std::optional<Tensor>& gaps, const std::optional<Tensor>& active, int64_t order,
+                             int64_t kept, int64_t total, int64_t positives, int64_t seed, int64_t epoch);
+DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
+                             const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
+                             int64_t k, int64_t seed, int64_t epoch, bool replacement);
+
+}  // namespace zx::cpu
