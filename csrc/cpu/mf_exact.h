@@ -191,7 +191,7 @@ class ExactTrainer {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     const int64_t threads = torch::stable::get_num_threads();
     const bool small = (user_.rows + item_.rows) * item_.dim <= kSmallTables;
-    alone_ = batch_size * all.items() * item_.dim * threads < 2 * kSharedWords * (small ? 2 : 1);
+    alone_ = batch_size * all.items() * item_.dim * threads < 2 * kSharedWords * (small ? 3 : 1);
     const bool ahead = alone_ && threads > 1 && steps >= kDeferredSteps;  // (else Adam may sweep, by all threads)
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, (ahead ? kUnit : kDrawnAtOnce) / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps, slots = ahead ? std::min(units, kUnitsAhead) : 1;
