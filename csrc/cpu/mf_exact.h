@@ -351,7 +351,7 @@ class ExactTrainer {
     for_runs(batch.by_user, kTaskScores / items, [&](int64_t from, int64_t to) {
       const Segment* segments = batch.by_user.data();
       const int64_t last = segments[to - 1].end;
-      Buffers buffers;
+      static thread_local Buffers buffers;  // (allocations would be a few hundredths of a small batch's time)
       buffers.reserve(block, in.num_positives, k);
       int64_t segment = from;
       double total = 0;
@@ -428,8 +428,10 @@ class ExactTrainer {
     const int64_t block = std::max<int64_t>(1, kEntryWords / std::max<int64_t>(1, dim));
     for_runs(batch.by_item, kTaskScores, [&](int64_t from, int64_t to) {
       const int64_t begin = segments[from].begin, last = segments[to - 1].end;
-      std::vector<float> factor(static_cast<size_t>(2 * block)), sum(static_cast<size_t>(dim));
-      std::vector<const float*> rows(static_cast<size_t>(2 * block));
+      static thread_local std::vector<float> factor, sum;
+      static thread_local std::vector<const float*> rows;
+      factor.resize(static_cast<size_t>(2 * block)), sum.resize(static_cast<size_t>(dim));
+      rows.resize(static_cast<size_t>(2 * block));
       // Two halves take turns: the rows of one are on their way while those of the other are summed.
       const auto fetch = [&](int64_t first, int64_t half) {
         simd<EntryRows>(static_cast<const float*>(user_.values), dim,
