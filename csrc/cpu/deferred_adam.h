@@ -155,7 +155,7 @@ class DeferredAdam {
   void catch_up(int64_t count, bool alone, const F& row) {
     const int64_t piece = std::max<int64_t>(1, kPieceWords / std::max<int64_t>(1, dim_));
     const int64_t pieces = (count + piece - 1) / piece;
-    for_each_block(pieces, alone ? pieces : 1, [&](int64_t block) {
+    deal_blocks(pieces, alone ? pieces : 1, [&](int64_t block) {
       const int64_t end = std::min(count, (block + 1) * piece);
       for (int64_t i = block * piece; i < end; ++i) {
         if (i + 2 * kAhead < end) __builtin_prefetch(&seen_[row(i + 2 * kAhead)], 1);
@@ -186,7 +186,7 @@ class DeferredAdam {
   // Brings all rows up to the steps done.
   void finish() {
     const int64_t piece = std::max<int64_t>(1, kPieceWords / std::max<int64_t>(1, dim_));
-    for_each_block((rows_ + piece - 1) / piece, 1, [&](int64_t block) {
+    deal_blocks((rows_ + piece - 1) / piece, 1, [&](int64_t block) {
       for (int64_t r = block * piece; r < std::min(rows_, (block + 1) * piece); ++r) settle(r, seen_[r]);
     });
   }

@@ -336,8 +336,8 @@ class ExactTrainer {
     cut_segments(groups, std::max<int64_t>(1, positions), &own_.cuts);
     const int64_t runs = static_cast<int64_t>(own_.cuts.size()) - 1;
     own_.sums.assign(static_cast<size_t>(std::max<int64_t>(0, runs)), 0.0);
-    for_each_block(runs, alone_ ? runs : 1,
-                   [&](int64_t run) { own_.sums[run] = pass(own_.cuts[run], own_.cuts[run + 1]); });
+    deal_blocks(runs, alone_ ? runs : 1,
+                [&](int64_t run) { own_.sums[run] = pass(own_.cuts[run], own_.cuts[run + 1]); });
   }
 
   double pass_users(const Grouped& in, const ExactBatch& batch, float scale, float decay) {

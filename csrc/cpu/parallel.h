@@ -35,6 +35,19 @@ inline void share_blocks(int64_t blocks, const F& work) {
   for_each_block(threads, 1, [&](int64_t) { work(next); });
 }
 
+// The same as for_each_block, but a thread that is done with a block takes the next: for blocks of some microseconds
+// and more. Processors are seldom equally fast, with other work beside them, or cores of two kinds.
+template <class F>
+inline void deal_blocks(int64_t blocks, int64_t grain, const F& f) {
+  if (blocks <= grain) {
+    for (int64_t b = 0; b < blocks; ++b) f(b);
+    return;
+  }
+  share_blocks(blocks, [&](const auto& next) {
+    for (int64_t b = next(); b >= 0; b = next()) f(b);
+  });
+}
+
 // The first exception of what threads do: it must not leave a parallel region, which goes through C.
 class Failure {
  public:

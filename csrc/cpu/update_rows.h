@@ -44,7 +44,7 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
   const UpdateRule* r = &rule;
   const auto at = [&](float* base, int64_t row) { return base == nullptr ? base : base + row * dim; };
   if constexpr (kKind == Optimizer::kAdam) {
-    for_each_block((table + piece - 1) / piece, alone ? kSweepAlone : 1, [&](int64_t block) {
+    deal_blocks((table + piece - 1) / piece, alone ? kSweepAlone : 1, [&](int64_t block) {
       const int64_t end = std::min(table, (block + 1) * piece);
       int64_t row = block * piece;
       int64_t s = std::lower_bound(rows, rows + count, row) - rows;
@@ -60,10 +60,11 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
       }
     });
   } else {
-    const int64_t blocks = (count + piece - 1) / piece;
-    for_each_block(blocks, alone ? blocks : 1, [&](int64_t block) {
-      const int64_t end = std::min(count, (block + 1) * piece);
-      for (int64_t s = block * piece; s < end; ++s) {
+    constexpr int64_t kPart = 4;  // of a piece: here are fewer rows, and each comes from memory by itself
+    const int64_t few = std::max<int64_t>(1, piece / kPart), blocks = (count + few - 1) / few;
+    deal_blocks(blocks, alone ? blocks : 1, [&](int64_t block) {
+      const int64_t end = std::min(count, (block + 1) * few);
+      for (int64_t s = block * few; s < end; ++s) {
         if (s + kRowsAhead < end) prefetch_row<true>(at(p, rows[s + kRowsAhead]), dim);
         simd<UpdateRow<kKind>>(r, g + s * dim, at(p, rows[s]), at(m, rows[s]), at(v, rows[s]), dim);
       }
