@@ -186,7 +186,7 @@ class DeferredAdam {
   // Brings all rows up to the steps done.
   void finish() {
     const int64_t piece = std::max<int64_t>(1, kPieceWords / std::max<int64_t>(1, dim_));
-    deal_blocks((rows_ + piece - 1) / piece, 1, [&](int64_t block) {
+    for_each_block((rows_ + piece - 1) / piece, 1, [&](int64_t block) {
       for (int64_t r = block * piece; r < std::min(rows_, (block + 1) * piece); ++r) settle(r, seen_[r]);
     });
   }
