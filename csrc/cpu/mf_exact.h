@@ -7,8 +7,8 @@
 // were, are updated last. Dense Adam moves every row in every step; where a batch touches few of them, deferred_adam.h
 // has the others wait.
 //
-// Threads share the passes over large batches. Of small ones a thread does all passes, and others draw and group the
-// samples of the next ones meanwhile: what needs no table.
+// One thread goes from batch to batch. The others draw and group the samples of the next ones, which needs no table,
+// and help with the passes where batches are large enough for that.
 #pragma once
 
 #include "cpu/mf_samples.h"
@@ -21,14 +21,15 @@ namespace zx::cpu {
 
 constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are scored at a time: an L1 cache full
 constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as many more are on their way
-constexpr int64_t kTaskScores = 1024;    // scores below which a second thread costs more than it saves
-// Numbers in the item rows of a batch below which two threads do better if one of them trains on it and the other makes
-// the next ones ready: threads that share a batch meet four times a step and fetch rows from each other's caches.
-// Tables of which a core's cache holds a good part gain more. The more threads, the more they gain by sharing.
-constexpr int64_t kSharedWords = int64_t{1} << 18, kSmallTables = int64_t{1} << 20;
-// Samples that are made ready together, how many such units may wait, and the threads that are enough for all that.
-constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPipelineThreads = 3;
-constexpr int64_t kDrawnAtOnce = 32768;  // samples that are drawn together where threads share batches
+constexpr int64_t kTaskScores = 512;     // scores that one thread takes at a time
+// Numbers in the item rows of a batch below which a thread trains on it alone: rows come slowly from another core's
+// cache.
+constexpr int64_t kAloneWords = int64_t{1} << 17;
+// Samples of a batch up to which others make the next ones ready meanwhile; how many are made ready together, how many
+// such units may wait (two at least) with how many samples in all, and the threads that are enough for that.
+constexpr int64_t kAheadSamples = int64_t{1} << 16;
+constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPreparers = 2;
+constexpr int64_t kDrawnAtOnce = 32768;  // samples that are drawn together where nothing is made ready ahead
 // Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
 // step touches at most one row in so many; else it sweeps.
 constexpr int64_t kDeferredSteps = 4, kDeferredShare = 3;
@@ -190,12 +191,14 @@ class ExactTrainer {
   void run(const MfSamples& all, int64_t batch_size, double* losses) {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     const int64_t threads = torch::stable::get_num_threads();
-    const bool small = (user_.rows + item_.rows) * item_.dim <= kSmallTables;
-    alone_ = batch_size * all.items() * item_.dim * threads < 2 * kSharedWords * (small ? 3 : 1);
-    const bool ahead = alone_ && threads > 1 && steps >= kDeferredSteps;  // (else Adam may sweep, by all threads)
+    const bool ahead = threads > 1 && batch_size <= kAheadSamples;
+    alone_ = batch_size * all.items() * item_.dim < kAloneWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, (ahead ? kUnit : kDrawnAtOnce) / batch_size));
-    const int64_t units = (steps + unit_steps - 1) / unit_steps, slots = ahead ? std::min(units, kUnitsAhead) : 1;
-    const int64_t workers = ahead ? std::min(threads, kPipelineThreads) : 1;
+    const int64_t units = (steps + unit_steps - 1) / unit_steps;
+    const int64_t waiting = std::clamp<int64_t>(kAheadSamples / (unit_steps * batch_size), 2, kUnitsAhead);
+    const int64_t slots = ahead ? std::min(units, waiting) : 1;
+    const int64_t helpers = kPreparers + (alone_ ? 0 : batch_size * all.items() / kTaskScores);
+    const int64_t workers = ahead ? std::min(threads, 1 + helpers) : 1;
     if (static_cast<int64_t>(own_.units.size()) < slots) own_.units.resize(static_cast<size_t>(slots));
     if (static_cast<int64_t>(own_.groups.size()) < workers) own_.groups.resize(static_cast<size_t>(workers));
     const auto read = [&](int64_t first_step, int64_t last_step, ExactUnit& unit) {
@@ -243,7 +246,7 @@ class ExactTrainer {
  private:
   void prepare(const Inputs& in, int64_t samples, BatchGroups& groups, ExactBatch& batch) const {
     batch.samples = samples;
-    for_each_block(2, alone_ ? 2 : 1, [&](int64_t side) {
+    deal_blocks(2, alone_ ? 2 : 1, [&](int64_t side) {
       if (side == 0) group_by_user(in, samples, groups.by_user, batch);
       if (side == 1 && items_wanted()) group_by_item(in, samples, groups.by_item, batch);
     });

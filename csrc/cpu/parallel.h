@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <thread>
+#include <utility>
 
 #include "torch_stable.h"
 
@@ -35,19 +37,6 @@ inline void share_blocks(int64_t blocks, const F& work) {
   for_each_block(threads, 1, [&](int64_t) { work(next); });
 }
 
-// The same as for_each_block, but a thread that is done with a block takes the next: for blocks of some microseconds
-// and more. Processors are seldom equally fast, with other work beside them, or cores of two kinds.
-template <class F>
-inline void deal_blocks(int64_t blocks, int64_t grain, const F& f) {
-  if (blocks <= grain) {
-    for (int64_t b = 0; b < blocks; ++b) f(b);
-    return;
-  }
-  share_blocks(blocks, [&](const auto& next) {
-    for (int64_t b = next(); b >= 0; b = next()) f(b);
-  });
-}
-
 // The first exception of what threads do: it must not leave a parallel region, which goes through C.
 class Failure {
  public:
@@ -73,5 +62,92 @@ class Failure {
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 };
+
+// The loop of a thread that waits for others: a little at full speed, then it leaves the processor to whoever wants it.
+class Patience {
+ public:
+  void wait() {
+    if (++turns_ < kSpins) {
+#if defined(__x86_64__) && defined(__GNUC__)
+      __builtin_ia32_pause();
+#endif
+    } else {
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 256;
+  int turns_ = 0;
+};
+
+// Threads of one parallel region, of which one, the leader, has blocks of work that the others help with when they have
+// nothing else to do.
+class Team {
+ public:
+  // The team that the calling thread leads, or null.
+  static Team*& led() {
+    static thread_local Team* team = nullptr;
+    return team;
+  }
+
+  // For the leader: calls f(block) for every block, with whatever help there is.
+  template <class F>
+  void deal(int64_t blocks, const F& f) {
+    const int64_t each = (blocks + kParts - 1) / kParts, parts = (blocks + each - 1) / each;
+    const auto part = [&](int64_t p) {
+      for (int64_t b = p * each; b < std::min(blocks, (p + 1) * each); ++b) f(b);
+    };
+    context_ = &part;
+    work_ = [](const void* context, int64_t p) { (*static_cast<const decltype(part)*>(context))(p); };
+    done_.store(0, std::memory_order_relaxed);
+    ticket_.store(++jobs_ << 2 * kBits | static_cast<uint64_t>(parts) << kBits, std::memory_order_release);
+    while (help()) {
+    }
+    for (Patience patience; done_.load(std::memory_order_acquire) != parts;) patience.wait();
+    failure_.rethrow();
+  }
+
+  // Does one block, if one is left that nobody has taken.
+  bool help() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    do {
+      if ((ticket & kMost) == (ticket >> kBits & kMost)) return false;
+    } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    // (Now the job cannot end before this block does.)
+    Team* const led = std::exchange(Team::led(), nullptr);  // what a block does is not dealt again
+    failure_.guard([&] { work_(context_, static_cast<int64_t>(ticket & kMost)); });
+    Team::led() = led;
+    done_.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  static constexpr int kBits = 20;
+  static constexpr uint64_t kMost = (uint64_t{1} << kBits) - 1;
+  static constexpr int64_t kParts = static_cast<int64_t>(kMost);
+  // Number of the job, how many blocks it has, and how many of them are taken: in one word, so that a block is never
+  // taken from a job that is over.
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int64_t> done_{0};
+  uint64_t jobs_ = 0;
+  const void* context_ = nullptr;
+  void (*work_)(const void*, int64_t) = nullptr;
+  Failure failure_;
+};
+
+// The same as for_each_block, but a thread that is done with a block takes the next: for blocks of some microseconds
+// and more. Processors are seldom equally fast, with other work beside them, or cores of two kinds.
+template <class F>
+inline void deal_blocks(int64_t blocks, int64_t grain, const F& f) {
+  if (blocks <= grain) {
+    for (int64_t b = 0; b < blocks; ++b) f(b);
+    return;
+  }
+  if (Team* team = Team::led()) return team->deal(blocks, f);
+  share_blocks(blocks, [&](const auto& next) {
+    for (int64_t b = next(); b >= 0; b = next()) f(b);
+  });
+}
 
 }  // namespace zx::cpu

@@ -2,35 +2,16 @@
 #pragma once
 
 #include <atomic>
-#include <thread>
 #include <vector>
 
 #include "cpu/parallel.h"
 
 namespace zx::cpu {
 
-// The loop of a thread that waits for others: a little at full speed, then it leaves the processor to whoever wants it.
-class Patience {
- public:
-  void wait() {
-    if (++turns_ < kSpins) {
-#if defined(__x86_64__) && defined(__GNUC__)
-      __builtin_ia32_pause();
-#endif
-    } else {
-      std::this_thread::yield();
-    }
-  }
-
- private:
-  static constexpr int kSpins = 256;
-  int turns_ = 0;
-};
-
 // Calls prepare(worker, unit, slot) for every unit in [0, units), in any thread and order, and after it finish(unit,
-// slot) for one unit after another, in one thread. At most `slots` units are under way: unit u has slot u % slots.
-// workers: how many threads at most; what they do, and so the results, do not depend on it. Where only one is to be
-// had it does both in turn.
+// slot) for one unit after another, in one thread, which leads the others: what it deals (deal_blocks) they help with
+// before they prepare anything. At most `slots` units are under way: unit u has slot u % slots. workers: how many
+// threads at most; what they do, and so the results, do not depend on it. Where only one is to be had it does all.
 template <class Prepare, class Finish>
 void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& prepare, const Finish& finish) {
   std::atomic<int64_t> claimed{0}, finished{0};
@@ -38,27 +19,31 @@ void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& 
   for (auto& unit : prepared) unit.store(0, std::memory_order_relaxed);
   std::atomic<bool> taken{false};
   Failure failure;
+  Team team;
   for_each_block(workers, 1, [&](int64_t worker) {
-    const bool finisher = !taken.exchange(true);
+    const bool leads = !taken.exchange(true);
+    if (leads) Team::led() = &team;
     Patience patience;
     while (!failure.failed()) {
       const int64_t done = finished.load(std::memory_order_acquire);
-      if (done == units) return;
-      if (finisher && prepared[static_cast<size_t>(done % slots)].load(std::memory_order_acquire) == done + 1) {
+      if (done == units) break;
+      if (leads && prepared[static_cast<size_t>(done % slots)].load(std::memory_order_acquire) == done + 1) {
         if (failure.guard([&] { finish(done, done % slots); })) finished.store(done + 1, std::memory_order_release);
         continue;
       }
       int64_t unit = claimed.load(std::memory_order_relaxed);
-      if (unit == units && !finisher) return;
-      if (unit < units && unit < done + slots && claimed.compare_exchange_strong(unit, unit + 1)) {
+      if (!leads && team.help()) {
+        patience = {};
+      } else if (unit < units && unit < done + slots && claimed.compare_exchange_strong(unit, unit + 1)) {
         const int64_t slot = unit % slots;
         if (failure.guard([&] { prepare(worker, unit, slot); }))
           prepared[static_cast<size_t>(slot)].store(unit + 1, std::memory_order_release);
         patience = {};
-        continue;
+      } else {
+        patience.wait();
       }
-      patience.wait();
     }
+    if (leads) Team::led() = nullptr;
   });
   failure.rethrow();
 }
