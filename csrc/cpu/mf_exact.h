@@ -21,8 +21,8 @@ namespace zx::cpu {
 
 constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are scored at a time: an L1 cache full
 constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as many more are on their way
-constexpr int64_t kTaskScores = 512;     // scores that one thread takes at a time
-// Numbers in the item rows of a batch below which a thread trains on it alone: rows come slowly from another core's
+constexpr int64_t kTaskScores = 1024;    // scores that one thread takes at a time
+// Numbers in the item rows of a batch up to which a thread trains on it alone: rows come slowly from another core's
 // cache.
 constexpr int64_t kAloneWords = int64_t{1} << 17;
 // Samples of a batch up to which others make the next ones ready meanwhile; how many are made ready together, how many
@@ -192,7 +192,7 @@ class ExactTrainer {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     const int64_t threads = torch::stable::get_num_threads();
     const bool ahead = threads > 1 && batch_size <= kAheadSamples;
-    alone_ = batch_size * all.items() * item_.dim < kAloneWords;
+    alone_ = batch_size * all.items() * item_.dim <= kAloneWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, (ahead ? kUnit : kDrawnAtOnce) / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps;
     const int64_t waiting = std::clamp<int64_t>(kAheadSamples / (unit_steps * batch_size), 2, kUnitsAhead);
@@ -361,7 +361,9 @@ class ExactTrainer {
       for (int64_t first = segments[from].begin; first < last; first += block) {
         const int64_t n = std::min(block, last - first);
         const uint32_t* unordered = nullptr;
-        simd<MfScores<float, float, false, uint32_t>>(&in, unordered, first, n, last - first, loss_.planes(), &buffers);
+        // (It fetches the next run's first rows as well: often this thread goes on with them.)
+        simd<MfScores<float, float, false, uint32_t>>(&in, unordered, first, n, batch.samples - first, loss_.planes(),
+                                                      &buffers);
         const float* unweighted = nullptr;
         total += loss_.evaluate(buffers, n, k, in.constants != nullptr, unweighted, scale, loss_.params);
         gather_coefficients(buffers, n, in.num_positives, k, loss_.planes());
