@@ -261,7 +261,7 @@ def test_samples_drawn_within_the_op_are_those_of_the_loader(name, number):
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
-@pytest.mark.parametrize("batch_size", [1, 7, 300, 5000])
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 5000, 1 << 60])
 def test_batches_of_any_size_are_drawn_within_the_op(batch_size, number):
     options = {"positives": 2, "negatives": 2, "draws": 3, "make": functools.partial(torch.optim.SGD, lr=0.01)}
     before, within = trained_both_ways(uneven(), "pos2neg2", number, batch_size, **options)

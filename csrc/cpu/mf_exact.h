@@ -25,9 +25,9 @@ constexpr int64_t kTaskScores = 1024;    // scores that one thread takes at a ti
 // Numbers in the item rows of a batch up to which a thread trains on it alone: rows come slowly from another core's
 // cache.
 constexpr int64_t kAloneWords = int64_t{1} << 17;
-// Samples of a batch up to which others make the next ones ready meanwhile; how many are made ready together, how many
-// such units may wait (two at least) with how many samples in all, and the threads that are enough for that.
-constexpr int64_t kAheadSamples = int64_t{1} << 16;
+// Scores of a batch up to which others make the next ones ready meanwhile; how many samples are made ready together,
+// how many such units may wait (two at least) with how many scores in all, and the threads that are enough for that.
+constexpr int64_t kAheadScores = int64_t{1} << 17;
 constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPreparers = 2;
 constexpr int64_t kDrawnAtOnce = 32768;  // samples that are drawn together where nothing is made ready ahead
 // Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
@@ -187,17 +187,19 @@ class ExactTrainer {
     tables_.num_positives = tables.num_positives, tables_.num_negatives = tables.num_negatives;
   }
 
-  // Trains on all samples, batch after batch; losses [steps]: of each batch, summed, or the mean.
+  // Trains on all samples, batch after batch (of at most as many as there are); losses [steps]: of each batch, summed,
+  // or the mean.
   void run(const MfSamples& all, int64_t batch_size, double* losses) {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
-    const int64_t threads = torch::stable::get_num_threads();
-    const bool ahead = threads > 1 && batch_size <= kAheadSamples;
-    alone_ = batch_size * all.items() * item_.dim <= kAloneWords;
+    if (samples == 0) return;
+    const int64_t threads = torch::stable::get_num_threads(), scores = batch_size * all.items();
+    const bool ahead = threads > 1 && scores <= kAheadScores;
+    alone_ = scores * item_.dim <= kAloneWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, (ahead ? kUnit : kDrawnAtOnce) / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps;
-    const int64_t waiting = std::clamp<int64_t>(kAheadSamples / (unit_steps * batch_size), 2, kUnitsAhead);
+    const int64_t waiting = std::clamp<int64_t>(kAheadScores / (unit_steps * scores), 2, kUnitsAhead);
     const int64_t slots = ahead ? std::min(units, waiting) : 1;
-    const int64_t helpers = kPreparers + (alone_ ? 0 : batch_size * all.items() / kTaskScores);
+    const int64_t helpers = kPreparers + (alone_ ? 0 : scores / kTaskScores);
     const int64_t workers = ahead ? std::min(threads, 1 + helpers) : 1;
     if (static_cast<int64_t>(own_.units.size()) < slots) own_.units.resize(static_cast<size_t>(slots));
     if (static_cast<int64_t>(own_.groups.size()) < workers) own_.groups.resize(static_cast<size_t>(workers));

@@ -68,13 +68,14 @@ Tensor train(Training t, int64_t num_positives, int64_t k, const F& samples_of) 
     *data<double>(losses) = hogwild(call, mean, static_cast<float>(t.l2), samples, user, item, bias);
     return losses;
   }
-  const int64_t steps = (samples.count() + t.batch_size - 1) / t.batch_size;
+  const int64_t batch_size = std::min(t.batch_size, std::max<int64_t>(1, samples.count()));
+  const int64_t steps = (samples.count() + batch_size - 1) / batch_size;
   Tensor losses = new_tensor(t.user_embedding, {steps}, ScalarType::Double);
   static thread_local ExactWorkspace workspace;
   DeferredAdam deferred[3];
   MfTable* tables[3] = {&user, &item, &bias};
   for (int i = 0; i < 3 && kind == Optimizer::kAdam; ++i) {
-    const int64_t touched = t.batch_size * (i == 0 ? 1 : in.items());
+    const int64_t touched = batch_size * (i == 0 ? 1 : in.items());
     if (defers(*tables[i], touched, steps)) {
       const MfTable& of = *tables[i];
       deferred[i].begin(of.values, of.first, of.second, of.rows, of.dim, of.lr, of.x, of.y, of.eps, of.step, steps);
@@ -82,7 +83,7 @@ Tensor train(Training t, int64_t num_positives, int64_t k, const F& samples_of) 
     }
   }
   ExactTrainer(in, call, kind, mean, t.l2, t.longest, user, item, bias, workspace)
-      .run(samples, t.batch_size, data<double>(losses));
+      .run(samples, batch_size, data<double>(losses));
   for (const MfTable* of : tables)
     if (of->deferred != nullptr) of->deferred->finish();
   if (workspace.bytes() > kKeptBytes) workspace = {};
