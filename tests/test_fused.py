@@ -281,6 +281,14 @@ def test_every_optimizer_with_samples_drawn_within_the_op(optimizer):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_batches_that_are_too_large_for_others_to_wait():
+    results = [trained_both_ways(uneven(200, 150), "zerosum", n, 100_000, draws=20) for n in (1, 2, 5)]
+    for other in (results[0][1], *results[1], *results[2]):
+        for a, b in zip(results[0][0], other, strict=True):
+            assert torch.isfinite(a).all()
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_hogwild_of_one_thread_draws_the_same_samples():
     sgd = functools.partial(torch.optim.SGD, lr=0.05)
     before, within = trained_both_ways(uneven(200, 150), "zerosum", 1, asynchronous=True, make=sgd)

@@ -567,27 +567,23 @@ class TripletLoader:
 
     def _between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples with the numbers [begin, end) of an epoch."""
-        numbers = (begin, end - begin, self.positives, self._signed_seed, epoch)
-        source = (*self._positives_source(), *numbers)
+        seed = self._signed_seed
+        source = (*self._positives_source(begin, end), seed, epoch)
         users, positives = _ops.sample_positives(*source)
-        negatives = self._strategy.draw(users, self.negatives, self._signed_seed, epoch, begin)[0]
+        negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
 
-    def _positives_source(self) -> tuple[Any, ...]:
+    def _positives_source(self, begin: int, end: int) -> tuple[Any, ...]:
+        """What the ops draw the positives of these samples from."""
         data = self.interactions
         matrix = (data.indptr, data.indices, _hint(data), _HINT_SHIFT, self._gaps, self._active)
-        return *matrix, self._order, self._kept, self._samples
+        return *matrix, self._order, self._kept, self._samples, begin, end - begin, self.positives
 
     def _source(self, begin: int, end: int, epoch: int) -> tuple[Any, ...]:
         """What ``_ops.mf_train`` needs to draw these samples by itself."""
-        samples, k = end - begin, self.negatives
-        numbers = (k, self._signed_seed, epoch, self._strategy.replacement)
-        return (
-            *self._positives_source(),
-            *(begin, samples, self.positives),
-            *self._strategy.source(samples * k),
-            *numbers,
-        )
+        strategy, k = self._strategy, self.negatives
+        negatives = (*strategy.source((end - begin) * k), k, self._signed_seed, epoch, strategy.replacement)
+        return *self._positives_source(begin, end), *negatives
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         start = self._step if self._resume else 0

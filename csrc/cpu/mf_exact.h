@@ -25,11 +25,11 @@ constexpr int64_t kTaskScores = 1024;    // scores that one thread takes at a ti
 // Numbers in the item rows of a batch up to which a thread trains on it alone: rows come slowly from another core's
 // cache.
 constexpr int64_t kAloneWords = int64_t{1} << 17;
-// Scores of a batch up to which others make the next ones ready meanwhile; how many samples are made ready together,
-// how many such units may wait (two at least) with how many scores in all, and the threads that are enough for that.
+// Scores of a batch up to which others make the next ones ready meanwhile (of larger ones too many numbers would wait);
+// how many samples are made ready together, how many such units may wait (two at least) with how many scores in all,
+// and the threads that are enough for that.
 constexpr int64_t kAheadScores = int64_t{1} << 17;
 constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPreparers = 2;
-constexpr int64_t kDrawnAtOnce = 32768;  // samples that are drawn together where nothing is made ready ahead
 // Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
 // step touches at most one row in so many; else it sweeps.
 constexpr int64_t kDeferredSteps = 4, kDeferredShare = 3;
@@ -193,56 +193,35 @@ class ExactTrainer {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     if (samples == 0) return;
     const int64_t threads = torch::stable::get_num_threads(), scores = batch_size * all.items();
-    const bool ahead = threads > 1 && scores <= kAheadScores;
     alone_ = scores * item_.dim <= kAloneWords;
-    const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, (ahead ? kUnit : kDrawnAtOnce) / batch_size));
+    const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, kUnit / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps;
     const int64_t waiting = std::clamp<int64_t>(kAheadScores / (unit_steps * scores), 2, kUnitsAhead);
-    const int64_t slots = ahead ? std::min(units, waiting) : 1;
-    const int64_t helpers = kPreparers + (alone_ ? 0 : scores / kTaskScores);
-    const int64_t workers = ahead ? std::min(threads, 1 + helpers) : 1;
+    const int64_t slots = threads > 1 && scores <= kAheadScores ? std::min(units, waiting) : 1;
+    const int64_t workers = std::min(threads, 1 + kPreparers + (alone_ ? 0 : scores / kTaskScores));
     if (static_cast<int64_t>(own_.units.size()) < slots) own_.units.resize(static_cast<size_t>(slots));
     if (static_cast<int64_t>(own_.groups.size()) < workers) own_.groups.resize(static_cast<size_t>(workers));
-    const auto read = [&](int64_t first_step, int64_t last_step, ExactUnit& unit) {
-      const int64_t first = first_step * batch_size;
-      return all.read(first, std::min(samples, last_step * batch_size) - first, unit.ids, !alone_);
-    };
-    const auto batch_of = [&](Inputs in, int64_t number, int64_t step, BatchGroups& groups, ExactBatch& batch) {
-      const int64_t first = number * batch_size;
-      in.users += first, in.positives += first * in.num_positives, in.negatives += first * in.num_negatives;
-      prepare(in, std::min(batch_size, samples - step * batch_size), groups, batch);
-    };
-    if (ahead) {
-      run_pipeline(
-          units, slots, workers,
-          [&](int64_t worker, int64_t u, int64_t slot) {
-            ExactUnit& unit = own_.units[static_cast<size_t>(slot)];
-            const int64_t first = u * unit_steps, last = std::min(steps, first + unit_steps);
-            const Inputs in = read(first, last, unit);
-            if (static_cast<int64_t>(unit.batches.size()) < last - first)
-              unit.batches.resize(static_cast<size_t>(last - first));
-            for (int64_t step = first; step < last; ++step)
-              batch_of(in, step - first, step, own_.groups[static_cast<size_t>(worker)],
-                       unit.batches[static_cast<size_t>(step - first)]);
-          },
-          [&](int64_t u, int64_t slot) {
-            const int64_t first = u * unit_steps, last = std::min(steps, first + unit_steps);
-            for (int64_t step = first; step < last; ++step)
-              losses[step] =
-                  train(own_.units[static_cast<size_t>(slot)].batches[static_cast<size_t>(step - first)], step);
-          });
-      return;
-    }
-    ExactUnit& unit = own_.units[0];
-    if (unit.batches.empty()) unit.batches.resize(1);
-    for (int64_t first = 0; first < steps; first += unit_steps) {
-      const int64_t last = std::min(steps, first + unit_steps);
-      const Inputs in = read(first, last, unit);
-      for (int64_t step = first; step < last; ++step) {
-        batch_of(in, step - first, step, own_.groups[0], unit.batches[0]);
-        losses[step] = train(unit.batches[0], step);
-      }
-    }
+    const auto last_step = [&](int64_t u) { return std::min(steps, (u + 1) * unit_steps); };
+    run_pipeline(
+        units, slots, workers,
+        [&](int64_t worker, int64_t u, int64_t slot) {
+          ExactUnit& unit = own_.units[static_cast<size_t>(slot)];
+          const int64_t first = u * unit_steps, begin = first * batch_size, count = last_step(u) - first;
+          Inputs in = all.read(begin, std::min(samples - begin, count * batch_size), unit.ids, !alone_);
+          if (static_cast<int64_t>(unit.batches.size()) < count) unit.batches.resize(static_cast<size_t>(count));
+          for (int64_t i = 0; i < count; ++i) {
+            prepare(in, std::min(batch_size, samples - (first + i) * batch_size),
+                    own_.groups[static_cast<size_t>(worker)], unit.batches[static_cast<size_t>(i)]);
+            in.users += batch_size, in.positives += batch_size * in.num_positives;
+            in.negatives += batch_size * in.num_negatives;
+          }
+        },
+        [&](int64_t u, int64_t slot) {
+          const std::vector<ExactBatch>& batches = own_.units[static_cast<size_t>(slot)].batches;
+          const int64_t first = u * unit_steps;
+          for (int64_t step = first; step < last_step(u); ++step)
+            losses[step] = train(batches[static_cast<size_t>(step - first)], step);
+        });
   }
 
  private:

@@ -38,12 +38,11 @@ class MfSamples {
   int64_t count() const { return count_; }
   int64_t items() const { return in_.items(); }
   int64_t num_negatives() const { return in_.num_negatives; }
-  bool drawn() const { return positives_ != nullptr; }
 
   // Samples [begin, begin + n) of all; `own` keeps the ids of drawn ones. together: by all threads.
   Inputs read(int64_t begin, int64_t n, DrawnIds& own, bool together) const {
     Inputs in = in_;
-    if (!drawn()) {
+    if (positives_ == nullptr) {
       in.users += begin, in.positives += begin * in.num_positives, in.negatives += begin * in.num_negatives;
       return in;
     }

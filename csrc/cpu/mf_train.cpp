@@ -21,9 +21,9 @@ struct Training {
   bool asynchronous;
 };
 
-// Trains on what samples(in) gives: `in` has the tables, and lacks ids.
+// Trains on samples_of(in), where `in`, which has the tables and perhaps ids, has got the constants as well.
 template <class F>
-Tensor train(Training t, int64_t num_positives, int64_t k, const F& samples_of) {
+Tensor train(Training t, Inputs in, const F& samples_of) {
   const Optimizer kind = checked_optimizer(t.optimizer);
   const Loss which = static_cast<Loss>(t.loss);
   const Reduction reduce = static_cast<Reduction>(t.reduction);
@@ -31,11 +31,9 @@ Tensor train(Training t, int64_t num_positives, int64_t k, const F& samples_of) 
   ZX_CHECK(t.batch_size > 0, "batch_size must be positive");
   const MfLossCall call{shape_of(which), mf_loss_function<float, float, true>(which),
                         Params<float>{static_cast<float>(t.a), static_cast<float>(t.b), static_cast<float>(t.c)}};
-  ZX_CHECK(
-      num_positives == (call.planes() ? 2 : 1) && (!call.planes() || k == 2) && (call.shape != Shape::kRow || k > 0),
-      "positives or negatives do not have the shape of this loss");
-  Inputs in = mf_table_inputs<float, float>(t.user_embedding, t.item_embedding, t.item_bias);
-  in.num_positives = num_positives, in.num_negatives = k;
+  ZX_CHECK(in.num_positives == (call.planes() ? 2 : 1) && (!call.planes() || in.num_negatives == 2) &&
+               (call.shape != Shape::kRow || in.num_negatives > 0),
+           "positives or negatives do not have the shape of this loss");
   if (t.constants) {
     ZX_CHECK(t.constants->scalar_type() == ScalarType::Float && t.constants->is_contiguous() &&
                  t.constants->dim() == 1 && t.constants->size(0) == t.item_embedding.size(0),
@@ -124,10 +122,7 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_b
                 reduction,
                 batch_size,
                 asynchronous},
-               ids.num_positives, ids.num_negatives, [&](Inputs in) {
-                 in.users = ids.users, in.positives = ids.positives, in.negatives = ids.negatives;
-                 return MfSamples(in, samples);
-               });
+               ids, [&](const Inputs& in) { return MfSamples(in, samples); });
 }
 
 Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bias, MaybeTensor user_first,
@@ -142,6 +137,8 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                         int64_t reduction, int64_t batch_size, bool asynchronous) {
   ZX_CHECK(begin >= 0 && samples >= 0 && begin + samples <= total, "the samples must lie within the epoch");
   ZX_CHECK(indptr.size(0) == excluded_indptr.size(0), "the matrices must have the same users");
+  Inputs tables = mf_table_inputs<float, float>(user_embedding, item_embedding, item_bias);
+  tables.num_positives = positives, tables.num_negatives = k;
   return train({user_embedding,
                 item_embedding,
                 item_bias,
@@ -163,7 +160,7 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                 reduction,
                 batch_size,
                 asynchronous},
-               positives, k, [&](const Inputs& in) {
+               tables, [&](const Inputs& in) {
                  return MfSamples(in, samples, begin, user_embedding.size(0), item_embedding.size(0),
                                   draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total,
                                                  positives, seed, epoch),

@@ -10,8 +10,9 @@ namespace zx::cpu {
 
 // Calls prepare(worker, unit, slot) for every unit in [0, units), in any thread and order, and after it finish(unit,
 // slot) for one unit after another, in one thread, which leads the others: what it deals (deal_blocks) they help with
-// before they prepare anything. At most `slots` units are under way: unit u has slot u % slots. workers: how many
-// threads at most; what they do, and so the results, do not depend on it. Where only one is to be had it does all.
+// before they prepare anything. At most `slots` units are under way: unit u has slot u % slots. With one slot there is
+// nothing to do ahead: the leader prepares too, and is helped with that. workers: how many threads at most; what they
+// do, and so the results, do not depend on it. Where only one is to be had it does all.
 template <class Prepare, class Finish>
 void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& prepare, const Finish& finish) {
   std::atomic<int64_t> claimed{0}, finished{0};
@@ -34,7 +35,8 @@ void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& 
       int64_t unit = claimed.load(std::memory_order_relaxed);
       if (!leads && team.help()) {
         patience = {};
-      } else if (unit < units && unit < done + slots && claimed.compare_exchange_strong(unit, unit + 1)) {
+      } else if ((leads || slots > 1) && unit < units && unit < done + slots &&
+                 claimed.compare_exchange_strong(unit, unit + 1)) {
         const int64_t slot = unit % slots;
         if (failure.guard([&] { prepare(worker, unit, slot); }))
           prepared[static_cast<size_t>(slot)].store(unit + 1, std::memory_order_release);
