@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 OUTPUT ?= runs/demo
 # In order of value; what has no data in $$ZEROSUM_EXT_DATA is skipped.
-EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-mf-leak ml-1m-mf-half-leak ml-1m-mf ml-1m-pd-leak ml-1m-frontier ml-1m-ncf-leak \
+EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-mf-leak ml-1m-mf-half-leak ml-1m-mf ml-1m-mf-sweeps-leak ml-1m-frontier ml-1m-ncf-leak \
   ml-1m-ngcf-leak ml-1m-lightgcn-leak ml-1m-released-ngcf-leak ml-1m-released-lightgcn-leak ciao-mf-leak ciao-mf lastfm-hetrec-mf amazon-beauty-mf gowalla-mf yelp2018-mf \
   gowalla-lightgcn-split-mf yelp2018-lightgcn-split-mf gowalla-lightgcn yelp2018-lightgcn goodreads-comics-mf)
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
