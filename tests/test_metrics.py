@@ -311,3 +311,12 @@ def test_bad_values(call, message):
 def test_bad_types(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_counts_of_a_matrix_are_those_of_its_interactions():
+    """A stored zero is no interaction, and one that is stored twice is one."""
+    unclean = sparse.csr_matrix((np.array([1, 1, 0, 1]), np.array([0, 0, 1, 2]), np.array([0, 3, 4])), shape=(2, 3))
+    plain = np.array([1, 0, 1])
+    assert m.popularity_counts(unclean).tolist() == plain.tolist()
+    u, i, s = [0, 0, 1, 1], [0, 1, 1, 2], [0.1, 0.2, 0.3, 0.1]
+    assert m.pri(u, i, s, unclean) == pytest.approx(m.pri(u, i, s, plain))

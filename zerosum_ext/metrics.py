@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from zerosum_ext.interactions import Interactions
+
 __all__ = [
     "aclt",
     "aplt",
@@ -115,7 +117,8 @@ def _same_length(**arrays: np.ndarray) -> None:
 def popularity_counts(popularity: Any) -> np.ndarray:
     """Interaction counts per item, float64 [num_items], from an array of counts or an interaction matrix."""
     if sparse.issparse(popularity):
-        popularity = popularity.tocsr().getnnz(axis=0)
+        # As everywhere: a pair counts once, a stored zero not at all.
+        popularity = Interactions.from_scipy(popularity).popularity
     elif hasattr(popularity, "popularity"):
         popularity = popularity.popularity
     counts = _numbers(popularity, "popularity")

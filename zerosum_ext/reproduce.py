@@ -54,6 +54,7 @@ the items, those of the others in the order of a random split, which is stood in
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import itertools
 import json
@@ -77,7 +78,7 @@ from zerosum_ext._checks import require_choice, require_positive_int
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.interactions import Interactions, Split
 from zerosum_ext.methods import MACR, Compensated, MethodParts
-from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, SplitRule, measure
+from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, SplitRule, environment, measure
 from zerosum_ext.sampling import sample_negatives
 from zerosum_ext.training import EpochEnd, fit
 
@@ -111,7 +112,7 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """A short name of everything that the cell's figures follow from."""
+        """A short name of all settings that the cell's figures follow from; versions of software are none."""
         return self._digest(self.method)
 
     @property
@@ -378,8 +379,8 @@ def _run_and_write(cell: Cell, folder: Path) -> None:
         "cpu_seconds": time.process_time() - start_cpu,
         "trained_here": measured.trained_here,
         "peak_memory_mb": _peak_memory_mb(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        **environment(),
     }
     if measured.scores is not None and cell.method.seed == cell.experiment.seeds[0]:
         np.savez_compressed((folder / cell.file).with_suffix(".npz"), scores=measured.scores.astype(np.float16))

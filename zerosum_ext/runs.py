@@ -780,7 +780,7 @@ def train(
         "methods": {name: asdict(m) for name, m in chosen.items()},
         "evaluation": {"k": list(cutoffs)},
         "interactions": _describe(interactions, parts),
-        "environment": _environment(),
+        "environment": environment(),
         "search": None if search is None else asdict(search),
     }
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read again
@@ -860,7 +860,8 @@ def _describe(data: Interactions, split: Split) -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Versions of what the figures of a run depend on, threads and instruction set."""
     info = build_info()
     versions = {name: info[name] for name in ("zerosum_ext", "python", "platform", "torch", "threads")}
     return {**versions, "numpy": np.__version__, "scipy": scipy.__version__, "isa": info.get("isa")}
