@@ -30,7 +30,6 @@ def _keeps_derivatives(scores: Tensor, reduction: str) -> bool:
     return reduction != "none" and scores.device.type not in _RECOMPUTED and scores.dtype is not torch.float16
 
 
-
 # loss, a, b, c, reduction
 PairArgs = tuple[str, float, float, float, str]
 # loss, a, b, c, l2, reduction
@@ -235,11 +234,12 @@ class _CustomLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # Differentiable as long as the user's derivative is made of differentiable operations.
         pos, neg = ctx.saved_tensors
-        derivatives = ctx.derivative(pos, neg)
-        if not isinstance(derivatives, (tuple, list)) or [_shape_of(d, pos) for d in derivatives] != [pos.shape] * 2:
-            got = [describe(d) for d in derivatives] if isinstance(derivatives, (tuple, list)) else describe(derivatives)
+        returned = ctx.derivative(pos, neg)
+        derivatives = returned if isinstance(returned, (tuple, list)) else (returned,)
+        if [_shape_of(d, pos) for d in derivatives] != [pos.shape] * 2:
             raise ValueError(
-                f"derivative: expected a function that returns two tensors of shape {tuple(pos.shape)}, got {got}"
+                f"derivative: expected a function that returns two tensors of shape {tuple(pos.shape)}, got "
+                + ", ".join(map(describe, derivatives))
             )
         d_pos, d_neg = derivatives
         return grad_output * d_pos, grad_output * d_neg, None, None
@@ -253,9 +253,7 @@ def _shape_of(derivative: Any, scores: Tensor) -> torch.Size | None:
 
 
 # Whether backward was called with retain_graph=True; AOTAutograd asks this, for the same reason.
-_graph_is_kept: Callable[[], bool] = getattr(
-    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
-)
+_graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) -> Tensor:
@@ -266,8 +264,8 @@ def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) 
 
 
 def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
-    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1. What is handed out may
-    # be changed in place, so not where the graph, and with it the derivatives, will be used again.
+    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1. What is handed out
+    # may be changed in place, so not where the graph, and with it the derivatives, will be used again.
     if (
         grad_output.is_cpu
         and not torch.compiler.is_compiling()

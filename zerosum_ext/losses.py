@@ -171,8 +171,8 @@ def _row_loss(
     x_pos = x_neg = None
     if aux_pos[1] is not None:
         x_pos = _sample_tensor(aux_pos[0], aux_pos[1], pos, pos, pos.shape)
-    if aux_neg[1] is not None:
-        name, x = aux_neg
+    name, x = aux_neg
+    if x is not None:
         require_tensor(name, x)
         if x.dim() == 1:  # one negative a row, or the same K in all rows
             x = x.unsqueeze(1) if neg.shape[1] == 1 else x.expand(neg.shape[0], -1)
