@@ -87,6 +87,18 @@ def constants(loss, shape, dtype):
     return uniform(shape[:1], dtype, 3), uniform(shape, dtype, 4)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("loss", ROW)
+def test_a_negative_of_minus_infinity_is_masked(kernels, loss, dtype):
+    pos, neg = normal(3, dtype, 0), normal((3, 40), dtype, 1)
+    neg[0, ::2] = -torch.inf
+    if loss not in ("bsl", "psl_tanh"):  # whose values without negatives are infinite by definition
+        neg[1] = -torch.inf
+    check(kernels, loss, pos, neg)
+    neg[2], neg[2, 17] = -torch.inf, torch.nan
+    assert run(kernels, loss, pos, neg)[0].isnan()
+
+
 # ---- one score each: 16-byte accesses and what is left over, and addresses that allow none
 
 

@@ -289,13 +289,16 @@ def test_users_must_be_where_the_interactions_are():
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [None, "rows", "samples"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_recomputed_gradients(monkeypatch, name, weighted, reduction):
     function, pos_shape, neg_shape = LOSSES[name]
     generator = torch.Generator().manual_seed(0)
     pos, neg = (torch.randn(s, generator=generator, requires_grad=True) for s in (pos_shape, neg_shape))
     weight = torch.rand(7, generator=generator) if weighted else None
+    if weighted == "samples":
+        shape = function(pos, neg, reduction="none").shape
+        weight = torch.rand(shape, generator=generator)
     results = []
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(_autograd, "_RECOMPUTED", devices)

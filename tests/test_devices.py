@@ -40,6 +40,8 @@ def check_loss(device, name, rows, k, dtype, reduction, weighted):
         shapes = (rows,), (rows, k) if k > 1 or name in reference.ROW_LOSSES else (rows,)
     pos, neg = scores(shapes[0], dtype, 0), scores(shapes[1], dtype, 1)
     weight = torch.rand(rows, generator=torch.Generator().manual_seed(2)).to(reference.compute_dtype(dtype))
+    if len(shapes[1]) == 2 and name not in reference.ROW_LOSSES and name != "pos2neg2":  # a weight of each pair
+        weight = weight[:, None] * torch.linspace(0.5, 1.5, shapes[1][1]).to(weight.dtype)
     weight = weight if weighted else None
     p, n = (t.to(device).requires_grad_() for t in (pos, neg))
     value = function(p, n, sample_weight=None if weight is None else weight.to(device), reduction=reduction)

@@ -396,6 +396,20 @@ def test_lightning(tmp_path):
         assert torch.equal(ours, theirs)
 
 
+def test_lightning_with_epochs_of_a_fixed_length(tmp_path):
+    """Left early, an epoch is not begun again: Lightning says ``loader.sampler.set_epoch``."""
+    module = _lightning_module()
+    trainer = _lightning_trainer(tmp_path, max_epochs=3, limit_train_batches=2)
+    trainer.fit(module, TripletLoader(_interactions_of_997(), 256))
+    loader, plain = TripletLoader(_interactions_of_997(), 256), []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        plain += [torch.stack(batch) for batch, _ in zip(loader, range(2), strict=False)]
+    assert len(module.seen) == 6
+    for ours, theirs in zip(plain, module.seen, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("steps", [4, 6])
 def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path, steps):
     """Its checkpoints hold the loader's state: of 3 epochs of 4 batches, those after step 4 or 6 follow."""

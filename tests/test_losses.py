@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -228,6 +229,34 @@ def test_nan_in_nan_out():
         assert function(torch.zeros(2), neg, reduction="none").isnan().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("name", ["bpr", *ROW])
+def test_a_negative_of_minus_infinity_is_masked(name, dtype):
+    function, definition = (PAIR | ROW)[name]
+    pos, neg = scores((3,), dtype), scores((3, 40), dtype, seed=1).detach()
+    neg[0, ::2], neg[1] = -math.inf, -math.inf
+    if name in ("psl_tanh", "bsl"):
+        neg[1] = 0.0  # a row without negatives has the value -inf by its definition
+    check(function, definition, pos, neg.requires_grad_(), None, "none")
+    assert torch.isfinite(function(pos, neg))
+
+
+def test_nan_beside_minus_infinity_is_nan():
+    neg = torch.full((2, 40), -math.inf)
+    neg[:, 17] = math.nan
+    for name, (function, _) in ROW.items():
+        assert function(torch.zeros(2), neg).isnan(), name
+
+
+def test_float16_derivatives_are_scaled_before_they_are_rounded():
+    """Of a mean over 65 536 the derivatives are below float16's numbers; a loss scale is there to save them."""
+    pos, neg = torch.full((65536,), 9.0, dtype=torch.float16), torch.zeros(65536, dtype=torch.float16)
+    for weight in (None, torch.ones(65536)):
+        p = pos.clone().requires_grad_()
+        (zx.bpr_loss(p, neg, sample_weight=weight) * 65536.0).backward()
+        torch.testing.assert_close(p.grad.float(), -torch.sigmoid(neg.float() - pos.float()), rtol=1e-2, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("name", [*PAIR, *ROW, *QUAD])
 def test_gradcheck_and_double_backward(name, reduction):
@@ -237,6 +266,34 @@ def test_gradcheck_and_double_backward(name, reduction):
     call = partial(function, reduction=reduction)
     assert torch.autograd.gradcheck(call, (pos, neg))
     assert torch.autograd.gradgradcheck(call, (pos, neg))
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+@pytest.mark.parametrize("name", [*PAIR, *ROW, *QUAD])
+def test_double_backward_where_one_score_is_a_constant(name, constant):
+    function, _ = (PAIR | ROW | QUAD)[name]
+    shapes = ((4, 2), (4, 2)) if name in QUAD else ((4,), (4, 3))
+    given = [scores(s, torch.float64, seed=i).detach() for i, s in enumerate(shapes)]
+    free = given[1 - constant].requires_grad_()
+
+    def with_constant(x):
+        return function(*((x, given[1]) if constant else (given[0], x)))
+
+    assert torch.autograd.gradcheck(with_constant, free)
+    assert torch.autograd.gradgradcheck(with_constant, free)
+
+
+@pytest.mark.parametrize("name", [*PAIR, *ROW, *QUAD])
+def test_forward_mode(name):
+    function, _ = (PAIR | ROW | QUAD)[name]
+    shapes = ((4, 2), (4, 2)) if name in QUAD else ((4,), (4, 3))
+    pos, neg = (scores(s, torch.float64, seed=i) for i, s in enumerate(shapes))
+    assert torch.autograd.gradcheck(function, (pos, neg), check_forward_ad=True)
+    _, tangent = torch.func.linearize(function, pos.detach(), neg.detach())
+    want = sum(
+        (g * t).sum() for g, t in zip(torch.autograd.grad(function(pos, neg), (pos, neg)), (pos, neg), strict=True)
+    )
+    torch.testing.assert_close(tangent(pos.detach(), neg.detach()), want)
 
 
 def test_double_backward_where_one_score_comes_from_the_other():
@@ -300,6 +357,22 @@ def test_the_graph_can_be_used_again():
         value.backward()
 
 
+@pytest.mark.parametrize("weight", [None, torch.ones(4)])
+def test_what_is_done_to_gradients_does_not_reach_a_graph_that_is_kept(weight):
+    leaf = scores((8,))
+    value = zx.bpr_loss(leaf[:4], leaf[4:], sample_weight=weight)
+    (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    expected = first.clone()
+    first.mul_(5)
+    leaf.register_hook(lambda g: g.mul_(1))
+    value.backward(retain_graph=True)
+    leaf.grad.data.zero_()
+    value.backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, expected)
+    value.backward()
+    torch.testing.assert_close(leaf.grad, 2 * expected)
+
+
 def test_scores_that_are_changed_in_place_are_noticed():
     pos, neg = scores((4,)), scores((4,), seed=1)
     other = pos * 1.0
@@ -320,6 +393,67 @@ def test_compile_is_one_graph_and_func_transforms_work():
     torch.testing.assert_close(torch.func.grad(zx.zerosum_loss)(pos.detach(), neg.detach()), want[0])
     batched = torch.func.vmap(zx.bpr_loss)(pos.detach().reshape(3, 11), neg.detach().reshape(3, 11))
     assert batched.shape == (3,)
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_transforms_within_compile(custom):
+    """Traced, a kernel would hide its derivatives from torch.func: they would be 0."""
+    loss = zx.bpr_loss
+    if custom:
+        loss = zx.CustomLoss(
+            lambda p, n: reference.softplus(n - p), lambda p, n: (-torch.sigmoid(n - p), torch.sigmoid(n - p))
+        )
+    pos, neg = scores((3,)), scores((3,), seed=1)
+    (want,) = torch.autograd.grad(loss(pos, neg), pos)
+    p, n = pos.detach(), neg.detach()
+    grad = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(grad(p, n), want)
+    tangent = torch.compile(
+        lambda p, n, t: torch.func.jvp(lambda x: loss(x, n), (p,), (t,))[1], fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(tangent(p, n, p), (want * p).sum())
+
+
+@pytest.mark.parametrize("make", [zx.ZerosumLoss, zx.SampledSoftmaxLoss, partial(zx.BSLLoss, t1=0.5, t2=0.25)])
+def test_compile_with_numbers_that_change(make):
+    loss, pos = make(), scores((4,)).detach()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for k in (2, 3, 5):
+        neg = scores((4, k), seed=1).detach()
+        torch.testing.assert_close(compiled(pos, neg), loss(pos, neg))
+    if make is zx.ZerosumLoss:
+        annealed = zx.ZerosumLoss(w=0.9)
+        compiled = torch.compile(annealed, fullgraph=True, backend="aot_eager")
+        for annealed.w in (0.9, 0.8, 0.7, 0.6):
+            torch.testing.assert_close(compiled(pos, neg), zx.zerosum_loss(pos, neg, w=annealed.w))
+
+
+def test_constants_of_negatives_that_all_rows_share():
+    pos, neg, q = scores((4,)), scores((4, 4), seed=1), torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    want = zx.sampled_softmax_loss(pos, neg, log_q_neg=q.expand(4, 4).contiguous())
+    torch.testing.assert_close(zx.sampled_softmax_loss(pos, neg, log_q_neg=q), want)
+    with pytest.raises(ValueError, match=r"neg_popularity: expected shape \(4, 4\), got"):
+        zx.ipw_loss(pos, neg, pos_popularity=q.exp(), neg_popularity=q.exp())
+    with pytest.raises(TypeError, match=r"log_q_neg: expected a torch.Tensor, got list"):
+        zx.sampled_softmax_loss(pos, neg, log_q_neg=[0.1])
+
+
+def test_numbers_of_numpy_are_numbers():
+    pos, neg = scores((4,)), scores((4,), seed=1)
+    assert zx.zerosum_loss(pos, neg, w=np.float32(0.5)) == zx.zerosum_loss(pos, neg, w=0.5)
+    assert zx.zerosum_loss(pos, neg, reg_weight=np.int64(2)) == zx.zerosum_loss(pos, neg, reg_weight=2)
+
+
+@pytest.mark.parametrize(
+    "derivative", [lambda p, n: (p, n[:, :1]), lambda p, n: (p,), lambda p, n: p, lambda p, n: (p, None)]
+)
+def test_a_custom_derivative_of_another_shape_is_refused(derivative):
+    pos, neg = scores((4,)), scores((4, 3), seed=1)
+    value = zx.CustomLoss(lambda p, n: n - p, derivative)(pos, neg)
+    with pytest.raises(ValueError, match=r"derivative: expected a function that returns two tensors of shape \(4, 3\)"):
+        value.backward()
+    with pytest.raises(ValueError, match=r"value: expected a function that returns shape"):
+        zx.CustomLoss(lambda p, n: 1.0, derivative)(pos, neg)
 
 
 @pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="plain PyTorch does not promise it")

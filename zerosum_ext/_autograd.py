@@ -1,7 +1,7 @@
 """torch.autograd.Functions over the loss ops.
 
-Functions of the old style (ctx in forward) cost half of what newer styles do per call. Under torch.func transforms and
-where a constant itself needs a gradient, the plain-PyTorch definition is differentiated instead.
+Functions of the old style (ctx in forward) cost half of what newer styles do per call. Under torch.func transforms, in
+forward mode and where a constant itself needs a gradient, the plain-PyTorch definition is differentiated instead.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from zerosum_ext import _ops, reference
-from zerosum_ext._checks import out_of_range
+from zerosum_ext._checks import describe, out_of_range
 from zerosum_ext.reference import compute_dtype
 
 # Where the backward pass evaluates the loss again instead of scaling derivatives that the forward pass has kept. On a
 # GPU memory is what costs: 6 words a pair are moved instead of 8, and 2 fewer are held. On a CPU the exponential is.
 _RECOMPUTED = ("cuda",)
+
+
+def _keeps_derivatives(scores: Tensor, reduction: str) -> bool:
+    """Whether the forward pass leaves derivatives for the backward pass to scale.
+
+    Not in float16, where those of a large batch would be rounded to 0 before a loss scale can save them.
+    """
+    return reduction != "none" and scores.device.type not in _RECOMPUTED and scores.dtype is not torch.float16
+
 
 # loss, a, b, c, reduction
 PairArgs = tuple[str, float, float, float, str]
@@ -38,11 +48,9 @@ class _PairLoss(torch.autograd.Function):
         args: PairArgs,
     ) -> Tensor:
         ctx.args = args
-        if args[4] == "none" or pos.device.type in _RECOMPUTED:
-            ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight)
-            return _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, False)[0]
-        value, grad_pos, grad_neg = _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, True)
-        ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight, grad_pos, grad_neg)
+        keep = _keeps_derivatives(pos, args[4])
+        value, *grads = _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, keep)
+        ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight, *(grads if keep else ()))
         return value
 
     @staticmethod
@@ -91,7 +99,7 @@ class _PlainPairLoss(torch.autograd.Function):
         return *_scale(grads, grad_output), None
 
 
-def _plain_gradients(pos: Tensor, neg: Tensor, args: PairArgs, grad_output: Tensor) -> tuple[Tensor, ...]:
+def _plain_gradients(pos: Tensor, neg: Tensor, args: PairArgs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return _differentiable_gradients(
         lambda p, n: reference.pair_loss_value(p, n, None, None, None, *args), (pos, neg), grad_output
     )
@@ -105,7 +113,7 @@ class _MacrLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor | None, alpha: float, beta: float, reduction: str, *scores: Tensor) -> Tensor:
         ctx.args = (alpha, beta, reduction)
-        keep = reduction != "none" and scores[0].device.type not in _RECOMPUTED
+        keep = _keeps_derivatives(scores[0], reduction)
         value, *grads = _ops.macr_loss(scores, weight, alpha, beta, reduction, keep)
         ctx.save_for_backward(weight, *scores, *(grads if keep else ()))
         return value
@@ -226,8 +234,26 @@ class _CustomLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # Differentiable as long as the user's derivative is made of differentiable operations.
         pos, neg = ctx.saved_tensors
-        d_pos, d_neg = ctx.derivative(pos, neg)
+        returned = ctx.derivative(pos, neg)
+        derivatives = returned if isinstance(returned, (tuple, list)) else (returned,)
+        if [_shape_of(d, pos) for d in derivatives] != [pos.shape] * 2:
+            raise ValueError(
+                f"derivative: expected a function that returns two tensors of shape {tuple(pos.shape)}, got "
+                + ", ".join(map(describe, derivatives))
+            )
+        d_pos, d_neg = derivatives
         return grad_output * d_pos, grad_output * d_neg, None, None
+
+
+def _shape_of(derivative: Any, scores: Tensor) -> torch.Size | None:
+    """The shape of a derivative, that of the scores for one number; None for what is neither."""
+    if isinstance(derivative, (int, float)) or (isinstance(derivative, Tensor) and derivative.dim() == 0):
+        return scores.shape
+    return derivative.shape if isinstance(derivative, Tensor) else None
+
+
+# Whether backward was called with retain_graph=True; AOTAutograd asks this, for the same reason.
+_graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) -> Tensor:
@@ -238,8 +264,14 @@ def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) 
 
 
 def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
-    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1.
-    if grad_output.is_cpu and not torch.compiler.is_compiling() and type(grad_output) is Tensor:
+    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1. What is handed out
+    # may be changed in place, so not where the graph, and with it the derivatives, will be used again.
+    if (
+        grad_output.is_cpu
+        and not torch.compiler.is_compiling()
+        and type(grad_output) is Tensor
+        and not _graph_is_kept()
+    ):
         try:
             if grad_output.item() == 1.0:
                 return tuple(grads)
@@ -250,20 +282,22 @@ def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
 
 def _differentiable_gradients(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients that can be differentiated again, for create_graph=True.
+) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again, for create_graph=True; None for inputs that need none.
 
     The fused derivatives are constants to autograd, so a second derivative through them would silently be 0: the
     definition is differentiated instead. The views cut the inputs off from each other: where one was computed from
     another, autograd.grad would otherwise count the path between them twice.
     """
     views = tuple(t.view_as(t) for t in inputs)
-    return torch.autograd.grad(function(*views), views, grad_output, create_graph=True)
+    wanted = [view for view in views if view.requires_grad]
+    grads = iter(torch.autograd.grad(function(*views), wanted, grad_output, create_graph=True))
+    return tuple(next(grads) if view.requires_grad else None for view in views)
 
 
 def _transforms_active() -> bool:
-    """Whether torch.func.vmap, grad, ... are at work; Functions of the old style do not support them."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether torch.func.vmap, grad, ... or forward mode are at work; Functions of the old style support neither."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) -> bool:
@@ -291,11 +325,12 @@ def pair_loss(
         and aux_neg is None
         and args[4] != "none"
         and pos.is_cpu
+        and pos.dtype is not torch.float16
         and "cpu" not in _RECOMPUTED
         and (pos.requires_grad or neg.requires_grad)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not _transforms_active()
         and "pair_loss" in _ops._KERNELS["cpu"]
     ):
         return _apply_plain(pos, neg, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def require_finite_number(
     name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
 ) -> float:
     """Returns the value as a float, or raises where it is not a finite number within the (closed) bounds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number: Any = value  # which isinstance does not narrow to a type without an order
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     if minimum is not None and maximum is not None:
         expected = f"a number in [{minimum:g}, {maximum:g}]"
@@ -46,12 +48,12 @@ def require_finite_number(
     else:
         expected = "a finite number"
     if (
-        not math.isfinite(value)
-        or (minimum is not None and value < minimum)
-        or (maximum is not None and value > maximum)
+        not -math.inf < number < math.inf  # not isfinite: torch.compile may have made a symbol of it
+        or (minimum is not None and number < minimum)
+        or (maximum is not None and number > maximum)
     ):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return float(value)
+    return number if torch.compiler.is_compiling() else float(number)
 
 
 def require_positive_int(name: str, value: Any, *, minimum: int = 1) -> int:

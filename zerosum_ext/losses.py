@@ -43,17 +43,19 @@ _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16
 # ---- checks and shapes
 
 
-def _sample_tensor(name: str, value: Tensor, pos: Tensor, neg: Tensor, shape: torch.Size) -> Tensor:
-    """Checks a constant given per sample, [B] or [B, K], and brings it to the dtype of the arithmetic."""
+def _sample_tensor(
+    name: str, value: Tensor, pos: Tensor, neg: Tensor, shape: torch.Size, *, by_row: bool = True
+) -> Tensor:
+    """Checks a constant given per sample, [B, K] or, ``by_row``, [B], and brings it to the dtype of the arithmetic."""
     require_tensor(name, value)
     require_same_device(name, value, "pos", pos)
     if value.shape == shape:
         value = value.reshape(neg.shape) if neg.shape != shape else value
-    elif len(shape) == 2 and value.shape == shape[:1]:
+    elif by_row and len(shape) == 2 and value.shape == shape[:1]:
         if neg.dim() == 1:  # scores that came as two matrices and were flattened
             value = value.unsqueeze(-1).expand(shape).reshape(-1)
     else:
-        either = f" or {tuple(shape[:1])}" if len(shape) == 2 else ""
+        either = f" or {tuple(shape[:1])}" if by_row and len(shape) == 2 else ""
         raise ValueError(f"{name}: expected shape {tuple(shape)}{either}, got {describe(value)}")
     return value.to(compute_dtype(pos.dtype))
 
@@ -113,7 +115,7 @@ def _pair_loss(
     aux_pos = aux_neg = None
     if aux is not None:
         aux_pos = _sample_tensor(*aux[0], pos, neg, shape)
-        aux_neg = _sample_tensor(*aux[1], pos, neg, shape)
+        aux_neg = _sample_tensor(*aux[1], pos, neg, shape, by_row=False)
     value = _autograd.pair_loss(pos, neg, aux_pos, aux_neg, sample_weight, (loss, a, b, c, reduction))
     return value.reshape(shape) if reduction == "none" and value.shape != shape else value
 
@@ -169,12 +171,12 @@ def _row_loss(
     x_pos = x_neg = None
     if aux_pos[1] is not None:
         x_pos = _sample_tensor(aux_pos[0], aux_pos[1], pos, pos, pos.shape)
-    if aux_neg[1] is not None:
-        x = aux_neg[1]
-        x_neg = _sample_tensor(
-            aux_neg[0], x.unsqueeze(1) if x.dim() == 1 and neg.shape[1] == 1 else x, pos, neg, neg.shape
-        )
-        x_neg = x_neg.unsqueeze(1).expand_as(neg) if x_neg.dim() == 1 else x_neg
+    name, x = aux_neg
+    if x is not None:
+        require_tensor(name, x)
+        if x.dim() == 1:  # one negative a row, or the same K in all rows
+            x = x.unsqueeze(1) if neg.shape[1] == 1 else x.expand(neg.shape[0], -1)
+        x_neg = _sample_tensor(name, x, pos, neg, neg.shape, by_row=False)
     return _autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, (loss, a, b, c, reduction))
 
 
@@ -524,7 +526,8 @@ def sampled_softmax_loss(
     Args:
         pos: scores of the positives, [B].
         neg: scores of the negatives, [B, K].
-        log_q_pos, log_q_neg: log-probabilities with which the items were drawn, [B] and [B, K]; None: all alike.
+        log_q_pos, log_q_neg: log-probabilities with which the items were drawn, [B] and [B, K], or [K] where all rows
+            have the same negatives; None: all alike.
         temperature: > 0.
         sample_weight: [B].
         reduction: ``"none"`` returns [B]; ``"mean"`` divides by B.
@@ -892,7 +895,8 @@ class CustomLoss(Loss):
     Args:
         value: a function of the scores (p, n), tensors of one shape, that returns the value of each pair.
         derivative: a function of the same that returns its derivatives in p and in n. Second derivatives are right
-            where it is made of differentiable operations.
+            where it is made of differentiable operations. It alone says what a gradient is: other tensors that
+            ``value`` uses, such as a learnt margin, get none.
 
     Shapes, sample weights and reductions work as for :func:`bpr_loss`. Example, a hinge of margin 1::
 
@@ -922,7 +926,7 @@ class CustomLoss(Loss):
         p = pos.unsqueeze(-1).expand_as(neg) if neg.dim() == 2 else pos
         compute = compute_dtype(p.dtype)
         value = _autograd.custom_loss(p.to(compute), neg.to(compute), self.value, self.derivative)
-        if value.shape != neg.shape:
+        if not isinstance(value, Tensor) or value.shape != neg.shape:
             raise ValueError(f"value: expected a function that returns shape {tuple(neg.shape)}, got {describe(value)}")
         if sample_weight is not None:
             require_floating("sample_weight", sample_weight)

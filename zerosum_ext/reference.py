@@ -157,6 +157,8 @@ def weigh(value: Tensor, weight: Tensor | None) -> Tensor:
     """value [B] or [B, K] times a weight [B] or [B, K], where there is one."""
     if weight is None:
         return value
+    if value.dim() < weight.dim():
+        value = value.unsqueeze(-1)
     return value * (weight.unsqueeze(-1) if value.dim() > weight.dim() else weight)
 
 

@@ -599,6 +599,11 @@ class TripletLoader:
             self._epoch, self._step = ((epoch + 1) % (1 << 32), 0) if last else (epoch, step + 1)
             yield batch
 
+    @property
+    def sampler(self) -> TripletLoader:
+        """The loader itself: frameworks call ``loader.sampler.set_epoch`` before an epoch (Lightning does)."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """The next iteration yields this epoch; from its start, unless just resumed in the middle of the same one."""
         number = _epoch_number(epoch)

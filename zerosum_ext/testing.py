@@ -137,16 +137,19 @@ def _derivatives(function: Callable[..., Tensor], scores: Sequence[Tensor], seed
     leaves = [s.detach().clone().requires_grad_() for s in scores]
     value = function(*leaves)
     upstream = random(value) if value.dim() else torch.full_like(value, 0.75)
-    first = torch.autograd.grad(value, leaves, upstream, retain_graph=True)
+    first = torch.autograd.grad(value, leaves, upstream, retain_graph=True, allow_unused=True)
     # Once more, and differentiable: a separate path through most hand-written backward passes.
-    again = torch.autograd.grad(value, leaves, upstream, create_graph=True)
-    product = sum((g * random(g)).sum() for g in again)
+    again = torch.autograd.grad(value, leaves, upstream, create_graph=True, allow_unused=True)
+    product = sum((g * random(g)).sum() for g in again if g is not None)
     if isinstance(product, Tensor) and product.requires_grad:
         second: tuple[Tensor | None, ...] = torch.autograd.grad(product, leaves, allow_unused=True)
     else:  # the first derivative is a constant to autograd: as if the loss were linear
         second = (None,) * len(leaves)
-    zeros = [torch.zeros_like(s) if g is None else g for g, s in zip(second, leaves, strict=True)]
-    return [value.detach()], list(first), zeros
+
+    def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
+        return [torch.zeros_like(s) if g is None else g for g, s in zip(grads, leaves, strict=True)]
+
+    return [value.detach()], dense(first), dense(second)
 
 
 def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:

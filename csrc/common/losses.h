@@ -201,7 +201,7 @@ struct PslRelu {
   template <class T>
   ZX_HD static Logit<T> logit(T p, T n, T, const Params<T>& w) {
     const T x = n - p;
-    const T y = T(1) + (x > T(0) ? x : x * T(0));
+    const T y = T(1) + (x > T(0) ? x : (x == x ? T(0) : x));
     const T slope = x > T(0) ? w.a / y : T(0);
     return {w.a * log_(y), slope, -slope};
   }

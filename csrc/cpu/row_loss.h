@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "cpu/element_loss.h"
 
@@ -38,10 +39,13 @@ struct RowTile {
       for (int64_t j = 0; j < k; ++j) e[j] = Loss::logit(p, n[j], T(0), w).z;
     }
     const T top = maximum(e, k);
+    // A logit of minus infinity masks its item: a row may have nothing else.
+    const bool empty = top == -std::numeric_limits<T>::infinity();
+    const T shift = empty ? T(0) : top;
     if (Loss::kHardMax) {
       int64_t first = 0;
       T nan = T(0);  // 0, or NaN where a logit is: NaN in, NaN out
-      for (int64_t j = 0; j < k; ++j) nan += e[j] * T(0);
+      for (int64_t j = 0; j < k; ++j) nan += e[j] == e[j] ? T(0) : e[j];
       while (first + 1 < k && e[first] != top) ++first;
       const RowValue<T> f = Loss::finish(p, aux_p, top + nan, log_k, w);
       if (kGrad) {
@@ -52,11 +56,12 @@ struct RowTile {
       return f.value;
     }
 #pragma GCC ivdep
-    for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - top);
+    for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - shift);
     const double sum = sum_lanes(e, k);
-    const RowValue<T> f = Loss::finish(p, aux_p, top + log_(static_cast<T>(sum)), log_k, w);
+    const T rest = static_cast<T>(sum);  // NaN where a logit is
+    const RowValue<T> f = Loss::finish(p, aux_p, top + (empty ? rest - rest : log_(rest)), log_k, w);
     if (kGrad) {
-      const T factor = scale * f.dl / static_cast<T>(sum);
+      const T factor = empty ? T(0) : scale * f.dl / rest;
       double through_logits = 0;
       if (Loss::kPositiveInLogit) {
         // The derivative in p of each logit is minus that in n, so that one sum over the gradients gives it.

@@ -65,32 +65,36 @@ __device__ __forceinline__ RowResult<C> evaluate_row(int64_t cols, int lane, int
     top = z > top ? z : top;
   }
   top = group_combine<kLossThreads>(top, width, Larger{});
+  // A logit of minus infinity masks its item: a row may have nothing else.
+  const bool empty = top == -static_cast<C>(INFINITY);
+  const C shift = empty ? C(0) : top;
 
   C sum = 0;  // of exponentials; for the maximum: 0, or NaN where a logit is
   int64_t hardest = cols - 1;
   for (int64_t col = lane; col < cols; col += width) {
     const C z = logit(col).z;
     if constexpr (Loss::kHardMax) {
-      sum += z * C(0);
+      sum += z == z ? C(0) : z;
       if (z == top && col < hardest) hardest = col;
     } else {
-      sum += exp_nonpositive(z - top);
+      sum += exp_nonpositive(z - shift);
     }
   }
   sum = group_combine<kLossThreads>(sum, width, Add{});
   if constexpr (Loss::kHardMax) hardest = group_combine<kLossThreads>(hardest, width, Smaller{});
-  const RowValue<C> f = Loss::finish(p, x_p, Loss::kHardMax ? top + sum : top + log_(sum), log_cols, params);
+  const C above = Loss::kHardMax ? sum : (empty ? sum - sum : log_(sum));
+  const RowValue<C> f = Loss::finish(p, x_p, top + above, log_cols, params);
   if (!grad) return {f.value, C(0)};
 
   C through_logits = 0;
-  const C factor = Loss::kHardMax ? scale * f.dl : scale * f.dl / sum;
+  const C factor = Loss::kHardMax ? scale * f.dl : (empty ? C(0) : scale * f.dl / sum);
   for (int64_t col = lane; col < cols; col += width) {
     const Logit<C> l = logit(col);
     C g;
     if constexpr (Loss::kHardMax)
       g = col == hardest ? factor : C(0);
     else
-      g = factor * exp_nonpositive(l.z - top) * l.dn;
+      g = factor * exp_nonpositive(l.z - shift) * l.dn;
     store(col, g);
     through_logits += g;
   }
