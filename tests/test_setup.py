@@ -72,5 +72,5 @@ def test_what_the_user_wants_is_left_as_it_is(monkeypatch, archs):
 
 def test_an_nvcc_that_knows_none_of_them(monkeypatch, archs):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
-    with pytest.raises(SystemExit, match="--list-gpu-arch names none of 7.5;8.0"):
+    with pytest.raises(SystemExit, match=r"--list-gpu-arch names none of 7\.5;8\.0"):
         archs("35 37")
