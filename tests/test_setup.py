@@ -22,6 +22,8 @@ KNOWN = {
 def archs(monkeypatch, tmp_path):
     """Runs setup.py beside an nvcc that knows these architectures; what torch and the library are told of them."""
     monkeypatch.chdir(SETUP.parent)
+    for name in ("FORCE_CUDA", "ZEROSUM_EXT_PURE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     # setup.py makes a library to link against where torch has none.
     monkeypatch.setattr("torch.version.cuda", "13.0")
