@@ -9,7 +9,7 @@ Environment
   ZEROSUM_EXT_PURE=1     build no extension: the package runs on plain PyTorch
   FORCE_CUDA=1 | 0       build _C_cuda, or do not, whatever torch says
   CUDA_HOME              the CUDA toolkit, where the nvcc on PATH is not the one to take
-  TORCH_CUDA_ARCH_LIST   architectures for nvcc, as in torch ("8.0;9.0+PTX")
+  TORCH_CUDA_ARCH_LIST   architectures for nvcc, as in torch ("8.0;9.0+PTX"); else what nvcc knows of DEFAULT_ARCHS
   MAX_JOBS               parallel compile jobs
 """
 
@@ -28,7 +28,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent.resolve()
 # The oldest torch whose stable ABI the sources use (2.11.0), in the encoding of torch/headeronly/version.h.
 TORCH_TARGET_VERSION = "0x020b000000000000ULL"
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0"
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
 
 
@@ -62,6 +62,19 @@ def find_cuda_home() -> str | None:
     said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     top = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
     return str(Path(top[1]).resolve()) if top else None
+
+
+def default_archs(nvcc: Path) -> str:
+    """Those of DEFAULT_ARCHS that this nvcc knows, and PTX of the highest, for GPUs that are newer."""
+    said = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    numbers = re.findall(r"^compute_(\d+)$", said.stdout, re.MULTILINE)
+    archs = [arch for arch in DEFAULT_ARCHS.split(";") if arch.replace(".", "") in numbers]
+    if not archs:
+        sys.exit(
+            f"setup.py: {nvcc} --list-gpu-arch names none of {DEFAULT_ARCHS}, but {said.stdout.split()} {said.stderr}: "
+            "set TORCH_CUDA_ARCH_LIST to what it compiles for, or FORCE_CUDA=0"
+        )
+    return ";".join(archs) + "+PTX"
 
 
 def stub_cuda_library() -> str:
@@ -105,17 +118,20 @@ def extensions() -> tuple[list, dict]:
     if force_cuda and cuda_home is None:
         sys.exit("setup.py: FORCE_CUDA=1 but no nvcc was found; put it on PATH or set CUDA_HOME")
     wanted = force_cuda if force_cuda is not None else (cuda_home is not None and torch.version.cuda is not None)
-    cuda_sources = sources("cuda", ".cu")
+    cuda_sources = sources("cuda", ".cpp", ".cu")
     if wanted and cuda_sources:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = default_archs(Path(cuda_home, "bin", "nvcc"))
+        # The library tells what it was compiled for (csrc/cuda/archs.cpp), as torch tells nvcc: sm_90, compute_90, ...
+        archs = ",".join(re.findall(r",code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags())))
         # torch looks for CUDA only where it is itself a CUDA build, and takes a script named nvcc for the compiler.
-        cpp_extension.CUDA_HOME = cuda_home or cpp_extension.CUDA_HOME
+        cpp_extension.CUDA_HOME = cuda_home
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]
         cuda = cpp_extension.CUDAExtension(
             "zerosum_ext._C_cuda",
             cuda_sources,
             extra_compile_args={
-                "cxx": [*flags, *macros, "-DUSE_CUDA"],
+                "cxx": [*flags, *macros, "-DUSE_CUDA", f"-DZX_CUDA_ARCHS={archs}"],
                 "nvcc": [*NVCC_FLAGS, *macros, "-DUSE_CUDA"],
             },
             extra_link_args=[*stub, "-Wl,--as-needed"],

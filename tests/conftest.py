@@ -73,12 +73,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _need_gpu() -> None:
-    from zerosum_ext import _extension
+    from zerosum_ext import _extension, _ops
 
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     if not _extension.CUDA.loaded:
         pytest.skip(f"_C_cuda is not loaded: {_extension.CUDA.reason}")
+    if _ops.gpu_obstacle(None):
+        pytest.skip(_ops.gpu_obstacle(None))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

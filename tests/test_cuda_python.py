@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zerosum_ext as zx
-from zerosum_ext import _autograd, _extension, _ops, fused
+from zerosum_ext import _autograd, _extension, _ops, cli, fused
 
 if not _extension.CPU.loaded:
     pytest.skip("the schemas of the ops are in _C, which is not loaded", allow_module_level=True)
@@ -327,3 +327,125 @@ def test_without_its_own_kernel_an_op_on_cuda_is_the_definition(fake, monkeypatc
     monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset({"pair_loss"}))
     assert zx.macr_loss(*(scores(4) for _ in range(5)), alpha=0.1, beta=0.1).device == CUDA
     assert zx.bpr_loss(scores(4), scores(4)).device == CUDA
+
+
+# ---- GPUs that the kernels were not built for
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("sm_75 sm_90", (7, 5), True),
+        ("sm_75 sm_90", (7, 0), False),
+        ("sm_75 sm_90", (8, 0), False),
+        ("sm_80", (8, 9), True),
+        ("sm_86", (8, 0), False),
+        ("sm_86 compute_86", (12, 0), True),
+        ("compute_86", (8, 0), False),
+        ("sm_120", (12, 1), True),
+        ("sm_120", (10, 0), False),
+        ("sm_90a compute_90a", (9, 0), True),
+        ("sm_90a compute_90a", (10, 0), False),
+        ("sm_100f compute_100f", (10, 3), True),
+        ("sm_100f compute_100f", (11, 0), False),
+        ("", (9, 0), False),
+    ],
+)
+def test_what_runs_on_a_gpu(archs, capability, runs):
+    assert _extension.runs_on(archs.split(), capability) == runs
+
+
+@pytest.fixture
+def gpus(monkeypatch, kernels_on_cuda):
+    """As if CUDA were in use on GPUs of 9.0 and 7.0, and the kernels were built for 7.5 and 9.0."""
+    capabilities = [(9, 0), (7, 0)]
+    monkeypatch.setattr(_ops, "_GPU_OBSTACLES", {})
+    monkeypatch.setattr(_extension.CUDA, "loaded", True)
+    monkeypatch.setattr(_extension.CUDA, "archs", ("sm_75", "sm_90", "compute_90"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+
+OBSTACLE = "cuda:1 (GPU 1) has compute capability 7.0, and the CUDA kernels were built for sm_75, sm_90, compute_90"
+
+
+def test_a_gpu_that_the_kernels_were_not_built_for_is_left_to_pytorch(gpus, fake, monkeypatch, recwarn):
+    device, kernels = torch.device("cuda:1"), []
+    monkeypatch.setattr(_ops, "_pair_loss", lambda pos, *_: kernels.append(pos.device) or (pos, pos, pos))
+    model = zx.MatrixFactorization(9, 11, 16, device=device, seed=None)
+    obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert obstacle == f"model: {OBSTACLE}"
+    for _ in range(2):
+        assert zx.bpr_loss(*(torch.empty(4, device=device) for _ in range(2))).shape == ()
+    zx.bpr_loss(scores(4), scores(4))
+    assert kernels == [CUDA]
+    assert not _ops.has_op("pair_loss", device)
+    for other in ("cpu", "cuda:0", "cuda:2"):  # (the last one is there in fake tensors alone)
+        assert _ops.has_op("pair_loss", torch.device(other))
+    assert len(recwarn) == 1
+    warning = recwarn.pop(RuntimeWarning)
+    assert f"plain PyTorch there, slowly: {OBSTACLE}. To mend it: " in str(warning.message)
+    assert 'TORCH_CUDA_ARCH_LIST="7.0" FORCE_CUDA=1 pip install' in str(warning.message)
+
+
+def test_the_gpu_of_a_device_without_a_number_is_the_current_one(gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert _ops.has_op("pair_loss", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.warns(RuntimeWarning, match="compute capability 7.0"):
+        assert not _ops.has_op("pair_loss", torch.device("cuda"))
+
+
+def test_before_cuda_is_used_no_gpu_is_asked(gpus, fake, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert _ops.has_op("pair_loss", torch.device("cuda:1"))
+    assert not _ops._GPU_OBSTACLES
+    assert not recwarn
+
+
+@pytest.mark.filterwarnings("ignore:zerosum_ext runs on plain PyTorch")
+def test_torch_compile_knows_what_a_gpu_runs(gpus, fake):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append({node.target for node in graph.graph.nodes if node.op == "call_function"})
+        return graph.forward
+
+    for device in ("cuda:0", "cuda:1"):
+        torch.compiler.reset()
+        pos, neg = (torch.empty(4, device=device) for _ in range(2))
+        value = torch.compile(zx.zerosum_loss, fullgraph=True, backend=backend)(pos, neg)
+        assert (value.shape, value.device) == ((), torch.device(device))
+    assert [torch.ops.zerosum_ext.pair_loss.default in graph for graph in graphs] == [True, False]
+
+
+def test_build_info_and_doctor_name_it(gpus, capsys):
+    info = zx.build_info()["cuda"]
+    assert (info["loaded"], info["archs"], info["reason"]) == (True, ["sm_75", "sm_90", "compute_90"], OBSTACLE)
+    assert 'TORCH_CUDA_ARCH_LIST="7.0;9.0" FORCE_CUDA=1' in info["remedy"]  # what is there runs on
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "CUDA kernels loaded" in text
+    assert f"plain PyTorch runs in their place: {OBSTACLE}" in text
+    assert info["remedy"] in text
+
+
+def test_without_a_driver_no_stream_is_asked_whether_it_is_captured(fake, kernels_on_cuda, monkeypatch):
+    """As in a CUDA build of torch on a machine without a GPU."""
+
+    def capturing():
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", capturing)
+    model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
+    step = fused.FusedStep(model, zx.BPRLoss(), torch.optim.SparseAdam(model.parameters(), lr=0.1))
+    step(*mf_inputs("bpr", torch.float32)[2])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="SparseAdam counts its steps on the host"):
+        step(*mf_inputs("bpr", torch.float32)[2])

@@ -202,6 +202,12 @@ def test_small_rankings_of_scores(device, dtype):
         there[1] = offset.to(place)
         got = _ops.rank_scores(values.to(device), *there, 7)
         assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
+    if device.type == "cuda":  # pinned memory, whose owner may change it once the call is over, while the GPU is busy
+        there[1], values = offset.pin_memory(), values.to(device)
+        torch.cuda._sleep(10**8)
+        got = _ops.rank_scores(values, *there, 7)
+        there[1].fill_(0)
+        assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
 
 
 def test_small_evaluations(device):

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 PYTHON = """#!/bin/bash
 echo "python $*" >> "$CALLS"
+if [ -n "${PYTORCH_NO_CUDA_MEMORY_CACHING:-}" ]; then echo "Python without a cache of memory" >> "$CALLS"; fi
 case "$*" in
   -) cat > "$CALLS.stdin"; exit ${CHECK_STATUS:-0} ;;
   *get_device_capability*) echo 9.0 ;;
@@ -35,7 +36,12 @@ esac
 SANITIZER = """#!/bin/bash
 if [ "$1" = --help ]; then echo "$HELP"; exit; fi
 echo "compute-sanitizer $*" >> "$CALLS"
+echo "PYTORCH_NO_CUDA_MEMORY_CACHING=${PYTORCH_NO_CUDA_MEMORY_CACHING:-}" >> "$CALLS"
 exit ${SANITIZER_STATUS:-0}
+"""
+TIMEOUT = f"""#!/bin/bash
+echo "$*" >> "$CALLS.timeouts"
+exec {shutil.which("timeout")} "$@"
 """
 
 
@@ -46,14 +52,15 @@ def run(tmp_path):
     def run(sanitizer=True, **settings):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        for name, text in {"python": PYTHON, "compute-sanitizer": SANITIZER}.items():
+        for name, text in {"python": PYTHON, "compute-sanitizer": SANITIZER, "timeout": TIMEOUT}.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         if not sanitizer:
             (folder / "compute-sanitizer").unlink()
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
-        env = {k: v for k, v in os.environ.items() if k not in ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS")}
+        unset = ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+        env = {k: v for k, v in os.environ.items() if k not in unset}
         env |= {"CALLS": str(calls), "HELP": "--kernel-name arg", "RESULTS": str(tmp_path / "results"), **settings}
         command = ["bash", str(SCRIPT), "NAME", str(folder / "python")]
         done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
@@ -70,23 +77,30 @@ def test_what_it_runs(run, tmp_path):
     status, text, calls = run()
     assert status == 0, text
     assert compile((tmp_path / "calls.stdin").read_text(), "heredoc", "exec")
-    build, test, bench, memory, race = (
+    build, test, race, memory, bench = (
         next(i for i, call in enumerate(calls) if part in call)
-        for part in ("setup.py -q build_ext --inplace", "-m pytest -v -m cuda", "bench_gpu.py", "memcheck", "racecheck")
+        for part in ("setup.py -q build_ext --inplace", "-m pytest -v -m cuda", "racecheck", "memcheck", "bench_gpu.py")
     )
-    assert build < test < bench < memory < race
+    assert build < test < race < memory < bench
     assert re.fullmatch(r"FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=\d+", calls[build + 1])
     # pyproject.toml is too new for some setuptools.
     assert (tmp_path / "calls.tree").read_text().split() == ["csrc", "setup.py", "zerosum_ext"]
-    compile(re.search(r"-c (import zerosum_ext.*)", calls[build + 2])[1], "-c", "exec")
+    compile("\n".join(calls[build + 2 : build + 4]).removeprefix("python -c "), "-c", "exec")
     assert re.fullmatch(r"TESTS_BEGUN=/.+ TESTS_SECONDS=60", calls[test + 1])
     assert "--kernel-name kns=zx" in calls[race]
+    # With torch's cache of memory an overrun would stay within a segment; all others want that cache.
+    assert calls[race + 1] == calls[memory + 1] == "PYTORCH_NO_CUDA_MEMORY_CACHING=1"
+    assert not count(calls, "Python without a cache")
+    timeouts = (tmp_path / "calls.timeouts").read_text()
+    seconds = [int(n) for n in re.findall(r"(\d+) compute-sanitizer", timeouts)]
+    assert 85 < seconds[0] <= 90  # half of it, and then the rest, for these end at once
+    assert 170 < seconds[1] <= 180
     for call in calls:
         for path in re.findall(r"(?<= )(?:tests|benchmarks)/\S+\.py", call):
             assert (ROOT / path).is_file()
     output = rf"{tmp_path}/results/gpu-NAME-\d{{4}}-\d\d-\d\d"
     arguments = re.search(rf"--begun /\S+ --limit 120 --output ({output}) --seconds (\d+)$", calls[bench])
-    assert 400 < int(arguments[2]) <= 450
+    assert 460 < int(arguments[2]) <= 510
     assert "compute-sanitizer memcheck" in text
     assert Path(f"{arguments[1]}.log").read_text() == text
 
@@ -95,7 +109,7 @@ def test_a_failure_does_not_keep_the_rest_from_running(run):
     status, _, calls = run(PYTEST_STATUS="1", HELP="")
     assert status == 1
     assert count(calls, "bench_gpu.py") == 1
-    assert [call.split()[2] for call in calls if call.startswith("compute")] == ["memcheck", "racecheck"]
+    assert [call.split()[2] for call in calls if call.startswith("compute")] == ["racecheck", "memcheck"]
     assert not any("--kernel-name" in call for call in calls)
 
 
@@ -151,15 +165,31 @@ def test_without_pytest(run):
 
 def test_without_time(run):
     status, text, calls = run(SECONDS_AT_MOST="25")
-    assert (status, count(calls, "bench_gpu.py"), count(calls, "--tool")) == (0, 0, 0)
-    assert text.count("no time is left") == 2
+    assert (status, count(calls, "bench_gpu.py"), count(calls, "--tool")) == (1, 0, 0)
+    assert text.count("NOT RUN, no time is left") == 2
+    assert "done, status 1, NOT FINISHED: racecheck memcheck;" in text
+
+
+def test_the_sanitizer_leaves_half_of_the_time_to_the_benchmarks(run, tmp_path):
+    status, _, calls = run(SECONDS_AT_MOST="170")
+    assert (status, count(calls, "bench_gpu.py")) == (0, 1)
+    seconds = [int(n) for n in re.findall(r"(\d+) compute-sanitizer", (tmp_path / "calls.timeouts").read_text())]
+    assert 36 < seconds[0] <= 42
+    assert 75 < seconds[1] <= 85
 
 
 def test_what_the_sanitizer_finds_is_told(run):
-    assert run(SANITIZER_STATUS="9")[0] == 1
-    status, text, _ = run(SANITIZER_STATUS="124")  # how timeout ends
-    assert status == 0
-    assert "racecheck: out of time" in text
+    status, text, calls = run(SANITIZER_STATUS="9")
+    assert (status, count(calls, "compute-sanitizer"), count(calls, "bench_gpu.py")) == (1, 2, 1)
+    assert "NOT FINISHED" not in text
+
+
+@pytest.mark.parametrize("ended", ["124", "137"])  # how timeout ends
+def test_a_sanitizer_that_does_not_finish_is_no_success(run, ended):
+    status, text, calls = run(SANITIZER_STATUS=ended)
+    assert (status, count(calls, "compute-sanitizer"), count(calls, "bench_gpu.py")) == (1, 2, 1)
+    assert re.search(r"racecheck: NOT FINISHED in \d+ s", text)
+    assert "done, status 1, NOT FINISHED: racecheck memcheck;" in text
 
 
 def test_without_a_sanitizer(run):

@@ -5,6 +5,7 @@ The fake kernels (shapes and dtypes without data, for torch.compile and torch.ex
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +30,38 @@ def _kernels(library: _extension._Library, key: str) -> frozenset[str]:
 
 # Ops that have a compiled kernel, for each type of device.
 _KERNELS = {"cpu": _kernels(_extension.CPU, "CPU"), "cuda": _kernels(_extension.CUDA, "CUDA")}
+# Why the CUDA kernels do not run on a GPU, by its number, once that has been asked; nothing where they do.
+_GPU_OBSTACLES: dict[int | None, str] = {}
+
+
+def gpu_obstacle(index: int | None) -> str:
+    """Why the CUDA kernels do not run on this GPU (None: the current one); nothing where they do. Warns once of each.
+
+    Of a GPU that is not there, or before CUDA was first used, there are only fake tensors, for which they do.
+    """
+    known = _GPU_OBSTACLES.get(index)
+    if known is not None:
+        return known
+    if index is None and torch.cuda.is_available():
+        return gpu_obstacle(torch.cuda.current_device())
+    if index is None or not torch.cuda.is_initialized() or index >= torch.cuda.device_count():
+        return ""
+    _GPU_OBSTACLES[index] = obstacle = _extension.gpu_obstacle(index)
+    if obstacle:
+        message = f"zerosum_ext runs on plain PyTorch there, slowly: {obstacle}"
+        warnings.warn(f"{message}. To mend it: {_extension.gpu_remedy(index)}", RuntimeWarning, stacklevel=2)
+    return obstacle
+
+
+# What torch.compiler.assume_constant_result does, without the second that it takes to import the compiler: this is
+# asked while a graph is traced, and is no part of it.
+gpu_obstacle.__dict__["_dynamo_marked_constant"] = True
 
 
 def has_op(name: str, device: torch.device) -> bool:
     """Whether this op has a compiled kernel for tensors of this device; without one the definition is evaluated."""
-    return name in _KERNELS.get(device.type, ())
+    kind = device.type
+    return name in _KERNELS.get(kind, ()) and (kind != "cuda" or not gpu_obstacle(device.index))
 
 
 if _extension.CPU.loaded:

@@ -696,6 +696,9 @@ def _describe(info: dict[str, Any]) -> str:
             lines.append(f"{what:<12} loaded{isa} from {part['file']}")
         else:
             lines.append(f"{what:<12} not loaded: {part['reason']}")
+        if part["loaded"] and "reason" in part:
+            lines.append(f"{'':<12} plain PyTorch runs in their place: {part['reason']}")
+        if "reason" in part:
             lines.append(f"{'':<12} to mend it: {part['remedy']}")
     lines.append(f"{'GPUs':<12} {', '.join(info['cuda_devices']) or 'none that torch sees'}")
     return "\n".join(lines)

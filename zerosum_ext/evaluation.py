@@ -348,7 +348,7 @@ def _evaluated(counts: np.ndarray, users: Any) -> np.ndarray:
 
 
 def _moved(array: np.ndarray, device: torch.device) -> Tensor:
-    # A GPU takes a copy of pageable memory before the call returns, and is not waited for.
+    # Pageable memory has been read when the call returns: CUDA may wait for the stream to do so, but no longer.
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 

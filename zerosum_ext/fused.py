@@ -248,7 +248,8 @@ def fused_obstacle(
     if asynchronous and device.type != "cpu":
         return f"model: expected parameters on the CPU, got {describe(parameters[0])}"
     if not all(_ops.has_op(op, device) for op in ("mf_loss", "mf_gradient", "mf_update")):
-        return f"model: the compiled part of zerosum_ext for {device.type} is not loaded"
+        obstacle = _ops.gpu_obstacle(device.index) if device.type == "cuda" else ""
+        return f"model: {obstacle or f'the compiled part of zerosum_ext for {device.type} is not loaded'}"
     if compiled_loss(loss) is None:
         return f"loss: expected a compiled loss of zerosum_ext, got {type(loss).__name__}"
     constants = loss.item_constants()  # type: ignore[operator]
@@ -486,8 +487,8 @@ class FusedStep:
     def _refuse_to_be_captured(self, group: dict[str, Any], table: Tensor) -> None:
         """Raises where a graph is captured that would do the same step, by its number, at each replay."""
         same = self.kind == 1 and not group["lr_decay"]  # Adagrad's rule then does not depend on it
-        # (A torch without CUDA does not answer that question.)
-        if same or not torch.backends.cuda.is_built() or table.device.type != "cuda":
+        # (Without CUDA, or without a driver, that question has no answer: the tensors are fake.)
+        if same or not torch.cuda.is_initialized() or table.device.type != "cuda":
             return
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(

@@ -51,8 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
              "positives and excluded must have indices of one dtype");
   }
-  // Its last number is the size of the results. Where it lies on the GPU, the op has to wait for that; what lies on the
-  // host is copied before the call returns.
+  // Its last number is the size of the results. Where it lies on the GPU, the op has to wait for that.
   int64_t count = 0;
   Tensor moved = new_tensor(users, {offset.is_cuda() ? 0 : rows + 1}, ScalarType::Long);
   if (offset.is_cuda()) {
@@ -70,6 +69,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     call.check(cudaMemcpyAsync(moved.data_ptr(), data<int64_t>(offset), (rows + 1) * sizeof(int64_t),
                                cudaMemcpyHostToDevice, call.stream()),
                "offset could not be copied");
+    // Pageable memory has been read when that returns (the runtime may wait for the stream in order to do so). Pinned
+    // memory is read when the stream comes to it, and its owner may have changed or freed it by then.
+    cudaPointerAttributes place{};
+    call.check(cudaPointerGetAttributes(&place, offset.data_ptr()), "offset could not be looked up");
+    if (place.type != cudaMemoryTypeUnregistered)
+      call.check(cudaStreamSynchronize(call.stream()), "offset could not be copied");
   }
   const ScalarType compute = scores.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor positive_scores = new_tensor(users, {count}, compute);
