@@ -200,7 +200,8 @@ def test_train_reads_every_kind_of_file_with_its_options(tmp_path, kind):
 def test_train_says_what_the_columns_were_taken_for(tmp_path, capsys):
     users, items = datasets.synthetic_triangle(20, 20).nonzero()
     path = tmp_path / "r.csv"
-    path.write_text("user_id,item,created_at\n" + "".join(f"{u},{i},{1000 - i}\n" for u, i in zip(users, items)))
+    rows = "".join(f"{u},{i},{1000 - i}\n" for u, i in zip(users, items, strict=True))
+    path.write_text("user_id,item,created_at\n" + rows)
     argv = ["train", path, "--output", tmp_path / "run", "--overwrite", "--no-figures", "--split", "last", *SMALL]
     assert cli.main([str(a) for a in argv]) == 0
     said = capsys.readouterr().err.splitlines()

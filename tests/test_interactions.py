@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import os
@@ -348,6 +349,41 @@ def test_an_unclosed_quote_takes_no_other_row(tmp_path):
 def test_an_unclosed_quote_where_it_matters_is_a_bad_row(tmp_path, text, line):
     with pytest.raises(ValueError, match=rf"data.csv:{line}: a quoted field does not end on its line"):
         Interactions.from_file(write(tmp_path, text))
+
+
+def test_lines_of_a_quoted_field_that_look_like_rows(tmp_path):
+    review = '7,8,"Great.\nFunny, smart, short."\n7,9,dull\n'
+    x = Interactions.from_file(write(tmp_path, "user,item,text\n" + review))
+    assert (x.report.rows, x.item_ids.tolist()) == (2, [8, 9])  # "smart" is no item where items are integers
+    review = 'ann,8b,"Great.\nFunny, smart, short."\nann,9b,dull\n'
+    path = write(tmp_path, "user,item,text\n" + review)
+    with pytest.raises(
+        ValueError, match=r"data.csv:2: lines 2 to 3 are one row with a quoted field of several lines, or"
+    ):
+        Interactions.from_file(path)
+    assert Interactions.from_file(path, skip_bad_rows=True).item_ids.tolist() == ["9b"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.text('a," \n', max_size=12)), min_size=1, max_size=30),
+    st.sampled_from([40, 1 << 20]),
+)
+def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows, block):
+    before = _readers.BLOCK_BYTES
+    _readers.BLOCK_BYTES = block
+    rows = [(0, "the first row says that ids are integers"), *rows]
+    try:
+        path = tmp_path_factory.mktemp("rows") / "data.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("user", "text", "item"), *((u, text, k) for k, (u, text) in enumerate(rows))])
+        x = Interactions.from_file(path)
+    finally:
+        _readers.BLOCK_BYTES = before
+    users, items = x.pairs()
+    assert x.report.rows == len(rows)
+    got = zip(x.decode_users(users).tolist(), x.decode_items(items).tolist(), strict=True)
+    assert sorted(got) == sorted((u, k) for k, (u, _) in enumerate(rows))
 
 
 def test_header_with_an_unclosed_quote(tmp_path):

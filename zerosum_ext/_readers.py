@@ -601,12 +601,16 @@ class _TextReader:
         """
         plain = [line.rstrip("\r\n").split(self.delimiter) for line in feed.taken if line.strip()]
         each_a_row = all(len(fields) == self.width for fields in plain)
-        if row is not None and not feed.ended and not each_a_row and len(row) == self.width:
-            try:
-                next(csv.reader(feed.taken, delimiter=self.delimiter, strict=True))
+        if row is not None and not feed.ended and len(row) == self.width and self._well_quoted(feed.taken):
+            if not each_a_row or not all(self._fits(fields) for fields in plain[1:]):
                 return row
-            except csv.Error:  # text after the closing quote, which therefore is none
-                pass
+            if all(kind == "text" for kind in self.kinds.values()):  # of which a sentence with commas can be two
+                self.rows += 1
+                last = at + len(feed.taken) - 1
+                self.bad.add(
+                    at, f"lines {at} to {last} are one row with a quoted field of several lines, or several rows"
+                )
+                return None
         feed.put_back()
         if self.header and at == self.line:
             return plain[0]
@@ -615,6 +619,23 @@ class _TextReader:
         self.rows += 1
         self.bad.add(at, problem)
         return None
+
+    def _well_quoted(self, lines: list[str]) -> bool:
+        """Whether no text follows a closing quote."""
+        try:
+            next(csv.reader(lines, delimiter=self.delimiter, strict=True))
+        except csv.Error:
+            return False
+        return True
+
+    def _fits(self, fields: list[str]) -> bool:
+        """Whether fields can be a row: numbers and dates where such are due."""
+        check = {
+            "id": _is_integer,
+            "number": lambda t: _number(t) is not None,
+            "date": lambda t: _seconds(t) is not None,
+        }
+        return all(check.get(self.kinds[key], bool)(fields[c].strip()) for key, c in self.chosen.items())
 
     def _split_block(self, data: bytes, lines: np.ndarray | None, line: int) -> _Rows:
         if b"\r" in data:
