@@ -440,6 +440,8 @@ def test_a_missing_first_time_decides_nothing(tmp_path, missing):
         times(tmp_path, missing, "978300760", "978302109")
     assert times(tmp_path, missing, "978300760", "978302109", skip_bad_rows=True) == [978300760, 978302109]
     assert times(tmp_path, missing, "1970-01-02", skip_bad_rows=True) == [86400]
+    late = times(tmp_path, *[missing] * 30, "978300760", "978302109", skip_bad_rows=True)  # beyond the sampled rows
+    assert late == [978300760, 978302109]
     # without a header, too
     path = write(tmp_path, f"1,2,{missing}\n1,3,978300760\n")
     if missing != "now":

@@ -527,7 +527,9 @@ class _TextReader:
             numbers = [text for text in texts if _number(text) is not None]
             dates = sum(_number(text) is None and _seconds(text) is not None for text in texts)
             years = sum(_seconds(text) is not None for text in numbers)
-            return "number" if len(numbers) - years > dates or (numbers and not dates) else "date"
+            if not numbers and not dates:
+                return "time"  # which of the two, a later block says
+            return "number" if len(numbers) - years > dates or not dates else "date"
         if key in NUMERIC:
             return "number"
         return "number" if _number(text) is not None else "text"
@@ -730,7 +732,9 @@ class _TextReader:
                 for row in np.flatnonzero(codes == known[b""]):
                     reject(int(row), f"the {key} is empty")
             return codes
-        if kind == "date":
+        if kind == "time":
+            self.kinds[key] = kind = self._kind(key, [text.decode("ascii", "replace") for text in rows.texts(c)])
+        if kind in ("date", "time"):
             return self._dates(key, rows.texts(c), reject)
         values, ok = rows.integers(c)
         if ok.all():
