@@ -197,6 +197,22 @@ def test_train_reads_every_kind_of_file_with_its_options(tmp_path, kind):
         assert run.split.train.num_items == 17  # item i has 19 - i users
 
 
+def test_train_says_what_the_columns_were_taken_for(tmp_path, capsys):
+    users, items = datasets.synthetic_triangle(20, 20).nonzero()
+    path = tmp_path / "r.csv"
+    rows = "".join(f"{u},{i},{1000 - i}\n" for u, i in zip(users, items, strict=True))
+    path.write_text("user_id,item,created_at\n" + rows)
+    argv = ["train", path, "--output", tmp_path / "run", "--overwrite", "--no-figures", "--split", "last", *SMALL]
+    assert cli.main([str(a) for a in argv]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "columns: user = user_id, item, timestamp = created_at" in said
+    assert "last by timestamp" in said
+    assert cli.main([str(a) for a in [*argv, "--timestamp-column", ""]]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "columns: user = user_id, item" in said
+    assert "no column of times was recognised: last by the order of rows" in said
+
+
 def test_train_reads_parquet(tmp_path, capsys):
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow.parquet as pq
@@ -270,7 +286,7 @@ def test_evaluating_on_what_was_trained_on_is_said(ratings, run_folder, capsys):
 
 def test_recommend(run_folder, tmp_path, capsys):
     users = tmp_path / "users.txt"
-    users.write_text("u30\n\nu7\n")
+    users.write_text("u30\n\nu7\n", encoding="utf-8-sig")  # a byte order mark, as spreadsheets write it
     command = ["recommend", str(run_folder), "--user", "u20", "--user-file", str(users), "-k", "3"]
     assert cli.main([*command, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
 import pickle
 from pathlib import Path
@@ -84,6 +86,52 @@ def test_ids_are_mapped_in_ascending_order():
         x.encode_items("zz")
     with pytest.raises(ValueError, match=r"item indices.*got 3"):
         x.decode_items([3])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array(["a", None, "b"], object),
+        np.array(["a", float("nan"), "b"], object),
+        np.array([1.0, np.nan, 3.0]),
+        np.array([1.0, np.inf, 3.0]),
+        np.array([1.0, 1.5, 3.0]),
+        np.array([1, 2**63, 3], np.uint64),
+    ],
+)
+def test_missing_and_other_ids_that_are_none(ids):
+    with pytest.raises(ValueError, match=r"users: expected .* at position 1"):
+        Interactions.from_arrays(ids, [0, 1, 2], ids=True)
+    with pytest.raises(ValueError, match=r"items: expected .* at position 1"):
+        Interactions.from_arrays([0, 1, 2], ids, ids=True)
+
+
+def test_ids_from_pandas():
+    pandas = pytest.importorskip("pandas")
+    for missing in (None, float("nan"), pandas.NA):
+        with pytest.raises(ValueError, match=r"users: expected .*, got .* at position 1"):
+            Interactions.from_arrays(pandas.Series(["a", missing, "b"]), [0, 1, 2], ids=True)
+    with pytest.raises(ValueError, match=r"users: expected .* at position 1"):
+        Interactions.from_arrays(pandas.Series([1, None, 3], dtype="Int64"), [0, 1, 2], ids=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint64])
+def test_integral_ids_are_integers(dtype):
+    x = Interactions.from_arrays(np.array([70, 7, 70], dtype), [0, 1, 2], ids=True)
+    assert (x.user_ids.dtype, x.user_ids.tolist()) == (np.int64, [7, 70])
+    assert x.encode_users([70]).tolist() == [1]
+
+
+def test_indices_too_sparse_for_memory(monkeypatch):
+    with pytest.raises(ValueError, match=r"users: 2 rows have indices up to 17592186044416"):
+        Interactions.from_arrays([0, 2**44], [0, 1])
+
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(Interactions, "_from_pairs", no_memory)
+    with pytest.raises(ValueError, match=r"users: 1 rows have indices up to 99999, .* ids=True"):
+        Interactions.from_arrays([99_999], [0])
 
 
 def test_wide_range_of_integer_ids():
@@ -273,6 +321,175 @@ def test_quotes_that_first_come_late(tmp_path, monkeypatch):
         Interactions.from_file(write(tmp_path, "\n".join(lines)))
 
 
+def test_an_unclosed_quote_takes_no_other_row(tmp_path):
+    titles = {3: '"Heroes', 40: '"Weird', 41: '"closed"', 42: '5" disk', 43: '"Al" again', 59: '"last'}
+    lines = [f"{k % 9}\t{k}\t{k % 5}\t{titles.get(k, 'x')}" for k in range(60)]
+    path = write(tmp_path, "user\titem\trating\ttitle\n" + "\n".join(lines))
+    x = Interactions.from_file(path)
+    assert x.report.rows == x.nnz == 60
+    assert sorted(x.item_ids.tolist()) == list(range(60))
+    title = Interactions.from_file(path, columns={"title": "title"}, skip_bad_rows=True)
+    assert (title.nnz, title.report.rows, title.report.bad_rows) == (57, 60, 3)
+    assert [m.split(":")[1] for m in title.report.bad_row_messages] == ["5", "42", "61"]
+    assert {"closed", '5" disk', "Al again"} < set(title.columns["title"].tolist())
+    with pytest.raises(ValueError, match=r"data.csv:5: a quoted field does not end on its line"):
+        Interactions.from_file(path, columns={"title": "title"})
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('user\titem\n1\t"Heroes\n2\tabc\n3\tdef\n', 2),  # to the end of the file
+        ('1,a,5\n2,"b,4\n3,c,4\n4,d",5\n5,e,1\n', 2),  # to a closing quote: three fields, but of three rows
+        ("1,a\n2," + '"b\n' + "".join(f"{k},item{k}\n" for k in range(3, 20000)), 2),  # beyond csv.field_size_limit
+        ('1,a,5\n2,"b\nc",4,7\n', 2),  # several lines, but no row of three fields
+        ('user,item,title\n1,a,"x, y\n2,b,"z"\n', 2),  # the line is no row either
+    ],
+)
+def test_an_unclosed_quote_where_it_matters_is_a_bad_row(tmp_path, text, line):
+    with pytest.raises(ValueError, match=rf"data.csv:{line}: a quoted field does not end on its line"):
+        Interactions.from_file(write(tmp_path, text))
+
+
+def test_lines_of_a_quoted_field_that_look_like_rows(tmp_path):
+    review = '7,8,"Great.\nFunny, smart, short."\n7,9,dull\n'
+    x = Interactions.from_file(write(tmp_path, "user,item,text\n" + review))
+    assert (x.report.rows, x.item_ids.tolist()) == (2, [8, 9])  # "smart" is no item where items are integers
+    review = 'ann,8b,"Great.\nFunny, smart, short."\nann,9b,dull\n'
+    path = write(tmp_path, "user,item,text\n" + review)
+    with pytest.raises(
+        ValueError, match=r"data.csv:2: lines 2 to 3 are one row with a quoted field of several lines, or"
+    ):
+        Interactions.from_file(path)
+    assert Interactions.from_file(path, skip_bad_rows=True).item_ids.tolist() == ["9b"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.text('a," \n', max_size=12)), min_size=1, max_size=30),
+    st.sampled_from([40, 1 << 20]),
+)
+def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows, block):
+    before = _readers.BLOCK_BYTES
+    _readers.BLOCK_BYTES = block
+    rows = [(0, "the first row says that ids are integers"), *rows]
+    try:
+        path = tmp_path_factory.mktemp("rows") / "data.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("user", "text", "item"), *((u, text, k) for k, (u, text) in enumerate(rows))])
+        x = Interactions.from_file(path)
+    finally:
+        _readers.BLOCK_BYTES = before
+    users, items = x.pairs()
+    assert x.report.rows == len(rows)
+    got = zip(x.decode_users(users).tolist(), x.decode_items(items).tolist(), strict=True)
+    assert sorted(got) == sorted((u, k) for k, (u, _) in enumerate(rows))
+
+
+def test_header_with_an_unclosed_quote(tmp_path):
+    x = Interactions.from_file(write(tmp_path, 'user,item,"title\n1,2,x\n3,4,y\n'))
+    assert (x.nnz, x.report.rows) == (2, 2)
+
+
+def test_carriage_returns(tmp_path):
+    with pytest.raises(ValueError, match=r"data.csv: its lines end in carriage returns alone"):
+        Interactions.from_file(write(tmp_path, "user,item\r1,2\r2,3\r"))
+    with pytest.raises(ValueError, match=r"data.csv:2: .*new-line"):  # in a file that goes through the csv module
+        Interactions.from_file(write(tmp_path, 'user,item\n1,2\r3,4\n"5","6"\n'))
+
+
+def times(tmp_path: Path, *fields: str, **options) -> list[float]:
+    rows = "".join(f"{k},{k},{text}\n" for k, text in enumerate(fields))
+    return (
+        Interactions.from_file(write(tmp_path, "user,item,timestamp\n" + rows), **options).columns["timestamp"].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2020", 1577836800),
+        ("2020-01", 1577836800),
+        ("2020-01-02", 1577923200),
+        ("2020-01-02T03:04", 1577934240),
+        ("2020-01-02 03:04:05.678901Z", 1577934245.678901),
+        ("2020-01-02 03:04:05.678901234", 1577934245.678901),
+        ("2020-01-02 03:04:05 UTC", 1577934245),
+        ("2020-01-02T03:04:05+02:00", 1577927045),
+        ("2020-01-02T03:04:05-0230", 1577943245),
+        ("2020-01-02T03:04:05+02", 1577927045),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_dates(tmp_path, text, seconds):
+    assert times(tmp_path, "1970-01-01", text) == [0.0, seconds]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "NaT", "now", "today", "978300760", "20200102", "2020-0102", "2020-01-029", "-2020-01-01", "2020-W01"]
+)
+def test_what_is_no_date(tmp_path, text):
+    with pytest.raises(ValueError, match=rf"data.csv:3: the timestamp is '{text}', expected .*ISO 8601 date"):
+        times(tmp_path, "2020-01-01", text, "2020-01-03")
+    assert times(tmp_path, "1970-01-02", text, "1970-01-03", skip_bad_rows=True) == [86400, 2 * 86400]
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "now"])
+def test_a_missing_first_time_decides_nothing(tmp_path, missing):
+    with pytest.raises(ValueError, match=rf"data.csv:2: the timestamp is '{missing}', expected a finite number"):
+        times(tmp_path, missing, "978300760", "978302109")
+    assert times(tmp_path, missing, "978300760", "978302109", skip_bad_rows=True) == [978300760, 978302109]
+    assert times(tmp_path, missing, "1970-01-02", skip_bad_rows=True) == [86400]
+    late = times(tmp_path, *[missing] * 30, "978300760", "978302109", skip_bad_rows=True)  # beyond the sampled rows
+    assert late == [978300760, 978302109]
+    # without a header, too
+    path = write(tmp_path, f"1,2,{missing}\n1,3,978300760\n")
+    if missing != "now":
+        assert Interactions.from_file(path, skip_bad_rows=True).columns["timestamp"].tolist() == [978300760]
+
+
+def test_notes_say_what_was_taken_for_what(tmp_path):
+    x = Interactions.from_file(write(tmp_path, "user_id,item,when,created_at\n1,2,3,2023-01-03\n1,3,3,2022-01-03\n"))
+    assert x.report.notes == ("columns: user = user_id, item, timestamp = created_at",)
+    assert pairs_of(x.split_last().test) == [(0, 0)]
+    assert x.split_last().train.report.notes[1:] == ("last by timestamp",)
+    x = Interactions.from_file(write(tmp_path, "1,2,3\n1,3,3\n"))
+    assert x.report.notes == ("columns: user = column 0, item = column 1, rating = column 2",)
+    assert x.split_last().test.report.notes[1:] == ("no column of times was recognised: last by the order of rows",)
+    # nothing says that the first line is a header but that it has no number
+    path = write(tmp_path, "abc,x\n1,2\n3,4\n")
+    x = Interactions.from_file(path)
+    assert x.nnz == 2
+    assert "first line is taken for a header: abc, x; if it is a row, say header=False" in x.report.notes[0]
+    assert Interactions.from_file(path, header=True).report.notes == ("columns: user = abc, item = x",)
+    np.savez(tmp_path / "x.npz", user=[0, 1], movie_id=[1, 0])
+    assert Interactions.from_file(tmp_path / "x.npz").report.notes == ("columns: user, item = movie_id",)
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_a_column_without_a_name_is_no_user(tmp_path, name):
+    x = Interactions.from_file(write(tmp_path, f"{name},customer,sku\n0,10,20\n1,11,21\n"))
+    assert (x.user_ids.tolist(), x.item_ids.tolist()) == ([10, 11], [20, 21])
+    with pytest.raises(ValueError, match="cannot tell which column holds the items"):
+        Interactions.from_file(write(tmp_path, f"{name},customer\n0,10\n1,11\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "users", "items"),
+    [
+        ("1;2;3,5\n1;3;4,0\n2;3;1,5\n", [1, 2], [2, 3]),  # decimal commas
+        ("1|2|3,5\n2|3|1,5\n", [1, 2], [2, 3]),
+        ("1;2,a\n3;4\n5;6\n", [1, 3, 5], ["2,a", "4", "6"]),  # only ; in every line
+        ("1,2,a;b;c;d\n1,3,e;f;g;h\n", [1], [2, 3]),
+        ("a|b|c,d\ne|f|g,h\n", ["a|b|c", "e|f|g"], ["d", "h"]),
+        ("1\t2\tA, B, C, D\n2\t2\tE, F, G, H\n", [1, 2], [2]),
+    ],
+)
+def test_delimiters_that_occur_in_fields(tmp_path, text, users, items):
+    x = Interactions.from_file(write(tmp_path, text))
+    assert (x.user_ids.tolist(), x.item_ids.tolist()) == (users, items)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -371,6 +588,21 @@ def test_missing_folder_and_broken_files(tmp_path):
         Interactions.from_file(tmp_path)
     with pytest.raises(ValueError, match="not a complete gzip file"):
         Interactions.from_file(write(tmp_path, gzip.compress(b"1,2\n" * 1000)[:-12], "x.gz"))
+    damaged = bytearray(gzip.compress(b"".join(b"%d,%d\n" % (k, k * k) for k in range(2000)), mtime=0))
+    damaged[11] ^= 255
+    with pytest.raises(ValueError, match=r"x.gz is not a complete gzip file"):
+        Interactions.from_file(write(tmp_path, bytes(damaged), "x.gz"))
+    for save, what in (
+        (lambda f: np.savez_compressed(f, user=[0] * 99, item=range(99)), "as .npz"),
+        (lambda f: sp.save_npz(f, sp.identity(99, format="csr")), "as a scipy sparse matrix"),
+    ):
+        file = io.BytesIO()
+        save(file)
+        damaged = bytearray(file.getvalue())
+        for at in range(60, 300, 20):
+            damaged[at] ^= 255
+        with pytest.raises(ValueError, match=f"x.npz cannot be read {what}"):
+            Interactions.from_file(write(tmp_path, bytes(damaged), "x.npz"))
     with pytest.raises(ValueError, match=r"cannot be read as .npz"):
         Interactions.from_file(write(tmp_path, b"PK\x03\x04 but no archive", "x.npz"))
     with pytest.raises(ValueError, match="not ascii; give the file's encoding"):
@@ -430,6 +662,13 @@ def test_npz(tmp_path):
     assert sorted(x.columns) == ["fold", "rating", "row"]
     assert Interactions.from_file(path, ids=True).shape == (2, 2)
     assert Interactions.from_file(path, shape=(9, 9)).shape == (9, 9)
+    np.savez(path, user=[0, 1], item=[1, 2**44])
+    with pytest.raises(ValueError, match=r"x.npz: items: 2 rows have indices up to 17592186044416.*--ids external"):
+        Interactions.from_file(path)
+    assert Interactions.from_file(path, ids=True).item_ids.tolist() == [1, 2**44]
+    np.savez(path, user=[0, 1], item=[0, 1], timestamp=np.array(["2020-01-01", "NaT"], "M8[s]"))
+    with pytest.raises(ValueError, match="row 1: the timestamp is NaT, expected a date"):
+        Interactions.from_file(path)
     np.savez(path, user=[0, 1], item=[0.0, np.nan])
     with pytest.raises(ValueError, match="row 1: the item is nan"):
         Interactions.from_file(path)
@@ -528,6 +767,14 @@ def test_split_last(random_interactions):
     assert pairs_of(split.train) == [(0, 1), (0, 5), (1, 0)]
     tied = Interactions.from_arrays([0, 0, 0], [2, 1, 0], columns={"timestamp": [1, 1, 1]})
     assert pairs_of(tied.split_last().test) == [(0, 0)]
+    text = Interactions.from_arrays([0, 0, 0], [1, 2, 3], columns={"timestamp": ["9", "10", "11"]})
+    assert pairs_of(text.split_last().test) == [(0, 3)]
+    for values in ([1.0, float("nan"), 5.0], np.array(["2020-01-01", "NaT", "2021-01-01"], "M8[s]")):
+        missing = Interactions.from_arrays([0, 0, 0], [1, 2, 3], columns={"timestamp": values})
+        with pytest.raises(ValueError, match="by: column 'timestamp' has no value for user 0, item 2"):
+            missing.split_last()
+    with pytest.raises(ValueError, match=r"columns\['timestamp'\]: expected no missing values, got None at position 1"):
+        Interactions.from_arrays([0, 0], [1, 2], columns={"timestamp": np.array([1, None], object)})
     with pytest.raises(ValueError, match="have no order"):
         Interactions.from_scipy(y.to_scipy()).split_last()
     with pytest.raises(ValueError, match="no column 'when'; these interactions have timestamp, row"):

@@ -8,12 +8,17 @@ and line.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
 import math
+import re
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -64,11 +69,37 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "playcount",
         "plays",
     ),
-    "timestamp": ("timestamp", "time", "ts", "unixreviewtime", "unixtime", "date", "datetime"),
+    "timestamp": (
+        "timestamp",
+        "time",
+        "ts",
+        "unixreviewtime",
+        "unixtime",
+        "date",
+        "datetime",
+        "eventtime",
+        "eventtimestamp",
+        "ratedat",
+        "ratingtimestamp",
+        "reviewedat",
+        "reviewtimestamp",
+        "createdat",
+    ),
     "order": ("order",),
     "split": ("split",),
 }
 NUMERIC = ("rating", "timestamp", "order")
+
+# What stands for "not known" where a number is due.
+MISSING = ("", "na", "n/a", "nan", "nat", "none", "null", "\\n")
+ISO_DATE = re.compile(
+    r"(\d{4}(?:-\d\d(?:-\d\d)?)?|\d{4}-\d\d-\d\d[T ]\d\d(?::\d\d(?::\d\d(?:\.\d+)?)?)?)"
+    r"(?: ?(?:Z|UTC)|([+-])(\d\d):?(\d\d)?)?",
+    re.ASCII,
+)
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+# What a file that is cut off or has wrong bits makes zipfile, NumPy and zlib raise.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @dataclass
@@ -90,6 +121,8 @@ class Table:
     rows: int
     bad_rows: int = 0
     bad_row_messages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was taken for granted, such as which column is which."""
 
 
 @dataclass
@@ -172,7 +205,7 @@ def read_table(
     try:
         with stream:
             return _TextReader(path, stream, wanted, delimiter, header, id_type, skip_bad_rows, encoding).read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
 
@@ -221,6 +254,8 @@ def _choose(
     # An automatic match gives way to what was asked for by name.
     chosen = {k: c for k, c in chosen.items() if k in wanted or c not in taken}
     free = [c for c in range(width) if c not in chosen.values()]
+    if names is not None:  # what has no name is the number of the row, as pandas writes it
+        free = [c for c in free if _normal(names[c]) not in ("", "unnamed")]
     if names is None or ("user" not in chosen and "item" not in chosen):
         for key in ("user", "item"):
             if key not in chosen and free:
@@ -246,12 +281,33 @@ def _choose(
     return chosen
 
 
+def _note_columns(names: list[str] | None, chosen: dict[str, int]) -> str:
+    places = {key: f"column {c}" if names is None else names[c] for key, c in chosen.items()}
+    return "columns: " + ", ".join(key if place == key else f"{key} = {place}" for key, place in places.items())
+
+
 def _number(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def _seconds(text: str) -> float | None:
+    """ISO 8601 date, which without an offset is UTC -> seconds since 1970; None where it is none."""
+    found = ISO_DATE.fullmatch(text)
+    if found is None:
+        return None
+    date, sign, hours, minutes = found.groups()
+    if sign is not None and len(date) <= len("2020-01-02"):  # an offset of no time: 2020-0102 is no date
+        return None
+    try:
+        seconds = float(np.datetime64(date[:26], "us").astype(np.int64)) / 1e6  # to the microsecond
+    except ValueError:  # such as a month 13
+        return None
+    offset = 0 if sign is None else int(hours) * 3600 + int(minutes or 0) * 60
+    return seconds + offset if sign == "-" else seconds - offset
 
 
 def _is_integer(text: str) -> bool:
@@ -310,6 +366,39 @@ class _Rows:
         return np.where(negative, -values, values), ok
 
 
+class _Feed:
+    """Lines for csv.reader, of which those of one record can be had, and put back."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._again: deque[str] = deque()
+        self.taken: list[str] = []
+        self.ended = False  # whether the record wanted a line after the last
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        if self._again:
+            line = self._again.popleft()
+        else:
+            try:
+                line = next(self._lines)
+            except StopIteration:
+                self.ended = True
+                raise
+        self.taken.append(line)
+        return line
+
+    def begin(self) -> None:
+        self.taken, self.ended = [], False
+
+    def put_back(self) -> None:
+        """All lines of the record but its first."""
+        self._again.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
 class _TextReader:
     def __init__(
         self,
@@ -331,6 +420,8 @@ class _TextReader:
             head = head[3:]
         if b"\0" in head:
             raise ValueError(f"{path} is not a text file (it has NUL bytes); expected text, .npz or parquet")
+        if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
+            raise ValueError(f"{path}: its lines end in carriage returns alone, expected line feeds")
         self.line = 1  # the number of the line that the next block starts with
         self.head = self._skip_comments(head)
         sample = self._sample_lines()
@@ -348,9 +439,17 @@ class _TextReader:
         data = rows[1:] if self.header else rows
         if not data:
             raise ValueError(f"{path} has a header but no rows")
-        first = next((row for row in data if len(row) == self.width), data[0] + [""] * self.width)[: self.width]
+        whole = [row for row in data if len(row) == self.width] or [(data[0] + [""] * self.width)[: self.width]]
+        sampled = [[row[c] for row in whole] for c in range(self.width)]
+        first = [next((text for text in texts if text.lower() not in MISSING), "") for texts in sampled]
         self.chosen = _choose(path, names, first, wanted)
-        self.kinds = {key: self._kind(key, first[c]) for key, c in self.chosen.items()}
+        self.kinds = {key: self._kind(key, sampled[c]) for key, c in self.chosen.items()}
+        self.notes = [_note_columns(names, self.chosen)]
+        if names is not None and header is None and not self._names_known(names):
+            shown = ", ".join(names)
+            self.notes.insert(
+                0, f"the first line is taken for a header: {shown[:80]}; if it is a row, say header=False (--no-header)"
+            )
 
     # -- sniffing
 
@@ -384,34 +483,55 @@ class _TextReader:
         delimiter = delimiter or self.delimiter
         if delimiter == " ":
             return line.split()
-        fields = line.split(delimiter) if len(delimiter) > 1 else next(csv.reader([line], delimiter=delimiter))
+        fields = line.split(delimiter)
+        if len(delimiter) == 1 and '"' in line:
+            with contextlib.suppress(csv.Error):  # which is reported where the row is read
+                fields = next(csv.reader([line], delimiter=delimiter))
         return [text.strip() for text in fields]
 
     def _sniff_delimiter(self, sample: list[str]) -> str:
         candidates = ("::", "\t", ",", ";", "|", " ")
         widths = {d: [len(self._split_line(line, d)) for line in sample] for d in candidates}
-        steady = [d for d in candidates if widths[d][0] > 1 and min(widths[d]) == max(widths[d])]
-        usable = steady or [d for d in candidates if widths[d][0] > 1]
-        return usable[0] if usable else ","
+        # As many lines as possible have the fields of the first; of several delimiters the first above.
+        alike = {d: sum(w == widths[d][0] for w in widths[d]) for d in candidates if widths[d][0] > 1}
+        best = max(alike, key=alike.__getitem__, default=",")
+        for other in (";", "|"):  # 1;2;3,5: its commas are decimal ones
+            if best == "," and alike.get(other) == alike.get(",", 0):
+                fields = [text for line in sample for text in self._split_line(line, other) if "," in text]
+                if all(DECIMAL_COMMA.fullmatch(text) for text in fields):
+                    return other
+        return best
 
     def _has_header(self, rows: list[list[str]]) -> bool:
         first = rows[0]
-        if any(isinstance(source, str) for source in self.wanted.values()):
-            return True
-        known = {alias for aliases in ALIASES.values() for alias in aliases}
-        if any(len(text) > 1 and _normal(text) in known for text in first):
+        if self._names_known(first):
             return True
         if any(_number(text) is not None for text in first):
             return False
         return any(_number(text) is not None for row in rows[1:] for text in row)
 
-    def _kind(self, key: str, text: str) -> str:
+    def _names_known(self, names: list[str]) -> bool:
+        if any(isinstance(source, str) for source in self.wanted.values()):
+            return True
+        known = {alias for aliases in ALIASES.values() for alias in aliases}
+        return any(len(text) > 1 and _normal(text) in known for text in names)
+
+    def _kind(self, key: str, texts: list[str]) -> str:
+        """What a column holds, by its fields in the first rows."""
+        text = next(filter(None, texts), "")
         if key in ("user", "item"):
             if self.id_type == "auto":
                 return "id" if _is_integer(text) else "text"
             return "id" if self.id_type == "int" else "text"
+        if key == "timestamp":  # by most of them: one may be empty or wrong, and a number of four digits a year
+            numbers = [text for text in texts if _number(text) is not None]
+            dates = sum(_number(text) is None and _seconds(text) is not None for text in texts)
+            years = sum(_seconds(text) is not None for text in numbers)
+            if not numbers and not dates:
+                return "time"  # which of the two, a later block says
+            return "number" if len(numbers) - years > dates or not dates else "date"
         if key in NUMERIC:
-            return "date" if key == "timestamp" and _number(text) is None else "number"
+            return "number"
         return "number" if _number(text) is not None else "text"
 
     # -- blocks of whole lines
@@ -444,21 +564,80 @@ class _TextReader:
             for raw in self.stream:
                 yield self._decode(raw)
 
-        reader = csv.reader(lines(), delimiter=self.delimiter)
+        feed = _Feed(lines())
+        reader = csv.reader(feed, delimiter=self.delimiter)
         separator = chr(UNIT_SEPARATOR)
         rows: list[str] = []
         numbers: list[int] = []
-        last = 0
-        for row in reader:
-            text = separator.join(row)
-            rows.append(text.replace("\r", " ").replace("\n", " ") if "\n" in text or "\r" in text else text)
-            numbers.append(line + last)
-            last = reader.line_num
+        at = line
+        while True:
+            feed.begin()
+            row: list[str] | None = None
+            problem = "a quoted field does not end on its line, nor as a row of several lines"
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:  # such as a field beyond csv.field_size_limit
+                if len(feed.taken) == 1:
+                    problem = str(error)
+            if row is None or len(feed.taken) > 1 or feed.ended:
+                row = self._spanning_row(row, feed, at, problem)
+            if row is not None:
+                text = separator.join(row)
+                rows.append(text.replace("\r", " ").replace("\n", " ") if "\n" in text or "\r" in text else text)
+                numbers.append(at)
+            at += len(feed.taken)
             if len(rows) == 100_000:
                 yield ("\n".join(rows) + "\n").encode(self.encoding), np.array(numbers), line
                 rows, numbers = [], []
         if rows:
             yield ("\n".join(rows) + "\n").encode(self.encoding), np.array(numbers), line
+
+    def _spanning_row(self, row: list[str] | None, feed: _Feed, at: int, problem: str) -> list[str] | None:
+        """The row that begins with ``feed.taken[0]``, where the csv module read on beyond that line, or could not.
+
+        That is a quoted field of several lines, or a quote that is not closed (``"Heroes``) and would swallow the rows
+        up to the next one. Then only its line is taken, as it stands, where it makes a row and the quote is in none of
+        the columns that are read; otherwise it is a bad row.
+        """
+        plain = [line.rstrip("\r\n").split(self.delimiter) for line in feed.taken if line.strip()]
+        each_a_row = all(len(fields) == self.width for fields in plain)
+        if row is not None and not feed.ended and len(row) == self.width and self._well_quoted(feed.taken):
+            if not each_a_row or not all(self._fits(fields) for fields in plain[1:]):
+                return row
+            if all(kind == "text" for kind in self.kinds.values()):  # of which a sentence with commas can be two
+                self.rows += 1
+                last = at + len(feed.taken) - 1
+                self.bad.add(
+                    at, f"lines {at} to {last} are one row with a quoted field of several lines, or several rows"
+                )
+                return None
+        feed.put_back()
+        if self.header and at == self.line:
+            return plain[0]
+        if each_a_row and not any(plain[0][c].startswith('"') for c in self.chosen.values()):
+            return plain[0]
+        self.rows += 1
+        self.bad.add(at, problem)
+        return None
+
+    def _well_quoted(self, lines: list[str]) -> bool:
+        """Whether no text follows a closing quote."""
+        try:
+            next(csv.reader(lines, delimiter=self.delimiter, strict=True))
+        except csv.Error:
+            return False
+        return True
+
+    def _fits(self, fields: list[str]) -> bool:
+        """Whether fields can be a row: numbers and dates where such are due."""
+        check = {
+            "id": _is_integer,
+            "number": lambda t: _number(t) is not None,
+            "date": lambda t: _seconds(t) is not None,
+        }
+        return all(check.get(self.kinds[key], bool)(fields[c].strip()) for key, c in self.chosen.items())
 
     def _split_block(self, data: bytes, lines: np.ndarray | None, line: int) -> _Rows:
         if b"\r" in data:
@@ -519,6 +698,7 @@ class _TextReader:
             self.bad.flush()
             for key, column in values.items():
                 parts[key].append(column[keep])
+        self.bad.flush()
         columns = {}
         for key, chunks in parts.items():
             joined = np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
@@ -531,7 +711,7 @@ class _TextReader:
             raise ValueError(
                 f"{self.path} has no usable rows: {self.bad.messages[0] if self.bad.messages else 'none at all'}"
             )
-        return Table(columns, self.rows, self.bad.count, tuple(self.bad.messages))
+        return Table(columns, self.rows, self.bad.count, tuple(self.bad.messages), tuple(self.notes))
 
     def _parse(
         self, key: str, c: int, rows: _Rows, keep: np.ndarray, vocabularies: dict[str, dict[bytes, int]]
@@ -552,7 +732,9 @@ class _TextReader:
                 for row in np.flatnonzero(codes == known[b""]):
                     reject(int(row), f"the {key} is empty")
             return codes
-        if kind == "date":
+        if kind == "time":
+            self.kinds[key] = kind = self._kind(key, [text.decode("ascii", "replace") for text in rows.texts(c)])
+        if kind in ("date", "time"):
             return self._dates(key, rows.texts(c), reject)
         values, ok = rows.integers(c)
         if ok.all():
@@ -585,13 +767,16 @@ class _TextReader:
     def _dates(self, key: str, texts: list[bytes], reject: Any) -> np.ndarray:
         """ISO 8601 dates -> seconds since 1970 (UTC), float64."""
         seconds = np.zeros(len(texts))
-        for row, text in enumerate(texts):
-            try:
-                moment = np.datetime64(text.decode("ascii").removesuffix("Z"), "us")
-                seconds[row] = moment.astype(np.int64) / 1e6
-            except (ValueError, UnicodeDecodeError):
-                shown = text[:60].decode(self.encoding, "replace")
-                reject(row, f"the {key} is {shown!r}, expected a number or an ISO 8601 date")
+        for row, raw in enumerate(texts):
+            text = raw.decode("ascii", "replace")
+            moment = _seconds(text)
+            if moment is None:
+                expected = "a number or an ISO 8601 date"
+                if _number(text) is not None:
+                    expected = "an ISO 8601 date as in other rows"
+                reject(row, f"the {key} is {raw[:60].decode(self.encoding, 'replace')!r}, expected {expected}")
+            else:
+                seconds[row] = moment
         return seconds
 
 
@@ -603,6 +788,7 @@ def _from_named_arrays(path: Path, arrays: dict[str, Any], wanted: dict[str, str
     chosen = _choose(path, names, [""] * len(names), wanted)
     columns = {key: np.asarray(arrays[names[c]]) for key, c in chosen.items()}
     rows = len(columns["user"])
+    notes = (_note_columns(names, chosen),)
     # Named arrays carry no unrelated text: all that are aligned with the users are kept, under their own
     # names.
     for name, array in arrays.items():
@@ -611,19 +797,20 @@ def _from_named_arrays(path: Path, arrays: dict[str, Any], wanted: dict[str, str
     for key, values in columns.items():
         if values.shape != (rows,):
             raise ValueError(f"{path}: column {key!r} has shape {values.shape}, expected ({rows},) as the users")
-        if values.dtype.kind == "f" and key in ("user", "item", *NUMERIC) and not np.isfinite(values).all():
+        if values.dtype.kind in "fM" and key in ("user", "item", *NUMERIC) and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"{path}: row {row}: the {key} is {values[row]}, expected a finite number")
+            expected = "a date" if values.dtype.kind == "M" else "a finite number"
+            raise ValueError(f"{path}: row {row}: the {key} is {values[row]}, expected {expected}")
     if rows == 0:
         raise ValueError(f"{path} has no rows")
-    return Table({key: Column(values) for key, values in columns.items()}, rows)
+    return Table({key: Column(values) for key, values in columns.items()}, rows, notes=notes)
 
 
 def _read_npz(path: Path, wanted: dict[str, str | int | None]) -> Table:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from None
     return _from_named_arrays(path, arrays, wanted)
 

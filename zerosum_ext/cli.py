@@ -258,7 +258,9 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_reading_options(command: argparse.ArgumentParser) -> None:
-    reading = command.add_argument_group("reading", "Columns are names, or numbers from 0. All is recognised if usual.")
+    reading = command.add_argument_group(
+        "reading", "Columns are names, or numbers from 0; '' is none. All is recognised if usual."
+    )
     for name in ("user", "item", "rating", "timestamp", "split"):
         reading.add_argument(f"--{name}-column", metavar="COLUMN")
     reading.add_argument("--delimiter", metavar="TEXT", help="such as ',' or '::' or '\\t'; ' ' is any run of blanks")
@@ -285,7 +287,7 @@ def _source(file: str, arguments: argparse.Namespace) -> runs.DataSource:
     for name in ("user", "item", "rating", "timestamp", "split"):
         value = getattr(arguments, f"{name}_column")
         if value is not None:
-            columns[name] = int(value) if value.isdecimal() else value
+            columns[name] = int(value) if value.isdecimal() else value or None
     return runs.DataSource(
         file,
         columns=columns or None,
@@ -530,7 +532,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
     users = list(arguments.user)
     if arguments.user_file is not None:
-        text = sys.stdin.read() if arguments.user_file == "-" else Path(arguments.user_file).read_text()
+        text = sys.stdin.read() if arguments.user_file == "-" else Path(arguments.user_file).read_text("utf-8-sig")
         users += [line.strip() for line in text.splitlines() if line.strip()]
     if not users:
         raise ValueError("no users: give --user ID or --user-file FILE")

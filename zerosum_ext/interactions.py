@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,9 @@ class Report:
     """Interactions of these items."""
     emptied_users: int = 0
     """Users left with nothing by filter_items or min_rating, taken out too."""
+    notes: tuple[str, ...] = ()
+    """What was taken for granted, where one should look: which column of a file is which, a first line taken for a
+    header, what the order of a split goes by."""
 
     def __str__(self) -> str:
         parts = [f"{self.rows:,} rows read"]
@@ -288,8 +291,8 @@ class Interactions:
         Parameters
         ----------
         users, items
-            0-based indices, kept as they are. With ``ids=True``: external ids, integers or text, which are
-            numbered in ascending order and kept as ``user_ids`` and ``item_ids``.
+            0-based indices, kept as they are. With ``ids=True``: external ids, integers (also as floats) or
+            text, which are numbered in ascending order and kept as ``user_ids`` and ``item_ids``.
         shape
             (num_users, num_items); by default one more than the largest index. Not with ``ids=True``.
         columns
@@ -300,14 +303,18 @@ class Interactions:
         Raises
         ------
         ValueError
-            Lengths that differ, negative indices, indices beyond ``shape``.
+            Lengths that differ, negative indices, indices beyond ``shape``; ids that are missing (None, NaN), not
+            integral or from 2**63; a missing rating, timestamp or order.
         TypeError
             Indices that are not integers.
         """
         users, items = _as_array("users", users), _as_array("items", items)
         if users.shape != items.shape:
             raise ValueError(f"users and items: expected the same length, got {len(users)} and {len(items)}")
-        extra = {name: _as_array(f"columns[{name!r}]", values) for name, values in (columns or {}).items()}
+        extra = {
+            name: _as_array(f"columns[{name!r}]", values, name in _readers.NUMERIC)
+            for name, values in (columns or {}).items()
+        }
         for name, values in extra.items():
             if values.shape != users.shape:
                 raise ValueError(f"columns[{name!r}]: expected length {len(users)} as users, got {len(values)}")
@@ -343,8 +350,8 @@ class Interactions:
             raise ValueError("columns: the name 'row' is taken (the position in the source)")
         user_ids = item_ids = None
         if ids:
-            user_ids, user_index = _readers.factorize(users)
-            item_ids, item_index = _readers.factorize(items)
+            user_ids, user_index = _readers.factorize(_checked_ids("users", users))
+            item_ids, item_index = _readers.factorize(_checked_ids("items", items))
             shape = (len(user_ids), len(item_ids))
             for array in (user_ids, item_ids):
                 array.flags.writeable = False
@@ -353,13 +360,20 @@ class Interactions:
             item_index = items.values.astype(np.int64, copy=False)
             if shape is None:
                 shape = (int(user_index.max(initial=-1)) + 1, int(item_index.max(initial=-1)) + 1)
+                if max(shape) > max(2**32, 1000 * len(user_index)):  # only a table of all would show it, much later
+                    raise ValueError(_too_sparse(shape, len(user_index)))
             if len(shape) != 2 or min(shape) < 0:
                 raise ValueError(f"shape: expected (num_users, num_items), got {shape}")
             shape = (int(shape[0]), int(shape[1]))
             _check_range("users", user_index, shape[0])
             _check_range("items", item_index, shape[1])
         extra["row"] = np.arange(len(user_index), dtype=np.int32 if len(user_index) < 2**31 else np.int64)
-        return cls._from_pairs(user_index, item_index, shape, extra, user_ids, item_ids, report)
+        try:
+            return cls._from_pairs(user_index, item_index, shape, extra, user_ids, item_ids, report)
+        except MemoryError:
+            if ids or max(shape) <= len(user_index):
+                raise
+            raise ValueError(_too_sparse(shape, len(user_index))) from None
 
     @classmethod
     def from_file(
@@ -382,11 +396,16 @@ class Interactions:
         a header, also gzip'd; ``.npz`` archives of aligned arrays (``user``, ``item``, ...) or of
         ``scipy.sparse.save_npz``; and parquet, where pyarrow is installed.
 
+        Times are numbers, or ISO 8601 dates (UTC where they have no offset), which become seconds since 1970. A
+        quoted field may go on over several lines; a quote that is never closed is text where it stands in a
+        column that is not read, and a bad row otherwise.
+
         Parameters
         ----------
         columns
             Which column is what, by name or by 0-based number: ``{"user": "reviewerID", "item": 3}``. Usual
             names are recognised; without a header the first columns are user, item, rating, timestamp.
+            ``report.notes`` says what was taken for what.
             ``None`` as the value leaves a recognised column out. Beyond user, item, rating, timestamp, order
             and split any other name is kept, too.
         delimiter, header
@@ -420,7 +439,10 @@ class Interactions:
             for name, value in given.items():
                 if value is not None:
                     raise ValueError(f"{name}: not for {path}, which holds a scipy sparse matrix")
-            matrix = cls.from_scipy(sp.load_npz(path))
+            try:
+                matrix = cls.from_scipy(sp.load_npz(path))
+            except _readers.DAMAGED as error:
+                raise ValueError(f"{path} cannot be read as a scipy sparse matrix: {error}") from None
             return matrix._replace(report=replace(matrix.report, source=str(path)))
         table = _readers.read_table(
             path,
@@ -441,7 +463,9 @@ class Interactions:
             for name, column in (("user", users), ("item", items)):
                 if column.vocabulary is not None or column.values.dtype.kind not in "iu":
                     raise ValueError(f"{path}: the {name}s are not integers, as ids=False needs; ids=True maps any ids")
-        report = Report(str(path), table.rows, bad_rows=table.bad_rows, bad_row_messages=table.bad_row_messages)
+        report = Report(
+            str(path), table.rows, bad_rows=table.bad_rows, bad_row_messages=table.bad_row_messages, notes=table.notes
+        )
         try:
             result = cls._from_columns(users, items, extra, ids, shape, report)
         except ValueError as error:
@@ -606,19 +630,31 @@ class Interactions:
         """Leave-last-out: each user's last ``test`` interactions are for test, the ``valid`` before them for
         validation.
 
-        Last is by column ``by``; by default by ``order``, else ``timestamp``, else the row in the file; ties
-        go by row. A user with no more than ``test + valid`` interactions stays in train whole, so that each
-        user can be learnt.
+        Last is by column ``by``; by default by ``order``, else ``timestamp``, else the row in the file, and
+        ``report.notes`` of the parts says by which; ties go by row. A user with no more than ``test + valid``
+        interactions stays in train whole, so that each user can be learnt.
         """
         if test < 1 or valid < 0:
             raise ValueError(f"test, valid: expected at least 1 and 0 interactions, got {test} and {valid}")
-        by = by or next((name for name in ("order", "timestamp", "row") if name in self.columns), None)
+        note = f"last by {by}"
+        if not by:
+            by = next((name for name in ("order", "timestamp", "row") if name in self.columns), None)
+            note = "no column of times was recognised: last by the order of rows" if by == "row" else f"last by {by}"
         if by is None:
             raise ValueError(
                 "by: these interactions have no order; leave-last-out needs a column order or timestamp, or rows of a "
                 "file or of arrays"
             )
-        keys = [self._column("by", by)]
+        last_by = self._column("by", by)
+        if last_by.dtype.kind == "U":
+            with contextlib.suppress(ValueError):  # other text, such as dates, is in the order of text
+                last_by = last_by.astype(np.float64)
+        if last_by.dtype.kind in "fM" and np.isnan(last_by).any():
+            row = int(np.flatnonzero(np.isnan(last_by))[0])
+            user = int(np.searchsorted(self.indptr.cpu().numpy(), row, side="right")) - 1
+            who, what = self.decode_users(user), self.decode_items(self.indices[row])
+            raise ValueError(f"by: column {by!r} has no value for user {who}, item {what}")
+        keys = [last_by]
         if "row" in self.columns and by != "row":
             keys.insert(0, self.columns["row"])
         counts = np.diff(self.indptr.cpu().numpy())
@@ -628,7 +664,8 @@ class Interactions:
         from_end[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(self.nnz)
         part = np.where(from_end < test, 2, np.where(from_end < test + valid, 1, 0))
         part[counts[users] <= test + valid] = 0
-        return self._parts(part)
+        report = replace(self.report, notes=(*self.report.notes, note))
+        return Split(*(one._replace(report=report) for one in self._parts(part)))
 
     def split_by(self, column: str = "split", *, train: Any = 0, valid: Any = 2, test: Any = 1) -> Split:
         """Splits by a column's values, such as the split that a data set was published with.
@@ -716,13 +753,47 @@ class Interactions:
         )
 
 
-def _as_array(name: str, values: Any) -> np.ndarray:
+def _as_array(name: str, values: Any, complete: bool = True) -> np.ndarray:
+    """A one-dimensional array; of objects, as text, where complete says that none may be missing."""
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
     if array.dtype.kind == "O":
+        if complete:
+            for at, value in enumerate(array):
+                if _is_missing(value):
+                    raise ValueError(f"{name}: expected no missing values, got {value} at position {at}")
         array = array.astype(np.str_)
     return array
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)  # NaN, NaT
+    except TypeError:  # pandas.NA is neither equal nor unequal
+        return True
+
+
+def _checked_ids(name: str, column: _readers.Column) -> _readers.Column:
+    """Ids as int64 where they are numbers: only these are found again by any integer."""
+    values = column.values
+    if values.dtype.kind not in "uf":
+        return column
+    bad = values >= 2**63 if values.dtype.kind == "u" else ~((values == np.floor(values)) & (np.abs(values) < 2**63))
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"{name}: expected ids that are text or integers below 2**63, got {values[at]} at position {at}"
+        )
+    return _readers.Column(values.astype(np.int64))
+
+
+def _too_sparse(shape: tuple[int, int], rows: int) -> str:
+    name = "users" if shape[0] > shape[1] else "items"
+    return (
+        f"{name}: {rows:,} rows have indices up to {max(shape) - 1}, and tables of all below would not fit in memory; "
+        "with ids=True (--ids external) only the ids that occur are numbered, and a shape says that they are meant"
+    )
 
 
 def _check_range(name: str, index: np.ndarray, size: int) -> None:
@@ -766,7 +837,7 @@ def _is_scipy_archive(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {"format", "shape", "data"} <= set(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except _readers.DAMAGED:
         return False  # the reader says what is wrong with it
 
 

@@ -755,6 +755,8 @@ def train(
     note(str(interactions.report))
     for message in interactions.report.bad_row_messages:
         note(f"skipped: {message}")
+    for message in parts.train.report.notes:
+        note(message)
     note(f"{interactions!r}; {parts.train.nnz:,} train, {parts.valid.nnz:,} validation, {parts.test.nnz:,} test")
     full = int((parts.train.user_counts == parts.train.num_items).sum())
     if full:
