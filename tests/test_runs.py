@@ -175,7 +175,20 @@ def test_bad_settings_leave_nothing_behind(ratings, tmp_path):
     with pytest.raises(ValueError, match="left for test"):
         runs.train(ratings, tmp_path / "r", METHOD, split=runs.SplitRule(ratios=(1.0, 0.0)))
     assert not (tmp_path / "r").exists()
-    for options in ({"loss": "nonsense"}, {"loss": "bpr", "weight": 0.5}, {"metric": "pri"}, {"device": "nonsense"}):
+    for options in (
+        {"loss": "nonsense"},
+        {"loss": "bpr", "weight": 0.5},
+        {"weight": 0.5, "loss_options": {"w": 0.8}},
+        {"metric": "pri"},
+        {"metric": "ndcg"},
+        {"device": "nonsense"},
+        {"batch_size": 0},
+        {"patience": 0},
+        {"negatives": 0},
+        {"draws": 0},
+        {"l2": -1.0},
+        {"strategy": "nonsense"},
+    ):
         with pytest.raises(ValueError):
             runs.Method(**options)
 

@@ -359,14 +359,16 @@ def _train(arguments: argparse.Namespace) -> int:
     _set_threads(arguments)
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite: expected one of them")
-    weight = arguments.weight
+    weight, loss_options = arguments.weight, _options("loss-option", arguments.loss_option)
+    if "w" in loss_options:
+        raise ValueError(f"--loss-option: expected w as --weight {loss_options['w']}, got w={loss_options['w']}")
     if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
         weight = 0.9
     search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
     method = runs.Method(
         loss=arguments.loss,
         weight=None if search else weight,
-        loss_options=_options("loss-option", arguments.loss_option),
+        loss_options=loss_options,
         model_options=_options("model-option", arguments.model_option),
         **{
             name: getattr(arguments, name)
