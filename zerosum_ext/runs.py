@@ -762,7 +762,8 @@ def train(
         overwrite: remove the run that is in the folder. Without it, or resume, a folder that is not empty is refused;
             one that holds something else than a run always is.
         figures: draw them.
-        log: "csv" writes METHOD/log.csv while a method is being trained, "tensorboard" the folder METHOD/tensorboard.
+        log: "csv" writes METHOD/log.csv while a method is being trained, "tensorboard" the folder METHOD/tensorboard;
+            with a search also in the folders of the weights that are tried.
         progress: shows progress bars; None: on a terminal.
         note: is told, in a line each, what a person would want to know meanwhile.
 
