@@ -26,7 +26,7 @@ def replacing(path: str | os.PathLike[str], *failures: type[Exception]) -> Itera
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        if isinstance(error, OSError) and error.filename is None and error.strerror:
+        if isinstance(error, OSError) and error.filename in (None, part) and error.strerror:
             raise OSError(error.errno, error.strerror, target) from error
         if isinstance(error, failures):
             raise OSError(f"{target} cannot be written: {error}") from error

@@ -211,7 +211,8 @@ class Experiment:
                 for column, value in figures.items():
                     require_finite_number(f"published {column!r}", value)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}: method {repr(entry['name']) if named else number}: {error}") from None
+                text = str(error).replace("Method.__init__()", "settings:")
+                raise ValueError(f"{path}: method {repr(entry['name']) if named else number}: {text}") from None
             methods |= made
             if "sweep" in entry:
                 families[entry["name"]] = tuple(made)

@@ -229,9 +229,13 @@ class Method:
         for name in ("loss_options", "model_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name}: expected a mapping of names to values, got {describe(getattr(self, name))}")
+        known = methods.method_options(self.loss)
+        for option in self.loss_options:
+            if option not in known:
+                raise ValueError(f"loss_options: expected those of {self.loss!r}, {', '.join(known)}, got {option!r}")
         if self.weight is not None:
             require_finite_number("w", self.weight, minimum=0, maximum=1)
-        if self.weight is not None and "w" not in methods.method_options(self.loss):
+        if self.weight is not None and "w" not in known:
             raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
         if self.weight is not None and "w" in self.loss_options:
             raise ValueError(f"loss_options: expected no w beside weight={self.weight}, got {self.loss_options['w']!r}")
@@ -972,6 +976,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ValueError(f"{path} is not the configuration of a run ({_FORMAT})")
+    for name in ("methods", "search"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise ValueError(f"{path} is damaged: {name}: expected an object, got {config[name]!r}")
     return config
 
 

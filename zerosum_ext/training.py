@@ -585,7 +585,7 @@ class _Trainer:
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
             except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-                first = str(error).partition("\n")[0]
+                first = str(error).partition("\n")[0] or type(error).__name__
                 raise ValueError(f"resume: {path!r} is damaged, or no checkpoint of this program: {first}") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
