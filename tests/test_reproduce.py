@@ -291,11 +291,12 @@ def test_processes_end_with_what_started_them(experiment, tmp_path, event):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        finished = tmp_path / "out" / "small" / "bpr-seed3.json"
+        finished = tmp_path / "out" / "small" / "bpr-seed4.json"  # both are up then, and begin cells that take long
         wait_until(lambda: finished.is_file() or process.poll() is not None)
         workers = workers_of(process.pid)
         assert len(workers) == 2
         if event == "ctrl-c":  # a terminal sends it to all
+            time.sleep(0.5)
             os.killpg(process.pid, signal.SIGINT)
         else:
             os.kill(process.pid if event == "killed" else workers[0], signal.SIGKILL)
