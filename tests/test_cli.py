@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_train_prints_both_methods_and_says_where_all_is(ratings, tmp_path, caps
 
 def test_train_finds_the_weight(ratings, tmp_path, capsys):
     folder = tmp_path / "run"
-    options = ["--weight", "auto", "--max-cost", "0.9", "--bias", "pri", "--epochs", "1", "--dim", "4"]
+    options = ["--weight", "auto", "--max-cost", "0.9", "--bias", "pri", "--epochs", "1", "--dim", "4", "--log", "csv"]
     assert cli.main(["train", str(ratings), "--output", str(folder), "--no-figures", *options]) == 0
     found = json.loads((folder / "weights" / "search.json").read_text())
     assert json.loads((folder / "config.json").read_text())["methods"]["zerosum"]["weight"] == found["weight"]
@@ -154,6 +155,10 @@ def test_train_finds_the_weight(ratings, tmp_path, capsys):
     assert f"w={found['weight']:g} is taken" in err
     for one in found["tried"]:
         assert f"w={one['weight']:g}: validation ndcg@10 {one['accuracy']:.4f}" in err
+    # What was trained is logged, the search's models in their own folders.
+    tried = [folder / "weights" / (f"w{t['weight']:g}" if t["weight"] < 1 else "bpr") for t in found["tried"]]
+    for place in (folder / "bpr", folder / "zerosum", *tried):
+        assert len((place / "log.csv").read_text().splitlines()) == 2
     with pytest.raises(SystemExit):
         cli.main(["train", str(ratings), "--weight", "automatic"])
 
@@ -366,9 +371,12 @@ def test_train_refuses_bad_files(tmp_path, capsys, content, said):
         (["--optimizer", "nonsense"], "optimizer: expected one of 'adam'"),
         (["--dim", "0"], "dim: expected an integer >= 1, got 0"),
         (["--epochs", "0"], "epochs: expected an integer >= 1"),
-        (["--batch-size", "0"], "batch_size: expected at least 1"),
-        (["--negatives", "0"], "negatives: expected at least 1"),
-        (["--patience", "0"], "patience: expected at least 1"),
+        (["--batch-size", "0"], "batch_size: expected an integer >= 1"),
+        (["--negatives", "0"], "negatives: expected an integer >= 1"),
+        (["--negatives", "3", "--loss", "pos2neg2"], "negatives: Pos2Neg2Loss uses two, got 3"),
+        (["--draws", "0"], "draws: expected an integer >= 1"),
+        (["--patience", "0"], "patience: expected an integer >= 1"),
+        (["--l2", "-1"], "l2: expected a number >= 0"),
         (["--lr", "-1"], "lr: expected a number >= 0"),
         (["--lr", "nan"], "lr: expected a number >= 0"),
         (["--lr", "1e30"], "diverged"),
@@ -377,6 +385,12 @@ def test_train_refuses_bad_files(tmp_path, capsys, content, said):
         (["--threads", "0"], "--threads: expected at least 1"),
         (["--metric", "pri"], "metric: expected one of hr"),
         (["--metric", "nonsense@3"], "metric: expected one of hr"),
+        (["--metric", "ndcg"], "metric: expected a cut-off as in 'ndcg@10', got 'ndcg'"),
+        (["--metric", "ndcg", "--weight", "auto"], "metric: expected a cut-off"),
+        (["--metric", "ndcg@x"], "metric: expected a cut-off"),
+        (["--optimizer", "sparse_adam", "--loss", "pearson"], "regularizer: expected None with SparseAdam"),
+        (["--loss-option", "w=0.5"], "--loss-option: expected w as --weight 0.5, got w=0.5"),
+        (["--loss", "pd", "--loss-option", "gamma=much"], "gamma"),
         (["--device", "nonsense"], "device"),
         (["--ratios", "0.5", "0.6"], "ratios: expected two or three numbers"),
         (["--hold-out", "0"], None),
@@ -397,6 +411,22 @@ def test_train_refuses_bad_options(ratings, tmp_path, capsys, options, said):
         assert cli.main([str(a) for a in argv]) == 0
     else:
         assert said in one_line_of_error(capsys, argv)
+        if said != "diverged":  # all else shows before anything is written, so that the corrected command is taken
+            assert not (tmp_path / "run").exists()
+
+
+def test_what_is_damaged_is_named_or_written_anew_on_resuming(ratings, run_folder, tmp_path, capsys):
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    argv = ["train", ratings, "--output", copy, "--no-figures", "--resume", *SMALL]
+    (copy / "interactions.npz").write_bytes((copy / "interactions.npz").read_bytes()[:200])
+    assert cli.main([str(a) for a in argv]) == 0
+    assert "interactions.npz was damaged, and is written anew" in capsys.readouterr().err
+    assert cli.main(["recommend", str(copy), "--user", "u3"]) == 0
+    (copy / "bpr" / "history.json").write_text("{}")
+    assert "bpr/history.json is damaged" in one_line_of_error(capsys, [*argv, "--quiet"])
+    (copy / "bpr" / "history.json").unlink()
+    (copy / "bpr" / "checkpoint.pt").write_bytes(b"PK half")
+    assert "bpr/checkpoint.pt' is damaged" in one_line_of_error(capsys, [*argv, "--quiet"])
 
 
 def test_an_item_out_of_range(tmp_path, capsys):
@@ -463,8 +493,6 @@ def test_arrays_of_other_shapes_and_kinds(tmp_path, capsys, arrays, said):
 
 
 def test_damaged_runs(run_folder, tmp_path, capsys):
-    import shutil
-
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     path = copy / "zerosum" / "model.safetensors"
     tensors = load_file(path)

@@ -1,6 +1,13 @@
 """Experiment files: cells, resuming, protocols, the report."""
 
+import contextlib
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -141,7 +148,8 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (("title =", "titel ="), "unknown: titel; missing: title"),
         (('"synthetic"', '"fast"'), "synthetic"),
         (('loss = "bpr"', 'loss = "bqr"'), "bqr"),
-        (("weight = 0.8", "wait = 0.8"), "wait"),
+        (("weight = 0.8", "wait = 0.8"), "settings: got an unexpected keyword argument 'wait'"),
+        (('loss = "bpr"}', 'loss = "bpr", loss_options = {gamma = 1}}'), "method 'BPR': loss_options: expected those"),
         (("seeds = [3, 4]", 'leak = "some"'), "leak"),
         (("seeds = [3, 4]", "seeds = []"), "seeds"),
         (("seeds = [3, 4]", "seeds = [-1]"), "seeds"),
@@ -152,6 +160,27 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (('"Zerosum w=.8"', '"BPR"'), "'BPR'"),
         (("[[methods]]", "[[methods"), "not a TOML file"),
         (('"triangle"', '"square"'), "square"),
+        (('"Zerosum w=.8"', '"bpr+"'), "methods 'BPR' and 'bpr+': expected names that differ in more than case"),
+        (('"Zerosum w=.8"', '"β"'), "method 'β': expected a name with a letter"),
+        (('"Zerosum w=.8"', "3"), "method 2: name: expected a text, got int 3"),
+        (('"Small"', "3"), "title: expected a text, got int 3"),
+        (("seeds = [3, 4]", "seeds = [3, 3]"), "seeds: expected each once"),
+        (("seeds = [3, 4]", 'seeds = ["a"]'), "seeds: expected an integer >= 0, got str 'a'"),
+        (("seeds = [3, 4]", "seeds = 3"), "seeds: expected a list"),
+        (("seeds = [3, 4]", "note = 3"), "note: expected a text, got int 3"),
+        (("{source =", "{sauce ="), "data: got an unexpected keyword argument 'sauce'"),
+        (('{source = "triangle"}', '"triangle"'), "data: expected a table, got str 'triangle'"),
+        (('{source = "triangle"}', "{source = 3}"), "data: source: expected a text"),
+        (("settings = {epochs = 1, batch_size = 4096, dim = 4}", "settings = 3"), "settings: expected a table"),
+        (('settings = {loss = "bpr"}', ""), "method 'BPR': settings: expected a table"),
+        (("epochs = 1,", 'epochs = "one",'), "epochs: expected an integer"),
+        (("epochs = 1,", "epochs = 1, negatives = 0,"), "negatives: expected an integer >= 1"),
+        (("published = {error = 0.25, pri = 0.5}", "published = 3"), "method 'BPR': published: expected a table"),
+        (("pri = 0.5", 'pri = "low"'), "method 'BPR': published 'pri': expected a number, got str 'low'"),
+        (('"pop_q_at_1"', '"prii"'), "'prii'"),
+        (('["error", "pri", "pop_q_at_1"]', '"pri"'), "columns: expected a list"),
+        (("weight = 0.8, epochs = 2}", "epochs = 2}\nsweep = {weight = 0.5}"), "sweep: weight: expected a list"),
+        (("weight = 0.8, epochs = 2}", "epochs = 2}\nsweep = {weight = [0.5, 0.5]}"), "w=0.5' twice"),
     ],
 )
 def test_bad_files_are_named(experiment, tmp_path, capsys, change, said):
@@ -161,6 +190,127 @@ def test_bad_files_are_named(experiment, tmp_path, capsys, change, said):
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert said in err
+    assert "small.toml" in err or change[1] == '"square"'
+
+
+def test_a_single_table_of_methods_is_named(experiment):
+    experiment.write_text(SYNTHETIC.partition("[[methods]]")[0] + '[methods]\nname = "BPR"\n')
+    with pytest.raises(ValueError, match=r"small\.toml: methods: expected tables \[\[methods\]\], got dict"):
+        reproduce.Experiment.read(experiment)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "{"])
+def test_a_damaged_cell_is_named(experiment, tmp_path, capsys, content):
+    (tmp_path / "out" / "small").mkdir(parents=True)
+    (tmp_path / "out" / "small" / "bpr-seed3.json").write_text(content)
+    argv = ["reproduce", "--experiment", str(experiment), "--output", str(tmp_path / "out"), "--quiet"]
+    for more in ([], ["--no-run"]):
+        assert cli.main([*argv, *more]) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert "bpr-seed3.json is damaged" in err
+
+
+def test_what_selects_nothing_is_refused(experiment, tmp_path, capsys):
+    argv = ["reproduce", "--experiment", str(experiment), "--output", str(tmp_path / "out"), "--quiet"]
+    for more, said in (
+        (["--only", "nothing"], "--only: expected a part of a method's name, 'BPR', 'Zerosum w=.8', got 'nothing'"),
+        (["--seed", "3", "7"], "--seed: expected seeds of the files, 3, 4, got 7"),
+    ):
+        assert cli.main([*argv, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_experiments_of_one_name_are_refused(experiment, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "small.toml"
+    other.write_text(SYNTHETIC)
+    argv = ["reproduce", "--experiment", str(experiment), str(other), "--output", str(tmp_path / "out"), "--no-run"]
+    assert cli.main(argv) == 2
+    assert "--experiment: expected files of different names" in capsys.readouterr().err
+
+
+def test_a_sweep_over_texts(experiment):
+    experiment.write_text(SYNTHETIC.replace(", epochs = 2}", '}\nsweep = {model = ["mf", "gmf"]}'))
+    read = reproduce.Experiment.read(experiment)
+    assert read.families == {"Zerosum w=.8": ("Zerosum w=.8 model=mf", "Zerosum w=.8 model=gmf")}
+    assert read.methods["Zerosum w=.8 model=gmf"].model == "gmf"
+
+
+def test_other_data_under_the_same_name_are_trained_on_anew(tmp_path):
+    path = benchmark_file(tmp_path, False)
+    before = reproduce.run(path, tmp_path / "out", progress=False).records["BPR"][0]
+    assert reproduce.run(path, tmp_path / "out", progress=False).records["BPR"][0] == before
+    with np.load(tmp_path / "few.npz") as archive:
+        arrays = {name: array[:2000] for name, array in archive.items()}
+    np.savez(tmp_path / "few.npz", **arrays)
+    # Nothing is read where nothing is run; what is not run again does not pass for a result on these data.
+    assert reproduce.load(path, tmp_path / "out").records["BPR"] == [before]
+    assert reproduce.run(path, tmp_path / "out", progress=False, only="none").records["BPR"] == []
+    after = reproduce.run(path, tmp_path / "out", progress=False).records["BPR"][0]
+    assert after["data"] != before["data"]
+    assert after["digest"] == before["digest"]
+    assert after["history"]["samples"] != before["history"]["samples"]
+    # A record of before there was a digest of the data stays valid.
+    file = tmp_path / "out" / "few" / "bpr-seed0.json"
+    file.write_text(json.dumps({name: value for name, value in after.items() if name != "data"}))
+    assert "data" not in reproduce.run(path, tmp_path / "out", progress=False).records["BPR"][0]
+
+
+def workers_of(session):
+    """Processes of a session that a pool has started."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, its = (folder / "stat").read_text().rpartition(") ")[2].split()[:4]
+            if int(its) == session and state != "Z" and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("event", ["ctrl-c", "killed", "worker killed"])
+def test_processes_end_with_what_started_them(experiment, tmp_path, event):
+    text = SYNTHETIC.replace("epochs = 2", "epochs = 1000000").replace("[3, 4]", "[3, 4, 5, 6]")
+    experiment.write_text(text)
+    argv = ["reproduce", "--experiment", str(experiment), "--output", str(tmp_path / "out"), "--jobs", "2", "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zerosum_ext", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        finished = tmp_path / "out" / "small" / "bpr-seed4.json"  # both are up then, and begin cells that take long
+        wait_until(lambda: finished.is_file() or process.poll() is not None)
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
+        if event == "ctrl-c":  # a terminal sends it to all
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid if event == "killed" else workers[0], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        wait_until(lambda: not workers_of(process.pid), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == {"ctrl-c": 130, "killed": -signal.SIGKILL, "worker killed": 2}[event], err
+    if event != "killed":
+        assert len(err.splitlines()) == 1, err
+    if event == "worker killed":
+        assert "one of 2 processes died" in err
+    assert finished.is_file()
 
 
 def test_command_line(experiment, tmp_path, capsys):

@@ -175,7 +175,20 @@ def test_bad_settings_leave_nothing_behind(ratings, tmp_path):
     with pytest.raises(ValueError, match="left for test"):
         runs.train(ratings, tmp_path / "r", METHOD, split=runs.SplitRule(ratios=(1.0, 0.0)))
     assert not (tmp_path / "r").exists()
-    for options in ({"loss": "nonsense"}, {"loss": "bpr", "weight": 0.5}, {"metric": "pri"}, {"device": "nonsense"}):
+    for options in (
+        {"loss": "nonsense"},
+        {"loss": "bpr", "weight": 0.5},
+        {"weight": 0.5, "loss_options": {"w": 0.8}},
+        {"metric": "pri"},
+        {"metric": "ndcg"},
+        {"device": "nonsense"},
+        {"batch_size": 0},
+        {"patience": 0},
+        {"negatives": 0},
+        {"draws": 0},
+        {"l2": -1.0},
+        {"strategy": "nonsense"},
+    ):
         with pytest.raises(ValueError):
             runs.Method(**options)
 
@@ -250,6 +263,7 @@ def copy(finished, tmp_path):
         ("config.json", b"{", "no JSON"),
         ("config.json", b"[1]", "not the configuration"),
         ("config.json", b'{"format": "zerosum_ext.run/1"}', "damaged"),
+        ("config.json", b'{"format": "zerosum_ext.run/1", "methods": [1]}', "damaged: methods"),
         ("interactions.npz", None, "damaged"),
         ("interactions.npz", b"PK\x03\x04 half", "damaged"),
         ("zerosum/model.safetensors", None, "not over"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +21,17 @@ def triangle():
 
 def new_model(**options):
     return zx.MatrixFactorization(40, 40, 8, seed=1, **options)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Stands for a full disk: what is written to a file beyond so many bytes fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class InterruptedLoss(nn.Module):
@@ -73,12 +87,72 @@ def test_a_checkpoint_of_another_run_is_refused(triangle, tmp_path):
         ({"optimizer": lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=0.1)}, "optimizer groups"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "optimizer"),
         ({"loss": zx.ZerosumLoss(w=0.5)}, "loss"),
+        ({"validation": lambda model: 0.5}, "metric"),
     ],
 )
 def test_a_checkpoint_names_what_is_other_in_this_run(triangle, tmp_path, change, name):
     new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **dict(OPTIONS, epochs=1))
     with pytest.raises(ValueError, match=f"written with {name}="):
         new_model().fit(triangle, resume=tmp_path / "run.pt", **dict(OPTIONS, **change))
+
+
+def test_a_checkpoint_of_other_interactions_or_another_measure_is_refused(triangle, tmp_path):
+    options = dict(OPTIONS, epochs=1, validation=triangle)
+    new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **options)
+    turned = triangle[:, ::-1].tocsr()  # as many interactions, of other items
+    assert turned.nnz == triangle.nnz
+    for data, change, name in (
+        (turned, {}, "interactions"),
+        (triangle, {"metric": "recall@20"}, "metric"),
+        (triangle, {"maximize": False}, "maximize"),
+    ):
+        with pytest.raises(ValueError, match=f"written with {name}="):
+            new_model().fit(data, resume=tmp_path / "run.pt", **dict(options, **change))
+    assert len(new_model().fit(triangle, resume=tmp_path / "run.pt", **options)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, None], ids=["empty", "junk", "half"])
+def test_a_damaged_checkpoint_is_named(triangle, tmp_path, content):
+    path = tmp_path / "run.pt"
+    new_model().fit(triangle, checkpoint=path, **dict(OPTIONS, epochs=1))
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(ValueError, match=r"resume: .*run\.pt' is damaged"):
+        new_model().fit(triangle, resume=path, **OPTIONS)
+
+
+def test_a_checkpoint_of_a_model_of_another_width_is_refused(triangle, tmp_path):
+    new_model().fit(triangle, checkpoint=tmp_path / "run.pt", **dict(OPTIONS, epochs=1))
+    with pytest.raises(ValueError, match="written with another model"):
+        zx.MatrixFactorization(40, 40, 4).fit(triangle, resume=tmp_path / "run.pt", **OPTIONS)
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_file(triangle, tmp_path):
+    path = tmp_path / "run.pt"
+    new_model().fit(triangle, checkpoint=path, **dict(OPTIONS, epochs=1))
+    before = path.read_bytes()
+    with files_of_at_most(5000):
+        with pytest.raises(OSError, match=r"run\.pt"):
+            new_model().fit(triangle, checkpoint=path, **dict(OPTIONS, epochs=1))
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            zx.MatrixFactorization(400, 400, 8).save(tmp_path / "model.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("metric", ["ndcg", "ndcg@x", "ndcg@0", "ndcg@", "pri@10", "nonsense", "ndcg@5@5"])
+def test_a_metric_that_is_none_is_refused_before_training(triangle, metric):
+    model = new_model()
+    before = model.user_embedding.clone()
+    with pytest.raises(ValueError, match="metric: expected"):
+        model.fit(triangle, validation=triangle, metric=metric, **OPTIONS)
+    assert torch.equal(model.user_embedding, before)
+
+
+def test_the_optimizer_is_the_third_argument_of_the_model_too(triangle):
+    one, other = new_model(), new_model()
+    one.fit(triangle, "bpr", lambda p: torch.optim.SGD(p, lr=0.1), **OPTIONS)
+    zx.training.fit(other, triangle, "bpr", lambda p: torch.optim.SGD(p, lr=0.1), **OPTIONS)
+    assert torch.equal(one.user_embedding, other.user_embedding)
 
 
 def test_a_schedule_does_not_make_a_run_another(triangle, tmp_path):

@@ -10,13 +10,13 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from zerosum_ext import runs
+    from zerosum_ext import reproduce, runs
 
 __all__ = ["main"]
 
@@ -361,14 +361,16 @@ def _train(arguments: argparse.Namespace) -> int:
     _set_threads(arguments)
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite: expected one of them")
-    weight = arguments.weight
+    weight, loss_options = arguments.weight, _options("loss-option", arguments.loss_option)
+    if "w" in loss_options:
+        raise ValueError(f"--loss-option: expected w as --weight {loss_options['w']}, got w={loss_options['w']}")
     if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
         weight = 0.9
     search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
     method = runs.Method(
         loss=arguments.loss,
         weight=None if search else weight,
-        loss_options=_options("loss-option", arguments.loss_option),
+        loss_options=loss_options,
         model_options=_options("model-option", arguments.model_option),
         **{
             name: getattr(arguments, name)
@@ -599,9 +601,17 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     head = ["# Published experiments, run again", ""]
     if arguments.findings or findings.is_file():
         head += [findings.read_text().strip(), ""]
+    experiments = {path: reproduce.Experiment.read(path) for path in arguments.experiment}
+    names = [Path(path).stem for path in arguments.experiment]
+    for name in names:
+        if names.count(name) > 1:
+            files = " and ".join(path for path in arguments.experiment if Path(path).stem == name)
+            raise ValueError(f"--experiment: expected files of different names, got {files}: results of one folder")
+    if not arguments.no_run:
+        _check_selection(experiments.values(), arguments.only, arguments.seed)
     sections = []
-    for path in arguments.experiment:
-        missing = "" if arguments.no_run else reproduce.Experiment.read(path).missing_data()
+    for path, experiment in experiments.items():
+        missing = "" if arguments.no_run else experiment.missing_data()
         if missing:
             print(f"{path}: skipped. {missing}", file=sys.stderr)
         if missing or arguments.no_run:
@@ -626,6 +636,20 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     print("\n".join(sections))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
+
+
+def _check_selection(experiments: Iterable[reproduce.Experiment], only: str | None, seeds: list[int] | None) -> None:
+    """Raises where --only or --seed name nothing that any of the experiments has."""
+    cells = [cell for experiment in experiments for cell in experiment.cells()]
+    for seed in seeds or ():
+        if not any(cell.method.seed == seed for cell in cells):
+            known = sorted({cell.method.seed for cell in cells})
+            raise ValueError(f"--seed: expected seeds of the files, {', '.join(map(str, known))}, got {seed}")
+    if only is not None and not any(
+        only in cell.name and (seeds is None or cell.method.seed in seeds) for cell in cells
+    ):
+        methods = ", ".join(dict.fromkeys(repr(cell.name) for cell in cells))
+        raise ValueError(f"--only: expected a part of a method's name, {methods}, got {only!r}")
 
 
 # --- demo and doctor -----------------------------------------------------------------------------------------

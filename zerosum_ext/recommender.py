@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext import _ops
+from zerosum_ext._files import replacing
 
 if TYPE_CHECKING:
     from .training import History
@@ -214,19 +215,26 @@ class Recommender(nn.Module):
 
     # --- training ----------------------------------------------------------------------------------------
 
-    def fit(self, interactions: Any, loss: str | nn.Module = "zerosum", **options: Any) -> History:
+    def fit(
+        self,
+        interactions: Any,
+        loss: str | nn.Module = "zerosum",
+        optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+        **options: Any,
+    ) -> History:
         """Trains the model in place and returns the history: one mean loss per epoch.
 
-        ``options`` are those of :func:`zerosum_ext.training.fit`: optimizer, batch_size, epochs, device, seed,
-        negatives, draws, validation, l2, callbacks, checkpoint, ...
+        ``options`` are those of :func:`zerosum_ext.training.fit`: batch_size, epochs, device, seed, negatives, draws,
+        validation, l2, callbacks, checkpoint, ...
 
         Args:
             interactions: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR, [num_users, num_items].
             loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module called as ``loss(pos, neg)``.
+            optimizer: a torch.optim.Optimizer, a callable that makes one from a list of parameters, or None for Adam.
         """
         from .training import fit
 
-        return fit(self, interactions, loss, **options)
+        return fit(self, interactions, loss, optimizer, **options)
 
     # --- files -------------------------------------------------------------------------------------------
 
@@ -247,15 +255,12 @@ class Recommender(nn.Module):
         """Writes the parameters as safetensors, the configuration in the file's metadata.
 
         The file is complete or not there: it is written beside and then moved into place.
-        """
-        from safetensors.torch import save_file
 
-        target = os.fspath(path)
-        state = {**self.state_dict(), **self._extra_tensors()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        part = f"{target}.part"
-        save_file(tensors, part, metadata={"format": _format(type(self)), "config": json.dumps(self.config())})
-        os.replace(part, target)
+        Raises:
+            OSError: it cannot be written.
+        """
+        metadata = {"format": _format(type(self)), "config": json.dumps(self.config())}
+        save_tensors({**self.state_dict(), **self._extra_tensors()}, path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Any:
@@ -296,6 +301,17 @@ class Recommender(nn.Module):
         model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
         model.load_state_dict(state)
         return model
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes tensors as safetensors. OSError where that is not possible."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path, SafetensorError) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
 
 
 def _refuse_nan(found: bool) -> None:

@@ -28,9 +28,9 @@ A file names the data, the protocol, the settings common to all methods, and the
     pairing = "released"
 
 A cell is one method with one seed. Each is written to a file of its own when it is finished, named after the method and
-the seed, and is not run again as long as what it follows from is the same. Methods that differ in what is done at
-inference alone (``compensation``, the c of ``macr``) and follow each other in the file are trained once; their best
-epoch is that of the model before.
+the seed, and is not run again as long as what it follows from, settings and data, is the same. Methods that differ in
+what is done at inference alone (``compensation``, the c of ``macr``) and follow each other in the file are trained
+once; their best epoch is that of the model before.
 
 Protocols:
     synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
@@ -59,13 +59,18 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import re
 import resource
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +79,9 @@ import torch
 from torch import Tensor, nn
 
 from zerosum_ext import datasets, frontier, metrics, plots
-from zerosum_ext._checks import require_choice, require_positive_int
-from zerosum_ext.evaluation import evaluate
+from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext._files import replacing
+from zerosum_ext.evaluation import AT_K_METRICS, METRICS, evaluate
 from zerosum_ext.interactions import Interactions, Split
 from zerosum_ext.methods import MACR, Compensated, MethodParts
 from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, SplitRule, environment, measure
@@ -85,6 +91,7 @@ from zerosum_ext.training import EpochEnd, fit
 __all__ = ["Cell", "Experiment", "Results", "draw", "load", "report", "run"]
 
 _EVALUATION_NEGATIVES = 100
+_CUTOFFS = (10, 20)
 _NAMES = {
     "error": "error %",
     "pri": "PRI",
@@ -108,7 +115,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The file's name, without a folder."""
-        return f"{re.sub(r'[^a-z0-9.]+', '-', self.name.lower()).strip('-')}-seed{self.method.seed}.json"
+        return f"{_slug(self.name)}-seed{self.method.seed}.json"
 
     @property
     def digest(self) -> str:
@@ -128,6 +135,11 @@ class Cell:
         if e.split != SplitRule(ratios=(0.6, 0.2, 0.2), seed=e.split_seed):
             settings.append(vars(e.split))
         return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _slug(name: str) -> str:
+    """What stands for a method's name in the names of its files."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 # Methods with options of inference alone: the loss they train with, and these options.
@@ -182,42 +194,66 @@ class Experiment:
             raise ValueError(
                 f"{path}: unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
             )
+        if not isinstance(values["methods"], list) or not values["methods"]:
+            raise ValueError(f"{path}: methods: expected tables [[methods]], got {describe(values['methods'])}")
+        common = _table(f"{path}: settings", values.get("settings", {}))
+        protocol = require_choice(f"{path}: protocol", values["protocol"], ("synthetic", "benchmark"))
         methods: dict[str, Method] = {}
         families, pairings, published = {}, {}, {}
-        for entry in values["methods"]:
+        for number, entry in enumerate(values["methods"], 1):
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
             try:
-                made = _methods(entry, {"patience": None, "keep": "last", **values.get("settings", {})})
+                made = _methods(entry, {"patience": None, "keep": "last", **common})
                 twice = sorted(set(made) & set(methods))
                 if twice:
                     raise ValueError(f"name: expected one that is not in the file yet, got {twice[0]!r}")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: method {entry.get('name')!r}: {error}") from None
+                figures = _table("published", entry.get("published", {}))
+                for column, value in figures.items():
+                    require_finite_number(f"published {column!r}", value)
+            except (TypeError, ValueError) as error:
+                text = str(error).replace("Method.__init__()", "settings:")
+                raise ValueError(f"{path}: method {repr(entry['name']) if named else number}: {text}") from None
             methods |= made
             if "sweep" in entry:
                 families[entry["name"]] = tuple(made)
             for name in made:
-                pairings[name], published[name] = entry.get("pairing", _PAIRINGS[0]), entry.get("published", {})
+                pairings[name], published[name] = entry.get("pairing", _PAIRINGS[0]), figures
+        _check_slugs(path, methods)
         leak = values.get("leak", False)
         if leak not in (True, False, "positives"):
             raise ValueError(f"{path}: leak: expected true, false or 'positives', got {leak!r}")
-        split_seed = require_positive_int(f"{path}: split_seed", values.get("split_seed", 0), minimum=0)
         try:
-            split = SplitRule(**{"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **values.get("split", {})})
-        except TypeError as error:
-            raise ValueError(f"{path}: split: {error}") from None
-        seeds = values.get("seeds", [0])
-        if not isinstance(seeds, list) or not seeds:
-            raise ValueError(f"{path}: seeds: expected a list of integers, got {seeds!r}")
+            split_seed = require_positive_int("split_seed", values.get("split_seed", 0), minimum=0)
+            given = _table("split", values.get("split", {}))
+            split = SplitRule(**{"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **given})
+            data = DataSource(**_table("data", values["data"]))
+            if not isinstance(data.source, str):
+                raise TypeError(f"data: source: expected a text, got {describe(data.source)}")
+            seeds = [
+                require_positive_int("seeds", seed, minimum=0) for seed in _list("seeds", values.get("seeds", [0]))
+            ]
+            columns = _list("columns", values.get("columns", ["pri", "pop_q_at_1"]))
+            for column in columns:
+                require_choice("columns", column, _columns(protocol))
+            for key in ("title", "note"):
+                if not isinstance(values.get(key, ""), str):
+                    raise TypeError(f"{key}: expected a text, got {describe(values[key])}")
+        except (TypeError, ValueError) as error:
+            # What DataSource and SplitRule say names them, and they are called as the file's tables.
+            text = str(error).replace("DataSource.__init__()", "data:").replace("SplitRule.__init__()", "split:")
+            raise ValueError(f"{path}: {text}") from None
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{path}: seeds: expected each once, got {seeds}")
         return cls(
             name=path.stem,
             title=values["title"],
-            protocol=require_choice(f"{path}: protocol", values["protocol"], ("synthetic", "benchmark")),
-            columns=tuple(values.get("columns", ("pri", "pop_q_at_1"))),
-            data=DataSource(**values["data"]),
+            protocol=protocol,
+            columns=tuple(columns),
+            data=data,
             split=split,
             leak=leak,
             split_seed=split_seed,
-            seeds=tuple(require_positive_int("seeds", seed, minimum=0) for seed in seeds),
+            seeds=tuple(seeds),
             methods=methods,
             families=families,
             pairings=pairings,
@@ -235,6 +271,16 @@ class Experiment:
             return str(error)
         return ""
 
+    def data_digest(self) -> str | None:
+        """A short name of what is in the file of the data; None of synthetic data."""
+        if self.protocol == "synthetic":
+            return None
+        digest = hashlib.blake2b(digest_size=8)
+        with open(datasets.find(self.data.source), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
     @property
     def baseline(self) -> str | None:
         """The first method that is plain BPR."""
@@ -249,24 +295,68 @@ class Experiment:
         ]
 
 
-def _methods(entry: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Method]:
+def _table(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a table, got {describe(value)}")
+    return value
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name}: expected a list of at least one value, got {describe(value)}")
+    return value
+
+
+def _columns(protocol: str) -> list[str]:
+    """The figures that a protocol yields."""
+    if protocol == "synthetic":
+        return ["error", "pri", "pop_q_at_1", "upo", "c"]
+    cut = [f"{name}@{k}" for name in AT_K_METRICS for k in _CUTOFFS]
+    over_all = ("hr@10", "ndcg@10")
+    plain = [name for name in (*cut, *METRICS) if name not in (*over_all, *AT_K_METRICS)]
+    return ["hit@10", "ndcg@10", *(f"full/{name}" for name in over_all), *plain, "c"]
+
+
+def _check_slugs(path: Path, methods: Iterable[str]) -> None:
+    """Methods whose files would have one name would take each other's place for ever."""
+    known: dict[str, str] = {}
+    for name in methods:
+        slug = _slug(name)
+        if not slug:
+            raise ValueError(f"{path}: method {name!r}: expected a name with a letter a to z or a digit, for its files")
+        if slug in known:
+            raise ValueError(
+                f"{path}: methods {known[slug]!r} and {name!r}: expected names that differ in more than case, signs "
+                f"and letters beyond a to z, got the files {slug}-seedN.json for both"
+            )
+        known[slug] = name
+
+
+def _methods(entry: Any, common: Mapping[str, Any]) -> dict[str, Method]:
     """The methods of one entry of a file by name: one, or one for each value of its sweep."""
+    name = _table("methods", entry).get("name")
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a text, got {describe(name)}")
     unknown = sorted(set(entry) - {"name", "settings", "published", "sweep", "pairing"})
     if unknown:
         raise ValueError(f"expected name, settings, published, sweep and pairing, got {unknown[0]!r}")
-    settings = {**common, **entry["settings"]}
+    settings = {**common, **_table("settings", entry.get("settings"))}
     made = {}
     if "sweep" not in entry:
-        made[entry["name"]] = Method(**settings)
-    elif len(entry["sweep"]) != 1:
+        made[name] = Method(**settings)
+    elif len(_table("sweep", entry["sweep"])) != 1:
         raise ValueError(f"sweep: expected one parameter with its values, got {len(entry['sweep'])}")
     else:
         ((parameter, values),) = entry["sweep"].items()
         group, dot, option = parameter.rpartition(".")
-        for value in values:
-            one = {group: {**settings.get(group, {}), option: value}} if dot else {option: value}
+        for value in _list(f"sweep: {parameter}", values):
+            one = {group: {**_table(group, settings.get(group, {})), option: value}} if dot else {option: value}
             short = "w" if option == "weight" and not dot else option
-            made[f"{entry['name']} {short}={value:g}"] = Method(**{**settings, **one})
+            text = f"{value:g}" if isinstance(value, (int, float)) else str(value)
+            strength = f"{name} {short}={text}"
+            if strength in made:
+                raise ValueError(f"sweep: {parameter}: expected values of names that differ, got {strength!r} twice")
+            made[strength] = Method(**{**settings, **one})
     pairing = require_choice("pairing", entry.get("pairing", _PAIRINGS[0]), _PAIRINGS)
     if pairing == "released" and any(method.loss != "pos2neg2" for method in made.values()):
         raise ValueError("pairing: expected 'released' with loss 'pos2neg2' alone")
@@ -305,8 +395,8 @@ def run(
         seeds: run these of the file's seeds alone.
 
     Raises:
-        ValueError, OSError: a bad file, data that are not there, training that diverged.
-        KeyboardInterrupt: finished cells are kept.
+        ValueError, OSError: a bad file, data that are not there, training that diverged, a process that died.
+        KeyboardInterrupt: finished cells are kept; with several jobs those under way end at once.
     """
     from tqdm import tqdm
 
@@ -314,12 +404,13 @@ def run(
     require_positive_int("jobs", jobs)
     folder = Path(output) / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
+    data = None if experiment.missing_data() else experiment.data_digest()
     open_cells = [
         cell
         for cell in experiment.cells()
         if (only is None or only in cell.name)
         and (seeds is None or cell.method.seed in seeds)
-        and _finished(folder, cell) is None
+        and _finished(folder, cell, data) is None
     ]
     bar = tqdm(
         total=len(open_cells), desc=experiment.name, unit="run", disable=None if progress is None else not progress
@@ -331,47 +422,104 @@ def run(
                 _run_and_write(cell, folder)
                 bar.update()
         else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                waiting = [pool.submit(_run_and_write, cell, folder) for cell in open_cells]
-                try:
-                    for done in as_completed(waiting):
-                        done.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-    return load(path, output)
+            _run_in_processes(open_cells, folder, jobs, bar.update)
+    return _load(experiment, folder, data)
+
+
+def _run_in_processes(cells: Sequence[Cell], folder: Path, jobs: int, after_each: Callable[[], Any]) -> None:
+    """Runs cells in processes of one thread each, no more of them at a time than there are processes.
+
+    What is queued beyond that cannot be taken back, and would be begun after an interruption.
+    """
+    context = multiprocessing.get_context("spawn")
+    # The workers end at once when its other end is closed: by us, or because this process is gone.
+    ours_alone, our_end = context.Pipe(duplex=False)
+    queue = iter(cells)
+
+    def submit(pool: ProcessPoolExecutor, count: int) -> set[Future[None]]:
+        # Ctrl-C is for this process to answer: workers inherit that it is blocked.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return {pool.submit(_run_and_write, cell, folder) for cell in itertools.islice(queue, count)}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    try:
+        with ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(ours_alone,)) as pool:
+            try:
+                running = submit(pool, jobs)
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for one in done:
+                        one.result()
+                        after_each()
+                    running |= submit(pool, len(done))
+            except KeyboardInterrupt:
+                our_end.close()
+                raise
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    f"jobs: one of {jobs} processes died, killed or for want of memory; the cells that are finished "
+                    "are kept: run the same again, with fewer jobs where memory is short"
+                ) from None
+    finally:
+        our_end.close()
+        ours_alone.close()
+
+
+def _begin_worker(parents: Connection) -> None:
+    torch.set_num_threads(1)
+
+    def end_with_the_parent() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            parents.recv()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 def load(path: str | Path, output: str | Path) -> Results:
     """What is finished of an experiment. Arguments as of :func:`run`."""
     experiment = Experiment.read(path)
+    return _load(experiment, Path(output) / experiment.name, None)
+
+
+def _load(experiment: Experiment, folder: Path, data: str | None) -> Results:
     records: dict[str, list[Mapping[str, Any]]] = {name: [] for name in experiment.methods}
     for cell in experiment.cells():
-        record = _finished(Path(output) / experiment.name, cell)
+        record = _finished(folder, cell, data)
         if record is not None:
             records[cell.name].append(record)
     return Results(experiment, records)
 
 
-def _finished(folder: Path, cell: Cell) -> dict[str, Any] | None:
+def _finished(folder: Path, cell: Cell, data: str | None) -> dict[str, Any] | None:
+    """The record of a cell, where there is one of these settings, and of data of this digest where both are known."""
     path = folder / cell.file
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"digest", "metrics", "history", "trained_here"} <= set(record):
+        raise ValueError(f"{path} is damaged, it is no result of a run: delete it, and the cell is run again")
+    if data is not None and record.get("data") not in (None, data):
+        return None
     return record if record["digest"] == cell.digest else None
 
 
 def _run_and_write(cell: Cell, folder: Path) -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     _forget_peak_memory()
+    data = cell.experiment.data_digest()
     measured = (_synthetic if cell.experiment.protocol == "synthetic" else _benchmark)(cell)
     record = {
         "experiment": cell.experiment.name,
         "method": cell.name,
         "seed": cell.method.seed,
         "digest": cell.digest,
+        "data": data,
         "settings": {**asdict(cell.method), "pairing": cell.pairing},
         "metrics": measured.metrics,
         "history": measured.history,
@@ -384,9 +532,8 @@ def _run_and_write(cell: Cell, folder: Path) -> None:
     }
     if measured.scores is not None and cell.method.seed == cell.experiment.seeds[0]:
         np.savez_compressed((folder / cell.file).with_suffix(".npz"), scores=measured.scores.astype(np.float16))
-    part = folder / f"{cell.file}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.replace(folder / cell.file)
+    with replacing(folder / cell.file) as part:
+        Path(part).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _forget_peak_memory() -> None:
@@ -467,8 +614,10 @@ class _Data(NamedTuple):
 
 
 def _benchmark_data(experiment: Experiment) -> _Data:
-    key = json.dumps([vars(experiment.data), vars(experiment.split), experiment.split_seed], default=str)
+    settings = [vars(experiment.data), experiment.data_digest(), vars(experiment.split), experiment.split_seed]
+    key = json.dumps(settings, default=str)
     if not _last_data or _last_data[0][0] != key:
+        _last_trained.clear()  # perhaps on what the file held before
         everything = experiment.data.read()
         split = experiment.split.apply(everything)
         if split.valid.nnz == 0:
@@ -634,7 +783,7 @@ def _sampled(model: nn.Module, held_out: Interactions, negatives: Tensor, block:
 
 
 def _measured(model: nn.Module, split: Split, negatives: Tensor, popularity: Tensor) -> dict[str, float]:
-    found, _ = measure(model, split, k=(10, 20), popularity=popularity)
+    found, _ = measure(model, split, k=_CUTOFFS, popularity=popularity)
     # In the paper Hit@10 and NDCG@10 are the sampled ones; "full/" marks those over all items.
     full = {f"full/{name}" if name in ("hr@10", "ndcg@10") else name: value for name, value in found.items()}
     return full | _sampled(model, split.test, negatives)

@@ -30,6 +30,7 @@ import math
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -41,15 +42,16 @@ import scipy
 import torch
 from torch import nn
 
-from zerosum_ext import backbones, datasets, methods, metrics, plots
-from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
+from zerosum_ext import backbones, datasets, methods, metrics, plots, training
+from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext._extension import build_info
+from zerosum_ext._files import replacing
 from zerosum_ext.callbacks import CSVLogger, TensorBoardLogger
 from zerosum_ext.evaluation import Ranking, compute, evaluate, rank
 from zerosum_ext.interactions import Interactions, Report, Split
 from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.recommender import Recommender
-from zerosum_ext.training import EpochEnd, History, fit
+from zerosum_ext.recommender import Recommender, save_tensors
+from zerosum_ext.training import EpochEnd, History, fit, parse_metric
 
 __all__ = [
     "MACR_REFERENCES",
@@ -216,17 +218,32 @@ class Method:
         require_choice("keep", self.keep, ("best", "last"))
         require_positive_int("dim", self.dim)
         require_positive_int("epochs", self.epochs)
+        for name in ("batch_size", "negatives", "draws"):
+            require_positive_int(name, getattr(self, name))
+        if self.patience is not None:
+            require_positive_int("patience", self.patience)
         require_positive_int("seed", self.seed, minimum=0)
-        require_finite_number("lr", self.lr, minimum=0)
-        require_finite_number("weight_decay", self.weight_decay, minimum=0)
+        for name in ("lr", "weight_decay", "l2"):
+            require_finite_number(name, getattr(self, name), minimum=0)
+        require_choice("strategy", self.strategy, ("uniform", "popularity"))
+        for name in ("loss_options", "model_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name}: expected a mapping of names to values, got {describe(getattr(self, name))}")
+        known = methods.method_options(self.loss)
+        for option in self.loss_options:
+            if option not in known:
+                raise ValueError(f"loss_options: expected those of {self.loss!r}, {', '.join(known)}, got {option!r}")
         if self.weight is not None:
             require_finite_number("w", self.weight, minimum=0, maximum=1)
-        if self.weight is not None and "w" not in methods.method_options(self.loss):
+        if self.weight is not None and "w" not in known:
             raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
-        if self.metric.partition("@")[0] not in _ACCURACY:
+        if self.weight is not None and "w" in self.loss_options:
+            raise ValueError(f"loss_options: expected no w beside weight={self.weight}, got {self.loss_options['w']!r}")
+        if not isinstance(self.metric, str) or self.metric.partition("@")[0] not in _ACCURACY:
             raise ValueError(
                 f"metric: expected one of {', '.join(_ACCURACY)} to keep the best epoch by, got {self.metric!r}"
             )
+        parse_metric(self.metric)
         if self.optimizer == "sparse_adam" and self.weight_decay:
             raise ValueError(f"weight_decay: expected 0 with optimizer 'sparse_adam', got {self.weight_decay}")
         try:
@@ -242,7 +259,10 @@ class Method:
         if self.weight is not None:
             options["w"] = self.weight
         model: Any = self.make_model(train)
-        return methods.get_method(self.loss, model, train, **options)
+        try:
+            return methods.get_method(self.loss, model, train, **options)
+        except TypeError as error:
+            raise ValueError(f"loss_options: {error}") from error
 
     def make_loss(self, train: Interactions) -> nn.Module:
         """The loss module alone."""
@@ -300,7 +320,7 @@ def train_method(
         folder / name for name in ("checkpoint.pt", "model.safetensors", "history.json")
     )
     if resume and history_file.is_file():
-        return _read_model(method, split.train, model_file), History.from_dict(_read_json(history_file))
+        return _read_model(method, split.train, model_file), _read_history(history_file)
     parts = method.make_parts(split.train)
     model: Any = parts.model
     validated = split.valid.nnz > 0
@@ -309,20 +329,9 @@ def train_method(
         split.train,
         parts.loss,
         method.make_optimizer,
-        regularizer=parts.regularizer,
-        batch_size=method.batch_size,
+        **_training_options(method, parts, split),
         epochs=method.epochs,
-        device=method.device,
-        seed=method.seed,
-        negatives=method.negatives,
-        draws=method.draws,
-        strategy=method.strategy,
         exclude=exclude,
-        l2=method.l2,
-        validation=split.valid if validated else None,
-        metric=method.metric,
-        patience=method.patience if validated else None,
-        restore_best=method.keep == "best",
         callbacks=callbacks,
         checkpoint=checkpoint,
         resume=checkpoint if resume and checkpoint.is_file() else None,
@@ -339,6 +348,32 @@ def train_method(
     return model, history
 
 
+def _training_options(method: Method, parts: methods.MethodParts, split: Split) -> dict[str, Any]:
+    """What the method says of :func:`zerosum_ext.training.fit`'s options."""
+    validated = split.valid.nnz > 0
+    return {
+        "regularizer": parts.regularizer,
+        "batch_size": method.batch_size,
+        "device": method.device,
+        "seed": method.seed,
+        "negatives": method.negatives,
+        "draws": method.draws,
+        "strategy": method.strategy,
+        "l2": method.l2,
+        "validation": split.valid if validated else None,
+        "metric": method.metric,
+        "patience": method.patience if validated else None,
+        "restore_best": method.keep == "best",
+    }
+
+
+def _try_out(method: Method, split: Split) -> None:
+    """Raises where settings do not fit each other or the data: all of training but its epochs."""
+    parts = method.make_parts(split.train)
+    options = _training_options(method, parts, split)
+    training.fit(parts.model, split.train, parts.loss, method.make_optimizer, **options, epochs=0, progress=False)
+
+
 #: Reference scores c of MACR to choose from: [WFC21] search to 40; scores after a few epochs are smaller.
 MACR_REFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -346,12 +381,8 @@ MACR_REFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 def _save_model(model: nn.Module, path: Path) -> None:
     if hasattr(model, "save"):
         model.save(path)  # type: ignore[operator]
-        return
-    from safetensors.torch import save_file
-
-    part = path.with_suffix(".part")
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, part)
-    part.replace(path)
+    else:
+        save_tensors(model.state_dict(), path)
 
 
 def _read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
@@ -417,6 +448,7 @@ def choose_weight(
     *,
     resume: bool = False,
     progress: bool | None = None,
+    log: Sequence[str] = (),
     note: Callable[[str], Any] = lambda text: None,
 ) -> tuple[float, list[Tried]]:
     """Finds w of a method by its validation part: the largest bias reduction at a given cost in accuracy.
@@ -432,6 +464,7 @@ def choose_weight(
         search: what may be lost, the measure of bias and the weights.
         resume: take models that are in the folder already, of the same settings.
         progress: shows progress bars; None: on a terminal.
+        log: as in :func:`train`, in the folder of each model.
         note: is told about each weight.
 
     Returns:
@@ -446,13 +479,15 @@ def choose_weight(
     if split.valid.nnz == 0:
         raise ValueError("split: expected a validation part to choose the weight by, got none")
     folder, ideal = Path(folder), _UNBIASED[search.bias]
-    name, _, cutoff = method.metric.partition("@")
+    name, cutoff = parse_metric(method.metric)
     tried: list[Tried] = []
     too_costly = 0
     for weight in (1.0, *sorted(search.weights, reverse=True)):
         one = _plain_bpr(method) if weight == 1.0 else replace(method, weight=weight)
-        model, _ = train_method(one, split, folder / _of_weight(weight), resume=resume, progress=progress)
-        values = evaluate(model, split.train, split.valid, metrics=(name, search.bias), k=(int(cutoff or 10),))
+        place = folder / _of_weight(weight)
+        callbacks = _loggers(log, place, one)
+        model, _ = train_method(one, split, place, resume=resume, progress=progress, callbacks=callbacks)
+        values = evaluate(model, split.train, split.valid, metrics=(name, search.bias), k=(cutoff,))
         accuracy, bias = values[method.metric], values[search.bias]
         if not math.isfinite(bias):
             raise ValueError(
@@ -552,7 +587,7 @@ class Run:
     def histories(self) -> dict[str, History]:
         """{name: History} of the methods that are trained."""
         found = {name: self.folder / name / "history.json" for name in self.methods}
-        return {name: History.from_dict(_read_json(path)) for name, path in found.items() if path.is_file()}
+        return {name: _read_history(path) for name, path in found.items() if path.is_file()}
 
     def model(self, method: str | None = None) -> nn.Module:
         """The trained model of a method; by default the main one's."""
@@ -731,7 +766,8 @@ def train(
         overwrite: remove the run that is in the folder. Without it, or resume, a folder that is not empty is refused;
             one that holds something else than a run always is.
         figures: draw them.
-        log: "csv" writes METHOD/log.csv while a method is being trained, "tensorboard" the folder METHOD/tensorboard.
+        log: "csv" writes METHOD/log.csv while a method is being trained, "tensorboard" the folder METHOD/tensorboard;
+            with a search also in the folders of the weights that are tried.
         progress: shows progress bars; None: on a terminal.
         note: is told, in a line each, what a person would want to know meanwhile.
 
@@ -769,7 +805,7 @@ def train(
         chosen["bpr"] = _plain_bpr(method)
     chosen[method.loss] = method
     for one in chosen.values():  # what is wrong with the settings shows before anything is written
-        one.make_parts(parts.train)
+        _try_out(one, parts)
     if search and ("w" not in methods.method_options(method.loss) or parts.valid.nnz == 0):
         raise ValueError(
             f"weight: a search for it needs a loss that has a w, and a validation part, got loss {method.loss!r} and "
@@ -788,12 +824,15 @@ def train(
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read again
     path = Path(folder)
     _prepare(path, config, resume, overwrite)
-    if not (path / "interactions.npz").is_file():
-        _write_split(path / "interactions.npz", parts)
     _write_json(path / "config.json", config)
+    file = path / "interactions.npz"
+    if not _holds(file, parts):
+        if file.is_file():
+            note(f"{file} was damaged, and is written anew")
+        _write_split(file, parts)
     if search is not None:
         weights = path / "weights"
-        weight, _ = choose_weight(method, parts, weights, search, resume=resume, progress=progress, note=note)
+        weight, _ = choose_weight(method, parts, weights, search, resume=resume, progress=progress, log=log, note=note)
         chosen[method.loss] = replace(method, weight=weight)
         config["methods"] = json.loads(json.dumps({name: asdict(m) for name, m in chosen.items()}))
         _write_json(path / "config.json", config)
@@ -801,8 +840,11 @@ def train(
         for name, place in (("bpr", _of_weight(1.0)), (method.loss, _of_weight(weight))):
             if name in chosen and (name == "bpr" or weight != 1.0):
                 (path / name).mkdir(exist_ok=True)
-                for file in ("model.safetensors", "history.json"):
-                    shutil.copyfile(weights / place / file, path / name / file)
+                for kept in ("model.safetensors", "history.json", "log.csv"):
+                    if (weights / place / kept).is_file():
+                        shutil.copyfile(weights / place / kept, path / name / kept)
+                if (weights / place / "tensorboard").is_dir():
+                    shutil.copytree(weights / place / "tensorboard", path / name / "tensorboard", dirs_exist_ok=True)
 
     rankings = {}
     for number, (name, one) in enumerate(chosen.items(), 1):
@@ -936,6 +978,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ValueError(f"{path} is not the configuration of a run ({_FORMAT})")
+    for name in ("methods", "search"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise ValueError(f"{path} is damaged: {name}: expected an object, got {config[name]!r}")
     return config
 
 
@@ -950,10 +995,16 @@ def _write_split(path: Path, split: Split) -> None:
     for name, ids in (("user_ids", train.user_ids), ("item_ids", train.item_ids)):
         if ids is not None:
             arrays[name] = ids
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
-    part.replace(path)
+
+
+def _holds(path: Path, split: Split) -> bool:
+    """Whether the file is there, whole, and of this split."""
+    try:
+        return path.is_file() and _digest(_read_split(path)) == _digest(split)
+    except ValueError:
+        return False
 
 
 def _read_split(path: Path) -> Split:
@@ -971,7 +1022,7 @@ def _read_split(path: Path) -> Split:
             ids = {name: arrays.get(name) for name in ("user_ids", "item_ids")}
             parts.append(part._replace(report=report, columns={}, **ids))
         return Split(*parts)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -1004,9 +1055,15 @@ def to_json(values: Any) -> str:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(to_json(values) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        Path(part).write_text(to_json(values) + "\n")
+
+
+def _read_history(path: Path) -> History:
+    try:
+        return History.from_dict(_read_json(path))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, it is no history of a training: {error!r}") from None
 
 
 def _read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -23,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext.evaluation import evaluate
+from zerosum_ext._files import replacing
+from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
 from zerosum_ext.fused import FusedStep, clip_rows, fused_obstacle
 from zerosum_ext.interactions import Interactions
 from zerosum_ext.losses import get_loss
@@ -174,7 +176,7 @@ def fit(
         callbacks: called with :class:`EpochEnd` after each epoch; a true result stops training.
         checkpoint: file to write the whole state to after each epoch and when interrupted.
         checkpoint_every: writes it every so many steps too.
-        resume: a checkpoint to go on from, given the same data and settings (``epochs`` may differ).
+        resume: a checkpoint to go on from, given the same data and settings (``epochs`` and ``patience`` may differ).
         progress: True or False shows or hides the progress bar; None shows it on a terminal.
         engine: "autograd", or "fused": gather, loss, gradients and update in compiled code, for a MatrixFactorization
             of float32, a compiled loss, and torch.optim's SGD, Adagrad, Adam or SparseAdam without further
@@ -195,7 +197,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument out of its range, data of another shape than the model, a checkpoint of
-            another run, or a loss that is no longer finite (the message names the epoch).
+            another run or a damaged one, or a loss that is no longer finite (the message names the epoch).
+        OSError: a checkpoint that cannot be written or is not there.
     """
     settings = _checked(locals())
     loss_module = _loss_module(loss)
@@ -346,16 +349,29 @@ def _evaluator(validation: Any, metric: str, train: Any, model: nn.Module) -> Ca
     if callable(validation) and not hasattr(validation, "indptr"):
         return lambda m: float(validation(m))
     held_out = _matching("validation", validation, train)
-    name, at, cutoff = metric.partition("@")
-    if at and not cutoff.isdigit():
-        raise ValueError(f"metric: expected a name such as 'ndcg@10', got {metric!r}")
+    name, cutoff = parse_metric(metric)
 
     def evaluate_metric(m: nn.Module) -> float:
-        # pop_q_at_1 and its like carry no cut-off of their own; k is then of no account.
-        values = evaluate(m, train, held_out, metrics=(name,), k=(int(cutoff),) if at else (10,))
-        return float(values[metric])
+        return float(evaluate(m, train, held_out, metrics=(name,), k=(cutoff,))[metric])
 
     return evaluate_metric
+
+
+def parse_metric(metric: str) -> tuple[str, int]:
+    """(name, cut-off) of "ndcg@10" and its like; of "pri" and others that have none, 10, which is of no account.
+
+    Raises:
+        ValueError: what is no key of :func:`zerosum_ext.evaluate`.
+    """
+    name, at, cutoff = metric.partition("@")
+    known, with_cutoff = (*METRICS, *SAMPLED_METRICS), (*AT_K_METRICS, *SAMPLED_METRICS)
+    if name not in known:
+        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+    if name not in with_cutoff and at:
+        raise ValueError(f"metric: expected {name!r}, which has no cut-off, got {metric!r}")
+    if name in with_cutoff and not (cutoff.isdecimal() and cutoff.isascii() and cutoff[0] != "0"):
+        raise ValueError(f"metric: expected a cut-off as in '{name}@10', got {metric!r}")
+    return name, int(cutoff or 10)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------
@@ -393,10 +409,13 @@ class _Trainer:
         self.best_value: float | None = None
         self.best_state: dict[str, Tensor] | None = None
         self.epochs_since_best = 0
-        self.fingerprint = self._fingerprint(exclude)
+        self.exclude = exclude
+        self.fingerprint: dict[str, Any] = {}
 
     def run(self, evaluator: Callable[[nn.Module], float] | None, resume: Any) -> History:
         settings, history = self.settings, self.history
+        if settings.checkpoint is not None or resume is not None:
+            self.fingerprint = self._fingerprint(evaluator is not None)
         devices = [self.device] if self.device.type == "cuda" else []
         was_training = self.model.training
         with torch.random.fork_rng(devices=devices), _deferred_interrupt() as interrupt:
@@ -508,14 +527,15 @@ class _Trainer:
 
     # --- checkpoints -----------------------------------------------------------------------------------------
 
-    def _fingerprint(self, exclude: Any) -> dict[str, Any]:
+    def _fingerprint(self, validated: bool) -> dict[str, Any]:
         """What has to agree for a resumed run to be the same run. Taken before a schedule changes the optimizer."""
-        s = self.settings
+        s, exclude = self.settings, self.exclude
         mixed = {} if s.precision == "float32" else {"precision": s.precision}
         return {
             **mixed,
             "shape": list(self.train.shape),
             "nnz": int(self.train.nnz),
+            "interactions": _digest(self.train),
             "exclude": None if exclude is None else _digest(exclude),
             "batch_size": s.batch_size,
             "seed": s.seed,
@@ -529,6 +549,9 @@ class _Trainer:
             "hogwild": self.engine.path == "hogwild",
             "optimizer": type(self.optimizer).__name__,
             "optimizer groups": [_plain_values(group) for group in self.optimizer.param_groups],
+            # What the best epoch so far is the best by.
+            "metric": s.metric if validated else None,
+            "maximize": s.maximize if validated else None,
         }
 
     def _save(self, path: str | None) -> None:
@@ -552,22 +575,29 @@ class _Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        part = f"{path}.part"
-        torch.save(state, part)
-        os.replace(part, path)
+        with replacing(path, RuntimeError) as part:  # which torch raises where the disk is full
+            torch.save(state, part)
 
     def _load(self, path: str) -> None:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"resume: no checkpoint file {path!r}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+                first = str(error).partition("\n")[0] or type(error).__name__
+                raise ValueError(f"resume: {path!r} is damaged, or no checkpoint of this program: {first}") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
         for name in {**self.fingerprint, **state["fingerprint"]}:
             written, value = state["fingerprint"].get(name), self.fingerprint.get(name)
             if written != value:
                 raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")
-        self.model.load_state_dict(state["model"])
-        self.loss.load_state_dict(state["loss"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.loss.load_state_dict(state["loss"])
+        except RuntimeError as error:
+            raise ValueError(f"resume: {path!r} was written with another model or loss: {error}") from None
         self.optimizer.load_state_dict(state["optimizer"])
         if (state["scheduler"] is None) != (self.scheduler is None):
             has = "no" if state["scheduler"] is None else "a"
