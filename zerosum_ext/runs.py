@@ -29,8 +29,6 @@ import json
 import math
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -46,6 +44,7 @@ from zerosum_ext import backbones, datasets, methods, metrics, plots, training
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext._extension import build_info
 from zerosum_ext._files import replacing
+from zerosum_ext._readers import DAMAGED
 from zerosum_ext.callbacks import CSVLogger, TensorBoardLogger
 from zerosum_ext.evaluation import Ranking, compute, evaluate, rank
 from zerosum_ext.interactions import Interactions, Report, Split
@@ -1022,7 +1021,7 @@ def _read_split(path: Path) -> Split:
             ids = {name: arrays.get(name) for name in ("user_ids", "item_ids")}
             parts.append(part._replace(report=report, columns={}, **ids))
         return Split(*parts)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, IndexError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
