@@ -323,10 +323,8 @@ def pair_loss(
         weight is None
         and aux_pos is None
         and aux_neg is None
-        and args[4] != "none"
         and pos.is_cpu
-        and pos.dtype is not torch.float16
-        and "cpu" not in _RECOMPUTED
+        and _keeps_derivatives(pos, args[4])
         and (pos.requires_grad or neg.requires_grad)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()

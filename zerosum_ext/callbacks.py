@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zerosum_ext._files import replacing
 from zerosum_ext.training import EpochEnd, History
 
 __all__ = ["CSVLogger", "TensorBoardLogger"]
@@ -39,8 +40,7 @@ class CSVLogger:
             self._rates = _rates_in(self.path, before=event.epoch)
         self._rates[event.epoch] = repr(_learning_rate(event))
         history = event.history
-        part = self.path.with_name(self.path.name + ".part")
-        with open(part, "w", newline="") as file:
+        with replacing(self.path) as part, open(part, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["epoch", "loss", *_validation_name(history), "seconds", "samples_per_second", _RATE])
             for epoch, loss in enumerate(history):
@@ -48,7 +48,6 @@ class CSVLogger:
                 speed = _samples_per_second(history, epoch)
                 rate = self._rates.get(epoch, "")
                 writer.writerow([epoch + 1, loss, *validation, round(history.seconds[epoch], 4), round(speed, 1), rate])
-        part.replace(self.path)
 
 
 class TensorBoardLogger:

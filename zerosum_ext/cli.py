@@ -602,11 +602,12 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if arguments.findings or findings.is_file():
         head += [findings.read_text().strip(), ""]
     experiments = {path: reproduce.Experiment.read(path) for path in arguments.experiment}
-    names = [Path(path).stem for path in arguments.experiment]
-    for name in names:
-        if names.count(name) > 1:
-            files = " and ".join(path for path in arguments.experiment if Path(path).stem == name)
-            raise ValueError(f"--experiment: expected files of different names, got {files}: results of one folder")
+    for name in (experiment.name for experiment in experiments.values()):
+        files = [path for path in arguments.experiment if experiments[path].name == name]
+        if len(files) > 1:
+            raise ValueError(
+                f"--experiment: expected files of different names, got {' and '.join(files)}: results of one folder"
+            )
     if not arguments.no_run:
         _check_selection(experiments.values(), arguments.only, arguments.seed)
     sections = []

@@ -513,7 +513,7 @@ def _run_and_write(cell: Cell, folder: Path) -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     _forget_peak_memory()
     data = cell.experiment.data_digest()
-    measured = (_synthetic if cell.experiment.protocol == "synthetic" else _benchmark)(cell)
+    measured = _synthetic(cell) if cell.experiment.protocol == "synthetic" else _benchmark(cell, data)
     record = {
         "experiment": cell.experiment.name,
         "method": cell.name,
@@ -613,8 +613,10 @@ class _Data(NamedTuple):
     negatives: Tensor
 
 
-def _benchmark_data(experiment: Experiment) -> _Data:
-    settings = [vars(experiment.data), experiment.data_digest(), vars(experiment.split), experiment.split_seed]
+def _benchmark_data(experiment: Experiment, digest: str | None = None) -> _Data:
+    """The data of an experiment, those of the call before where they are the same; digest: of the file, if known."""
+    digest = digest or experiment.data_digest()
+    settings = [vars(experiment.data), digest, vars(experiment.split), experiment.split_seed]
     key = json.dumps(settings, default=str)
     if not _last_data or _last_data[0][0] != key:
         _last_trained.clear()  # perhaps on what the file held before
@@ -631,8 +633,8 @@ def _benchmark_data(experiment: Experiment) -> _Data:
     return _last_data[0][1]
 
 
-def _benchmark(cell: Cell) -> _Measured:
-    everything, split, negatives = _benchmark_data(cell.experiment)
+def _benchmark(cell: Cell, data: str | None) -> _Measured:
+    everything, split, negatives = _benchmark_data(cell.experiment, data)
     exclude = split.valid | split.test if cell.experiment.leak else None
     if exclude is not None and cell.experiment.leak is True:
         owners = torch.arange(everything.num_users).repeat_interleave(negatives.shape[1])

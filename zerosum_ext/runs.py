@@ -322,7 +322,6 @@ def train_method(
         return _read_model(method, split.train, model_file), _read_history(history_file)
     parts = method.make_parts(split.train)
     model: Any = parts.model
-    validated = split.valid.nnz > 0
     history = fit(
         model,
         split.train,
@@ -339,7 +338,7 @@ def train_method(
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
     model = parts.inference(model)
-    if method.loss == "macr" and validated and "c" not in method.loss_options:
+    if method.loss == "macr" and split.valid.nnz > 0 and "c" not in method.loss_options:
         methods.choose(model, MACR_REFERENCES, split.train, split.valid, method.metric)
     _save_model(model, model_file)
     _write_json(history_file, history.to_dict())
