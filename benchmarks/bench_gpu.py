@@ -40,8 +40,9 @@ from _timing import Method, copies_beyond_cache, machine, ratio, rotating, sprea
 from torch import Tensor
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, sampling
-from zerosum_ext.fused import FusedStep
+from zerosum_ext import _ops
+from zerosum_ext.data import sampling
+from zerosum_ext.training.fused import FusedStep
 
 DIM = 64
 WORDS = {"bpr": 6, "zerosum": 6, "pos2neg2": 12}  # read and written for a sample, forward and backward

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerosum_ext as zx
-from zerosum_ext.backbones import _Graph, _Propagate
+from zerosum_ext.models.backbones import _Graph, _Propagate
 
 # data, width, share of entries dropped
 CASES = (("gowalla", 10, 0.1), ("gowalla", 64, 0.0), ("ml-1m", 10, 0.1))

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, sampling
+from zerosum_ext import _ops
+from zerosum_ext.data import sampling
 
 NAMES = ("ml-1m", "gowalla", "yelp2018")
 

@@ -48,9 +48,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, datasets
-from zerosum_ext.fused import FusedStep
+from zerosum_ext import _ops
+from zerosum_ext.data import datasets
 from zerosum_ext.losses import get_loss
+from zerosum_ext.training.fused import FusedStep
 
 NAMES = bench_sampling.NAMES
 PARTS = ("engines", "optimizers", "large")

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import methods, runs
-from zerosum_ext.evaluation import evaluate
-from zerosum_ext.training import fit
+from zerosum_ext.evaluation.full import evaluate
+from zerosum_ext.experiments import runs
+from zerosum_ext.models import methods
+from zerosum_ext.training.loop import fit
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("bpr", "zerosum", "pos2neg2", "pos2", "neg2", "ipw", "pd", "pda", "macr", "pearson", "compensation")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.training import EpochEnd, fit
+from zerosum_ext.training.loop import EpochEnd, fit
 
 RESULT = Path(__file__).parent / "results" / "mf_yelp2018.json"
 

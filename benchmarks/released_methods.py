@@ -26,9 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerosum_ext as zx
-from zerosum_ext import losses, methods, runs
-from zerosum_ext.evaluation import evaluate
-from zerosum_ext.training import fit
+from zerosum_ext import losses
+from zerosum_ext.evaluation.full import evaluate
+from zerosum_ext.experiments import runs
+from zerosum_ext.models import methods
+from zerosum_ext.training.loop import fit
 
 RESULT = Path(__file__).parent / "results" / "released_methods.json"
 METRICS = ("ndcg@10", "recall@10", "pri", "pop_q_at_1", "arp@10", "coverage@10")

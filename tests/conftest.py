@@ -73,7 +73,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _need_gpu() -> None:
-    from zerosum_ext import _extension, _ops
+    from zerosum_ext import _library as _extension
+    from zerosum_ext import _ops
 
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.callbacks import CSVLogger, TensorBoardLogger
+from zerosum_ext.training.callbacks import CSVLogger, TensorBoardLogger
 
 OPTIONS = {"batch_size": 64, "seed": 3, "progress": False}
 

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from zerosum_ext import build_info, cli, datasets, runs
+from zerosum_ext import build_info
+from zerosum_ext.cli import main as cli
+from zerosum_ext.data import datasets
+from zerosum_ext.experiments import runs
 
 
 def test_doctor(capsys):

@@ -7,7 +7,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zerosum_ext as zx
-from zerosum_ext import _autograd, _extension, _ops, cli, fused
+from zerosum_ext import _library as _extension
+from zerosum_ext import _ops
+from zerosum_ext._ops import autograd as _autograd
+from zerosum_ext.cli import main as cli
+from zerosum_ext.training import fused
 
 if not _extension.CPU.loaded:
     pytest.skip("the schemas of the ops are in _C, which is not loaded", allow_module_level=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from cuda_on_host.testing import kernels_of
 
-from zerosum_ext import _ops, _ranking_reference
+from zerosum_ext import _ops
+from zerosum_ext.reference import ranking as _ranking_reference
 
 kernels = kernels_of("rank")
 

@@ -8,7 +8,9 @@ import torch
 from cuda_on_host.testing import kernels_of
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, _sampling_reference, sampling
+from zerosum_ext import _ops
+from zerosum_ext.data import sampling
+from zerosum_ext.reference import sampling as _sampling_reference
 
 SEEDS = [(0, 0, 0), (2**63 + 12345, 2**32 - 1, 2**40 + 3)]
 

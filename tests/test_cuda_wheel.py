@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _extension
+from zerosum_ext import _library as _extension
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is not a CPU build")
 

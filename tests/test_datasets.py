@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zerosum_ext import datasets
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions
 
 
 def test_synthetic_triangle_is_the_released_matrix():

@@ -12,10 +12,15 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, _ranking_reference, _sampling_reference, backbones, reference, sampling
-from zerosum_ext.fused import FusedStep
-from zerosum_ext.regularizers import popularity_correlation
-from zerosum_ext.training import fit
+from zerosum_ext import _ops
+from zerosum_ext.data import sampling
+from zerosum_ext.models import backbones
+from zerosum_ext.reference import losses as reference
+from zerosum_ext.reference import ranking as _ranking_reference
+from zerosum_ext.reference import sampling as _sampling_reference
+from zerosum_ext.training.fused import FusedStep
+from zerosum_ext.training.loop import fit
+from zerosum_ext.training.regularizers import popularity_correlation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LOSSES = {

@@ -12,8 +12,8 @@ import torch
 from scipy import sparse
 
 import zerosum_ext as zx
-from zerosum_ext import evaluation as ev
 from zerosum_ext import metrics as m
+from zerosum_ext.evaluation import full as ev
 
 KINDS = ["random", "ties", "constant", "infinite", "full rows", "no train"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zerosum_ext import frontier
+from zerosum_ext.experiments import frontier
 
 
 def by_definition(points, baseline, ideal, steps=20001):

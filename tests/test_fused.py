@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, fused
-from zerosum_ext.training import fit
+from zerosum_ext import _ops
+from zerosum_ext.training import fused
+from zerosum_ext.training.loop import fit
 
 pytestmark = pytest.mark.skipif(not _ops.has_op("mf_update", torch.device("cpu")), reason="no compiled kernels")
 

@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 
 import zerosum_ext as zx
-from zerosum_ext import _graph_reference, _ops
-from zerosum_ext.backbones import _Graph, _Propagate
+from zerosum_ext import _ops
+from zerosum_ext.models.backbones import _Graph, _Propagate
+from zerosum_ext.reference import graph as _graph_reference
 
 USERS, ITEMS = 57, 43
 COMPILED = _ops.has_op("graph_propagate", torch.device("cpu"))

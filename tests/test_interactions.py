@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerosum_ext import _readers
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data import readers as _readers
+from zerosum_ext.data.interactions import Interactions
 
 
 def pairs_of(x: Interactions) -> list[tuple[int, int]]:

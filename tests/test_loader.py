@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 
 from zerosum_ext import Interactions, TripletLoader, _ops, sample_negatives
-from zerosum_ext import _sampling_reference as reference
+from zerosum_ext.reference import sampling as reference
 
 
 @pytest.fixture(scope="module")

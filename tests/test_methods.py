@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import zerosum_ext as zx
-from zerosum_ext import backbones, methods, runs
-from zerosum_ext.methods import MACR, Compensated, PopularityAdjusted, choose, get_method
-from zerosum_ext.recommender import Recommender
-from zerosum_ext.training import fit
+from zerosum_ext.experiments import runs
+from zerosum_ext.models import backbones, methods
+from zerosum_ext.models.base import Recommender
+from zerosum_ext.models.methods import MACR, Compensated, PopularityAdjusted, choose, get_method
+from zerosum_ext.training.loop import fit
 
 
 def interactions(users=50, items=40, seed=0):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _extension, _ops
+from zerosum_ext import _library as _extension
+from zerosum_ext import _ops
 
 pytestmark = pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="needs the compiled CPU kernels")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from zerosum_ext import _sampling_reference as reference
+from zerosum_ext.reference import sampling as reference
 
 COMMON = Path(__file__).parents[1] / "csrc" / "common"
 

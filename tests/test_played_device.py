@@ -7,7 +7,9 @@ import torch
 from played_device import PLAYED, Played, PlayedDevice
 
 import zerosum_ext as zx
-from zerosum_ext import _extension, _ops, evaluation
+from zerosum_ext import _library as _extension
+from zerosum_ext import _ops
+from zerosum_ext.evaluation import full as evaluation
 
 if not _extension.CPU.loaded:
     pytest.skip("the kernels that play those of a GPU are in _C, which is not loaded", allow_module_level=True)
@@ -55,7 +57,7 @@ def same(got, want):
 def test_one_transfer_at_the_end(played, monkeypatch, kind, ties):
     """Interactions on the host, blocks of few users."""
     monkeypatch.setattr(evaluation, "_BLOCK_USERS", 23)
-    monkeypatch.setattr("zerosum_ext._ranking_reference.BLOCK_ELEMENTS", 7 * 97)
+    monkeypatch.setattr("zerosum_ext.reference.ranking.BLOCK_ELEMENTS", 7 * 97)
     factors, train, test = case()
     there = tuple(t.to(PLAYED) for t in factors)
     make = {

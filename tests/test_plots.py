@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zerosum_ext import plots
+from zerosum_ext.experiments import plots
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])

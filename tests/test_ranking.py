@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, _ranking_reference
+from zerosum_ext import _ops
+from zerosum_ext.reference import ranking as _ranking_reference
 
 NAMES = ("scores", "greater", "equal", "candidates", "top_items", "failed")
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops, reference
-from zerosum_ext.regularizers import PearsonRegularizer, Regularizer, popularity_correlation
+from zerosum_ext import _ops
+from zerosum_ext.reference import losses as reference
+from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer, popularity_correlation
 
 
 def interactions(users=37, items=53, seed=0, density=0.2):

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from zerosum_ext import Interactions, cli, datasets, frontier, metrics, reproduce, sample_negatives
+from zerosum_ext import Interactions, metrics, sample_negatives
+from zerosum_ext.cli import main as cli
+from zerosum_ext.data import datasets
+from zerosum_ext.experiments import frontier, reproduce
 
 SYNTHETIC = """
 title = "Small"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zerosum_ext as zx
-from zerosum_ext import runs
+from zerosum_ext.experiments import runs
 
 METHOD = runs.Method(weight=0.8, dim=8, epochs=3, batch_size=64, patience=None)
 FAST = {"figures": False, "progress": False}

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from zerosum_ext import Interactions, _ops, hardest_negatives, in_batch_mask, sample_negatives, sampling
-from zerosum_ext import _sampling_reference as reference
+from zerosum_ext import Interactions, _ops, hardest_negatives, in_batch_mask, sample_negatives
+from zerosum_ext.data import sampling
+from zerosum_ext.reference import sampling as reference
 
 NUM_ITEMS = 60
 compiled = pytest.mark.skipif(not _ops.has_op("sample_negatives", torch.device("cpu")), reason="no compiled kernels")

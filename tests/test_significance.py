@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from zerosum_ext import significance
+from zerosum_ext.evaluation import significance
 
 
 def sample(shift, seed=0, n=400):

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import cli, reference, testing
+from zerosum_ext import testing
+from zerosum_ext.cli import main as cli
+from zerosum_ext.reference import losses as reference
 
 
 def definition(p, n):

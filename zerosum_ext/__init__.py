@@ -11,12 +11,12 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-from zerosum_ext import datasets, metrics
-from zerosum_ext._extension import build_info
-from zerosum_ext.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
-from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
-from zerosum_ext.fused import mf_loss
-from zerosum_ext.interactions import Interactions
+from zerosum_ext import metrics
+from zerosum_ext._library import build_info
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
+from zerosum_ext.evaluation.full import Ranking, RankingMetrics, evaluate, rank
 from zerosum_ext.losses import (
     BPRLoss,
     BSLLoss,
@@ -44,11 +44,12 @@ from zerosum_ext.losses import (
     sampled_softmax_loss,
     zerosum_loss,
 )
-from zerosum_ext.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
-from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.recommender import Recommender
-from zerosum_ext.regularizers import PearsonRegularizer, popularity_correlation
-from zerosum_ext.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
+from zerosum_ext.models.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
+from zerosum_ext.models.base import Recommender
+from zerosum_ext.models.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.training.fused import mf_loss
+from zerosum_ext.training.regularizers import PearsonRegularizer, popularity_correlation
 
 __all__ = [
     "GMF",
@@ -107,17 +108,23 @@ __all__ = [
 ]
 
 # Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
-_LAZY = frozenset(
-    (
-        *("callbacks", "methods", "plots", "presets", "regularizers"),
-        *("reproduce", "runs", "significance", "testing", "training"),
-    )
-)
+_LAZY = {
+    "callbacks": "training.callbacks",
+    "methods": "models.methods",
+    "plots": "experiments.plots",
+    "presets": "models.presets",
+    "regularizers": "training.regularizers",
+    "reproduce": "experiments.reproduce",
+    "runs": "experiments.runs",
+    "significance": "evaluation.significance",
+    "testing": "testing",
+    "training": "training",
+}
 
 
 def __getattr__(name: str) -> ModuleType:
     if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_LAZY[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

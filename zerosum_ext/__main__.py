@@ -2,6 +2,6 @@
 
 import sys
 
-from zerosum_ext.cli import main
+from zerosum_ext.cli.main import main
 
 sys.exit(main())

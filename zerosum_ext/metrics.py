@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data.interactions import Interactions
 
 __all__ = [
     "aclt",

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zerosum_ext import losses, reference
+from zerosum_ext import losses
 from zerosum_ext._checks import describe, require_choice
-from zerosum_ext.reference import compute_dtype
+from zerosum_ext.reference import losses as reference
+from zerosum_ext.reference.losses import compute_dtype
 
 __all__ = ["LossReport", "Row", "check_loss", "check_named_loss", "checked_losses"]
 
@@ -220,7 +221,7 @@ def checked_losses() -> list[str]:
 def check_named_loss(
     name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> LossReport:
-    """:func:`check_loss` of a loss of this package against its definition in :mod:`zerosum_ext.reference`."""
+    """:func:`check_loss` of a loss of this package against its definition in :mod:`zerosum_ext.reference.losses`."""
     cases = _cases(device)
     require_choice("loss", name, list(cases))
     fn, definition, shapes = cases[name]

@@ -1,7 +1,7 @@
 // Walker's alias method (Walker 1977, Vose 1991) over integers. There are 2^bits slots, bits <= 31, and every slot is
 // worth 2^31 units of probability. A slot keeps its first `threshold` units for its own item and gives the others to
 // its alias. One 64-bit draw chooses slot and unit by plain shifts, so that item i is drawn with probability exactly
-// weight[i] / 2^(bits + 31). The table is made in Python (zerosum_ext/sampling.py), once, on the CPU.
+// weight[i] / 2^(bits + 31). The table is made in Python (zerosum_ext/data/sampling.py), once, on the CPU.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Every loss of the library: one struct each, with its value and its derivatives.
 //
 // To add a loss: write its struct here, add its line to a list at the end, and its definition to
-// zerosum_ext/reference.py. CPU, CUDA, [B, K] negatives, weights and reductions follow by template.
+// zerosum_ext/reference/losses.py. CPU, CUDA, [B, K] negatives, weights and reductions follow by template.
 //
 // Element losses look at one sample: kScores scores and kAux constants, in the order that each struct names.
 //   T eval(const T* s, const T* aux, const Params<T>& w, T* d)

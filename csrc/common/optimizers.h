@@ -7,7 +7,7 @@
 
 namespace zx {
 
-// The order numbers them; Python's list is in zerosum_ext/fused.py.
+// The order numbers them; Python's list is in zerosum_ext/training/fused.py.
 enum class Optimizer : int64_t { kSgd, kAdagrad, kAdam, kLazyAdam };
 
 // Hyper-parameters at one step, with all that depends on the step alone worked out.

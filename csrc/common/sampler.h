@@ -1,5 +1,5 @@
 // What a sample is: every positive and negative as a function of (seed, epoch, sample number). CPU and CUDA kernels
-// call these functions, or compute the same integers faster; zerosum_ext/_sampling_reference.py says the same in
+// call these functions, or compute the same integers faster; zerosum_ext/reference/sampling.py says the same in
 // PyTorch.
 //
 // A negative is drawn by rejection, two tries to a Philox block and a bounded number of blocks, and after that exactly

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import _ops, reference
+from zerosum_ext import _ops
 from zerosum_ext._checks import require_finite_number, require_positive_int
-from zerosum_ext.interactions import Interactions
-from zerosum_ext.recommender import DotProductRecommender
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.models.base import DotProductRecommender
+from zerosum_ext.reference import losses as reference
 
 __all__ = ["PearsonRegularizer", "Regularizer", "popularity_correlation"]
 

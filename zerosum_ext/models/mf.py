@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerosum_ext.recommender import DotProductRecommender, check_pairs, positive_int
+from zerosum_ext.models.base import DotProductRecommender, check_pairs, positive_int
 
 __all__ = ["MatrixFactorization"]
 

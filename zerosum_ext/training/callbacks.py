@@ -2,7 +2,7 @@
 
     fit(model, train, "zerosum", callbacks=[CSVLogger("log.csv"), TensorBoardLogger("runs/tensorboard/zerosum")])
 
-Any function of an :class:`~zerosum_ext.training.EpochEnd` is a callback; these are two that many want.
+Any function of an :class:`~zerosum_ext.training.loop.EpochEnd` is a callback; these are two that many want.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosum_ext._files import replacing
-from zerosum_ext.training import EpochEnd, History
+from zerosum_ext.training.loop import EpochEnd, History
 
 __all__ = ["CSVLogger", "TensorBoardLogger"]
 

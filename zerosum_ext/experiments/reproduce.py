@@ -10,7 +10,7 @@ A file names the data, the protocol, the settings common to all methods, and the
     seeds = [0, 1, 2]
     columns = ["hit@10", "ndcg@10", "pri", "pop_q_at_1"]
     data = {source = "ml-1m", min_item_count = 10}
-    settings = {epochs = 20, batch_size = 2048, draws = 3}    # of zerosum_ext.runs.Method
+    settings = {epochs = 20, batch_size = 2048, draws = 3}    # of zerosum_ext.experiments.runs.Method
 
     [[methods]]
     name = "Zerosum w=.9"
@@ -40,8 +40,8 @@ Protocols:
         ``leak = "positives"`` none that is a held-out positive; ``false``, the honest setting, keeps out training
         positives alone. Figures are those of the last epoch, and those of the
         best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other fields of
-        :class:`~zerosum_ext.runs.SplitRule`, is another split; where it has no validation part, a tenth of the training
-        part is taken for it.
+        :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split; where it has no validation part, a
+        tenth of the training part is taken for it.
 
 ``pairing = "released"`` is the pairing of the code that came with [RCS22], for what it changes: there the second
 positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of
@@ -78,15 +78,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import datasets, frontier, metrics, plots
+from zerosum_ext import metrics
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext._files import replacing
-from zerosum_ext.evaluation import AT_K_METRICS, METRICS, evaluate
-from zerosum_ext.interactions import Interactions, Split
-from zerosum_ext.methods import MACR, Compensated, MethodParts
-from zerosum_ext.runs import MACR_REFERENCES, DataSource, Method, SplitRule, environment, measure
-from zerosum_ext.sampling import sample_negatives
-from zerosum_ext.training import EpochEnd, fit
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.data.sampling import sample_negatives
+from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS, evaluate
+from zerosum_ext.experiments import frontier, plots
+from zerosum_ext.experiments.runs import MACR_REFERENCES, DataSource, Method, SplitRule, environment, measure
+from zerosum_ext.models.methods import MACR, Compensated, MethodParts
+from zerosum_ext.training.loop import EpochEnd, fit
 
 __all__ = ["Cell", "Experiment", "Results", "draw", "load", "report", "run"]
 

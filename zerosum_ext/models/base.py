@@ -17,7 +17,7 @@ from zerosum_ext import _ops
 from zerosum_ext._files import replacing
 
 if TYPE_CHECKING:
-    from .training import History
+    from zerosum_ext.training.loop import History
 
 __all__ = ["DotProductRecommender", "Recommender"]
 
@@ -204,7 +204,7 @@ class Recommender(nn.Module):
         return best, max(1, CELLS_PER_CHUNK // self.num_items)
 
     def _as_interactions(self, name: str, value: Any) -> Any:
-        from .interactions import Interactions
+        from zerosum_ext.data.interactions import Interactions
 
         matrix = Interactions.from_any(value)
         if tuple(matrix.shape) != (self.num_users, self.num_items):
@@ -224,7 +224,8 @@ class Recommender(nn.Module):
     ) -> History:
         """Trains the model in place and returns the history: one mean loss per epoch.
 
-        ``options`` are those of :func:`zerosum_ext.training.fit`: batch_size, epochs, device, seed, negatives, draws,
+        ``options`` are those of :func:`zerosum_ext.training.loop.fit`: batch_size, epochs, device, seed, negatives,
+        draws,
         validation, l2, callbacks, checkpoint, ...
 
         Args:
@@ -232,7 +233,7 @@ class Recommender(nn.Module):
             loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module called as ``loss(pos, neg)``.
             optimizer: a torch.optim.Optimizer, a callable that makes one from a list of parameters, or None for Adam.
         """
-        from .training import fit
+        from zerosum_ext.training.loop import fit
 
         return fit(self, interactions, loss, optimizer, **options)
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from zerosum_ext import datasets, metrics
-from zerosum_ext.evaluation import evaluate
-from zerosum_ext.interactions import Interactions
+from zerosum_ext import metrics
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.evaluation.full import evaluate
 from zerosum_ext.losses import get_loss
-from zerosum_ext.models import MatrixFactorization
+from zerosum_ext.models.mf import MatrixFactorization
 
 __all__ = ["SYNTHETIC_PUBLISHED", "Synthetic", "synthetic"]
 

@@ -44,7 +44,8 @@ def confidence_interval(
     """Percentile bootstrap interval of the mean over users.
 
     Args:
-        values: numbers [n], one per user, as :func:`zerosum_ext.evaluation.per_user` returns them; NaN is left out.
+        values: numbers [n], one per user, as :func:`zerosum_ext.evaluation.full.per_user` returns them. NaN is
+            left out.
         confidence: between 0 and 1.
         resamples: bootstrap samples.
         seed: makes the interval reproducible.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from zerosum_ext import reproduce, runs
+    from zerosum_ext.experiments import reproduce, runs
 
 __all__ = ["main"]
 
@@ -169,11 +169,14 @@ def _add_train(commands: Any) -> None:
     how.add_argument(
         "--preset",
         choices=("paper", "lightgcn"),
-        help="hyper-parameters of model and training as published (zerosum_ext.presets), and no early stopping: all "
-        "epochs are trained and the last is kept; other options go before it",
+        help="hyper-parameters of model and training as published (zerosum_ext.models.presets), and no early "
+        "stopping: all epochs are trained and the last is kept; other options go before it",
     )
     how.add_argument(
-        "--loss", default="zerosum", metavar="NAME", help="a loss or method of zerosum_ext.methods (default: zerosum)"
+        "--loss",
+        default="zerosum",
+        metavar="NAME",
+        help="a loss or method of zerosum_ext.models.methods (default: zerosum)",
     )
     how.add_argument(
         "--weight",
@@ -281,7 +284,7 @@ def _add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def _source(file: str, arguments: argparse.Namespace) -> runs.DataSource:
-    from zerosum_ext import runs
+    from zerosum_ext.experiments import runs
 
     columns: dict[str, str | int | None] = {}
     for name in ("user", "item", "rating", "timestamp", "split"):
@@ -339,7 +342,7 @@ def _weight(text: str) -> float | str:
 
 def _preset(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a preset says, as defaults of the options of train."""
-    from zerosum_ext import presets
+    from zerosum_ext.models import presets
 
     try:
         model = presets.model_options(arguments.preset, arguments.model)
@@ -356,7 +359,8 @@ def _preset(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from zerosum_ext import methods, runs
+    from zerosum_ext.experiments import runs
+    from zerosum_ext.models import methods
 
     _set_threads(arguments)
     if arguments.resume and arguments.overwrite:
@@ -488,7 +492,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from zerosum_ext import runs
+    from zerosum_ext.experiments import runs
 
     _set_threads(arguments)
     run = runs.Run.open(arguments.folder)
@@ -530,7 +534,7 @@ def _add_recommend(commands: Any) -> None:
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from zerosum_ext import runs
+    from zerosum_ext.experiments import runs
 
     users = list(arguments.user)
     if arguments.user_file is not None:
@@ -594,7 +598,7 @@ def _add_reproduce(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from zerosum_ext import reproduce
+    from zerosum_ext.experiments import reproduce
 
     report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
     findings = Path(arguments.findings or Path(arguments.experiment[0]).parent / "FINDINGS.md")
@@ -660,7 +664,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from zerosum_ext import experiments, plots
+    from zerosum_ext.experiments import plots
+    from zerosum_ext.experiments import synthetic as experiments
 
     for name in ("seeds", "epochs"):
         if getattr(arguments, name) < 1:

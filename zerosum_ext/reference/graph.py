@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zerosum_ext._sampling_reference import LOW32, NODE_DROPOUT, philox4x32
+from zerosum_ext.reference.sampling import LOW32, NODE_DROPOUT, philox4x32
 
 
 def _kept(indptr: Tensor, kept: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from zerosum_ext import losses
 from zerosum_ext._checks import describe, require_choice, require_finite_number
-from zerosum_ext.evaluation import evaluate
-from zerosum_ext.interactions import Interactions
-from zerosum_ext.recommender import Recommender, inference
-from zerosum_ext.regularizers import PearsonRegularizer, Regularizer
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.evaluation.full import evaluate
+from zerosum_ext.models.base import Recommender, inference
+from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer
 
 __all__ = [
     "MACR",
@@ -314,7 +314,7 @@ class MethodParts(NamedTuple):
 
     Attributes:
         model: what to train: the model given, or a wrapper around it.
-        loss: of :func:`zerosum_ext.training.fit`.
+        loss: of :func:`zerosum_ext.training.loop.fit`.
         regularizer: likewise, or None.
         inference: from the trained model to the one to rank with; often the same.
     """

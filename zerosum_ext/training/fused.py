@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import _autograd, _ops
+from zerosum_ext import _ops
 from zerosum_ext._checks import (
     describe,
     out_of_range,
@@ -17,10 +17,11 @@ from zerosum_ext._checks import (
     require_index_tensor,
     require_same_device,
 )
+from zerosum_ext._ops import autograd as _autograd
+from zerosum_ext.data.sampling import TripletLoader
 from zerosum_ext.losses import compiled_loss, get_loss
-from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.reference import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
-from zerosum_ext.sampling import TripletLoader
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.reference.losses import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
 
 __all__ = ["mf_loss"]
 
@@ -280,7 +281,7 @@ class FusedStep:
     which the graph itself moves on. ``optimizer.load_state_dict`` puts other tensors in their place: capture again.
 
     Args:
-        l2, max_row_norm: as ``l2`` and ``clip_row_norm`` of :func:`zerosum_ext.training.fit`.
+        l2, max_row_norm: as ``l2`` and ``clip_row_norm`` of :func:`zerosum_ext.training.loop.fit`.
         asynchronous: Hogwild SGD instead: a step for each sample, threads writing into the tables as they go. The
             learning rate is then that of one sample.
         capturable: counts the steps in a tensor on the model's device (``optimizer.state[p]["step"]``), as

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from zerosum_ext import _ops
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
-from zerosum_ext.interactions import Interactions
-from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.recommender import DotProductRecommender, Recommender
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.models.base import DotProductRecommender, Recommender
+from zerosum_ext.models.mf import MatrixFactorization
 
 __all__ = ["GMF", "MLP", "NGCF", "LightGCN", "NeuMF", "get_model", "model_names"]
 
@@ -606,14 +606,14 @@ def get_model(name: str, interactions: Any, *, preset: str | None = None, **opti
         name: "mf", "gmf", "mlp", "neumf", "ngcf" or "lightgcn".
         interactions: the training interactions (:class:`~zerosum_ext.Interactions` or a scipy or torch CSR): of "ngcf"
             and "lightgcn" the graph, of the others only the shape counts.
-        preset: a name of :data:`zerosum_ext.presets.MODELS` whose hyper-parameters to start from, such as "paper" for
-            those of [RCS22]; None: the defaults of the class.
+        preset: a name of :data:`zerosum_ext.models.presets.MODELS` whose hyper-parameters to start from, such as
+            "paper" for those of [RCS22]; None: the defaults of the class.
         options: of the model's class, before those of the preset.
 
     Raises:
         ValueError: an unknown name, preset or option.
     """
-    from zerosum_ext import presets
+    from zerosum_ext.models import presets
 
     kind = _MODELS[require_choice("name", name, model_names())]
     if preset is not None:

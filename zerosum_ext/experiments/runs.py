@@ -40,17 +40,21 @@ import scipy
 import torch
 from torch import nn
 
-from zerosum_ext import backbones, datasets, methods, metrics, plots, training
+from zerosum_ext import metrics
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
-from zerosum_ext._extension import build_info
 from zerosum_ext._files import replacing
-from zerosum_ext._readers import DAMAGED
-from zerosum_ext.callbacks import CSVLogger, TensorBoardLogger
-from zerosum_ext.evaluation import Ranking, compute, evaluate, rank
-from zerosum_ext.interactions import Interactions, Report, Split
-from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.recommender import Recommender, save_tensors
-from zerosum_ext.training import EpochEnd, History, fit, parse_metric
+from zerosum_ext._library import build_info
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions, Report, Split
+from zerosum_ext.data.readers import DAMAGED
+from zerosum_ext.evaluation.full import Ranking, compute, evaluate, rank
+from zerosum_ext.experiments import plots
+from zerosum_ext.models import backbones, methods
+from zerosum_ext.models.base import Recommender, save_tensors
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.training import loop as training
+from zerosum_ext.training.callbacks import CSVLogger, TensorBoardLogger
+from zerosum_ext.training.loop import EpochEnd, History, fit, parse_metric
 
 __all__ = [
     "MACR_REFERENCES",
@@ -111,7 +115,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 class DataSource:
     """Where interactions come from, and how the file is read.
 
-    ``source`` is a file, or a name for :func:`zerosum_ext.datasets.load`. ``min_item_count`` leaves out items with
+    ``source`` is a file, or a name for :func:`zerosum_ext.data.datasets.load`. ``min_item_count`` leaves out items with
     fewer interactions. The rest is passed to :meth:`zerosum_ext.Interactions.from_file`.
     """
 
@@ -176,14 +180,16 @@ class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
 
     Attributes:
-        loss, loss_options: as in :func:`zerosum_ext.methods.get_method`: the name of a loss or of a debiasing method.
+        loss, loss_options: as in :func:`zerosum_ext.models.methods.get_method`: the name of a loss or of a
+            debiasing method.
             Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
             part.
         weight: w of the losses that have one ([RCS22], convex: w times BPR, 1 - w times the regularizer).
         model, model_options: a name of :data:`MODELS` and what its function takes beside dim and seed.
         dim: width of the embeddings.
         optimizer, lr, weight_decay: a name of :data:`OPTIMIZERS`, and what it is made with.
-        l2, epochs, batch_size, negatives, draws, strategy, metric, patience: as in :func:`zerosum_ext.training.fit`.
+        l2, epochs, batch_size, negatives, draws, strategy, metric, patience: as in
+            :func:`zerosum_ext.training.loop.fit`.
         keep: "best": the weights of the best validation epoch; "last": of the last. Without validation, the last.
         seed: of the initial weights and of the samples.
         device: where to train.
@@ -303,11 +309,11 @@ def train_method(
         method: what to train.
         split: trained on its ``train``; the best epoch is chosen by its ``valid``, where that is not empty.
         folder: gets model.safetensors and history.json, and checkpoint.pt until these are complete.
-        exclude: further interactions that are no negatives, as in :func:`zerosum_ext.training.fit`.
+        exclude: further interactions that are no negatives, as in :func:`zerosum_ext.training.loop.fit`.
         resume: go on from the folder's checkpoint, or take its finished model, where there is one. Without it the
             method is trained from the start.
         progress: shows a progress bar; None: on a terminal.
-        callbacks: as in :func:`zerosum_ext.training.fit`.
+        callbacks: as in :func:`zerosum_ext.training.loop.fit`.
 
     Raises:
         KeyboardInterrupt: after a checkpoint was written, so that the same call with ``resume=True`` goes on.
@@ -347,7 +353,7 @@ def train_method(
 
 
 def _training_options(method: Method, parts: methods.MethodParts, split: Split) -> dict[str, Any]:
-    """What the method says of :func:`zerosum_ext.training.fit`'s options."""
+    """What the method says of :func:`zerosum_ext.training.loop.fit`'s options."""
     validated = split.valid.nnz > 0
     return {
         "regularizer": parts.regularizer,
@@ -516,7 +522,7 @@ def _plain_bpr(method: Method) -> Method:
 def measure(
     model: nn.Module, split: Split, *, k: Sequence[int] = (10, 20), popularity: Any = None
 ) -> tuple[dict[str, float], Ranking]:
-    """Every metric of :data:`zerosum_ext.evaluation.METRICS` on the test part, and the ranking they come from.
+    """Every metric of :data:`zerosum_ext.evaluation.full.METRICS` on the test part, and the ranking they come from.
 
     Users are ranked over all items but those of their training and validation parts. Popularity counts all three
     parts unless given.

@@ -1,7 +1,7 @@
 """Hyper-parameters of published experiments, as data.
 
 ``MODELS[preset][model]`` are options of the model's class, ``TRAINING[preset][data]`` those of
-:func:`zerosum_ext.training.fit` (``lr`` is that of Adam), ``METHODS[preset][method]`` those of the method.
+:func:`zerosum_ext.training.loop.fit` (``lr`` is that of Adam), ``METHODS[preset][method]`` those of the method.
 
 "paper" is [RCS22] section 5 and its released code, for the synthetic data ("synthetic") and for everything else
 ("real"). What neither states, the hidden layers of NeuMF, is this library's choice. The released code's LightGCN does

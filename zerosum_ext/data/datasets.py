@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["find", "load", "power_law", "synthetic4", "synthetic_triangle"]
 

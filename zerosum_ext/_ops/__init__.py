@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerosum_ext import _extension, _graph_reference, _ranking_reference, _sampling_reference, reference
+from zerosum_ext import _library as _extension
 from zerosum_ext.metrics import Ties
-from zerosum_ext.reference import compute_dtype
+from zerosum_ext.reference import graph as _graph_reference
+from zerosum_ext.reference import losses as reference
+from zerosum_ext.reference import ranking as _ranking_reference
+from zerosum_ext.reference import sampling as _sampling_reference
+from zerosum_ext.reference.losses import compute_dtype
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 # Numbers of the compiled losses, as csrc/common/losses.h counts them.
@@ -387,7 +391,7 @@ def mf_loss(
 
     Tables [U, d] and [I, d] and bias [I] of one dtype, contiguous; ids int64, contiguous; constants [I] and weight in
     the dtype of the arithmetic. Third result int64 [1]: the first id out of range, counted through users, positives and
-    negatives, else -1. See :func:`zerosum_ext.reference.mf_loss_value`.
+    negatives, else -1. See :func:`zerosum_ext.reference.losses.mf_loss_value`.
     """
     return _mf_loss(
         user_embedding,

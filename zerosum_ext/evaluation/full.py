@@ -24,8 +24,8 @@ from torch import Tensor
 from zerosum_ext import _ops
 from zerosum_ext import metrics as m
 from zerosum_ext._checks import require_positive_int
-from zerosum_ext.interactions import Interactions
-from zerosum_ext.sampling import sample_negatives
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.sampling import sample_negatives
 
 __all__ = [
     "AT_K_METRICS",

@@ -12,7 +12,7 @@ dtype of the scores, ``"sum"`` and ``"mean"`` return float32 (float64 for float6
 any finite scores up to 1e4; NaN in, NaN out. Gradients of any order are right.
 
 Each loss is a function, and a module over it for use as ``loss=`` in training. Sources in short: [RCS22] Rhee, Cho,
-Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :mod:`zerosum_ext.reference`.
+Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :mod:`zerosum_ext.reference.losses`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import _autograd
 from zerosum_ext._checks import (
     describe,
     require_choice,
@@ -34,7 +33,8 @@ from zerosum_ext._checks import (
     require_same_device,
     require_tensor,
 )
-from zerosum_ext.reference import compute_dtype, weigh_and_reduce
+from zerosum_ext._ops import autograd as _autograd
+from zerosum_ext.reference.losses import compute_dtype, weigh_and_reduce
 
 _REDUCTIONS = ("none", "sum", "mean")
 _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from zerosum_ext import _readers
+from zerosum_ext.data import readers as _readers
 
 __all__ = ["Interactions", "Report", "Split"]
 

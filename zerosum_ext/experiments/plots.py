@@ -106,8 +106,8 @@ def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) 
     """Validation metric and loss by epoch, to a PNG.
 
     Args:
-        histories: title -> :class:`zerosum_ext.training.History`. The validation values share one panel, where there
-            are any; losses of different methods cannot be compared and have one each.
+        histories: title -> :class:`zerosum_ext.training.loop.History`. The validation values share one
+            panel, where there are any; losses of different methods cannot be compared and have one each.
         path: of the PNG.
     """
     validated = {title: h for title, h in histories.items() if h.validation}
@@ -223,8 +223,8 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
     """Share of the recommended places that each decile of items gets, to a PNG.
 
     Args:
-        breakdowns: title -> what :func:`zerosum_ext.evaluation.by_popularity` returns. The held-out positives' shares,
-            drawn as a line, are those of the first.
+        breakdowns: title -> what :func:`zerosum_ext.evaluation.full.by_popularity` returns. The held-out positives'
+            shares, drawn as a line, are those of the first.
         path: of the PNG.
     """
     figure = _figure(5.6, 3.6)

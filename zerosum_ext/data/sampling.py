@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _checks, _ops
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"]
 

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from zerosum_ext._files import replacing
-from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
-from zerosum_ext.fused import FusedStep, clip_rows, fused_obstacle
-from zerosum_ext.interactions import Interactions
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.sampling import TripletLoader
+from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
 from zerosum_ext.losses import get_loss
-from zerosum_ext.models import MatrixFactorization
-from zerosum_ext.regularizers import Regularizer
-from zerosum_ext.sampling import TripletLoader
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.training.fused import FusedStep, clip_rows, fused_obstacle
+from zerosum_ext.training.regularizers import Regularizer
 
 __all__ = ["EpochEnd", "History", "fit"]
 
@@ -161,7 +161,7 @@ def fit(
             norms of the gathered rows ([BPR09] section 4.3.1).
         clip_row_norm: scales each row of each gradient (its first dimension counts rows) down to this norm.
         regularizer: a term over all training positives, such as
-            :class:`~zerosum_ext.regularizers.PearsonRegularizer`; its ``every`` says when it is added.
+            :class:`~zerosum_ext.training.regularizers.PearsonRegularizer`; its ``every`` says when it is added.
         transform: called with (users, positives, negatives) of each batch; returns those to train on instead, int64
             tensors of shapes that the loss takes. A run that is to be resumed needs one that has no memory.
         scheduler: a torch learning-rate scheduler on ``optimizer``, or a callable that makes one from it.
@@ -770,7 +770,7 @@ class _AutogradEngine:
 
 
 class _FusedEngine(_AutogradEngine):
-    """The same samples through :class:`~zerosum_ext.fused.FusedStep`."""
+    """The same samples through :class:`~zerosum_ext.training.fused.FusedStep`."""
 
     path = "fused"
     asynchronous = False

@@ -1,0 +1,1 @@
+"""Runs, reproductions of published experiments, figures and reports."""

@@ -1,0 +1,1 @@
+"""From parameters to scores: models, and methods that wrap them."""
