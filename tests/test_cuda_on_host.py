@@ -8,9 +8,10 @@ import cuda_on_host
 import pytest
 import torch
 from cuda_on_host import sanitize
-from cuda_on_host.testing import kernels_of
+from cuda_on_host.testing import counted_kernels_of, kernels_of
 
 selftest = kernels_of("selftest")
+counted = counted_kernels_of("selftest")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,121 @@ def test_colliding_atomics_all_count(selftest):
     with cuda_on_host.schedule({"CUEMU_ORDER": "2", "CUEMU_RESIDENT": "8"}):
         selftest.scatter_add(index, out)
     assert out.tolist() == [334, 333, 333]
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+def test_a_cluster_shares_memory_under_any_schedule(selftest, settings, cluster):
+    blocks, threads = 16, 32
+    x = torch.arange(blocks * threads, dtype=torch.int32)
+    out, ranks = (torch.full((n,), -1, dtype=torch.int32) for n in (blocks // cluster, blocks))
+    with cuda_on_host.schedule(settings):
+        selftest.cluster_sum(x, out, ranks, cluster, threads)
+    assert torch.equal(out, x.view(blocks // cluster, -1).sum(1, dtype=torch.int32))
+    assert ranks.tolist() == list(range(blocks))
+
+
+def test_clusters_that_no_device_has_are_refused(selftest):
+    x, ranks = torch.zeros(10 * 32, dtype=torch.int32), torch.zeros(10, dtype=torch.int32)
+    for cluster in (3, 10):  # 10 blocks are no multiple of 3, and 8 is the most
+        with pytest.raises(RuntimeError, match=r"invalid cluster size of .*cluster_sum"):
+            selftest.cluster_sum(x, ranks, ranks, cluster, 32)
+    with (
+        cuda_on_host.schedule({"CUEMU_CLUSTERS": "0"}),
+        pytest.raises(RuntimeError, match="the device has no clusters"),
+    ):
+        selftest.cluster_sum(x, ranks, ranks, 2, 32)
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_a_block_waits_for_the_flags_of_others(selftest, settings):
+    x = torch.arange(300, dtype=torch.int32)
+    partial, flags = (torch.full((300,), 77, dtype=torch.int32) for _ in range(2))
+    out = torch.zeros(1, dtype=torch.int32)
+    with cuda_on_host.schedule(settings):
+        selftest.flags_sum(x, partial, flags, out)
+    assert out.item() == int(x.sum())
+
+
+def test_what_the_device_is_said_to_be(selftest):
+    said = torch.zeros(2, dtype=torch.int32)
+    for settings, expected in (({}, [4, 1]), ({"CUEMU_SMS": "132", "CUEMU_CLUSTERS": "0"}, [132, 0])):
+        with cuda_on_host.schedule(settings):
+            selftest.device(said)
+        assert said.tolist() == expected
+
+
+def test_launches_and_memsets_are_counted(selftest):
+    x, y = torch.zeros(130), torch.zeros(130)
+    flags = torch.zeros(20, dtype=torch.int32)
+    with selftest.count() as counts:
+        selftest.twice(x, y)
+        selftest.flags_sum(flags, flags.clone(), flags.clone(), flags.clone())
+        selftest.cluster_sum(flags.new_zeros(4 * 32), flags.clone(), flags.new_zeros(4), 2, 32)
+    assert counts.nodes == [
+        cuda_on_host.Node("(twice)", (3, 1, 1), (64, 1, 1), 1, 0),
+        cuda_on_host.Node("memset", (1, 1, 1), (1, 1, 1), 1, 80),
+        cuda_on_host.Node("(flags_sum)", (20, 1, 1), (32, 1, 1), 1, 0),
+        cuda_on_host.Node("(cluster_sum)", (4, 1, 1), (32, 1, 1), 2, 8),
+    ]
+    assert counts.moved == 0  # only kernels of the kind "count" count their bytes
+    with selftest.count() as counts:
+        pass
+    assert counts.nodes == []
+
+
+def test_bytes_are_counted(counted):
+    def aligned(n):
+        raw = torch.zeros(n + 8)
+        return raw[-raw.data_ptr() % 32 // 4 :][:n]
+
+    with counted.count() as counts:
+        counted.twice(aligned(1000), aligned(1000))
+    # Every element twice, and stored every second one; sectors once each, whether written in part or not.
+    assert (counts.loaded, counts.stored) == (8000, 2000)
+    assert (counts.sectors_loaded, counts.sectors_stored) == (125, 125)
+    assert counts.moved == 8000
+    counter = torch.zeros(8, dtype=torch.int32)
+    with counted.count() as counts:
+        counted.pairs(aligned(512), aligned(512), counter)
+    # 16 bytes at a time; shared memory does not count, an atomic does as a load and a store.
+    assert (counts.loaded, counts.stored) == (2048 + 4 * 4, 2048 + 4 * 4)
+    assert (counts.sectors_loaded, counts.sectors_stored) == (64 + 1, 64 + 1)
+    with counted.count() as counts:
+        counted.flags_sum(counter.clone(), counter.clone(), counter, counter.clone())
+    assert counts.stored == 32 + 7 * 4 + 7 * 4 + 4  # the memset, seven partial sums and flags, and the result
+
+
+def test_two_launches_read_memory_twice(counted):
+    x, y = torch.zeros(64), torch.zeros(64)
+    with counted.count() as counts:
+        counted.twice(x, y)
+        once = counts
+    with counted.count() as counts:
+        counted.twice(x, y)
+        counted.twice(x, y)
+    assert counts.sectors_loaded == 2 * once.sectors_loaded > 0
+
+
+@pytest.mark.parametrize(("how", "low", "high"), [("0", 0, 0), ("1", 1.5, 2), ("-1", -2, -1.5), ("2", -2, 2)])
+def test_approximate_functions_err_as_the_device_may(selftest, how, low, high):
+    x = torch.linspace(1, 2, 4001)
+    e, q = torch.empty_like(x), torch.empty_like(x)
+    with cuda_on_host.schedule({"CUEMU_ULP": how}):
+        selftest.intrinsics(x, e, q)
+    exact = (1 / x.double()).float()
+    ulps = (q.double() - exact.double()) / (torch.nextafter(exact, torch.tensor(2.0)) - exact).double()
+    assert low <= ulps.min() <= ulps.max() <= high
+    assert ulps[1:-1].abs().max() == (0 if how == "0" else pytest.approx(2, abs=0.5))
+    relative = ((e.double() - x.double().exp()) / x.double().exp()).abs().max()
+    assert (relative > 1e-7) == (how != "0")
+    # At -80 the bound is 95 units in the last place, of up to 2^-23 each.
+    x = torch.full((1,), -80.0)
+    with cuda_on_host.schedule({"CUEMU_ULP": how}):
+        selftest.intrinsics(x, e[:1], q[:1])
+    error = float((e[0].double() - x[0].double().exp()) / x[0].double().exp())
+    assert abs(error) < 95 * 2**-23 + 1e-7
+    assert (abs(error) > 40 * 2**-24) == (how != "0")
 
 
 def test_wrong_calls_are_refused(selftest):

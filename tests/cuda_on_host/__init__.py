@@ -4,6 +4,9 @@
 whose attributes are those launchers. They take torch CPU tensors (or None) and numbers, and write into the
 tensors they are given. What is compiled is kept in ``build/cuda_on_host`` under a hash of all that went into it.
 
+``with kernels.count() as counts`` tells afterwards which launches (and memsets) were made, and, of the kernels that
+``load(topic, "count")`` returns, how many bytes they moved.
+
 Environment
   CUDA_ON_HOST_SANITIZE=asan   compile the kernels with ASan and UBSan (Python must then run under LD_PRELOAD:
                                see sanitize.py)
@@ -27,6 +30,7 @@ import subprocess
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,8 +61,15 @@ KERNEL_FLAGS = {
         "-fno-omit-frame-pointer",
     ),
     "tsan": ("-O1", "-g1", "-fsanitize=thread"),
+    # The calls that a compiler puts at each access for ThreadSanitizer, answered by counting.cpp.
+    "count": ("-O2", "-fsanitize=thread"),
 }
-EMULATOR_FLAGS = {"plain": (), "asan": ("-DCUEMU_ASAN",), "tsan": ("-DCUEMU_TSAN",)}
+EMULATOR_FLAGS = {
+    "plain": (),
+    "asan": ("-DCUEMU_ASAN",),
+    "tsan": ("-DCUEMU_TSAN",),
+    "count": ("-DCUEMU_COUNT",),
+}
 
 # Recorded calls are few and small: under ThreadSanitizer a thread costs between 6 us (clang) and .5 ms (gcc).
 RECORD_THREADS = 4096
@@ -153,25 +164,54 @@ def build_program(source: str, kind: str, topic: str | None = None) -> Path:
     return _link(f"{Path(source).stem}-{topic or ''}{kind}", "", objects, sanitizers)
 
 
-def build_module(topic: str) -> Path:
-    """Compiles the functions of ``<topic>.cpp`` into a Python module."""
-    kind = os.environ.get("CUDA_ON_HOST_SANITIZE") or "plain"
+def build_module(topic: str, kind: str) -> Path:
+    """Compiles the functions of ``<topic>.cpp`` into a Python module; ``kind`` is plain, asan or count."""
     import pybind11
 
     python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}")
     objects = [
         _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
-        _object("module.cpp", ("-O1",), python),
+        _object("module.cpp", ("-O1", *(EMULATOR_FLAGS[kind] if kind == "count" else ())), python),
         _object(f"{topic}.cpp", KERNEL_FLAGS[kind]),
     ]
     sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]
-    return _link(topic, ".so", objects, ["-shared", *sanitizers])
+    if kind == "count":
+        objects.append(_object("counting.cpp", ("-O2",)))
+        sanitizers = []
+    return _link(f"{topic}-{kind}", ".so", objects, ["-shared", *sanitizers])
 
 
 def topics() -> list[str]:
     """Every topic that has kernels: the sources here which fill the table of host_call.h."""
-    own = {"cuda_emulator", "module", "replay", "bugs"}
+    own = {"counting", "cuda_emulator", "module", "replay", "bugs"}
     return sorted(p.stem for p in HERE.glob("*.cpp") if p.stem not in own)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What would be a node of a CUDA graph: the launch of a kernel, or a memset."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: int  # blocks of a cluster, 1 where there are none
+    shared: int  # bytes of dynamic shared memory; of a memset, its bytes
+
+
+@dataclass
+class Counts:
+    """The launches of a `with` block, and the bytes that they moved (0 unless the kernels count them)."""
+
+    nodes: list[Node] = field(default_factory=list)
+    loaded: int = 0  # bytes that instructions ask for, in the tensors of the calls
+    stored: int = 0
+    sectors_loaded: int = 0  # sectors of 32 bytes, each once a launch: what moves between memory and a perfect cache
+    sectors_stored: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes between memory and a perfect cache."""
+        return 32 * (self.sectors_loaded + self.sectors_stored)
 
 
 class Kernels:
@@ -189,6 +229,16 @@ class Kernels:
         if name.startswith("_") or name not in self._module.names():
             raise AttributeError(f"no launcher {name!r} in {self._topic}; there are {self._module.names()}")
         return functools.partial(self._call, name)
+
+    @contextlib.contextmanager
+    def count(self) -> Iterator[Counts]:
+        """Counts the launches inside the block; what was counted is there at its end."""
+        counts = Counts()
+        self._module.forget()
+        yield counts
+        counts.nodes = [Node(*node) for node in self._module.nodes()]
+        if (counted := self._module.bytes()) is not None:
+            counts.loaded, counts.stored, counts.sectors_loaded, counts.sectors_stored = counted
 
     def _call(self, name: str, *args: Any) -> None:
         described = [_describe(a) for a in args]
@@ -252,11 +302,16 @@ def _serialise(name: str, args: tuple[Any, ...]) -> bytes:
 
 
 @functools.cache
-def load(topic: str) -> Kernels:
-    """Compiles (or finds) the kernels of a topic and loads them."""
-    path = build_module(topic)
+def load(topic: str, kind: str | None = None) -> Kernels:
+    """Compiles (or finds) the kernels of a topic and loads them.
+
+    ``kind`` is "count" for kernels whose bytes are counted; they run much slower. Without it they are plain, or
+    sanitized as the environment says.
+    """
+    kind = kind or os.environ.get("CUDA_ON_HOST_SANITIZE") or "plain"
+    path = build_module(topic, kind)
     # The last part of the name is the module's own; all of it is what pybind11 keeps the module under.
-    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{topic}.host_kernels", path)
+    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{topic}.{kind}.host_kernels", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

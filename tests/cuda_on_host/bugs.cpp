@@ -144,6 +144,62 @@ __global__ void last_block_unfenced(const float* x, float* partial, unsigned* co
     y[0] = sum;
   }
 }
+// A cluster's block writes into another one that may not have begun.
+__global__ void cluster_unsynced(const float* x, float* y) {
+  GPU_SHARED(float, s, 64);
+  s[threadIdx.x] = 0;
+  gpu_cluster_peer(s, 1 - gpu_cluster_rank())[threadIdx.x] = x[threadIdx.x];
+  gpu_cluster_sync();
+  y[blockIdx.x * 64 + threadIdx.x] = s[threadIdx.x];
+}
+// A cluster's block leaves while the other still reads its shared memory.
+__global__ void cluster_early_exit(const float* x, float* y) {
+  GPU_SHARED(float, s, 64);
+  s[threadIdx.x] = x[threadIdx.x];
+  gpu_cluster_sync();
+  if (gpu_cluster_rank() != 0) return;
+  const float* peer = gpu_cluster_peer(s, 1);
+  __syncthreads();
+  y[threadIdx.x] = peer[63 - threadIdx.x];
+}
+// Between a cluster's write and its read there is only the block's barrier.
+__global__ void cluster_block_barrier(const float* x, float* y) {
+  GPU_SHARED(float, s, 64);
+  s[threadIdx.x] = 0;
+  gpu_cluster_sync();
+  gpu_cluster_peer(s, 1 - gpu_cluster_rank())[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  y[blockIdx.x * 64 + threadIdx.x] = s[63 - threadIdx.x];
+  gpu_cluster_sync();
+}
+// Blocks walk the tiles in strides, and the guard takes the last one, a part of a tile, for none.
+__global__ void lost_tile(const float* x, float* partial, int n, int tile) {
+  for (int i = blockIdx.x; i < n / tile; i += gridDim.x) {
+    const float a = block_sum<64>(x[i * tile + threadIdx.x]);
+    if (threadIdx.x == 0) partial[i] = a;
+    __syncthreads();
+  }
+}
+// The flag is up before what it announces is there.
+__global__ void early_flag(const float* x, float* partial, unsigned* flags, float* y) {
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) {
+      gpu_store_release(flags, 1u);
+      partial[0] = x[0];
+    }
+    return;
+  }
+  if (threadIdx.x != 0) return;
+  while (gpu_load_acquire(flags) == 0) {
+  }
+  y[0] = partial[0];
+}
+// A block waits for a flag that nobody raises.
+__global__ void lost_flag(unsigned* flags, float* y) {
+  while (gpu_load_acquire(flags + 1) == 0) {
+  }
+  y[0] = 1;
+}
 // Right, at the largest block there is: the control, which nothing may complain about.
 __global__ void control(const float* x, float* y) {
   const float a = block_sum<1024>(x[threadIdx.x]);
@@ -156,7 +212,7 @@ __global__ void control(const float* x, float* y) {
 int main(int argc, char** argv) {
   std::vector<float> x_(1024), y_(1024, -1), hundred(100, 1), out(100, 0), partial(16, 0);
   std::vector<int> ids(64, 40000000);
-  unsigned counter = 0;
+  unsigned counter = 0, flags[2] = {};
   for (int i = 0; i < 1024; ++i) x_[i] = float(i % 17) + 1;
   float *x = x_.data(), *y = y_.data();
   gpuStream s = nullptr;
@@ -259,6 +315,38 @@ int main(int argc, char** argv) {
        [&] {
          GPU_LAUNCH((last_block_unfenced), 16, 64, 0, s)(x, partial.data(), &counter, y);
          return y[0] == sum(1024);
+       }},
+      {"cluster_unsynced",
+       [&] {
+         GPU_LAUNCH_CLUSTER((cluster_unsynced), 2, 64, 2, 0, s)(x, y);
+         return all(128, [&](int i) { return y[i] == x[i % 64]; });
+       }},
+      {"cluster_early_exit",
+       [&] {
+         GPU_LAUNCH_CLUSTER((cluster_early_exit), 2, 64, 2, 0, s)(x, y);
+         return all(64, [&](int i) { return y[i] == x[63 - i]; });
+       }},
+      {"cluster_block_barrier",
+       [&] {
+         GPU_LAUNCH_CLUSTER((cluster_block_barrier), 2, 64, 2, 0, s)(x, y);
+         return all(128, [&](int i) { return y[i] == x[63 - i % 64]; });
+       }},
+      {"lost_tile",
+       [&] {
+         GPU_LAUNCH((lost_tile), 2, 64, 0, s)(x, partial.data(), 1000, 64);
+         float total = 0;
+         for (int i = 0; i < 16; ++i) total += partial[i];
+         return total == sum(1000);
+       }},
+      {"early_flag",
+       [&] {
+         GPU_LAUNCH((early_flag), 2, 32, 0, s)(x, partial.data(), flags, y);
+         return y[0] == x[0];
+       }},
+      {"lost_flag",
+       [&] {
+         GPU_LAUNCH((lost_flag), 1, 32, 0, s)(flags, y);
+         return true;
        }},
       {"control",
        [&] {

@@ -1,12 +1,15 @@
 // The scheduler of cuda_emulator.h. Compiled WITHOUT -fsanitize, but with -DCUEMU_ASAN or -DCUEMU_TSAN where
 // the kernels are compiled with -fsanitize=address or -fsanitize=thread: it tells the sanitizer which fiber
-// runs.
+// runs. -DCUEMU_COUNT goes with the kernels that counting.cpp counts the bytes of.
 //
 // Environment, read at each launch:
 //   CUEMU_ORDER     0 threads and blocks in order, 1 in reverse, 2 at random
 //   CUEMU_SEED      of the random order
-//   CUEMU_YIELD     n: at an atomic, another thread runs with probability 1/n (default: 4 at random, else
-//   never) CUEMU_RESIDENT  blocks in flight at once (default 1)
+//   CUEMU_YIELD     n: at an atomic, another thread runs with probability 1/n (default: 4 at random, else never)
+//   CUEMU_RESIDENT  blocks in flight at once (default 1; a cluster always is as a whole)
+//   CUEMU_SMS       multiprocessors of the device, as kernels' launchers are told (default 4)
+//   CUEMU_CLUSTERS  0: a device without thread-block clusters, before sm_90 (default 1)
+//   CUEMU_ULP       how __expf and __fdividef err: see cuda_emulator.h (default 0)
 #include "cuda_emulator.h"
 
 #include <sys/mman.h>
@@ -17,6 +20,13 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#ifdef CUEMU_COUNT
+#include "counting.h"
+#define COUNT(x) x
+#else
+#define COUNT(x)
+#endif
 
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -126,9 +136,10 @@ thread_local Stacks stacks;
 
 // ------------------------------------------------------------------------------------------------ state
 
-enum State : uint8_t { NEW, READY, AT_BARRIER, AT_WARP, DONE };
+enum State : uint8_t { NEW, READY, AT_BARRIER, AT_WARP, AT_CLUSTER, DONE };
 
 struct Block;
+struct Cluster;
 struct Lane {  // one CUDA thread
   Self pub;
   Context context;
@@ -136,7 +147,8 @@ struct Lane {  // one CUDA thread
   char* stack;
   State state;
   int linear;
-  bool fenced;
+  bool fenced, spinning;
+  const void* waits_for;
   // the pending warp operation
   Op op;
   unsigned mask;
@@ -155,8 +167,10 @@ struct Block {
   struct SharedArray {
     const void* key;
     void* p;
+    size_t bytes;
   };
   Lane* lanes;
+  Cluster* cluster;
   int n, alive, arrived;
   unsigned generation;
   Site barrier_site;
@@ -165,6 +179,15 @@ struct Block {
   int n_shared;
   void* dynamic;
   TSAN(uint64_t* sync = nullptr;)  // [0..1] the barrier, by parity; then each lane's two
+};
+
+// The blocks that see each other's shared memory: one, where the launch asks for no clusters.
+struct Cluster {
+  Block* blocks;
+  int n, alive, arrived;  // blocks; threads of all of them
+  unsigned generation;
+  Site site;
+  TSAN(uint64_t* sync = nullptr;)
 };
 
 struct Scheduler {
@@ -178,6 +201,8 @@ struct Scheduler {
   int order = 0;
   uint64_t rng = 1;
   int yield_one_in = 0;
+  size_t dynamic_bytes = 0;
+  int64_t idle = 0;  // turns in a row in which a thread did nothing but look whether it can go on
   ASAN(const void* main_bottom = nullptr; size_t main_size = 0; void* main_fake = nullptr;)
   TSAN(void* main_fiber = nullptr; char end_sync;)
   uint64_t next() {
@@ -191,6 +216,13 @@ struct Scheduler {
 thread_local Scheduler* sched = nullptr;
 thread_local Lane* current = nullptr;
 thread_local int64_t threads_total = 0;
+thread_local int64_t node_count = 0;
+thread_local std::vector<Node> node_list;
+
+void note(const Node& node) {
+  if (node_list.size() < kNodesKept) node_list.push_back(node);
+  ++node_count;
+}
 
 std::map<std::string, size_t>& shared_allowance() {
   static std::map<std::string, size_t> allowance;
@@ -265,6 +297,7 @@ void lane_exit() {
   Block* b = me->block;
   me->state = DONE;
   b->alive--;
+  b->cluster->alive--;
   const int warp = me->linear & ~31;
   for (int j = warp; j < std::min(warp + 32, b->n); ++j) {
     Lane& other = b->lanes[j];
@@ -272,6 +305,8 @@ void lane_exit() {
       die("%s waits at %s for lane %d, which exited", Text(&other).b, Text(other.site).b, me->pub.lane);
   }
   if (b->arrived > 0) die("__syncthreads at %s not reached by %s, which exited", Text(b->barrier_site).b, Text(me).b);
+  if (b->cluster->arrived > 0)
+    die("the cluster's barrier at %s not reached by %s, which exited", Text(b->cluster->site).b, Text(me).b);
 }
 
 void entry() {
@@ -332,14 +367,28 @@ void* fresh(size_t bytes) {
   return p;
 }
 
+// What another block of the cluster reads from here on shows in its result, or to ASan.
+void give_up(void* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(p)[i] = 0xff;
+  free(p);
+}
+
 void free_shared(Block& b) {
   Unwatched quiet;
-  for (int i = 0; i < b.n_shared; ++i) free(b.shared[i].p);
+  for (int i = 0; i < b.n_shared; ++i) give_up(b.shared[i].p, b.shared[i].bytes);
   b.n_shared = 0;
-  free(b.dynamic);
+  if (b.dynamic) give_up(b.dynamic, sched->dynamic_bytes);
   b.dynamic = nullptr;
   TSAN(free(b.sync); b.sync = nullptr;)
 }
+
+#ifdef CUEMU_TSAN
+void free_sync(Cluster& c) {
+  Unwatched quiet;
+  free(c.sync);
+  c.sync = nullptr;
+}
+#endif
 
 long env(const char* name, long otherwise) {
   const char* v = getenv(name);
@@ -371,7 +420,94 @@ void fence() {
   maybe_yield();
 }
 
+// Another thread may have stored meanwhile what this one waits for. Where nothing else happens in so many turns, nobody
+// will: the block that should is not in flight, or waits as well.
+void spin(const void* address, Site where) {
+  constexpr int64_t kTurns = 200;
+  if (address != current->waits_for) sched->idle = 0;  // it has got what it waited for
+  current->waits_for = address;
+  if (++sched->idle > kTurns * int64_t(sched->tail - sched->head + 1)) fail("waits for ever", where);
+  current->spinning = true;
+  make_ready(current);
+  switch_to_main(false);
+}
+
 int64_t threads_run() { return threads_total; }
+
+Nodes nodes() { return {node_count, node_list.data()}; }
+void forget_nodes() {
+  node_count = 0;
+  node_list.clear();
+}
+void fill(void* memory, int byte, size_t bytes) {
+  note({"memset", dim3(), dim3(), 1, bytes});
+  COUNT(counting::filled(memory, bytes);)
+  memset(memory, byte, bytes);
+}
+
+int multiprocessors() { return int(std::max(1l, env("CUEMU_SMS", 4))); }
+bool has_clusters() { return env("CUEMU_CLUSTERS", 1) != 0; }
+
+float perturbed(float exact, double largest_ulp, float argument) {
+  const long how = env("CUEMU_ULP", 0);
+  if (how == 0 || !std::isfinite(exact)) return exact;
+  double share = how > 0 ? 1 : -1;
+  if (how == 2) {
+    uint64_t h = bits(argument) * 0x9E3779B97F4A7C15ull;
+    h = (h ^ h >> 29) * 0xBF58476D1CE4E5B9ull;
+    share = double(int64_t(h ^ h >> 32)) * 0x1p-63;
+  }
+  int exponent;
+  std::frexp(exact, &exponent);
+  const double ulp = std::ldexp(1.0, std::max(exponent - 24, -149));
+  return float(double(exact) + share * largest_ulp * ulp);
+}
+
+void cluster_barrier(Site where) {
+  Lane* me = current;
+  Cluster* c = me->block->cluster;
+  if (c->arrived == 0) {
+    c->site = where;
+  } else if (!same_site(where, c->site)) {
+    fail_with(where, "divergence at the cluster's barrier: other threads wait at %s", Text(c->site).b);
+  }
+  if (c->alive != c->n * me->block->n) fail("the cluster's barrier after some of its threads exited", where);
+  me->site = where;
+  TSAN(const unsigned parity = c->generation & 1; __tsan_release(&c->sync[parity]);)
+  me->state = AT_CLUSTER;
+  if (++c->arrived == c->alive) {
+    c->arrived = 0;
+    c->generation++;
+    for (int b = 0; b < c->n; ++b)
+      for (int i = 0; i < c->blocks[b].n; ++i)
+        if (c->blocks[b].lanes[i].state == AT_CLUSTER) make_ready(&c->blocks[b].lanes[i]);
+  }
+  switch_to_main(false);
+  TSAN(__tsan_acquire(&c->sync[parity]);)
+}
+
+void* cluster_peer(void* p, unsigned rank, Site where) {
+  Block* mine = current->block;
+  Cluster* c = mine->cluster;
+  if (rank >= unsigned(c->n)) fail("the cluster has no block of that rank", where);
+  // Until the first barrier the other block may not have begun, and then it has no shared memory.
+  if (c->generation == 0) fail("shared memory of another block before the cluster's first barrier", where);
+  Block* peer = &c->blocks[rank];
+  if (peer->alive == 0) fail("shared memory of a block that has exited", where);
+  const char* at = static_cast<const char*>(p);
+  const char* dynamic = static_cast<const char*>(mine->dynamic);
+  if (dynamic && at >= dynamic && at < dynamic + sched->dynamic_bytes)
+    return static_cast<char*>(peer->dynamic) + (at - dynamic);
+  for (int i = 0; i < mine->n_shared; ++i) {
+    const Block::SharedArray& array = mine->shared[i];
+    const char* begin = static_cast<const char*>(array.p);
+    if (at < begin || at >= begin + array.bytes) continue;
+    for (int k = 0; k < peer->n_shared; ++k)
+      if (peer->shared[k].key == array.key) return static_cast<char*>(peer->shared[k].p) + (at - begin);
+    fail("shared memory that the other block has not declared yet", where);
+  }
+  fail("gpu_cluster_peer of an address outside of the block's shared memory", where);
+}
 
 int barrier(BarrierOp op, int predicate, Site where) {
   Lane* me = current;
@@ -514,7 +650,7 @@ void* shared_static(const void* key, size_t bytes) {
     if (b->shared[i].key == key) return b->shared[i].p;
   if (b->n_shared == Block::kMaxShared) fail("too many shared arrays for the emulator", {});
   void* p = fresh(bytes);
-  b->shared[b->n_shared++] = {key, p};
+  b->shared[b->n_shared++] = {key, p, bytes};
   return p;
 }
 
@@ -528,7 +664,8 @@ void allow_shared(const char* kernel, size_t bytes) {
   shared_allowance()[kernel] = bytes;
 }
 
-void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* arg, const char* kernel) {
+void launch_impl(dim3 grid, dim3 block, unsigned cluster, size_t smem, void (*fn)(void*), void* arg,
+                 const char* kernel) {
   if (sched) throw std::runtime_error("cuemu: a launch inside a kernel");
   const size_t n = size_t(block.x) * block.y * block.z;
   const size_t n_blocks = size_t(grid.x) * grid.y * grid.z;
@@ -537,7 +674,12 @@ void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* ar
   const auto allowed = shared_allowance().find(kernel);
   if (smem > 48 * 1024 && (allowed == shared_allowance().end() || smem > allowed->second))
     throw std::runtime_error(std::string("cuemu: more than 48 KiB of shared memory, not asked for: ") + kernel);
+  if (cluster < 1 || cluster > 8 || grid.x % cluster)  // 8 is what every device with clusters allows
+    throw std::runtime_error(std::string("cuemu: invalid cluster size of ") + kernel);
+  if (cluster > 1 && !has_clusters())
+    throw std::runtime_error(std::string("cuemu: the device has no clusters: ") + kernel);
   threads_total += int64_t(n * n_blocks);
+  note({kernel, grid, block, cluster, smem});
 
   std::unique_ptr<Scheduler> hold(new Scheduler);
   sched = hold.get();
@@ -553,11 +695,17 @@ void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* ar
   sched->order = int(env("CUEMU_ORDER", 0));
   sched->rng = uint64_t(env("CUEMU_SEED", 1)) * 0x9E3779B97F4A7C15ull | 1;
   sched->yield_one_in = int(env("CUEMU_YIELD", sched->order == 2 ? 4 : 0));
-  const size_t resident = std::min<size_t>(n_blocks, size_t(std::max(1l, env("CUEMU_RESIDENT", 1))));
+  sched->dynamic_bytes = smem;
+  // Everything below is in clusters: those in flight, and the number of all.
+  const size_t n_clusters = n_blocks / cluster;
+  const size_t in_flight =
+      std::min<size_t>(n_clusters, (size_t(std::max(1l, env("CUEMU_RESIDENT", 1))) + cluster - 1) / cluster);
+  const size_t resident = in_flight * cluster;
   TSAN(sched->main_fiber = __tsan_get_current_fiber();)
 
   std::unique_ptr<Unwatched> quiet;  // outlives the vectors: fibers that were given up never let go of them
   std::vector<Block> blocks(resident);
+  std::vector<Cluster> clusters(in_flight);
   std::vector<Lane> lanes(resident * n);
   for (size_t i = 0; i < lanes.size(); ++i) lanes[i].stack = stacks.get(i);
   size_t capacity = 1;
@@ -566,17 +714,14 @@ void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* ar
   sched->ready = ring.data();
   sched->capacity = capacity;
 
-  size_t next_block = 0, stride = 1;
-  if (sched->order == 2) {  // a stride coprime with the number of blocks visits each of them once
-    stride = sched->next() % n_blocks | 1;
-    while (gcd(stride, n_blocks) != 1) stride += 2;
+  size_t next_cluster = 0, stride = 1;
+  if (sched->order == 2) {  // a stride coprime with the number of clusters visits each of them once
+    stride = sched->next() % n_clusters | 1;
+    while (gcd(stride, n_clusters) != 1) stride += 2;
   }
-  auto start = [&](size_t slot) {
-    const size_t k = next_block++;
-    const size_t id = sched->order == 1   ? n_blocks - 1 - k
-                      : sched->order == 2 ? size_t((unsigned __int128)(k)*stride % n_blocks)
-                                          : k;
+  auto start_block = [&](size_t slot, size_t id, Cluster* c) {
     Block& b = blocks[slot];
+    b.cluster = c;
     b.lanes = &lanes[slot * n];
     b.n = b.alive = int(n);
     b.arrived = 0;
@@ -589,25 +734,43 @@ void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* ar
       Lane& l = b.lanes[t];
       const uint3 tid{unsigned(t % block.x), unsigned(t / block.x % block.y),
                       unsigned(t / (size_t(block.x) * block.y))};
-      l.pub = Self{tid, bid, block, grid, int(t & 31)};
+      l.pub = Self{tid, bid, block, grid, int(t & 31), unsigned(slot % cluster), cluster};
       l.block = &b;
       l.linear = int(t);
       l.state = NEW;
-      l.fenced = false;
+      l.fenced = l.spinning = false;
+      l.waits_for = &l;
       TSAN(l.arrive = b.sync + 2 + 2 * t; l.depart = l.arrive + 1;)
     }
     for (size_t t = 0; t < n; ++t)
       sched->ready[sched->tail++ & (capacity - 1)] = &b.lanes[sched->order == 1 ? n - 1 - t : t];
   };
-  for (size_t i = 0; i < resident; ++i) start(i);
+  auto start = [&](size_t slot) {
+    const size_t k = next_cluster++;
+    const size_t id = sched->order == 1   ? n_clusters - 1 - k
+                      : sched->order == 2 ? size_t((unsigned __int128)(k)*stride % n_clusters)
+                                          : k;
+    Cluster& c = clusters[slot];
+    c.blocks = &blocks[slot * cluster];
+    c.n = int(cluster);
+    c.alive = int(cluster * n);
+    c.arrived = 0;
+    c.generation = 0;
+    TSAN(c.sync = static_cast<uint64_t*>(fresh(2 * sizeof(uint64_t)));)
+    for (size_t i = 0; i < cluster; ++i) {
+      const size_t at = sched->order == 1 ? cluster - 1 - i : i;
+      start_block(slot * cluster + at, id * cluster + at, &c);
+    }
+  };
+  for (size_t i = 0; i < in_flight; ++i) start(i);
 
-  size_t left = n_blocks;
+  size_t left = n_clusters;
   while (left) {
     if (sched->head == sched->tail) {
       sched->failed = true;
       snprintf(sched->error, sizeof sched->error, "deadlock");
       for (const Lane& l : lanes)
-        if (l.state == AT_BARRIER || l.state == AT_WARP) {
+        if (l.state == AT_BARRIER || l.state == AT_WARP || l.state == AT_CLUSTER) {
           snprintf(sched->error, sizeof sched->error, "deadlock: %s waits at %s", Text(&l).b, Text(l.site).b);
           break;
         }
@@ -616,19 +779,25 @@ void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* ar
       if (sched->order == 2)
         std::swap(ring[i], ring[(i + sched->next() % (sched->tail - sched->head + 1)) & (capacity - 1)]);
       Lane* l = ring[i];
+      const bool looked = l->spinning;
+      l->spinning = false;
       resume(l);
+      if (!l->spinning || !looked) sched->idle = 0;
       if (!sched->failed && l->state == DONE) {
         TSAN(retire(l->fiber); l->fiber = nullptr;)
         Block* b = l->block;
-        if (b->alive == 0) {
-          free_shared(*b);
+        Cluster* c = b->cluster;
+        if (b->alive == 0) free_shared(*b);
+        if (c->alive == 0) {
+          TSAN(free_sync(*c);)
           --left;
-          if (next_block < n_blocks) start(size_t(b - blocks.data()));
+          if (next_cluster < n_clusters) start(size_t(c - clusters.data()));
         }
       }
     }
     if (sched->failed) {
       for (Block& b : blocks) free_shared(b);
+      TSAN(for (Cluster& c : clusters) free_sync(c);)
       TSAN(for (Lane& l : lanes) if (l.fiber) retire(l.fiber);)
       quiet.reset(new Unwatched);
       throw std::runtime_error("cuemu: " + std::string(kernel) + ": " + sched->error);

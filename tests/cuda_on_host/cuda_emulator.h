@@ -70,6 +70,7 @@ struct Self {
   uint3 tid, bid;
   dim3 bdim, gdim;
   int lane;
+  unsigned cluster_rank, cluster_size;  // of the block in its cluster
 };
 extern thread_local Self* self;
 
@@ -77,18 +78,44 @@ uint64_t collective(Op op, unsigned mask, uint64_t value, int arg, int width, Si
 int barrier(BarrierOp op, int pred, Site where);
 bool maybe_yield();  // a preemption point, at each atomic; true after the thread's first fence
 void fence();
-void* shared_static(const void* key, size_t bytes);  // one per block and declaration
+void spin(const void* waits_for, Site where);            // another thread runs; for loops that wait for a value
+void cluster_barrier(Site where);                        // of all threads of a cluster of blocks
+void* cluster_peer(void* p, unsigned rank, Site where);  // the same place in the shared memory of another block
+void* shared_static(const void* key, size_t bytes);      // one per block and declaration
 void* shared_dynamic();
 [[noreturn]] void fail(const char* what, Site where);  // ends the launch with an exception
 int64_t threads_run();                                 // CUDA threads run so far, over all launches
 
+// What would be a node of a CUDA graph: a launch, or a memset (then kernel is "memset").
+struct Node {
+  const char* kernel;
+  dim3 grid, block;
+  unsigned cluster;
+  size_t shared;
+};
+// The nodes since the last call of forget_nodes. Only this many are kept, all are counted.
+constexpr size_t kNodesKept = 4096;
+struct Nodes {
+  int64_t count;
+  const Node* first;  // min(count, kNodesKept) of them
+};
+Nodes nodes();
+void forget_nodes();
+void fill(void* memory, int byte, size_t bytes);  // cudaMemsetAsync
+
+// What the device is said to be: CUEMU_SMS multiprocessors (4), with clusters unless CUEMU_CLUSTERS is 0.
+int multiprocessors();
+bool has_clusters();
+
 // What cudaFuncSetAttribute does: a kernel may have more than 48 KiB of dynamic shared memory only after
 // this.
 void allow_shared(const char* kernel, size_t bytes);
-void launch_impl(dim3 grid, dim3 block, size_t smem, void (*fn)(void*), void* arg, const char* kernel);
+void launch_impl(dim3 grid, dim3 block, unsigned cluster, size_t smem, void (*fn)(void*), void* arg,
+                 const char* kernel);
+// cluster: so many blocks, neighbours along x, are in flight together and see each other's shared memory.
 template <class F>
-void launch(dim3 grid, dim3 block, size_t smem, const char* kernel, F f) {
-  launch_impl(grid, block, smem, [](void* p) { (*static_cast<F*>(p))(); }, &f, kernel);
+void launch(dim3 grid, dim3 block, unsigned cluster, size_t smem, const char* kernel, F f) {
+  launch_impl(grid, block, cluster, smem, [](void* p) { (*static_cast<F*>(p))(); }, &f, kernel);
 }
 
 template <class T>
@@ -156,6 +183,29 @@ inline void __syncwarp(unsigned m = 0xffffffffu, CUEMU_AT) {
 // From here on the thread's atomics order its plain accesses (what a fence followed by an atomic does).
 inline void __threadfence() { ::cuemu::fence(); }
 inline void __threadfence_block() { ::cuemu::fence(); }
+
+inline void __nanosleep(unsigned, CUEMU_AT) { ::cuemu::spin(nullptr, CUEMU_SITE); }
+
+// What csrc/cuda/gpu.h makes of clusters, flags and the device's properties.
+inline unsigned gpu_cluster_rank() { return ::cuemu::self->cluster_rank; }
+inline unsigned gpu_cluster_size() { return ::cuemu::self->cluster_size; }
+inline void gpu_cluster_sync(CUEMU_AT) { ::cuemu::cluster_barrier(CUEMU_SITE); }
+template <class T>
+inline T* gpu_cluster_peer(T* p, unsigned rank, CUEMU_AT) {
+  return static_cast<T*>(::cuemu::cluster_peer(p, rank, CUEMU_SITE));
+}
+// A load that sees all that was written before the store it reads from. Another thread runs first: what waits for a
+// value, waits for ever otherwise.
+template <class T>
+inline T gpu_load_acquire(const T* p, CUEMU_AT) {
+  ::cuemu::spin(p, CUEMU_SITE);
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+template <class T>
+inline void gpu_store_release(T* p, ::cuemu::identity_t<T> v) {
+  ::cuemu::maybe_yield();
+  __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
 
 // ------------------------------------------------------------------------------------------------ warp
 // collectives
@@ -266,6 +316,19 @@ inline int __float_as_int(float v) { return ::cuemu::unbits<int>(::cuemu::bits(v
 inline float __int_as_float(int v) { return ::cuemu::unbits<float>(::cuemu::bits(v)); }
 inline unsigned __float_as_uint(float v) { return ::cuemu::unbits<unsigned>(::cuemu::bits(v)); }
 inline float __uint_as_float(unsigned v) { return ::cuemu::unbits<float>(::cuemu::bits(v)); }
+// The approximate functions err on the host as the CUDA C++ Programming Guide allows them to on the device. CUEMU_ULP
+// says how: 0 correctly rounded; 1 (or -1) by the largest error up (or down); 2 by a different one for each argument.
+namespace cuemu {
+float perturbed(float exact, double largest_ulp, float argument);
+}
+inline float __expf(float x) {
+  return ::cuemu::perturbed(float(std::exp(double(x))), 2 + std::floor(1.173 * std::fabs(double(x))), x);
+}
+inline float __fdividef(float x, float y) {
+  // Undefined beyond: the device gives 0 for a finite x, NaN for an infinite one.
+  if (std::fabs(y) > 0x1p126f && std::fabs(y) <= 0x1p128) return std::isinf(x) ? NAN : 0.0f;
+  return ::cuemu::perturbed(float(double(x) / double(y)), 2, x + y);
+}
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 template <class T>
 inline T min(T a, ::cuemu::identity_t<T> b) {

@@ -52,6 +52,12 @@ BUGS: dict[str, tuple[str, ...]] = {
     "small_dynamic": ("asan",),
     "large_dynamic": ("plain", "asan", "tsan"),
     "last_block_unfenced": ("tsan",),
+    "cluster_unsynced": ("plain", "asan", "tsan"),
+    "cluster_early_exit": ("plain", "asan", "tsan"),
+    "cluster_block_barrier": ("tsan",),
+    "lost_tile": ("plain", "asan", "tsan"),
+    "early_flag": ("tsan",),
+    "lost_flag": ("plain", "asan", "tsan"),
     "control": (),
 }
 

@@ -21,6 +21,16 @@ def kernels_of(topic):
     return kernels
 
 
+def counted_kernels_of(topic):
+    """A fixture: the same launchers, compiled to count the bytes that they move (`cuda_on_host.Counts`)."""
+
+    @pytest.fixture(scope="module")
+    def counted():
+        return cuda_on_host.load(topic, "count")
+
+    return counted
+
+
 def misaligned(t):
     """The same values at an address that is no multiple of 16 bytes."""
     moved = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape)
