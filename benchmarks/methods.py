@@ -30,7 +30,7 @@ METHODS = ("bpr", "zerosum", "pos2neg2", "pos2", "neg2", "ipw", "pd", "pda", "ma
 WEIGHTED = {"zerosum": 0.9, "pos2neg2": 0.9, "pos2": 0.9, "neg2": 0.9}
 
 
-def one(split: zx.interactions.Split, model_name: str, name: str, args: argparse.Namespace) -> dict[str, object]:
+def one(split: zx.data.interactions.Split, model_name: str, name: str, args: argparse.Namespace) -> dict[str, object]:
     """Trains one pair and measures it."""
     model = zx.get_model(model_name, split.train, embedding_dim=args.dim, seed=0)
     options = {"w": WEIGHTED[name]} if name in WEIGHTED else {}
@@ -79,7 +79,7 @@ def one(split: zx.interactions.Split, model_name: str, name: str, args: argparse
 
 
 @torch.no_grad()
-def held_out_loss(parts: methods.MethodParts, split: zx.interactions.Split) -> float:
+def held_out_loss(parts: methods.MethodParts, split: zx.data.interactions.Split) -> float:
     """The method's own loss on the validation positives against fixed negatives."""
     model, loss = parts.model, parts.loss
     was_training = model.training

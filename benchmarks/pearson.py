@@ -30,7 +30,9 @@ METRICS = ("ndcg@10", "recall@10", "pri", "pop_q_at_1", "upo", "arp@10", "covera
 GRID = ("0.03:5", "0.1:5", "1:5", "10:5")
 
 
-def one(weight: float, every: int | None, split: zx.interactions.Split, args: argparse.Namespace) -> dict[str, object]:
+def one(
+    weight: float, every: int | None, split: zx.data.interactions.Split, args: argparse.Namespace
+) -> dict[str, object]:
     model = zx.MatrixFactorization(split.train.num_users, split.train.num_items, args.dim, seed=args.seed)
     if args.user_shift:
         with torch.no_grad():

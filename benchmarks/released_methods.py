@@ -83,7 +83,7 @@ def parts_of(name: str, model: zx.MatrixFactorization, train: zx.Interactions) -
     return methods.get_method(name, model, train)
 
 
-def one(name: str, seed: int, split: zx.interactions.Split, epochs: int) -> dict[str, object]:
+def one(name: str, seed: int, split: zx.data.interactions.Split, epochs: int) -> dict[str, object]:
     model = zx.MatrixFactorization(split.train.num_users, split.train.num_items, 64, seed=seed)
     parts = parts_of(name, model, split.train)
     history = fit(

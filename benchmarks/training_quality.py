@@ -35,14 +35,16 @@ PATIENCE = 3
 LOSSES = {"bpr": zx.BPRLoss, "zerosum w=.9": lambda: zx.ZerosumLoss(w=0.9)}
 
 
-def test_metrics(model: Any, split: zx.interactions.Split) -> dict[str, float]:
+def test_metrics(model: Any, split: zx.data.interactions.Split) -> dict[str, float]:
     popularity = split.train.popularity + split.valid.popularity + split.test.popularity
     names = ("ndcg", "recall", "pri", "pop_q_at_1")
     values = evaluate(model, split.train | split.valid, split.test, metrics=names, k=(10, 20), popularity=popularity)
     return {name: float(values[name]) for name in METRICS}
 
 
-def ours(split: zx.interactions.Split, way: str, loss: str, rate: float, seed: int, args: argparse.Namespace) -> dict:
+def ours(
+    split: zx.data.interactions.Split, way: str, loss: str, rate: float, seed: int, args: argparse.Namespace
+) -> dict:
     model = zx.MatrixFactorization(*split.train.shape, args.dim, seed=seed)
     hogwild = way.startswith("Hogwild")
     maker = torch.optim.SGD if hogwild else torch.optim.Adam
@@ -75,7 +77,7 @@ def ours(split: zx.interactions.Split, way: str, loss: str, rate: float, seed: i
     }
 
 
-def implicit(split: zx.interactions.Split, rate: float, seed: int, args: argparse.Namespace) -> dict:
+def implicit(split: zx.data.interactions.Split, rate: float, seed: int, args: argparse.Namespace) -> dict:
     """An epoch a call; its vectors, with the bias as their last number, as a MatrixFactorization."""
     from implicit.cpu.bpr import BayesianPersonalizedRanking
 

@@ -14,6 +14,7 @@ import torch
 import zerosum_ext as zx
 from zerosum_ext import _library as _extension
 from zerosum_ext import _ops
+from zerosum_ext.reference import losses as reference
 
 pytestmark = pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="needs the compiled CPU kernels")
 
@@ -37,7 +38,7 @@ def loss_arguments() -> Iterator[tuple[Any, ...]]:
     for name, number in _ops.LOSS_IDS.items():
         for k in (0, 3):
             many = (4, k) if k else (4,)
-            if (name == "pos2neg2" and k) or (name in zx.reference.ROW_LOSSES and not k):
+            if (name == "pos2neg2" and k) or (name in reference.ROW_LOSSES and not k):
                 continue
             if name == "pos2neg2":
                 many = (4, 2)
