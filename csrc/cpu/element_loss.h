@@ -40,48 +40,14 @@ struct GradView {
 // Numbers that loops over columns are unrolled by, and lanes that sums run in: one AVX-512 vector of floats.
 constexpr int kLanes = kRowLanes;
 
-// Sixteen running sums, as vectors of 16 bytes, which every x86-64 has: a wider one than the machine's would live in
-// memory, as would an array. The lanes are added up in the order of Lanes (cpu/rows.h).
-#ifdef ZX_VECTORS
-template <class T>
-struct Sums {
-  typedef T V __attribute__((vector_size(16)));
-  static constexpr int kWidth = 16 / sizeof(T), kPieces = kLanes / kWidth;
-
-  V sum[kPieces] = {};
-
-  ZX_HD void add(const T* x) {
-    for (int i = 0; i < kPieces; ++i) {
-      V v;
-      __builtin_memcpy(&v, x + i * kWidth, sizeof(V));
-      sum[i] += v;
-    }
-  }
-  ZX_HD void write(T* out) const { __builtin_memcpy(out, sum, sizeof(sum)); }
-  ZX_HD T total() const {
-    V all[kPieces];
-    for (int i = 0; i < kPieces; ++i) all[i] = sum[i];
-    for (int half = kPieces / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) all[i] += all[i + half];
-    if constexpr (kWidth == 4)
-      return (all[0][0] + all[0][2]) + (all[0][1] + all[0][3]);
-    else
-      return all[0][0] + all[0][1];
-  }
-};
-#else
-template <class T>
-using Sums = Lanes<T>;
-#endif
-
 // Running sums over 256 values at a time, then double: exact enough for any length, and the same order of additions
 // whatever the width of the machine's vectors.
-template <class T>
+template <int kBytes = 16, class T>
 ZX_HD double sum_lanes(const T* v, int64_t n) {
   double wide[kLanes] = {};
   int64_t i = 0;
   while (i + kLanes <= n) {
-    Sums<T> sums;
+    Lanes<T, kBytes> sums;
     const int64_t stop = std::min(n - kLanes, i + 240);
     for (; i <= stop; i += kLanes) sums.add(v + i);
     T lanes[kLanes];
@@ -96,10 +62,10 @@ ZX_HD double sum_lanes(const T* v, int64_t n) {
 }
 
 // The same for a row of negatives: up to 256 values are added up in T throughout.
-template <class T>
+template <int kBytes, class T>
 ZX_HD T sum_row(const T* v, int64_t n) {
-  if (n > 256 || n < kLanes) return static_cast<T>(sum_lanes(v, n));
-  Sums<T> sums;
+  if (n > 256 || n < kLanes) return static_cast<T>(sum_lanes<kBytes>(v, n));
+  Lanes<T, kBytes> sums;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) sums.add(v + i);
   T total = sums.total();
@@ -110,6 +76,7 @@ ZX_HD T sum_row(const T* v, int64_t n) {
 template <class Loss, class T, bool kGrad>
 struct ElementTile {
   // value[i] = w[i] * loss, grad[k][i] = scale * w[i] * derivative; returns the sum of the values.
+  template <int kBytes>
   ZX_HD static double run(const T* const* scores, const T* const* aux, const T* weight, T scale, Params<T> params,
                           int64_t n, T* value, T* const* grad) {
     const T* s[Loss::kScores];
@@ -125,7 +92,7 @@ struct ElementTile {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) sample<false>(s, x, weight, scale, params, i, value, g);
     }
-    return sum_lanes(value, n);
+    return sum_lanes<kBytes>(value, n);
   }
 
   template <bool kWeighted>
@@ -200,8 +167,9 @@ struct StorePairs {
 
 template <class S, class C>
 struct StoreRowSums {
+  template <int kBytes>
   ZX_HD static void run(const C* values, int64_t rows, int64_t cols, S* out) {
-    for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<S>(sum_row(values + r * cols, cols));
+    for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<S>(sum_row<kBytes>(values + r * cols, cols));
   }
 };
 

@@ -67,11 +67,11 @@ struct Side {
 
 // Columns at .. at + 16 kVectors of the rows [begin, end). The sums of two entries run side by side, so that an
 // addition need not wait for the one before; where vectors are many enough, they do not wait anyway.
-template <int kVectors, bool kScaled, bool kFar, class T, class Index>
+template <int kBytes, int kVectors, bool kScaled, bool kFar, class T, class Index>
 ZX_HD void sum_piece(const Side<T, Index>& s, int64_t begin, int64_t end, int64_t at) {
   const T* const table = s.table + at;
   const int64_t stride = s.stride, dim = s.dim;
-  const auto add = [&](Lanes<T>(&sum)[kVectors], int64_t e) __attribute__((always_inline)) {
+  const auto add = [&](Lanes<T, kBytes>(&sum)[kVectors], int64_t e) __attribute__((always_inline)) {
     const int64_t column = static_cast<int64_t>(s.indices[e]);
     const T* x = table + column * stride;
     if (kFar) {
@@ -85,7 +85,7 @@ ZX_HD void sum_piece(const Side<T, Index>& s, int64_t begin, int64_t end, int64_
         sum[v].add(x + v * kRowLanes);
   };
   for (int64_t row = begin; row < end; ++row) {
-    Lanes<T> sum[kVectors], other[kVectors];
+    Lanes<T, kBytes> sum[kVectors], other[kVectors];
     int64_t e = static_cast<int64_t>(s.begin[row]);
     const int64_t last = static_cast<int64_t>(s.end[row]);
     if (kVectors < 4) {
@@ -113,11 +113,14 @@ ZX_HD void sum_piece(const Side<T, Index>& s, int64_t begin, int64_t end, int64_
 
 template <bool kScaled, bool kFar, class T, class Index>
 struct SumNeighbours {
+  template <int kBytes>
   ZX_HD static void run(const Side<T, Index>* s, int64_t begin, int64_t end) {
     int64_t at = 0;
-    for (; at + 4 * kRowLanes <= s->stride; at += 4 * kRowLanes) sum_piece<4, kScaled, kFar>(*s, begin, end, at);
-    for (; at + 2 * kRowLanes <= s->stride; at += 2 * kRowLanes) sum_piece<2, kScaled, kFar>(*s, begin, end, at);
-    for (; at < s->stride; at += kRowLanes) sum_piece<1, kScaled, kFar>(*s, begin, end, at);
+    for (; at + 4 * kRowLanes <= s->stride; at += 4 * kRowLanes)
+      sum_piece<kBytes, 4, kScaled, kFar>(*s, begin, end, at);
+    for (; at + 2 * kRowLanes <= s->stride; at += 2 * kRowLanes)
+      sum_piece<kBytes, 2, kScaled, kFar>(*s, begin, end, at);
+    for (; at < s->stride; at += kRowLanes) sum_piece<kBytes, 1, kScaled, kFar>(*s, begin, end, at);
   }
 };
 
@@ -125,13 +128,14 @@ struct SumNeighbours {
 // is its successor's beginning: it is added up too, and never written.
 template <class T>
 struct WidenRows {
+  template <int kBytes>
   ZX_HD static void run(const T* x, const T* scale, int64_t rows, int64_t begin, int64_t end, int64_t dim,
                         int64_t stride, T* out) {
     for (int64_t row = begin; row < end; ++row) {
       const T factor = scale ? scale[row] : T(1);
       for (int64_t at = 0; at < stride; at += kRowLanes) {
         const int64_t place = row * dim + at;
-        Lanes<T> lanes;
+        Lanes<T, kBytes> lanes;
         if (place + kRowLanes <= rows * dim) {
           lanes.add_scaled(factor, x + place);
         } else {

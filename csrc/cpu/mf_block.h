@@ -65,6 +65,7 @@ template <class S, class C, bool kWrite = false, class Id = int64_t>
 struct MfScores {
   static constexpr int64_t kFar = 16, kNear = 4;  // samples whose rows are on their way, and rows to be written
 
+  template <int kBytes>
   ZX_HD static void run(const MfInputs<S, C, Id>* inputs, const uint32_t* order, int64_t first, int64_t n,
                         int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
     const MfInputs<S, C, Id>& in = *inputs;
@@ -81,7 +82,7 @@ struct MfScores {
         const int64_t item = in.positives[sample * positives + j];
         const S* row = in.item + item * dim;
         *rows++ = row;
-        pos[j * n + i] = dot<C>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        pos[j * n + i] = dot<C, kBytes>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
         if (in.constants != nullptr) aux_pos[j * n + i] = in.constants[item];
       }
       for (int64_t j = 0; j < k; ++j) {
@@ -89,7 +90,7 @@ struct MfScores {
         const S* row = in.item + item * dim;
         const int64_t at = planes ? j * n + i : i * k + j;
         *rows++ = row;
-        neg[at] = dot<C>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        neg[at] = dot<C, kBytes>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
         if (in.constants != nullptr) aux_neg[at] = in.constants[item];
       }
     }

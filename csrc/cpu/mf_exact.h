@@ -50,6 +50,7 @@ struct RowEnd {
 // the last call stopped, of `count` in all. sum: scratch of a row, which keeps a segment's beginning between calls.
 template <Optimizer kKind>
 struct SegmentSums {
+  template <int kBytes>
   ZX_HD static void run(const RowEnd* row_end, const Segment* segments, int64_t count, int64_t* segment, int64_t from,
                         int64_t n, int64_t width, const float* factor, const float* const* rows, float* sum) {
     const RowEnd& end = *row_end;
@@ -59,12 +60,12 @@ struct SegmentSums {
       const Segment& seg = segments[s];
       const int64_t stop = std::min(seg.end, from + n), skip = (at - from) * width;
       float* to = end.out != nullptr ? end.out + s * dim : sum;
-      weighted_sum(to, factor + skip, rows + skip, (stop - at) * width, dim, at > seg.begin);
+      weighted_sum<kBytes>(to, factor + skip, rows + skip, (stop - at) * width, dim, at > seg.begin);
       if (stop == seg.end) {
         if (end.out == nullptr && s + kRowsAhead < count) fetch(end, segments[s + kRowsAhead].row * dim);
         if (end.decay != 0)
           add_scaled(to, end.decay * static_cast<float>(seg.end - seg.begin), end.table + seg.row * dim, dim);
-        if (end.longest > 0) clip(to, dim, end.longest);
+        if (end.longest > 0) clip<kBytes>(to, dim, end.longest);
         if (end.out == nullptr) update(end, to, seg.row * dim);
         ++s;
       }
@@ -80,8 +81,9 @@ struct SegmentSums {
     if (end.second != nullptr) prefetch_row<true>(end.second + at, end.dim);
   }
 
+  template <int kBytes>
   ZX_HD static void clip(float* row, int64_t dim, float longest) {
-    const float norm = sqrtf(dot<float>(row, row, dim));
+    const float norm = sqrtf(dot<float, kBytes>(row, row, dim));
     if (norm > longest)
       for (int64_t i = 0; i < dim; ++i) row[i] *= longest / norm;
   }

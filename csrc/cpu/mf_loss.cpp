@@ -19,15 +19,16 @@ constexpr int64_t kSerialWords = 65536;  // gathered words below which a second 
 // Sum over samples [first, first + n) of the squared norms of their rows.
 template <class S, class C>
 struct SquaredNorms {
+  template <int kBytes>
   ZX_HD static double run(const MfInputs<S, C>* in, int64_t first, int64_t n, const S* const* rows) {
     double total = 0;
     const int64_t items = in->items();
     for (int64_t i = 0; i < n; ++i) {
       const S* user = in->user + in->users[first + i] * in->dim;
-      total += static_cast<double>(dot<C>(user, user, in->dim));
+      total += static_cast<double>(dot<C, kBytes>(user, user, in->dim));
       for (int64_t j = 0; j < items; ++j) {
         const S* row = rows[i * items + j];
-        total += static_cast<double>(dot<C>(row, row, in->dim));
+        total += static_cast<double>(dot<C, kBytes>(row, row, in->dim));
       }
     }
     return total;
@@ -146,6 +147,7 @@ namespace {
 // One segment's row of the gradient: the weighted sum of the rows on the other side, and decay times the row itself.
 template <class S, class C>
 struct GradientRows {
+  template <int kBytes>
   ZX_HD static void run(const MfInputs<S, C>* inputs, const RowGroups* groups, int64_t begin, int64_t end,
                         const C* coefficient, C scale, C decay, bool by_user, bool dense, S* values, S* bias, C* sum,
                         const S** rows, C* factor) {
@@ -173,7 +175,7 @@ struct GradientRows {
       const int64_t target = dense ? segment.row : s;
       if (bias != nullptr) bias[target] = static_cast<S>(total);
       if (values == nullptr) continue;
-      weighted_sum(sum, factor, rows, n, dim);
+      weighted_sum<kBytes>(sum, factor, rows, n, dim);
       if (decay != C(0))
         add_scaled(sum, decay * static_cast<C>(count), (by_user ? in.user : in.item) + segment.row * dim, dim);
       S* out = values + target * dim;

@@ -15,6 +15,7 @@ template <class Loss, class T, bool kGrad>
 struct RowTile {
   // rows x k negatives n, and aux constants x where given; e is scratch for k numbers and may be the row of dn.
   // value[r] = w[r] * loss; dp[r], dn[r, :] = scale * w[r] * derivatives. Returns the sum of the values.
+  template <int kBytes>
   ZX_HD static double run(const T* p, const T* n, const T* aux_p, const T* aux_n, const T* weight, T scale,
                           Params<T> params, int64_t rows, int64_t k, T log_k, T* value, T* dp, T* dn, T* scratch) {
     double total = 0;
@@ -22,13 +23,14 @@ struct RowTile {
       T* e = kGrad ? dn + r * k : scratch;
       const T* x = aux_n != nullptr ? aux_n + r * k : nullptr;
       const T w = weight != nullptr ? weight[r] : T(1);
-      value[r] = w * row(p[r], n + r * k, aux_p != nullptr ? aux_p[r] : T(0), x, w * scale, params, k, log_k,
-                         kGrad ? dp + r : nullptr, e);
+      value[r] = w * row<kBytes>(p[r], n + r * k, aux_p != nullptr ? aux_p[r] : T(0), x, w * scale, params, k, log_k,
+                                 kGrad ? dp + r : nullptr, e);
       total += static_cast<double>(value[r]);
     }
     return total;
   }
 
+  template <int kBytes>
   ZX_HD static T row(T p, const T* n, T aux_p, const T* x, T scale, const Params<T>& w, int64_t k, T log_k, T* dp,
                      T* e) {
     if (x != nullptr) {
@@ -57,7 +59,7 @@ struct RowTile {
     }
 #pragma GCC ivdep
     for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - shift);
-    const double sum = sum_lanes(e, k);
+    const double sum = sum_lanes<kBytes>(e, k);
     const T rest = static_cast<T>(sum);  // NaN where a logit is
     const RowValue<T> f = Loss::finish(p, aux_p, top + (empty ? rest - rest : log_(rest)), log_k, w);
     if (kGrad) {
@@ -67,7 +69,7 @@ struct RowTile {
         // The derivative in p of each logit is minus that in n, so that one sum over the gradients gives it.
 #pragma GCC ivdep
         for (int64_t j = 0; j < k; ++j) e[j] *= factor * Loss::logit(p, n[j], T(0), w).dn;
-        through_logits = sum_lanes(e, k);
+        through_logits = sum_lanes<kBytes>(e, k);
       } else {
         const T slope = factor * Loss::logit(p, T(0), T(0), w).dn;
         for (int64_t j = 0; j < k; ++j) e[j] *= slope;

@@ -11,68 +11,123 @@ namespace zx::cpu {
 constexpr int64_t kCacheLine = 64;
 constexpr int kRowLanes = 16;
 
-// kWrite: the row will be written.
+// kWrite: the line will be written.
+template <bool kWrite>
+ZX_HD void prefetch_line(const char* at) {
+  __builtin_prefetch(at, kWrite, kWrite ? 3 : 2);
+}
+
+// All lines of a row, four a turn: the turns' own instructions would be as many as the fetches.
 template <bool kWrite, class S>
 ZX_HD void prefetch_row(const S* row, int64_t dim) {
   const char* bytes = reinterpret_cast<const char*>(row);
-  for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(S)); at += kCacheLine)
-    __builtin_prefetch(bytes + at, kWrite, kWrite ? 3 : 2);
+  const int64_t size = dim * static_cast<int64_t>(sizeof(S));
+  int64_t at = 0;
+  for (; at + 4 * kCacheLine <= size; at += 4 * kCacheLine) {
+    prefetch_line<kWrite>(bytes + at);
+    prefetch_line<kWrite>(bytes + at + kCacheLine);
+    prefetch_line<kWrite>(bytes + at + 2 * kCacheLine);
+    prefetch_line<kWrite>(bytes + at + 3 * kCacheLine);
+  }
+  for (; at < size; at += kCacheLine) prefetch_line<kWrite>(bytes + at);
 }
 
-// Sixteen running sums. As a vector of the compiler's they stay in registers, whatever the width of the machine's; the
-// array that other compilers get adds in the same order.
+// Sixteen running sums, in vectors of kBytes: those of the instruction set that the code is compiled for (cpu/simd.h).
+// Wider ones than the machine's would live in memory. The additions have one order, whatever the width; the array that
+// compilers without such vectors get adds in the same order.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define ZX_VECTORS 1
 #endif
 #endif
 #ifdef ZX_VECTORS
-template <class C>
+template <class C, int kBytes>
 struct Lanes {
-  typedef C V16 __attribute__((vector_size(16 * sizeof(C))));
+  typedef C Vector __attribute__((vector_size(kBytes)));
+  static constexpr int kWidth = kBytes / static_cast<int>(sizeof(C)), kPieces = kRowLanes / kWidth;
+  static_assert(kWidth >= 2 && kWidth <= kRowLanes, "a vector holds between two and sixteen of the lanes");
 
-  V16 sum = {};
+  Vector sum[kPieces] = {};
 
   // (By reference: a function that returns such a vector has an ABI of its own.)
   template <class S>
-  ZX_HD static void load(V16& v, const S* x) {
-    C converted[kRowLanes];
-    for (int l = 0; l < kRowLanes; ++l) converted[l] = static_cast<C>(x[l]);
+  ZX_HD static void load(Vector& v, const S* x) {
+    C converted[kWidth];
+    for (int l = 0; l < kWidth; ++l) converted[l] = static_cast<C>(x[l]);
     load(v, static_cast<const C*>(converted));
   }
-  ZX_HD static void load(V16& v, const C* x) { __builtin_memcpy(&v, x, sizeof(V16)); }
+  ZX_HD static void load(Vector& v, const C* x) { __builtin_memcpy(&v, x, sizeof(Vector)); }
   template <class S, class R>
   ZX_HD void add(const S* x, const R* y) {
-    V16 a, b;
-    load(a, x);
-    load(b, y);
-    sum += a * b;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) {
+      Vector a, b;
+      load(a, x + i * kWidth);
+      load(b, y + i * kWidth);
+      sum[i] += a * b;
+    }
   }
   template <class S>
   ZX_HD void add_scaled(C f, const S* x) {
-    V16 a;
-    load(a, x);
-    sum += f * a;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) {
+      Vector a;
+      load(a, x + i * kWidth);
+      sum[i] += f * a;
+    }
   }
   ZX_HD void add(const C* x) {
-    V16 a;
-    load(a, x);
-    sum += a;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) {
+      Vector a;
+      load(a, x + i * kWidth);
+      sum[i] += a;
+    }
   }
-  ZX_HD void add(const Lanes& other) { sum += other.sum; }
-  ZX_HD void scale(C f) { sum *= f; }
-  ZX_HD void read(const C* x) { load(sum, x); }
-  ZX_HD void write(C* out) const { __builtin_memcpy(out, &sum, sizeof(V16)); }
+  ZX_HD void add(const Lanes& other) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) sum[i] += other.sum[i];
+  }
+  ZX_HD void scale(C f) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) sum[i] *= f;
+  }
+  ZX_HD void read(const C* x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) load(sum[i], x + i * kWidth);
+  }
+  ZX_HD void write(C* out) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) __builtin_memcpy(out + i * kWidth, &sum[i], sizeof(Vector));
+  }
+  // The upper half of the lanes is added to the lower one until one is left.
   ZX_HD C total() const {
-    const auto h8 = __builtin_shufflevector(sum, sum, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(sum, sum, 8, 9, 10, 11, 12, 13, 14, 15);
-    const auto h4 = __builtin_shufflevector(h8, h8, 0, 1, 2, 3) + __builtin_shufflevector(h8, h8, 4, 5, 6, 7);
-    const auto h2 = __builtin_shufflevector(h4, h4, 0, 1) + __builtin_shufflevector(h4, h4, 2, 3);
-    return h2[0] + h2[1];
+    Vector all[kPieces];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) all[i] = sum[i];
+#pragma GCC unroll 4
+    for (int half = kPieces / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+      for (int i = 0; i < half; ++i) all[i] += all[i + half];
+    return lanes_total<kWidth>(all[0]);
+  }
+
+ private:
+  template <int kLeft, class V>
+  ZX_HD static C lanes_total(const V& v) {
+    if constexpr (kLeft == 16)
+      return lanes_total<8>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+    else if constexpr (kLeft == 8)
+      return lanes_total<4>(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+    else if constexpr (kLeft == 4)
+      return lanes_total<2>(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+    else
+      return v[0] + v[1];
   }
 };
 #else
-template <class C>
+template <class C, int kBytes>
 struct Lanes {
   C sum[kRowLanes] = {};
 
@@ -97,17 +152,19 @@ struct Lanes {
   ZX_HD void write(C* out) const {
     for (int l = 0; l < kRowLanes; ++l) out[l] = sum[l];
   }
-  ZX_HD C total() {
+  ZX_HD C total() const {
+    C all[kRowLanes];
+    write(all);
     for (int half = kRowLanes / 2; half > 0; half /= 2)
-      for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-    return sum[0];
+      for (int l = 0; l < half; ++l) all[l] += all[l + half];
+    return all[0];
   }
 };
 #endif
 
-template <class C, class S, class R>
+template <class C, int kBytes, class S, class R>
 ZX_HD C dot(const S* __restrict__ x, const R* __restrict__ y, int64_t dim) {
-  Lanes<C> lanes;
+  Lanes<C, kBytes> lanes;
   int64_t i = 0;
   for (; i + kRowLanes <= dim; i += kRowLanes) lanes.add(x + i, y + i);
   if (i < dim) {
@@ -119,9 +176,9 @@ ZX_HD C dot(const S* __restrict__ x, const R* __restrict__ y, int64_t dim) {
 }
 
 // out = sum over e in [0, n) of f[e] * rows[e][at .. at + 16 kVectors), or out += it.
-template <int kVectors, class C, class S>
+template <int kVectors, int kBytes, class C, class S>
 ZX_HD void weighted_piece(C* out, const C* f, const S* const* rows, int64_t n, int64_t at, bool add) {
-  Lanes<C> sum[kVectors];
+  Lanes<C, kBytes> sum[kVectors];
   if (add)
     for (int v = 0; v < kVectors; ++v) sum[v].read(out + v * kRowLanes);
   for (int64_t e = 0; e < n; ++e)
@@ -131,12 +188,12 @@ ZX_HD void weighted_piece(C* out, const C* f, const S* const* rows, int64_t n, i
 
 // out = sum over e in [0, n) of f[e] * rows[e][0 .. dim), or out += it. A piece of 64 columns at a time stays in
 // registers.
-template <class C, class S>
+template <int kBytes, class C, class S>
 ZX_HD void weighted_sum(C* __restrict__ out, const C* f, const S* const* rows, int64_t n, int64_t dim,
                         bool add = false) {
   int64_t at = 0;
-  for (; at + 4 * kRowLanes <= dim; at += 4 * kRowLanes) weighted_piece<4>(out + at, f, rows, n, at, add);
-  for (; at + kRowLanes <= dim; at += kRowLanes) weighted_piece<1>(out + at, f, rows, n, at, add);
+  for (; at + 4 * kRowLanes <= dim; at += 4 * kRowLanes) weighted_piece<4, kBytes>(out + at, f, rows, n, at, add);
+  for (; at + kRowLanes <= dim; at += kRowLanes) weighted_piece<1, kBytes>(out + at, f, rows, n, at, add);
   for (; at < dim; ++at) {
     C sum = add ? out[at] : C(0);
     for (int64_t e = 0; e < n; ++e) sum += f[e] * static_cast<C>(rows[e][at]);

@@ -1,13 +1,15 @@
 // One kernel body, three instruction sets, chosen at run time.
 //
 // A kernel is a struct with a static always_inline `run`. simd<Kernel>(args...) calls it inside a function
-// compiled for AVX-512, AVX2 + FMA or the baseline of the build, whichever the processor has.
+// compiled for AVX-512, AVX2 + FMA or the baseline of the build, whichever the processor has. A `run` that is a
+// template of one int gets the bytes of that instruction set's vector registers.
 // ZEROSUM_EXT_ISA=avx512 | avx2 | baseline forces one that the processor can run; tests and benchmarks use
 // it.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/macros.h"
@@ -65,22 +67,36 @@ inline const char* isa_name() {
   }
 }
 
+// Whether a kernel's `run` wants to know the bytes of a vector register.
+template <class Kernel, class = void>
+struct TakesWidth : std::false_type {};
+template <class Kernel>
+struct TakesWidth<Kernel, std::void_t<decltype(&Kernel::template run<16>)>> : std::true_type {};
+
+template <class Kernel, int kBytes, class... Args>
+ZX_HD auto run_in(const Args&... args) {
+  if constexpr (TakesWidth<Kernel>::value)
+    return Kernel::template run<kBytes>(args...);
+  else
+    return Kernel::run(args...);
+}
+
 #if ZX_X86
 // PREFETCHW does nothing on the few of these processors that lack it.
 #define ZX_TARGET_AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512,prfchw")))
 #define ZX_TARGET_AVX2 __attribute__((target("arch=x86-64-v3,prfchw")))
 template <class Kernel, class... Args>
 ZX_TARGET_AVX512 __attribute__((noinline)) auto run_avx512(Args... args) {
-  return Kernel::run(args...);
+  return run_in<Kernel, 64>(args...);
 }
 template <class Kernel, class... Args>
 ZX_TARGET_AVX2 __attribute__((noinline)) auto run_avx2(Args... args) {
-  return Kernel::run(args...);
+  return run_in<Kernel, 32>(args...);
 }
 #endif
 template <class Kernel, class... Args>
 __attribute__((noinline)) auto run_baseline(Args... args) {
-  return Kernel::run(args...);
+  return run_in<Kernel, 16>(args...);
 }
 
 template <class Kernel, class... Args>
