@@ -11,6 +11,8 @@ Environment
   CUDA_HOME              the CUDA toolkit, where the nvcc on PATH is not the one to take
   TORCH_CUDA_ARCH_LIST   architectures for nvcc, as in torch ("8.0;9.0+PTX"); else what nvcc knows of DEFAULT_ARCHS
   MAX_JOBS               parallel compile jobs
+  ZEROSUM_EXT_DEBUG=1    keep symbols, and lines of the source in the kernels (for profilers)
+  ZEROSUM_EXT_CXXFLAGS   more flags for the C++ compiler
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ from setuptools import setup
 ROOT = Path(__file__).parent.resolve()
 # The oldest torch whose stable ABI the sources use (2.11.0), in the encoding of torch/headeronly/version.h.
 TORCH_TARGET_VERSION = "0x020b000000000000ULL"
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0"
-NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr"]
+# GPUs of 8.6 and 8.9 run what was compiled for 8.0: no kernel here uses what these two added.
+DEFAULT_ARCHS = "7.5;8.0;9.0;10.0;12.0"
+NVCC_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr"]
+# Both libraries throw. What a static library defines, such as a compiler's own libstdc++.a, stays their own business,
+# and the unwinder is the process's: with a second one no exception is caught.
+LINK_FLAGS = ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-shared-libgcc"]
 
 
 def env_flag(name: str) -> bool | None:
@@ -77,6 +83,21 @@ def default_archs(nvcc: Path) -> str:
     return ";".join(archs) + "+PTX"
 
 
+def needed(library: Path) -> list[str]:
+    """Returns the shared libraries that a library asks for."""
+    said = subprocess.run(["readelf", "-dW", str(library)], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"\(NEEDED\).*\[(.*)\]", said)
+
+
+def check_linked(library: Path) -> None:
+    """Ends the build unless a library shares the unwinder with the process; else its errors would end that."""
+    if "libgcc_s.so.1" not in needed(library):
+        sys.exit(
+            f"setup.py: {library} does not need libgcc_s.so.1, but {needed(library)}: an error that it raises would end "
+            "the process. Is there a -static-libgcc in CXX, LDFLAGS or the compiler's specs?"
+        )
+
+
 def stub_cuda_library() -> str:
     """Makes a libtorch_cuda.so to link against where torch is a CPU build, and returns its folder."""
     folder = tempfile.mkdtemp(prefix="zerosum_ext_stub_")
@@ -102,13 +123,15 @@ def extensions() -> tuple[list, dict]:
     macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DPy_LIMITED_API=0x030A0000"]
     # No -ffast-math and no -march: errno and traps are the only parts of IEEE arithmetic given up.
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+    debug = env_flag("ZEROSUM_EXT_DEBUG")
+    link_flags = LINK_FLAGS if debug else [*LINK_FLAGS, "-Wl,--strip-all"]
     ext_modules = [
         cpp_extension.CppExtension(
             "zerosum_ext._C",
             ["csrc/library.cpp", *sources("cpu", ".cpp")],
             extra_compile_args={"cxx": [*flags, *macros, *os.environ.get("ZEROSUM_EXT_CXXFLAGS", "").split()]},
             # Nothing of torch is linked by name: import torch has loaded it, and any torch >= 2.11 will do.
-            extra_link_args=["-Wl,--as-needed"],
+            extra_link_args=link_flags,
             **common,
         )
     ]
@@ -132,9 +155,9 @@ def extensions() -> tuple[list, dict]:
             cuda_sources,
             extra_compile_args={
                 "cxx": [*flags, *macros, "-DUSE_CUDA", f"-DZX_CUDA_ARCHS={archs}"],
-                "nvcc": [*NVCC_FLAGS, *macros, "-DUSE_CUDA"],
+                "nvcc": [*NVCC_FLAGS, *(["-lineinfo"] if debug else []), *macros, "-DUSE_CUDA"],
             },
-            extra_link_args=[*stub, "-Wl,--as-needed"],
+            extra_link_args=[*stub, *link_flags],
             **common,
         )
         # The CUDA runtime is linked in: then the library does not ask for the very version that it was built with.
@@ -142,7 +165,12 @@ def extensions() -> tuple[list, dict]:
         cuda.libraries = [name for name in (taken.get(n, n) for n in cuda.libraries) if name] + ["rt", "dl", "pthread"]
         ext_modules.append(cuda)
 
-    return ext_modules, {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))}
+    class BuildExtension(cpp_extension.BuildExtension):
+        def build_extension(self, extension) -> None:
+            super().build_extension(extension)
+            check_linked(Path(self.get_ext_fullpath(extension.name)))
+
+    return ext_modules, {"build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))}
 
 
 ext_modules, cmdclass = extensions()

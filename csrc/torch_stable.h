@@ -1,12 +1,13 @@
 // What the sources need of LibTorch's stable ABI (2.11 or newer), and every work-around for it, in one place.
 #pragma once
 
+#include "errors.h"  // before torch's headers
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <array>
@@ -19,9 +20,6 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Python validates what users pass, with the right exception types; these checks guard the ops themselves.
-#define ZX_CHECK(condition, ...) STD_TORCH_CHECK(condition, "zerosum_ext: ", __VA_ARGS__)
 
 // A new uninitialised contiguous tensor on the device of `like`. (The dispatcher's empty costs three times as
 // much.)

@@ -53,7 +53,7 @@ def test_report(check):
         ("9.0", 255, 0, 0.125),
         ("9.0", 16, 100 << 10, 0.25),  # two blocks of 101 KiB in 228
         ("7.5", 64, 0, 1.0),
-        ("8.6", 64, 0, 4 / 6),
+        ("12.0", 64, 0, 4 / 6),
     ],
 )
 def test_occupancy(check, arch, registers, shared, expected):

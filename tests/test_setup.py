@@ -50,9 +50,9 @@ def archs(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("version", "kept"),
     [
-        ("12.6", "7.5;8.0;8.6;8.9;9.0+PTX"),
-        ("12.8", "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-        ("13.0", "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ("12.6", "7.5;8.0;9.0+PTX"),
+        ("12.8", "7.5;8.0;9.0;10.0;12.0+PTX"),
+        ("13.0", "7.5;8.0;9.0;10.0;12.0+PTX"),
     ],
 )
 def test_nvcc_is_asked_for_what_it_knows(monkeypatch, archs, version, kept, said):

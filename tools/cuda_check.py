@@ -27,7 +27,7 @@ from pathlib import Path
 from children import meeting_this_package
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")
 THREADS = 256  # a block of every kernel
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -35,8 +35,6 @@ REGISTERS = 65536  # of a multiprocessor, on every architecture here
 LIMITS = {
     "7.5": (1024, 16, 64 << 10),
     "8.0": (2048, 32, 164 << 10),
-    "8.6": (1536, 16, 100 << 10),
-    "8.9": (1536, 24, 100 << 10),
     "9.0": (2048, 32, 228 << 10),
     "10.0": (2048, 32, 228 << 10),
     "12.0": (1536, 24, 100 << 10),

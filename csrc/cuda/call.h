@@ -2,11 +2,12 @@
 // launch. Nothing here waits for the GPU, so that every op can be captured in a CUDA graph.
 #pragma once
 
+#include "torch_stable.h"
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/gpu.h"
-#include "torch_stable.h"
 
 namespace zx::cuda {
 
