@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.evaluation.full import evaluate
+from zerosum_ext.evaluation import evaluate
 from zerosum_ext.experiments import runs
 from zerosum_ext.models import methods
 from zerosum_ext.training.loop import fit

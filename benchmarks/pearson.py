@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.evaluation.full import evaluate
+from zerosum_ext.evaluation import evaluate
 from zerosum_ext.training.loop import fit
 
 RESULT = Path(__file__).parent / "results" / "pearson.json"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cuda_on_host.testing import kernels_of
 
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import reference
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-11}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cuda_on_host.testing import kernels_of
 
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

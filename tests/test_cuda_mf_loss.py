@@ -8,7 +8,7 @@ import torch
 from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS
 from cuda_on_host.testing import kernels_of, misaligned
 
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # The sum's first step has so many partial sums at most.

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops
+from zerosum_ext import _ops, reference
 from zerosum_ext.data import sampling
 from zerosum_ext.models import backbones
-from zerosum_ext.reference import losses as reference
 from zerosum_ext.reference import ranking as _ranking_reference
 from zerosum_ext.reference import sampling as _sampling_reference
 from zerosum_ext.training.fused import FusedStep

@@ -12,8 +12,9 @@ import torch
 from scipy import sparse
 
 import zerosum_ext as zx
+from zerosum_ext import _ops
+from zerosum_ext import evaluation as ev
 from zerosum_ext import metrics as m
-from zerosum_ext.evaluation import full as ev
 
 KINDS = ["random", "ties", "constant", "infinite", "full rows", "no train"]
 
@@ -303,7 +304,7 @@ def test_per_user_values_are_what_is_averaged():
 def test_without_kernels(monkeypatch):
     scores, train, test = case("ties")
     expected = ev.evaluate(scores, train, test, k=(1, 5))
-    monkeypatch.setattr(ev._ops, "has_op", lambda name, device: False)
+    monkeypatch.setattr(_ops, "has_op", lambda name, device: False)
     assert ev.evaluate(scores, train, test, k=(1, 5)) == pytest.approx(expected, abs=1e-12)
 
 

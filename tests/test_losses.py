@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import reference
 
 PAIR = {
     "bpr": (zx.bpr_loss, ("bpr", 1.0, 0.0, 0.0)),

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import zerosum_ext as zx
-from zerosum_ext import _ops
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import _ops, reference
 
 compiled = pytest.mark.skipif(not _ops.has_op("mf_loss", torch.device("cpu")), reason="no compiled kernels")
 COUNTS = torch.arange(1, 41)

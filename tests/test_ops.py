@@ -13,8 +13,7 @@ import torch
 
 import zerosum_ext as zx
 from zerosum_ext import _library as _extension
-from zerosum_ext import _ops
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import _ops, reference
 
 pytestmark = pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="needs the compiled CPU kernels")
 

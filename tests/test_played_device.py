@@ -8,8 +8,8 @@ from played_device import PLAYED, Played, PlayedDevice
 
 import zerosum_ext as zx
 from zerosum_ext import _library as _extension
-from zerosum_ext import _ops
-from zerosum_ext.evaluation import full as evaluation
+from zerosum_ext import _ops, evaluation
+from zerosum_ext.evaluation import ranking
 
 if not _extension.CPU.loaded:
     pytest.skip("the kernels that play those of a GPU are in _C, which is not loaded", allow_module_level=True)
@@ -56,7 +56,7 @@ def same(got, want):
 @pytest.mark.parametrize("ties", _ops.TIES)
 def test_one_transfer_at_the_end(played, monkeypatch, kind, ties):
     """Interactions on the host, blocks of few users."""
-    monkeypatch.setattr(evaluation, "_BLOCK_USERS", 23)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 23)
     monkeypatch.setattr("zerosum_ext.reference.ranking.BLOCK_ELEMENTS", 7 * 97)
     factors, train, test = case()
     there = tuple(t.to(PLAYED) for t in factors)
@@ -93,7 +93,7 @@ def test_rankings_come_to_the_host(played):
     factors, train, test = case()
     want = zx.rank(factors, train, test, k=7)
     got = zx.rank(tuple(t.to(PLAYED) for t in factors), train, test, k=7)
-    for name in ("users", *evaluation._TENSORS):
+    for name in ("users", *ranking.TENSORS):
         assert (getattr(got, name) == getattr(want, name)).all(), name
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import _ops
-from zerosum_ext.reference import losses as reference
+from zerosum_ext import _ops, reference
 from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer, popularity_correlation
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext import testing
+from zerosum_ext import reference, testing
 from zerosum_ext.cli import main as cli
-from zerosum_ext.reference import losses as reference
 
 
 def definition(p, n):

@@ -16,7 +16,7 @@ from zerosum_ext._library import build_info
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
-from zerosum_ext.evaluation.full import Ranking, RankingMetrics, evaluate, rank
+from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
 from zerosum_ext.losses import (
     BPRLoss,
     BSLLoss,
@@ -32,10 +32,13 @@ from zerosum_ext.losses import (
     ZerosumLoss,
     bpr_loss,
     bsl_loss,
+    functional,
+    get_loss,
     hardest_loss,
     ipw_loss,
     ipw_weights,
     macr_loss,
+    mf_loss,
     neg2_loss,
     pd_loss,
     pos2_loss,
@@ -48,7 +51,6 @@ from zerosum_ext.models.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_mo
 from zerosum_ext.models.base import Recommender
 from zerosum_ext.models.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
 from zerosum_ext.models.mf import MatrixFactorization
-from zerosum_ext.training.fused import mf_loss
 from zerosum_ext.training.regularizers import PearsonRegularizer, popularity_correlation
 
 __all__ = [
@@ -85,6 +87,8 @@ __all__ = [
     "build_info",
     "datasets",
     "evaluate",
+    "functional",
+    "get_loss",
     "get_method",
     "get_model",
     "hardest_loss",

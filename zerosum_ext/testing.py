@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zerosum_ext import losses
+from zerosum_ext import losses, reference
 from zerosum_ext._checks import describe, require_choice
-from zerosum_ext.reference import losses as reference
 from zerosum_ext.reference.losses import compute_dtype
 
 __all__ = ["LossReport", "Row", "check_loss", "check_named_loss", "checked_losses"]

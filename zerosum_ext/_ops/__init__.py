@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _library as _extension
-from zerosum_ext.metrics import Ties
+from zerosum_ext import reference
+from zerosum_ext._types import Ties
 from zerosum_ext.reference import graph as _graph_reference
-from zerosum_ext.reference import losses as reference
 from zerosum_ext.reference import ranking as _ranking_reference
 from zerosum_ext.reference import sampling as _sampling_reference
 from zerosum_ext.reference.losses import compute_dtype

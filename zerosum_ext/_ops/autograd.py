@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zerosum_ext import _ops
+from zerosum_ext import _ops, reference
 from zerosum_ext._checks import describe, out_of_range
-from zerosum_ext.reference import losses as reference
 from zerosum_ext.reference.losses import compute_dtype
 
 # Where the backward pass evaluates the loss again instead of scaling derivatives that the forward pass has kept. On a

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from zerosum_ext import _checks
-from zerosum_ext import metrics as m
+from zerosum_ext.metrics import inputs
 
 __all__ = ["Comparison", "compare", "confidence_interval"]
 
@@ -44,7 +44,7 @@ def confidence_interval(
     """Percentile bootstrap interval of the mean over users.
 
     Args:
-        values: numbers [n], one per user, as :func:`zerosum_ext.evaluation.full.per_user` returns them. NaN is
+        values: numbers [n], one per user, as :func:`zerosum_ext.evaluation.per_user` returns them. NaN is
             left out.
         confidence: between 0 and 1.
         resamples: bootstrap samples.
@@ -84,7 +84,7 @@ def compare(
         ValueError: lengths differ, or fewer than two users have both values.
     """
     x, y = _values(a, "a"), _values(b, "b")
-    m._same_length(a=x, b=y)
+    inputs.require_same_length(a=x, b=y)
     _checks.require_choice("test", test, ("permutation", "wilcoxon", "t"))
     confidence, resamples = _confidence(confidence), _checks.require_positive_int("resamples", resamples)
     both = ~(np.isnan(x) | np.isnan(y))
@@ -145,7 +145,7 @@ def _batch(size: int) -> int:
 
 def _values(values: Any, name: str) -> np.ndarray:
     """Numbers [n], where NaN is allowed."""
-    result = m._array(values, name)
+    result = inputs.as_array(values, name)
     if result.dtype.kind not in "iufb" or result.ndim != 1:
         raise ValueError(f"{name}: expected numbers of one dimension, got {result.dtype} {result.shape}")
     return result.astype(np.float64, copy=False)

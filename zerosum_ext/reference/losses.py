@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the definition to read, the oracle of the tests, and the fall-back without kernels.
+"""Every loss in plain PyTorch: the definition to read, the oracle of the tests, and the fall-back without kernels.
 
 Everything here is differentiable to any order and finite for every finite input. Sources:
 [RCS22] Rhee, Cho, Suh: Countering Popularity Bias by Regularizing Score Differences. RecSys 2022.
@@ -15,7 +15,7 @@ Everything here is differentiable to any order and finite for every finite input
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -241,68 +241,6 @@ def macr_loss(
     )
 
 
-# ---- matrix factorization
-
-
-def mf_scores(
-    user_embedding: Tensor, item_embedding: Tensor, item_bias: Tensor | None, users: Tensor, items: Tensor, sparse: bool
-) -> tuple[Tensor, Tensor]:
-    """Scores <P_u, Q_i> (+ b_i) of users [B] and items [B, J], and half the summed squared norms of each row's rows.
-
-    Both in the dtype of the arithmetic, [B, J] and [B]. ``sparse``: the gradients of the tables are sparse tensors.
-    """
-    compute = compute_dtype(user_embedding.dtype)
-    user_rows = torch.nn.functional.embedding(users, user_embedding, sparse=sparse).to(compute)
-    item_rows = torch.nn.functional.embedding(items, item_embedding, sparse=sparse).to(compute)
-    scores = torch.bmm(item_rows, user_rows.unsqueeze(-1)).squeeze(-1)
-    if item_bias is not None:
-        scores = scores + torch.gather(item_bias, 0, items.reshape(-1), sparse_grad=sparse).reshape(items.shape)
-    return scores, 0.5 * (user_rows.square().sum(-1) + item_rows.square().sum((-1, -2)))
-
-
-def mf_items(positives: Tensor, negatives: Tensor) -> Tensor:
-    """The items of each sample [B, J], from positives [B] or [B, 2] and negatives [B] or [B, K]."""
-    return torch.cat([t.unsqueeze(-1) if t.dim() == 1 else t for t in (positives, negatives)], dim=1)
-
-
-def mf_loss_value(
-    user_embedding: Tensor,
-    item_embedding: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    constants: Tensor | None,
-    weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
-    l2: float,
-    reduction: str,
-    sparse: bool = False,
-) -> Tensor:
-    """The value that :func:`zerosum_ext._ops.mf_loss` returns, differentiable in every floating-point tensor.
-
-    A loss of the scores of positives and negatives, plus l2 times (mean or sum over the batch) half the summed squared
-    norms of the rows gathered for each sample ([BPR09] eq. 4).
-    """
-    items = mf_items(positives, negatives)
-    scores, norms = mf_scores(user_embedding, item_embedding, item_bias, users, items, sparse)
-    pos, neg = split_scores(scores, positives, negatives)
-    aux_pos, aux_neg = (None, None) if constants is None else (constants[positives], constants[negatives])
-    value = pair_loss_value(pos, neg, aux_pos, aux_neg, weight, loss, a, b, c, reduction)
-    if reduction == "none":
-        return value.to(user_embedding.dtype)
-    return value + l2 * reduce(norms, reduction) if l2 else value
-
-
-def split_scores(scores: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B, J] as those of positives and of negatives, in their shapes."""
-    split = 1 if positives.dim() == 1 else positives.shape[1]
-    return scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
-
-
 def _value_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: bool) -> tuple[Tensor, ...]:
     if not grad:
         with torch.no_grad():
@@ -311,60 +249,3 @@ def _value_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, 
         leaves = tuple(t.detach().requires_grad_() for t in inputs)
         value = function(*leaves)
         return value.detach(), *torch.autograd.grad(value.sum(), leaves)
-
-
-# ---- the scores of all positives of a CSR matrix, a block of entries at a time
-
-_CSR_BLOCK = 1 << 18
-
-
-def _csr_blocks(indptr: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(row, column) int64 of blocks of entries."""
-    for start in range(0, len(indices), _CSR_BLOCK):
-        columns = indices[start : start + _CSR_BLOCK].long()
-        entries = torch.arange(start, start + len(columns), device=indices.device)
-        yield torch.searchsorted(indptr, entries, right=True) - 1, columns
-
-
-def _csr_scores(
-    rows: Tensor, columns: Tensor, row_bias: Tensor | None, column_bias: Tensor | None, r: Tensor, c: Tensor
-) -> Tensor:
-    scores = (rows[r] * columns[c]).sum(1)
-    if row_bias is not None:
-        scores = scores + row_bias[r]
-    return scores if column_bias is None else scores + column_bias[c]
-
-
-def csr_score_moments(
-    rows: Tensor, columns: Tensor, column_bias: Tensor | None, indptr: Tensor, indices: Tensor, column_x: Tensor
-) -> Tensor:
-    """The op csr_score_moments; differentiable."""
-    sums = torch.zeros(3, dtype=torch.float64, device=rows.device)
-    for r, c in _csr_blocks(indptr, indices):
-        s = _csr_scores(rows, columns, None, column_bias, r, c).double()
-        sums = sums + torch.stack([s.sum(), s.square().sum(), (s * column_x[c]).sum()])
-    return sums
-
-
-def csr_weighted_columns(
-    rows: Tensor,
-    columns: Tensor,
-    row_bias: Tensor | None,
-    column_bias: Tensor | None,
-    indptr: Tensor,
-    indices: Tensor,
-    row_x: Tensor | None,
-    column_x: Tensor | None,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    """The op csr_weighted_columns."""
-    out, out_bias = torch.zeros_like(rows), rows.new_zeros(len(rows))
-    for r, c in _csr_blocks(indptr, indices):
-        g = slope * _csr_scores(rows, columns, row_bias, column_bias, r, c)
-        if row_x is not None:
-            g = g + row_x[r]
-        if column_x is not None:
-            g = g + column_x[c]
-        out.index_add_(0, r, g.unsqueeze(1) * columns[c])
-        out_bias.index_add_(0, r, g)
-    return out, out_bias

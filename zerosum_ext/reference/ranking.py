@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import metrics
+from zerosum_ext._types import Ties
+from zerosum_ext.metrics.groups import group_ranks, group_spearman, tie_blocks
 
 # Elements of a [users, items] block of scores in the pass (64 MiB of float32).
 BLOCK_ELEMENTS = 1 << 24
@@ -115,7 +117,7 @@ def user_metrics(
     candidates: Tensor,
     popularity: Tensor,
     cutoffs: Tensor,
-    ties: metrics.Ties,
+    ties: Ties,
 ) -> tuple[Tensor, ...]:
     """See :func:`zerosum_ext._ops.user_metrics`."""
     device = offset.device
@@ -135,21 +137,21 @@ def user_metrics(
     for i, function in enumerate(functions):
         for j, k in enumerate(cutoffs.tolist()):
             at_k[i, j] = function(group, ranks, k, reduction="none")
-    order, run, start, size = metrics._tie_blocks(group, above)
+    order, run, start, size = tie_blocks(group, above)
     positives_above, level = np.empty(group.size, np.int64), np.empty(group.size, np.int64)
     positives_above[order], level[order] = start[run], size[run] - 1
     negatives = total - sizes
     tied = same - level
     below = negatives[group] - (above - positives_above) - tied
     right, half = (np.bincount(group, weights=w, minlength=sizes.size) for w in (below, tied / 2))
-    place = metrics._average_ranks(group, above)
-    popularity_rank = metrics._average_ranks(group, -counts)
+    place = group_ranks(group, above)
+    popularity_rank = group_ranks(group, -counts)
     best = np.lexsort((above, group))[first[:-1]] if group.size else np.zeros(0, np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):
         auc = (right + half) / (sizes * negatives)
         quantile = (place - 1) / (sizes[group] - 1)
         top_quantile = (popularity_rank[best] - 1) / (sizes - 1)
-    correlation = metrics._grouped_spearman(group, sizes, counts, -above)
+    correlation = group_spearman(group, sizes, counts, -above)
     return tuple(torch.from_numpy(x).to(device) for x in (at_k, auc, right, correlation, top_quantile, quantile))
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext import _ops
+from zerosum_ext import _ops, reference
 from zerosum_ext._checks import require_finite_number, require_positive_int
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.models.base import DotProductRecommender
-from zerosum_ext.reference import losses as reference
 
 __all__ = ["PearsonRegularizer", "Regularizer", "popularity_correlation"]
 
@@ -196,7 +195,7 @@ class PearsonRegularizer(Regularizer):
         torch.set_rng_state(random_state)  # the same dropout in both, on the CPU
         z, n = self._positives.popularity, self._positives.size
         factor = 2 * self.weight * r / (n * deviation)
-        for users, items in reference._csr_blocks(self._positives.indptr, self._positives.indices):
+        for users, items in reference.csr_blocks(self._positives.indptr, self._positives.indices):
             scores = model(users, items)
             s = scores.detach().double()
             gradient = factor * (z[items] - r * (s - mean) / deviation)
@@ -216,7 +215,7 @@ class PearsonRegularizer(Regularizer):
             arguments = (user.contiguous(), item.contiguous(), bias, positives.indptr, positives.indices, z)
             return _statistics(_ops.csr_score_moments(*arguments), positives.size)
         moments = torch.zeros(3, dtype=torch.float64, device=positives.indptr.device)
-        for users, items in reference._csr_blocks(positives.indptr, positives.indices):
+        for users, items in reference.csr_blocks(positives.indptr, positives.indices):
             s = model(users, items).double()
             moments += torch.stack([s.sum(), s.square().sum(), (s * positives.popularity[items]).sum()])
         return _statistics(moments, positives.size)

@@ -1,0 +1,88 @@
+"""Bring what evaluation is given, interactions and models, to one form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from zerosum_ext.data.interactions import Interactions
+
+
+def require_interactions(value: Any, name: str) -> Interactions:
+    if not isinstance(value, Interactions) and not sparse.issparse(value):
+        raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(value).__name__}")
+    return Interactions.from_any(value)
+
+
+def require_same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
+    if train != test:
+        raise ValueError(f"test: expected the shape of the train or excluded interactions {train}, got {test}")
+
+
+@contextlib.contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """No gradients, and evaluation mode for the time being where the model is a Module."""
+    training = isinstance(model, torch.nn.Module) and model.training
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+Factors = tuple[Tensor, Tensor, "Tensor | None"]
+
+
+def as_floating(values: Any) -> Tensor:
+    """A tensor of floating-point numbers; integers become float64."""
+    result = torch.as_tensor(values)
+    return result if result.is_floating_point() else result.double()
+
+
+def score_source(model: Any, num_users: int, num_items: int) -> Factors | Callable[[Tensor], Any]:
+    """Factors (user [U, d], item [I, d], item bias), or a function from users [B] to scores [B, num_items]."""
+    if hasattr(model, "factors"):
+        model = tuple(model.factors())
+    elif hasattr(model, "score_all_items"):
+        return model.score_all_items
+    if isinstance(model, (tuple, list)):
+        if len(model) not in (2, 3):
+            raise ValueError(f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries")
+        user, item = as_floating(model[0]), as_floating(model[1])
+        bias = None if len(model) == 2 or model[2] is None else as_floating(model[2])
+        if user.ndim != 2 or item.ndim != 2 or user.shape[1] != item.shape[1]:
+            raise ValueError(f"model: expected factors [U, d] and [I, d], got {[*user.shape]} and {[*item.shape]}")
+        _check_shape("user factors", user.shape[0], num_users, "users")
+        _check_shape("item factors", item.shape[0], num_items, "items")
+        if bias is not None and bias.shape != (num_items,):
+            raise ValueError(f"model: expected an item bias of shape [{num_items}], got {[*bias.shape]}")
+        wide = torch.float64 in (user.dtype, item.dtype, item.dtype if bias is None else bias.dtype)
+        options: dict[str, Any] = {"device": user.device, "dtype": torch.float64 if wide else torch.float32}
+        return (
+            user.to(**options).contiguous(),
+            item.to(**options).contiguous(),
+            None if bias is None else bias.to(**options).contiguous(),
+        )
+    if isinstance(model, (np.ndarray, Tensor)):
+        matrix = as_floating(model)
+        if matrix.shape != (num_users, num_items):
+            raise ValueError(f"model: expected scores [{num_users}, {num_items}], got {[*matrix.shape]}")
+        return lambda users: matrix[users.to(matrix.device)]
+    raise TypeError(
+        "model: expected an object with factors() or score_all_items(users), (user factors, item "
+        f"factors[, item bias]), or a matrix of scores, got {type(model).__name__}"
+    )
+
+
+def _check_shape(what: str, got: int, expected: int, axis: str) -> None:
+    if got != expected:
+        raise ValueError(f"model: {what} has {got} rows, the interactions have {expected} {axis}")

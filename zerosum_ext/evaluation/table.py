@@ -1,0 +1,241 @@
+"""Metrics of a ranking: every value that follows from the counts of its positives and from its lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerosum_ext import _ops
+from zerosum_ext._checks import require_choice
+from zerosum_ext._types import Ties
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.evaluation.ranking import Check, RankedTensors, Ranking, to_device
+from zerosum_ext.evaluation.sources import require_same_shape
+from zerosum_ext.metrics import inputs, tensors
+from zerosum_ext.metrics.inputs import popularity_counts
+
+# Metrics that have a cut-off, reported as "name@k" for each k.
+AT_K_METRICS = (
+    "hr",
+    "recall",
+    "precision",
+    "ndcg",
+    "mrr",
+    "map",
+    "arp",
+    "aplt",
+    "aclt",
+    "tail_share",
+    "coverage",
+    "gini",
+    "entropy",
+    "novelty",
+)
+# Everything evaluate computes by default.
+METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo", "pcc", "pru")
+
+# Each held-out positive against some negatives of its user; evaluate computes them when they are asked for.
+SAMPLED_METRICS = ("sampled_hit", "sampled_ndcg")
+
+_BY_RANK = ("hr", "recall", "precision", "ndcg", "mrr", "map")  # in the order of _ops.user_metrics
+_BY_LIST = {"arp": 0, "aplt": 1, "aclt": 1, "novelty": 2}  # the rows of the values that are added up
+# Means over users, of which per_user gives the values.
+PER_USER_METRICS = (*_BY_RANK, *_BY_LIST, "auc", "pop_q_at_1", "upo", "pru")
+
+
+def counts_of_both(train: Interactions | None, test: Interactions, device: torch.device) -> Tensor:
+    """Counts of train + test, float64."""
+    counts = test.popularity.to(device)
+    if train is not None:
+        require_same_shape(train.shape, test.shape)
+        counts = counts + train.popularity.to(device)
+    return counts.double()
+
+
+def as_cutoffs(k: int | Sequence[int]) -> tuple[int, ...]:
+    return (int(k),) if isinstance(k, (int, np.integer)) and not isinstance(k, bool) else tuple(k)  # type: ignore[arg-type]
+
+
+def parse_metrics(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, str, int]]:
+    """[(key, name, cut-off or 0)] of the metrics asked for, in order, each once."""
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics: expected a sequence of names, got the string {metrics!r}")
+    wanted: dict[str, tuple[str, str, int]] = {}
+    for entry in metrics:
+        name, at, cut = entry.partition("@")
+        known = (*METRICS, *SAMPLED_METRICS)
+        if name not in known:
+            raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join(known)}")
+        if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
+            if at:
+                raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
+            wanted[name] = (name, name, 0)
+            continue
+        if at and not cut.isdecimal():
+            raise ValueError(f"metrics: expected {name}@k with an integer k, got {entry!r}")
+        for value in (int(cut),) if at else k:
+            cutoff = inputs.as_cutoff(value)
+            wanted[f"{name}@{cutoff}"] = (f"{name}@{cutoff}", name, cutoff)
+    return list(wanted.values())
+
+
+def compute(
+    ranking: Ranking,
+    popularity: Any,
+    *,
+    metrics: Sequence[str] = METRICS,
+    k: int | Sequence[int] = (10, 20),
+    ties: Ties = "average",
+    tail_mass: float = 0.2,
+) -> dict[str, float]:
+    """Every metric asked for, from a :class:`Ranking`; means are over the ranking's users.
+
+    Args:
+        ranking: of :func:`rank`, whose k is at least the largest cut-off of a metric of lists.
+        popularity: interaction counts [num_items], or an interaction matrix.
+        metrics, k, ties, tail_mass: as in :func:`evaluate`.
+    """
+    wanted = parse_metrics(metrics, as_cutoffs(k))
+    for key, name, _ in wanted:
+        if name in SAMPLED_METRICS:
+            raise ValueError(f"metrics: {key} needs the model's scores of negatives; evaluate computes it")
+    counts = item_counts(popularity, torch.device("cpu"))
+    table = MetricTable(RankedTensors.of(ranking), counts, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return fetch_values({key: table.value(name, cut) for key, name, cut in wanted}, table.checks)
+
+
+def per_user(
+    ranking: Ranking,
+    popularity: Any,
+    *,
+    metrics: Sequence[str] = PER_USER_METRICS,
+    k: int | Sequence[int] = (10, 20),
+    ties: Ties = "average",
+    tail_mass: float = 0.2,
+) -> dict[str, np.ndarray]:
+    """The values whose means :func:`compute` reports: float64 [n], aligned with ``ranking.users``.
+
+    NaN marks users who have no value and are left out of the mean, such as the PopQ@1 of a user with fewer than
+    five positives. Arguments as in :func:`compute`; ``metrics`` from :data:`PER_USER_METRICS`.
+    """
+    wanted = parse_metrics(metrics, as_cutoffs(k))
+    for key, name, _ in wanted:
+        if name not in PER_USER_METRICS:
+            raise ValueError(f"metrics: {key} is no mean over users; those are {', '.join(PER_USER_METRICS)}")
+    counts = item_counts(popularity, torch.device("cpu"))
+    table = MetricTable(RankedTensors.of(ranking), counts, [cut for _, _, cut in wanted if cut], ties, tail_mass)
+    return {key: table.per_user(name, cut).numpy() for key, name, cut in wanted}
+
+
+def fetch_values(values: dict[str, Tensor], checks: Sequence[Check]) -> dict[str, float]:
+    """The numbers, float64 [] each, in one transfer from where they were computed."""
+    tensors = [*(number.double() for number, _ in checks), *values.values()]
+    numbers = torch.stack(tensors).cpu().tolist() if tensors else []
+    for (_, complain), number in zip(checks, numbers, strict=False):
+        complain(number)
+    return dict(zip(values, numbers[len(checks) :], strict=True))
+
+
+def _refuse_infinite(found: float) -> None:
+    if found:
+        raise ValueError("scores: expected finite numbers for a Pearson correlation, got an infinite one")
+
+
+class MetricTable:
+    """Every metric of a ranking, on its device; what several have in common is computed once.
+
+    ``checks`` are to be looked at before the values are used.
+    """
+
+    def __init__(
+        self, ranking: RankedTensors, counts: Tensor, cutoffs: Sequence[int], ties: Ties, tail_mass: float
+    ) -> None:
+        require_choice("ties", ties, tuple(_ops.TIES))
+        inputs.require_tail_mass(tail_mass)
+        self.ranking, self.ties, self.tail_mass = ranking, ties, tail_mass
+        self.device, self.counts = ranking.indptr.device, counts
+        if self.counts.numel() != ranking.num_items:
+            raise ValueError(f"popularity: expected {ranking.num_items} items, got {self.counts.numel()}")
+        self.cutoffs = sorted(set(cutoffs))
+        self.sizes = ranking.indptr.diff()
+        self.checks: list[Check] = [(ranking.failed, ranking.complain)]
+
+    @cached_property
+    def _at_cutoffs(self) -> Tensor:
+        return to_device(np.array(self.cutoffs, np.int64), self.device)
+
+    @cached_property
+    def by_rank(self) -> tuple[Tensor, ...]:
+        r = self.ranking
+        counts = (r.indptr, r.greater, r.equal, r.num_candidates)
+        return _ops.user_metrics(*counts, self.counts[r.items], self._at_cutoffs, self.ties)
+
+    @cached_property
+    def tail(self) -> Tensor:
+        return tensors.long_tail(self.counts, self.tail_mass)
+
+    @cached_property
+    def by_list(self) -> tuple[Tensor, ...]:
+        information = tensors.self_information(self.counts, max(1, self.ranking.num_users))
+        values = torch.stack((self.counts, self.tail.double(), information))
+        return _ops.list_metrics(self.ranking.top_items, values, self._at_cutoffs)
+
+    @cached_property
+    def several(self) -> Tensor:
+        """bool [P], the positives of users who have several."""
+        return (self.sizes > 1).repeat_interleave(self.sizes, output_size=self.ranking.items.numel())
+
+    def per_user(self, name: str, cutoff: int) -> Tensor:
+        """float64 [n], NaN where a user has no value."""
+        if name in _BY_RANK:
+            return self.by_rank[0][_BY_RANK.index(name), self.cutoffs.index(cutoff)]
+        if name in _BY_LIST:
+            kind, at = _BY_LIST[name], self._at(name, cutoff)
+            sums, length = self.by_list[0][kind, at], self.by_list[1][at]
+            return sums if name == "aclt" else sums / length
+        if name == "auc":
+            return self.by_rank[1]
+        if name == "pop_q_at_1":
+            return torch.where(self.sizes >= 5, self.by_rank[4], torch.nan)
+        if name == "upo":
+            return torch.where(self.sizes >= 4, self.by_rank[3].nan_to_num(nan=0.0), torch.nan)
+        return self.by_rank[3]  # pru: minus the correlation with the place is the one with the score
+
+    def value(self, name: str, cutoff: int) -> Tensor:
+        """float64 []."""
+        r = self.ranking
+        if name in PER_USER_METRICS:
+            return tensors.mean_of_known(self.per_user(name, cutoff))
+        if name == "pairwise_accuracy":
+            pairs = self.sizes * (r.num_candidates - self.sizes)
+            return tensors.ordered_sum(self.by_rank[2]) / tensors.ordered_sum(pairs.double())
+        if name == "pri":
+            return tensors.pri_of_quantiles(r.items, self.by_rank[5], self.several, self.counts)
+        if name == "pcc":
+            scores = r.scores.double()
+            self.checks.append(((scores.isinf() & self.several).any(), _refuse_infinite))
+            return tensors.pearson(self.counts[r.items], scores, self.several)
+        exposure = self.by_list[2][self._at(name, cutoff)]
+        if name == "tail_share":
+            return tensors.share_of_exposure(exposure, self.tail)
+        if name == "coverage":
+            return tensors.coverage_of_exposure(exposure)
+        return tensors.gini_of_exposure(exposure) if name == "gini" else tensors.entropy_of_exposure(exposure)
+
+    def _at(self, name: str, cutoff: int) -> int:
+        kept = self.ranking.top_items.shape[1]
+        if cutoff > kept < self.ranking.num_items:
+            raise ValueError(f"ranking: keeps {kept} items per user, {name}@{cutoff} needs {cutoff}")
+        return self.cutoffs.index(cutoff)
+
+
+def item_counts(popularity: Any, device: torch.device) -> Tensor:
+    """Interaction counts per item, float64 [num_items]: of interactions, or as given, which is then checked."""
+    if isinstance(popularity, Interactions):
+        return popularity.popularity.to(device).double()
+    return torch.tensor(popularity_counts(popularity), dtype=torch.float64, device=device)

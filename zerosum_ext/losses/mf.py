@@ -1,0 +1,207 @@
+"""A loss of matrix factorization scores straight from the tables: gather, dot products, loss and gradients in one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zerosum_ext import _ops
+from zerosum_ext._checks import (
+    describe,
+    out_of_range,
+    require_choice,
+    require_finite_number,
+    require_floating,
+    require_index_tensor,
+    require_same_device,
+)
+from zerosum_ext._ops import autograd
+from zerosum_ext.losses.registry import compiled_loss, get_loss
+from zerosum_ext.reference import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
+
+
+def mf_loss(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    loss: str | nn.Module = "zerosum",
+    item_bias: Tensor | None = None,
+    l2: float = 0.0,
+    sample_weight: Tensor | None = None,
+    reduction: str | None = None,
+    sparse: bool = False,
+    deterministic: bool = True,
+) -> Tensor:
+    """A loss of matrix factorization scores ``<P_u, Q_i> (+ b_i)``, straight from the tables.
+
+    Equal to gathering the rows, multiplying them and calling the loss ([BPR09] section 4.3.1), but the gathered blocks
+    [B, d] never exist: forward keeps one number for each score, backward sums the rows' gradients in the order of the
+    samples (on a GPU: of the batch sorted by row). Values and gradients have the same bits for any number of threads,
+    and each time.
+
+    Args:
+        user_embedding: P, [num_users, d]. float64, float32, float16 or bfloat16; the arithmetic is in float32 or
+            better.
+        item_embedding: Q, [num_items, d], of the same dtype and device.
+        users: int64 or int32 [B].
+        positives, negatives: int64 or int32; [B] and [B] or [B, K], or both [B, 2] for a loss of two positives and two
+            negatives (Pos2Neg2).
+        loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module called as ``loss(pos, neg)`` (with
+            ``sample_weight`` where one is given). Modules that are not of this package, and :class:`CustomLoss`, run
+            on plain PyTorch.
+        item_bias: b, [num_items], of the tables' dtype.
+        l2: adds l2 / 2 times the summed squared norms of each sample's rows (biases left out), averaged over B for
+            "mean", summed for "sum".
+        sample_weight: factor of each sample, [B], or [B, K] for losses of pairs; a constant.
+        reduction: "none", "sum" or "mean" as in the losses; None is the loss module's own, or "mean" for a name.
+        sparse: gradients as coalesced sparse tensors with ascending rows, for SparseAdam, Adagrad and SGD: what to
+            choose where a batch touches few of the rows. Under ``create_graph=True`` gradients are dense.
+        deterministic: False lets a GPU sum dense gradients of float32 and float64 tables by atomic additions, without
+            sorting the batch: their last bits then differ from call to call. It changes nothing else, and nothing on
+            the CPU.
+
+    Returns:
+        A scalar of float32 (float64 for float64), or for "none" the values in the tables' dtype: [B], or [B, K] for
+        losses of pairs. Differentiable in the tables and the bias, to any order.
+
+    Raises:
+        TypeError: tables that are not floating-point tensors, ids that are not integers.
+        ValueError: shapes, dtypes or devices that do not fit, ids out of range (on the CPU; the message names the
+            argument and the id. On a GPU, which is not waited for, the value and what the ids touch become NaN), l2
+            with reduction "none".
+    """
+    require_floating("user_embedding", user_embedding)
+    require_floating("item_embedding", item_embedding)
+    tables = {"user_embedding": user_embedding, "item_embedding": item_embedding}
+    for name, table in tables.items():
+        if table.dim() != 2:
+            raise ValueError(f"{name}: expected shape [rows, d], got {describe(table)}")
+    if item_embedding.shape[1] != user_embedding.shape[1]:
+        raise ValueError(
+            f"item_embedding: expected {user_embedding.shape[1]} columns as user_embedding has, got "
+            f"{describe(item_embedding)}"
+        )
+    if item_bias is not None:
+        require_floating("item_bias", item_bias)
+        if item_bias.shape != item_embedding.shape[:1]:
+            raise ValueError(f"item_bias: expected shape ({item_embedding.shape[0]},), got {describe(item_bias)}")
+        tables["item_bias"] = item_bias
+    for name, table in tables.items():
+        require_same_device(name, table, "user_embedding", user_embedding)
+        if table.dtype != user_embedding.dtype:
+            raise ValueError(f"{name}: expected {user_embedding.dtype} as user_embedding, got {describe(table)}")
+    l2 = require_finite_number("l2", l2, minimum=0)
+
+    module = get_loss(loss) if isinstance(loss, str) else loss
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"loss: expected a name or an nn.Module, got {describe(loss)}")
+    own = getattr(module, "reduction", "mean")
+    if reduction is None:
+        reduction = own
+    elif isinstance(loss, str):
+        require_choice("reduction", reduction, tuple(_ops.REDUCTIONS))
+    elif reduction != own:
+        raise ValueError(f"reduction: expected {own!r}, that of the loss module given, or None, got {reduction!r}")
+    if l2 and reduction == "none":
+        raise ValueError(f"l2: expected 0 with reduction 'none', got {l2}")
+
+    kernel = compiled_loss(module)
+    name = kernel[0] if kernel else ""
+    quad = getattr(module, "num_positives", 1) == 2
+    users, positives, negatives = _ids(users, positives, negatives, quad, name, user_embedding.device)
+    if kernel is None or not _ops.has_op("mf_loss", user_embedding.device):
+        _check_range(users, positives, negatives, user_embedding, item_embedding)
+    if sample_weight is not None:
+        require_floating("sample_weight", sample_weight)
+        require_same_device("sample_weight", sample_weight, "user_embedding", user_embedding)
+        shapes = {users.shape} if quad or name in ROW_LOSSES else {users.shape, negatives.shape}
+        if sample_weight.shape not in shapes:
+            either = " or ".join(str(tuple(s)) for s in sorted(shapes, key=len))
+            raise ValueError(f"sample_weight: expected shape {either}, got {describe(sample_weight)}")
+        sample_weight = sample_weight.to(compute_dtype(user_embedding.dtype)).contiguous()
+    if kernel is None:
+        return _composed(
+            user_embedding, item_embedding, item_bias, users, positives, negatives, module, l2, sample_weight, sparse
+        )
+    constants = module.item_constants()  # type: ignore[operator]
+    if constants is not None:
+        if constants.shape != item_embedding.shape[:1]:
+            raise ValueError(
+                f"loss: expected constants of {item_embedding.shape[0]} items, got {type(module).__name__} with "
+                f"{tuple(constants.shape)}"
+            )
+        require_same_device("loss", constants, "user_embedding", user_embedding)
+        constants = constants.to(compute_dtype(user_embedding.dtype)).contiguous()
+    bias = None if item_bias is None else item_bias.contiguous()
+    tensors = (user_embedding.contiguous(), item_embedding.contiguous(), bias)
+    return autograd.mf_loss(
+        *tensors,
+        (users, positives, negatives),
+        constants,
+        sample_weight,
+        (*kernel, l2, reduction),
+        sparse,
+        deterministic,
+    )
+
+
+def _ids(
+    users: Tensor, positives: Tensor, negatives: Tensor, quad: bool, name: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the shapes of the samples, and brings the ids to contiguous int64."""
+    for argument, value in (("users", users), ("positives", positives), ("negatives", negatives)):
+        require_index_tensor(argument, value)
+        if value.device != device:
+            raise ValueError(f"{argument}: expected a tensor on {device}, where the tables are, got {describe(value)}")
+    if users.dim() != 1:
+        raise ValueError(f"users: expected shape [B], got {describe(users)}")
+    rows = users.shape[0]
+    if quad:
+        for argument, value in (("positives", positives), ("negatives", negatives)):
+            if value.shape != (rows, 2):
+                raise ValueError(f"{argument}: expected two items of each user, ({rows}, 2), got {describe(value)}")
+    else:
+        if positives.shape != users.shape:
+            raise ValueError(f"positives: expected shape {tuple(users.shape)} as users, got {describe(positives)}")
+        if negatives.dim() not in (1, 2) or negatives.shape[0] != rows:
+            raise ValueError(f"negatives: expected shape ({rows},) or ({rows}, K), got {describe(negatives)}")
+        if name in ROW_LOSSES:
+            negatives = negatives.unsqueeze(1) if negatives.dim() == 1 else negatives
+            if negatives.shape[1] < 1:
+                raise ValueError(f"negatives: expected [B, K] with K >= 1, got {describe(negatives)}")
+    return users.long().contiguous(), positives.long().contiguous(), negatives.long().contiguous()
+
+
+def _check_range(users: Tensor, positives: Tensor, negatives: Tensor, user: Tensor, item: Tensor) -> None:
+    # As in the kernels: ids on a GPU are not looked at, that would wait for it.
+    if users.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for name, ids, table in (("users", users, user), ("positives", positives, item), ("negatives", negatives, item)):
+        wrong = ((ids < 0) | (ids >= table.shape[0])).reshape(-1).nonzero()
+        if wrong.numel():
+            raise out_of_range(name, ids, int(wrong[0]), table.shape[0])
+
+
+def _composed(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    loss: nn.Module,
+    l2: float,
+    weight: Tensor | None,
+    sparse: bool,
+) -> Tensor:
+    """The same for a loss that is a module of somebody's own: its scores by PyTorch, then the module."""
+    items = mf_items(positives, negatives)
+    scores, norms = mf_scores(user_embedding, item_embedding, item_bias, users, items, sparse)
+    options: dict[str, Tensor] = {} if weight is None else {"sample_weight": weight}
+    if getattr(loss, "needs_items", False):
+        options |= {"pos_items": positives, "neg_items": negatives}
+    value = loss(*split_scores(scores, positives, negatives), **options)
+    return value + l2 * reduce(norms, getattr(loss, "reduction", "mean")) if l2 else value

@@ -1,0 +1,131 @@
+"""Metrics of tensors on one device, whose values are never looked at.
+
+They serve evaluation on a GPU as well as the functions of arrays. An entry that takes no part is masked: to leave it
+out, one would have to know how many there are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from zerosum_ext.metrics.inputs import as_cutoff
+
+_SUM_BLOCK = 16384  # fewer than torch sums with several threads
+
+
+def ordered_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a float64 vector, in an order that depends on its length alone, not on the number of threads."""
+    if values.numel() <= _SUM_BLOCK:
+        return values.sum()
+    padded = torch.nn.functional.pad(values, (0, -values.numel() % _SUM_BLOCK))
+    return ordered_sum(padded.view(-1, _SUM_BLOCK).sum(1))
+
+
+def mean_of_known(values: torch.Tensor) -> torch.Tensor:
+    """The mean of those that are not NaN; NaN of none."""
+    known = ~values.isnan()
+    return ordered_sum(torch.where(known, values, 0.0)) / known.sum().double()
+
+
+def average_ranks(values: torch.Tensor) -> torch.Tensor:
+    """1-based ascending ranks of a vector; ties get the mean of the places they fill."""
+    ordered, order = values.sort()
+    # (In ascending order, as they are found soonest.)
+    below, up_to = (torch.searchsorted(ordered, ordered, right=right) for right in (False, True))
+    return torch.empty_like(values).scatter_(0, order, (below + up_to + 1).double() / 2)
+
+
+def mean_by_item(
+    items: torch.Tensor, values: torch.Tensor, part: torch.Tensor, num_items: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(how many of an item's values take part, the mean of these or NaN), float64 [num_items] each."""
+    weights = part.double(), torch.where(part, values, 0.0)
+    if items.device.type == "cpu":
+        number, total = (torch.bincount(items, weights=x, minlength=num_items).double() for x in weights)
+    else:  # where bincount and index_add_ have no certain order
+        nothing = torch.zeros(num_items, dtype=torch.float64, device=items.device)
+        number, total = (nothing.index_put((items,), x, accumulate=True) for x in weights)
+    return number, total / number
+
+
+def correlation_of_deviations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of deviations from the mean; NaN where x or y has none."""
+    xy, xx, yy = (ordered_sum(a * b) for a, b in ((x, y), (x, x), (y, y)))
+    return (xy / (xx * yy).sqrt()).clamp(-1, 1)
+
+
+def pearson(x: torch.Tensor, y: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of the entries that take part; NaN where x or y is constant."""
+    number, deviations, constant = part.sum().double(), [], part.sum() < 2
+    for values in (x, y):
+        if values.numel():
+            least, most = torch.where(part, values, torch.inf).amin(), torch.where(part, values, -torch.inf).amax()
+            constant = constant | (least == most)
+        mean = ordered_sum(torch.where(part, values, 0.0)) / number
+        deviations.append(torch.where(part, values - mean, 0.0))
+    return torch.where(constant, torch.nan, correlation_of_deviations(*deviations))
+
+
+def pri_of_quantiles(
+    items: torch.Tensor, quantile: torch.Tensor, part: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
+    number, means = mean_by_item(items, quantile, part, counts.numel())
+    evaluated = number > 0
+    # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.
+    means = means.round(decimals=12)
+    middle = (evaluated.sum().double() + 1) / 2  # the mean of average ranks, exactly
+    x, y = (
+        torch.where(evaluated, average_ranks(torch.where(evaluated, values, torch.inf)) - middle, 0.0)
+        for values in (counts, means)
+    )
+    return -correlation_of_deviations(x, y)
+
+
+def sampled_ranks(positive_scores: torch.Tensor, negative_scores: torch.Tensor) -> torch.Tensor:
+    return 1 + (negative_scores >= positive_scores.unsqueeze(1)).sum(1)
+
+
+def hit_of_ranks(ranks: torch.Tensor, k: int) -> torch.Tensor:
+    return mean_of_known((ranks <= as_cutoff(k)).double())
+
+
+def ndcg_of_ranks(ranks: torch.Tensor, k: int) -> torch.Tensor:
+    return mean_of_known((ranks <= as_cutoff(k)).double() / (ranks + 1).double().log2())
+
+
+def long_tail(counts: torch.Tensor, tail_mass: float) -> torch.Tensor:
+    if not counts.numel():
+        return torch.zeros(0, dtype=torch.bool, device=counts.device)
+    ordered, order = counts.sort()
+    mass = ordered.cumsum(0)
+    # Of all items that are not more popular than each one.
+    up_to = mass[torch.searchsorted(ordered, ordered, right=True) - 1]
+    within = up_to <= tail_mass * mass[-1] * (1 + 1e-12)
+    return torch.empty_like(within).scatter_(0, order, within)
+
+
+def share_of_exposure(exposure: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    return (exposure * items).sum().double() / exposure.sum().double()
+
+
+def coverage_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    return mean_of_known((exposure > 0).double())
+
+
+def gini_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    x, n = exposure.sort().values.double(), exposure.numel()
+    weight = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=x.device) - n - 1
+    return ordered_sum(weight * x) / (n * ordered_sum(x))
+
+
+def entropy_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
+    x = exposure.double()
+    total = ordered_sum(x)
+    p = x / total
+    bits = -ordered_sum(torch.where(x > 0, p * p.log2(), 0.0)) + 0.0
+    return torch.where(total > 0, bits, torch.nan)
+
+
+def self_information(counts: torch.Tensor, num_users: int) -> torch.Tensor:
+    return (num_users / counts.clamp(min=1)).log2()
