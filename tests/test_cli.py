@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from zerosum_ext import build_info
 from zerosum_ext.cli import main as cli
+from zerosum_ext.cli.tables import comparison
 from zerosum_ext.data import datasets
 from zerosum_ext.experiments import runs
 
@@ -101,7 +102,7 @@ def test_demo_refuses_bad_options(tmp_path, capsys, option):
 
 # ---- train, evaluate, recommend
 
-SMALL = ["--dim", "8", "--batch-size", "64", "--epochs", "2"]
+SMALL = ["--embedding-dim", "8", "--batch-size", "64", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,20 @@ def test_train_prints_both_methods_and_says_where_all_is(ratings, tmp_path, caps
 
 def test_train_finds_the_weight(ratings, tmp_path, capsys):
     folder = tmp_path / "run"
-    options = ["--weight", "auto", "--max-cost", "0.9", "--bias", "pri", "--epochs", "1", "--dim", "4", "--log", "csv"]
+    options = [
+        "--weight",
+        "auto",
+        "--max-cost",
+        "0.9",
+        "--bias",
+        "pri",
+        "--epochs",
+        "1",
+        "--embedding-dim",
+        "4",
+        "--log",
+        "csv",
+    ]
     assert cli.main(["train", str(ratings), "--output", str(folder), "--no-figures", *options]) == 0
     found = json.loads((folder / "weights" / "search.json").read_text())
     assert json.loads((folder / "config.json").read_text())["methods"]["zerosum"]["weight"] == found["weight"]
@@ -244,13 +258,13 @@ def test_a_preset_gives_defaults(ratings, tmp_path, capsys):
     given = ["--epochs", "2", "--model", "lightgcn", "--model-option", "num_layers=1", "--output", str(tmp_path / "r")]
     assert cli.main([*argv, *given]) == 0
     method = runs.Run.open(tmp_path / "r").methods["zerosum"]
-    assert (method.epochs, method.batch_size, method.draws, method.dim) == (2, 2048, 3, 10)
-    assert (method.keep, method.patience) == ("last", 20)
+    assert (method.epochs, method.batch_size, method.draws, method.embedding_dim) == (2, 2048, 3, 10)
+    assert (method.restore_best, method.patience) == (False, 20)
     expected = {"num_layers": 1, "normalization": "row", "combine": "concat", "node_dropout": 0.1, "init_std": 0.01}
     assert method.model_options == expected
     assert cli.main([*argv, "--epochs", "1", "--output", str(tmp_path / "mf")]) == 0
     method = runs.Run.open(tmp_path / "mf").methods["zerosum"]
-    assert (method.dim, method.weight, method.model_options) == (64, 0.9, {"init_std": 0.01})
+    assert (method.embedding_dim, method.weight, method.model_options) == (64, 0.9, {"init_std": 0.01})
 
 
 def test_train_logs(ratings, tmp_path, capsys):
@@ -266,7 +280,7 @@ def test_train_logs(ratings, tmp_path, capsys):
 
 
 def test_figures_of_one_row_have_the_same_digits():
-    table = cli._comparison({"bpr": {"arp@10": 243.51, "pri": 0.5}, "zerosum": {"arp@10": 242.02, "pri": float("nan")}})
+    table = comparison({"bpr": {"arp@10": 243.51, "pri": 0.5}, "zerosum": {"arp@10": 242.02, "pri": float("nan")}})
     rows = {line.split()[0]: line.split()[-3:] for line in table.splitlines() if line.strip()}
     assert rows["ARP"] == ["243.5", "242.0", "-1.5"]
     assert [line.split() for line in table.splitlines() if "  PRI" in line] == [["PRI", "0.5000", "-", "-"]]
@@ -372,7 +386,7 @@ def test_train_refuses_bad_files(tmp_path, capsys, content, said):
         (["--model", "nonsense"], "model: expected one of 'mf'"),
         (["--model-option", "nonsense=1"], "model_options: 'mf' takes"),
         (["--optimizer", "nonsense"], "optimizer: expected one of 'adam'"),
-        (["--dim", "0"], "dim: expected an integer >= 1, got 0"),
+        (["--embedding-dim", "0"], "embedding_dim: expected an integer >= 1, got 0"),
         (["--epochs", "0"], "epochs: expected an integer >= 1"),
         (["--batch-size", "0"], "batch_size: expected an integer >= 1"),
         (["--negatives", "0"], "negatives: expected an integer >= 1"),
@@ -517,7 +531,7 @@ def test_a_folder_in_use_is_refused(ratings, run_folder, capsys):
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(ratings, tmp_path):
     folder = tmp_path / "my run"
-    argv = ["train", str(ratings), "--output", str(folder), "--no-figures", "--dim", "8", "--batch-size", "2"]
+    argv = ["train", str(ratings), "--output", str(folder), "--no-figures", "--embedding-dim", "8", "--batch-size", "2"]
     argv += ["--epochs", "100000", "--patience", "100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "zerosum_ext", *argv],

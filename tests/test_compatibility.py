@@ -90,21 +90,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     shutil.copytree(FOLDER / "run", tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").glob("*/model.safetensors")}
     assert len(before) == 2
-    options = [
-        "--loss",
-        "zerosum",
-        "--weight",
-        "0.8",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "64",
-        "--k",
-        "5",
-        "--no-figures",
-    ]
-    main = ["-m", "zerosum_ext", "train", "ratings.csv", "--output", "run", "--resume", "--quiet", *options]
-    help_text = subprocess.run([sys.executable, *main[:3], "--help"], capture_output=True, text=True, check=True).stdout
-    width = ["--embedding-dim" if "--embedding-dim" in help_text else "--dim", "4"]
-    subprocess.run([sys.executable, *main, *width], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    settings = "--loss zerosum --weight 0.8 --epochs 2 --batch-size 64 --embedding-dim 4 --k 5 --no-figures --quiet"
+    main = ["-m", "zerosum_ext", "train", "ratings.csv", "--output", "run", "--resume", *settings.split()]
+    subprocess.run([sys.executable, *main], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert {p: p.read_bytes() for p in before} == before

@@ -141,7 +141,7 @@ def test_choose_takes_the_best():
     ("method", "model"), [("macr", "lightgcn"), ("pda", "mf"), ("pearson", "ngcf"), ("compensation", "neumf")]
 )
 def test_methods_in_run_folders(tmp_path, method, model):
-    settings = runs.Method(loss=method, model=model, dim=8, epochs=2, batch_size=256, lr=0.01)
+    settings = runs.Method(loss=method, model=model, embedding_dim=8, epochs=2, batch_size=256, lr=0.01)
     run = runs.train(X, tmp_path / "run", settings, baseline=False, figures=False, progress=False)
     read = runs.Run.open(tmp_path / "run")
     assert read.evaluate()[0][method] == pytest.approx(run.metrics[method], nan_ok=True)

@@ -16,7 +16,9 @@ import torch
 from zerosum_ext import Interactions, metrics, sample_negatives
 from zerosum_ext.cli import main as cli
 from zerosum_ext.data import datasets
-from zerosum_ext.experiments import frontier, reproduce
+from zerosum_ext.experiments import frontier, reproduce, runs
+from zerosum_ext.experiments.reproduce import protocols, running
+from zerosum_ext.training.loop import fit
 
 SYNTHETIC = """
 title = "Small"
@@ -24,7 +26,7 @@ protocol = "synthetic"
 columns = ["error", "pri", "pop_q_at_1"]
 seeds = [3, 4]
 data = {source = "triangle"}
-settings = {epochs = 1, batch_size = 4096, dim = 4}
+settings = {epochs = 1, batch_size = 4096, embedding_dim = 4}
 
 [[methods]]
 name = "BPR"
@@ -44,14 +46,24 @@ def experiment(tmp_path):
     return path
 
 
+def lines(path):
+    """The results in a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_finished_cells_are_not_run_again_and_others_are(experiment, tmp_path, monkeypatch):
     results = reproduce.run(experiment, tmp_path / "out", progress=False, only="BPR")
     assert [r["seed"] for r in results.records["BPR"]] == [3, 4]
     assert results.records["Zerosum w=.8"] == []
-    assert {f.name for f in (tmp_path / "out" / "small").glob("*.json")} == {"bpr-seed3.json", "bpr-seed4.json"}
+    assert [(r["method"], r["seed"]) for r in lines(tmp_path / "out" / "small.jsonl")] == [("BPR", 3), ("BPR", 4)]
     ran = []
-    real = reproduce._synthetic
-    monkeypatch.setattr(reproduce, "_synthetic", lambda cell: ran.append((cell.name, cell.method.seed)) or real(cell))
+    real = running.run_cell
+
+    def run_cell(cell, data):
+        ran.append((cell.name, cell.method.seed))
+        return real(cell, data)
+
+    monkeypatch.setattr(running, "run_cell", run_cell)
     again = reproduce.run(experiment, tmp_path / "out", progress=False)
     assert ran == [("Zerosum w=.8", 3), ("Zerosum w=.8", 4)]
     assert again.records["BPR"] == results.records["BPR"]
@@ -99,7 +111,7 @@ protocol = "benchmark"
 leak = {json.dumps(leak)}
 columns = ["hit@10", "ndcg@10", "pri"]
 data = {{source = "{tmp_path / "few.npz"}", min_item_count = 2}}
-settings = {{epochs = 3, batch_size = 64, dim = 8, lr = 0.01}}
+settings = {{epochs = 3, batch_size = 64, embedding_dim = 8, lr = 0.01}}
 [[methods]]
 name = "BPR"
 settings = {{loss = "bpr"}}
@@ -112,13 +124,13 @@ settings = {{loss = "bpr"}}
 def test_benchmark_protocol(tmp_path, monkeypatch, leak):
     path = benchmark_file(tmp_path, leak)
     given = {}
-    real = reproduce.fit
+    real = protocols.fit
     monkeypatch.setattr(
-        reproduce, "fit", lambda m, t, *a, **k: given.update(model=m, train=t, **k) or real(m, t, *a, **k)
+        protocols, "fit", lambda m, t, *a, **k: given.update(model=m, train=t, **k) or real(m, t, *a, **k)
     )
     results = reproduce.run(path, tmp_path / "out", progress=False)
     found = results.records["BPR"][0]["metrics"]
-    everything = reproduce.Experiment.read(path).data.read()
+    everything = reproduce.read_experiment(path).data.read()
     split = everything.split_random((0.6, 0.2, 0.2), seed=0)
     assert torch.equal(given["train"].indices, split.train.indices)
     users = torch.arange(everything.num_users)
@@ -151,14 +163,14 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (("title =", "titel ="), "unknown: titel; missing: title"),
         (('"synthetic"', '"fast"'), "synthetic"),
         (('loss = "bpr"', 'loss = "bqr"'), "bqr"),
-        (("weight = 0.8", "wait = 0.8"), "settings: got an unexpected keyword argument 'wait'"),
+        (("weight = 0.8", "wait = 0.8"), "device, got 'wait'"),
         (('loss = "bpr"}', 'loss = "bpr", loss_options = {gamma = 1}}'), "method 'BPR': loss_options: expected those"),
         (("seeds = [3, 4]", 'leak = "some"'), "leak"),
         (("seeds = [3, 4]", "seeds = []"), "seeds"),
         (("seeds = [3, 4]", "seeds = [-1]"), "seeds"),
         (("weight = 0.8, epochs = 2}", 'weight = 0.8}\npairing = "wrong"'), "pairing"),
         (("weight = 0.8, epochs = 2}", 'weight = 0.8}\npairing = "released"'), "pos2neg2"),
-        (("weight = 0.8, epochs = 2}", "weight = 0.8}\nsweep = {epochs = [1], dim = [2]}"), "sweep"),
+        (("weight = 0.8, epochs = 2}", "weight = 0.8}\nsweep = {epochs = [1], embedding_dim = [2]}"), "sweep"),
         (("weight = 0.8, epochs = 2}", "weight = 0.8}\nseeds = [1]"), "seeds"),
         (('"Zerosum w=.8"', '"BPR"'), "'BPR'"),
         (("[[methods]]", "[[methods"), "not a TOML file"),
@@ -171,10 +183,13 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (("seeds = [3, 4]", 'seeds = ["a"]'), "seeds: expected an integer >= 0, got str 'a'"),
         (("seeds = [3, 4]", "seeds = 3"), "seeds: expected a list"),
         (("seeds = [3, 4]", "note = 3"), "note: expected a text, got int 3"),
-        (("{source =", "{sauce ="), "data: got an unexpected keyword argument 'sauce'"),
+        (("{source =", "{sauce ="), "data: expected source, "),
         (('{source = "triangle"}', '"triangle"'), "data: expected a table, got str 'triangle'"),
         (('{source = "triangle"}', "{source = 3}"), "data: source: expected a text"),
-        (("settings = {epochs = 1, batch_size = 4096, dim = 4}", "settings = 3"), "settings: expected a table"),
+        (
+            ("settings = {epochs = 1, batch_size = 4096, embedding_dim = 4}", "settings = 3"),
+            "settings: expected a table",
+        ),
         (('settings = {loss = "bpr"}', ""), "method 'BPR': settings: expected a table"),
         (("epochs = 1,", 'epochs = "one",'), "epochs: expected an integer"),
         (("epochs = 1,", "epochs = 1, negatives = 0,"), "negatives: expected an integer >= 1"),
@@ -199,19 +214,31 @@ def test_bad_files_are_named(experiment, tmp_path, capsys, change, said):
 def test_a_single_table_of_methods_is_named(experiment):
     experiment.write_text(SYNTHETIC.partition("[[methods]]")[0] + '[methods]\nname = "BPR"\n')
     with pytest.raises(ValueError, match=r"small\.toml: methods: expected tables \[\[methods\]\], got dict"):
-        reproduce.Experiment.read(experiment)
+        reproduce.read_experiment(experiment)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "{"])
 def test_a_damaged_cell_is_named(experiment, tmp_path, capsys, content):
-    (tmp_path / "out" / "small").mkdir(parents=True)
-    (tmp_path / "out" / "small" / "bpr-seed3.json").write_text(content)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "small.jsonl").write_text(content + "\n")
     argv = ["reproduce", "--experiment", str(experiment), "--output", str(tmp_path / "out"), "--quiet"]
     for more in ([], ["--no-run"]):
         assert cli.main([*argv, *more]) == 2
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
-        assert "bpr-seed3.json is damaged" in err
+        assert "small.jsonl, line 1, is damaged" in err
+
+
+@pytest.mark.parametrize("torn", [1, 20, -1])
+def test_a_result_that_was_cut_off_is_run_again(experiment, tmp_path, torn):
+    file = tmp_path / "out" / "small.jsonl"
+    results = reproduce.run(experiment, tmp_path / "out", progress=False, only="BPR")
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:torn])
+    assert len(reproduce.load(experiment, tmp_path / "out").records["BPR"]) == 1
+    again = reproduce.run(experiment, tmp_path / "out", progress=False, only="BPR")
+    assert [r["metrics"] for r in again.records["BPR"]] == [r["metrics"] for r in results.records["BPR"]]
+    assert [r["seed"] for r in lines(file)] == [3, 4]
 
 
 def test_what_selects_nothing_is_refused(experiment, tmp_path, capsys):
@@ -236,7 +263,7 @@ def test_experiments_of_one_name_are_refused(experiment, tmp_path, capsys):
 
 def test_a_sweep_over_texts(experiment):
     experiment.write_text(SYNTHETIC.replace(", epochs = 2}", '}\nsweep = {model = ["mf", "gmf"]}'))
-    read = reproduce.Experiment.read(experiment)
+    read = reproduce.read_experiment(experiment)
     assert read.families == {"Zerosum w=.8": ("Zerosum w=.8 model=mf", "Zerosum w=.8 model=gmf")}
     assert read.methods["Zerosum w=.8 model=gmf"].model == "gmf"
 
@@ -256,8 +283,8 @@ def test_other_data_under_the_same_name_are_trained_on_anew(tmp_path):
     assert after["digest"] == before["digest"]
     assert after["history"]["samples"] != before["history"]["samples"]
     # A record of before there was a digest of the data stays valid.
-    file = tmp_path / "out" / "few" / "bpr-seed0.json"
-    file.write_text(json.dumps({name: value for name, value in after.items() if name != "data"}))
+    record = json.dumps({name: value for name, value in after.items() if name != "data"})
+    (tmp_path / "out" / "few.jsonl").write_text(record + "\n")
     assert "data" not in reproduce.run(path, tmp_path / "out", progress=False).records["BPR"][0]
 
 
@@ -294,8 +321,12 @@ def test_processes_end_with_what_started_them(experiment, tmp_path, event):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        finished = tmp_path / "out" / "small" / "bpr-seed4.json"  # both are up then, and begin cells that take long
-        wait_until(lambda: finished.is_file() or process.poll() is not None)
+        file = tmp_path / "out" / "small.jsonl"
+
+        def bpr_is_finished():  # both processes are up then, and begin cells that take long
+            return file.is_file() and {3, 4} <= {r["seed"] for r in lines(file) if r["method"] == "BPR"}
+
+        wait_until(lambda: bpr_is_finished() or process.poll() is not None)
         workers = workers_of(process.pid)
         assert len(workers) == 2
         if event == "ctrl-c":  # a terminal sends it to all
@@ -313,7 +344,7 @@ def test_processes_end_with_what_started_them(experiment, tmp_path, event):
         assert len(err.splitlines()) == 1, err
     if event == "worker killed":
         assert "one of 2 processes died" in err
-    assert finished.is_file()
+    assert bpr_is_finished()
 
 
 def test_command_line(experiment, tmp_path, capsys):
@@ -323,7 +354,7 @@ def test_command_line(experiment, tmp_path, capsys):
     assert cli.main([*argv, "--jobs", "1"]) == 0
     text = (tmp_path / "out" / "REPORT.md").read_text()
     assert "| BPR | 2 |" in text
-    record = json.loads((tmp_path / "out" / "small" / "bpr-seed3.json").read_text())
+    record = lines(tmp_path / "out" / "small.jsonl")[0]
     assert set(record["metrics"]["last"]) >= {"error", "pri", "pop_q_at_1"}
     assert cli.main(["reproduce", "--experiment", str(tmp_path / "none.toml")]) == 2
 
@@ -338,7 +369,7 @@ def test_the_released_pairing():
     x = Interactions.from_scipy(datasets.synthetic_triangle(30, 30))
     users, items = (t.long() for t in x.pairs())
     by_item = torch.argsort(items, stable=True)
-    pairing = reproduce._ReleasedPairing(x, by_item, seed=0)
+    pairing = protocols._ReleasedPairing(x, by_item, seed=0)
     positives, negatives = torch.stack([items, items], 1), torch.zeros(x.nnz, 2, dtype=torch.int64)
     dense = torch.from_numpy(x.to_scipy().toarray() > 0)
     # Row r of the file is interaction by_item[r]; the table by user is in the interactions' own order.
@@ -356,7 +387,7 @@ def test_the_released_pairing():
     # The share of wrong pairs that is known of the released synthetic data: 19 %.
     x = Interactions.from_scipy(datasets.synthetic_triangle())
     users, items = (t.long() for t in x.pairs())
-    pairing = reproduce._ReleasedPairing(x, torch.argsort(items, stable=True), seed=0)
+    pairing = protocols._ReleasedPairing(x, torch.argsort(items, stable=True), seed=0)
     second = pairing(users, torch.stack([items, items], 1), items)[1][:, 1]
     dense = torch.from_numpy(x.to_scipy().toarray() > 0)
     assert float((~dense[users, second]).float().mean()) == pytest.approx(0.19, abs=0.01)
@@ -412,9 +443,9 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
     validation = first["PDA"]["history"]["validation"]
     assert first["PDA"]["metrics"]["best"]["epoch"] == 1 + int(np.argmax(validation))
     assert first["PDA"]["trained_here"]
-    _, split, negatives = reproduce._benchmark_data(results.experiment)
+    _, split, negatives = protocols._benchmark_data(results.experiment)
     parts = results.experiment.methods["PDA"].make_parts(split.train)
-    reproduce.fit(
+    fit(
         parts.model,
         split.train,
         parts.loss,
@@ -424,10 +455,10 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
         optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
     )
     ranker = parts.inference(parts.model)
-    assert reproduce._sampled(ranker, split.valid, negatives)["ndcg@10"] == validation[-1]
-    assert reproduce._sampled(parts.model, split.valid, negatives)["ndcg@10"] != validation[-1]
+    assert protocols._sampled(ranker, split.valid, negatives)["ndcg@10"] == validation[-1]
+    assert protocols._sampled(parts.model, split.valid, negatives)["ndcg@10"] != validation[-1]
     # c is the best of the candidates in validation.
-    assert last["MACR"]["c"] in reproduce.MACR_REFERENCES
+    assert last["MACR"]["c"] in runs.MACR_REFERENCES
     assert results.experiment.families == {
         "Compensation": ("Compensation alpha=0", "Compensation alpha=0.5"),
         "Zerosum": ("Zerosum w=0.9", "Zerosum w=0.5"),
@@ -442,7 +473,7 @@ def test_methods_of_every_kind_and_their_frontiers(tmp_path):
     points = [(last[n]["ndcg@10"], last[n]["pri"]) for n in results.experiment.families["Compensation"]]
     assert f"{frontier.area(points, base):.3f}" in row
     # The cell's own training is what a process would have done that had trained nothing before.
-    reproduce._last_trained.clear()
+    protocols._last_trained.clear()
     again = reproduce.run(path, tmp_path / "again", progress=False, only="alpha=0.5")
     assert again.records["Compensation alpha=0.5"][0]["trained_here"]
     assert again.records["Compensation alpha=0.5"][0]["metrics"] == first["Compensation alpha=0.5"]["metrics"]
@@ -455,8 +486,8 @@ def test_another_split(tmp_path):
     arrays["split"] = (np.arange(len(arrays["user"])) % 4 == 0).astype(np.int8)  # 1: test
     np.savez(tmp_path / "few.npz", **arrays)
     path.write_text('split = {kind = "column"}\n' + path.read_text())
-    experiment = reproduce.Experiment.read(path)
-    everything, split, negatives = reproduce._benchmark_data(experiment)
+    experiment = reproduce.read_experiment(path)
+    everything, split, negatives = protocols._benchmark_data(experiment)
     assert (split.train | split.valid | split.test).nnz == sum(part.nnz for part in split) == everything.nnz
     expected = experiment.data.read().split_by("split", train=0, valid=2, test=1)
     assert torch.equal(split.test.indices, expected.test.indices)
@@ -464,11 +495,11 @@ def test_another_split(tmp_path):
     assert split.valid.nnz == pytest.approx(0.1 * expected.train.nnz, rel=0.1)
     held = everything.to_scipy().toarray() > 0
     assert not held[torch.arange(everything.num_users)[:, None], negatives].any()
-    plain = reproduce.Experiment.read(benchmark_file(tmp_path, False)).cells()[0]
+    plain = reproduce.read_experiment(benchmark_file(tmp_path, False)).cells()[0]
     assert plain.digest != experiment.cells()[0].digest
     path.write_text(path.read_text().replace("title", 'split = {sort = "column"}\ntitle', 1))
     with pytest.raises(ValueError, match="sort"):
-        reproduce.Experiment.read(path)
+        reproduce.read_experiment(path)
 
 
 def test_pictures_of_synthetic_data(experiment, tmp_path):
@@ -502,5 +533,5 @@ def test_the_projects_own_experiments_are_well_formed(request):
     files = sorted((request.config.rootpath / "benchmarks" / "paper").glob("*.toml"))
     assert files
     for file in files:
-        names = [cell.file for cell in reproduce.Experiment.read(file).cells()]
+        names = [cell.stem for cell in reproduce.read_experiment(file).cells()]
         assert len(set(names)) == len(names)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import zerosum_ext as zx
 from zerosum_ext.experiments import runs
 
-METHOD = runs.Method(weight=0.8, dim=8, epochs=3, batch_size=64, patience=None)
+METHOD = runs.Method(weight=0.8, embedding_dim=8, epochs=3, batch_size=64, patience=None)
 FAST = {"figures": False, "progress": False}
 FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "curves.png", "popq.png", "ranks.png"}
 
@@ -224,7 +224,7 @@ def test_another_model_is_one_line(ratings, tmp_path, monkeypatch):
         def score_all_items(self, users):
             return self.value.expand(len(users), -1)
 
-    monkeypatch.setitem(runs.MODELS, "popular", lambda train, dim, seed: Popular(*train.shape))
+    monkeypatch.setitem(runs.MODELS, "popular", lambda train, embedding_dim, seed: Popular(*train.shape))
     run = runs.train(ratings, tmp_path / "r", replace(METHOD, model="popular"), progress=False)
     assert runs.Run.open(run.folder).evaluate()[0] == run.metrics
 

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: one module for each command. The entry point is :func:`zerosum_ext.cli.main.main`."""

@@ -1,0 +1,71 @@
+"""``zerosum-ext recommend``: the best items for users."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+_HEAD = ("user", "rank", "item", "score")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    recommend = commands.add_parser(
+        "recommend",
+        help="the best items for users, by the model of a run",
+        description="Prints the best items for users by a run's model, with the ids of the file that was trained on. "
+        "Items that a user has interacted with are left out.",
+        epilog="example: zerosum-ext recommend runs/mine --user 42 --user 43 -k 5 --csv",
+    )
+    recommend.add_argument("folder", metavar="RUN", help="a run folder of zerosum-ext train")
+    recommend.add_argument("--user", action="append", default=[], metavar="ID", help="may be given more than once")
+    recommend.add_argument("--user-file", metavar="FILE", help="one id in each line; - is standard input")
+    recommend.add_argument("-k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
+    recommend.add_argument("--method", metavar="NAME", help="the one to recommend with (default: the main one)")
+    recommend.add_argument("--include-seen", action="store_true", help="items that the user knows too")
+    form = recommend.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV: user, rank, item, score")
+    recommend.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext.experiments import runs
+
+    users = list(arguments.user)
+    if arguments.user_file is not None:
+        text = sys.stdin.read() if arguments.user_file == "-" else Path(arguments.user_file).read_text("utf-8-sig")
+        users += [line.strip() for line in text.splitlines() if line.strip()]
+    if not users:
+        raise ValueError("no users: give --user ID or --user-file FILE")
+    run = runs.Run.open(arguments.folder)
+    found = run.recommend(users, arguments.k, method=arguments.method, include_seen=arguments.include_seen)
+    for one in found:
+        if not one.items:
+            print(f"user {one.user}: nothing is left to recommend, every item was interacted with", file=sys.stderr)
+    if arguments.json:
+        print(runs.to_json([asdict(one) for one in found]))
+        return 0
+    rows = [
+        (one.user, place, item, f"{score:.6g}")
+        for one in found
+        for place, (item, score) in enumerate(zip(one.items, one.scores, strict=True), 1)
+    ]
+    if arguments.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(_HEAD)
+        writer.writerows(rows)
+    else:
+        print(_aligned([_HEAD, *(tuple(str(cell) for cell in row) for row in rows)]))
+    return 0
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

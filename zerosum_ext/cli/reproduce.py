@@ -1,0 +1,112 @@
+"""``zerosum-ext reproduce``: run experiment files and report beside the published figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zerosum_ext._files import replacing
+
+if TYPE_CHECKING:
+    from zerosum_ext.experiments import reproduce
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run experiment files, and report beside the published figures",
+        description="Runs the methods and seeds of experiment files that are not finished yet, and writes a report "
+        "with the published figures beside those reached. Interrupt it and run it again: it goes on.",
+        epilog="example: zerosum-ext reproduce --experiment benchmarks/paper/synthetic.toml --jobs 2",
+    )
+    reproduce.add_argument("--experiment", nargs="+", required=True, metavar="FILE", help="TOML files")
+    reproduce.add_argument(
+        "--output", default="runs/paper", metavar="DIR", help="results go here (default: %(default)s)"
+    )
+    reproduce.add_argument("--report", metavar="FILE", help="the report (default: REPORT.md in the results' folder)")
+    reproduce.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: %(default)s)")
+    reproduce.add_argument("--only", metavar="TEXT", help="run only methods whose name contains this")
+    reproduce.add_argument("--seed", type=int, nargs="+", metavar="S", help="run only these of the file's seeds")
+    reproduce.add_argument("--no-run", action="store_true", help="report what is finished, run nothing")
+    reproduce.add_argument("--no-figures", action="store_true", help="draw none")
+    reproduce.add_argument(
+        "--findings", metavar="FILE", help="text that opens the report (default: FINDINGS.md beside the first file)"
+    )
+    reproduce.add_argument("--quiet", action="store_true", help="no progress bar")
+    reproduce.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext.experiments import reproduce
+
+    report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
+    findings = Path(arguments.findings or Path(arguments.experiment[0]).parent / "FINDINGS.md")
+    head = ["# Published experiments, run again", ""]
+    if arguments.findings or findings.is_file():
+        head += [findings.read_text(encoding="utf-8").strip(), ""]
+    experiments = {path: reproduce.read_experiment(path) for path in arguments.experiment}
+    _check_names(experiments)
+    if not arguments.no_run:
+        _check_selection(experiments.values(), arguments.only, arguments.seed)
+    sections = []
+    for path, experiment in experiments.items():
+        results = _results(path, experiment, arguments)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        figures = {}
+        if not arguments.no_figures:
+            drawn = reproduce.draw(results, arguments.output, report.parent / "figures")
+            figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
+        sections.append(reproduce.report(results, figures))
+        # The report is written after every experiment, so that an interrupted command has reported what it ran.
+        with replacing(report) as part:
+            Path(part).write_text("\n".join([*head, *sections]), encoding="utf-8")
+    print("\n".join(sections))
+    print(f"the report is in {report}, the results in {arguments.output}")
+    return 0
+
+
+def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Namespace) -> reproduce.Results:
+    """Run what is not finished, unless that is not wanted or the data are missing, and return what is finished."""
+    from zerosum_ext.experiments import reproduce
+
+    missing = "" if arguments.no_run else experiment.missing_data()
+    if missing:
+        print(f"{path}: skipped. {missing}", file=sys.stderr)
+    if missing or arguments.no_run:
+        return reproduce.load(path, arguments.output)
+    return reproduce.run(
+        path,
+        arguments.output,
+        jobs=arguments.jobs,
+        only=arguments.only,
+        seeds=arguments.seed,
+        progress=False if arguments.quiet else None,
+    )
+
+
+def _check_names(experiments: Mapping[str, reproduce.Experiment]) -> None:
+    """Raise if two experiments have one name, as their results would have one file."""
+    for name in (experiment.name for experiment in experiments.values()):
+        files = [path for path, experiment in experiments.items() if experiment.name == name]
+        if len(files) > 1:
+            raise ValueError(
+                f"--experiment: expected files of different names, got {' and '.join(files)}: results of one file"
+            )
+
+
+def _check_selection(experiments: Iterable[reproduce.Experiment], only: str | None, seeds: list[int] | None) -> None:
+    """Raise if --only or --seed names nothing that any of the experiments has."""
+    cells = [cell for experiment in experiments for cell in experiment.cells()]
+    for seed in seeds or ():
+        if not any(cell.method.seed == seed for cell in cells):
+            known = sorted({cell.method.seed for cell in cells})
+            raise ValueError(f"--seed: expected seeds of the files, {', '.join(map(str, known))}, got {seed}")
+    if only is not None and not any(
+        only in cell.name and (seeds is None or cell.method.seed in seeds) for cell in cells
+    ):
+        methods = ", ".join(dict.fromkeys(repr(cell.name) for cell in cells))
+        raise ValueError(f"--only: expected a part of a method's name, {methods}, got {only!r}")

@@ -1,0 +1,274 @@
+"""``zerosum-ext train``: train on a file, compare with plain BPR, write a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zerosum_ext.cli.options import (
+    add_output_options,
+    add_reading_options,
+    data_source,
+    named_values,
+    note,
+    set_threads,
+)
+from zerosum_ext.cli.tables import comparison
+
+if TYPE_CHECKING:
+    from zerosum_ext.experiments import runs
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    train = commands.add_parser(
+        "train",
+        help="train on interactions, measure against plain BPR, write a run folder",
+        description="Splits interactions, trains a model with the chosen loss and with plain BPR on the same split, "
+        "prints accuracy and popularity bias of both side by side, and writes model, metrics, history and figures to "
+        "a run folder.",
+        epilog="example: zerosum-ext train ratings.csv --loss zerosum --weight 0.9 --output runs/mine, then "
+        "zerosum-ext recommend runs/mine --user 42",
+    )
+    train.add_argument(
+        "data",
+        metavar="FILE",
+        help="text with one interaction in each row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA",
+    )
+    _add_run_options(train)
+    add_output_options(train)
+    method = train.add_argument_group("method")
+    _add_loss_options(method)
+    _add_training_options(method)
+    _add_split_options(train.add_argument_group("split"))
+    add_reading_options(train)
+    train.set_defaults(run=_run, parser=train)
+
+
+def _add_run_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME_OF_FILE-LOSS)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
+    train.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder, and start again")
+    train.add_argument("--no-baseline", action="store_true", help="do not train plain BPR to compare with")
+    train.add_argument("--no-figures", action="store_true", help="draw no figures")
+    train.add_argument(
+        "--log",
+        nargs="+",
+        choices=("csv", "tensorboard"),
+        default=(),
+        help="after every epoch write METHOD/log.csv, the folder METHOD/tensorboard, or both",
+    )
+
+
+def _add_loss_options(group: Any) -> None:
+    group.add_argument(
+        "--preset",
+        choices=("paper", "lightgcn"),
+        help="published hyper-parameters of model and training, without early stopping: all epochs are trained and "
+        "the last is kept. Explicit options override the preset",
+    )
+    group.add_argument(
+        "--loss", default="zerosum", metavar="NAME", help="the name of a loss or debiasing method (default: zerosum)"
+    )
+    group.add_argument(
+        "--weight",
+        type=_weight,
+        metavar="W",
+        help="the weight of losses that have one: w times BPR and 1 - w times the regularizer, 0 to 1 (default: 0.9). "
+        "auto trains several weights and takes the one that removes most bias at the cost of --max-cost",
+    )
+    group.add_argument(
+        "--max-cost",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="with --weight auto: the share of BPR's --metric in validation that may be lost (default: 0.05)",
+    )
+    group.add_argument(
+        "--bias",
+        choices=("pop_q_at_1", "pri", "upo", "pcc"),
+        default="pop_q_at_1",
+        help="with --weight auto: the measure of bias (default: pop_q_at_1)",
+    )
+    group.add_argument(
+        "--loss-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the loss"
+    )
+    group.add_argument("--model", default="mf", metavar="NAME", help="the model (default: mf, matrix factorization)")
+    group.add_argument(
+        "--model-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the model"
+    )
+    group.add_argument(
+        "--embedding-dim", type=int, default=64, metavar="D", help="width of the embeddings (default: 64)"
+    )
+
+
+def _add_training_options(group: Any) -> None:
+    def add(name: str, kind: type, default: Any, metavar: str, text: str) -> None:
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+    add("--epochs", int, 100, "N", "maximum number of epochs")
+    add("--batch-size", int, 1024, "B", "samples in a step")
+    add("--lr", float, 1e-3, "RATE", "learning rate")
+    add("--optimizer", str, "adam", "NAME", "adam, adamw, adagrad, sgd or sparse_adam")
+    add("--weight-decay", float, 0.0, "X", "weight decay of the optimizer")
+    add("--l2", float, 0.0, "X", "L2 on the rows of the batch")
+    add("--negatives", int, 1, "K", "negatives for each positive")
+    add("--draws", int, 1, "N", "visits to each positive in an epoch")
+    group.add_argument(
+        "--strategy", choices=("uniform", "popularity"), default="uniform", help="how negatives are drawn"
+    )
+    add("--seed", int, 0, "S", "seed of the initial weights and the samples")
+    add("--metric", str, "ndcg@10", "NAME", "the metric to watch in validation")
+    add("--patience", int, 10, "N", "stop after N epochs without a better one")
+    group.add_argument(
+        "--restore-best",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the best epoch by validation, or else the last one (default: the best)",
+    )
+    add("--device", str, "cpu", "NAME", "cpu, cuda or cuda:N")
+
+
+def _add_split_options(group: Any) -> None:
+    group.add_argument(
+        "--split",
+        choices=("random", "last", "column"),
+        default="random",
+        help="random; last: hold out each user's latest; column: as --split-column says (default: random)",
+    )
+    group.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=(0.8, 0.1, 0.1),
+        metavar="R",
+        help="with random: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
+    )
+    group.add_argument("--split-seed", type=int, default=0, metavar="S", help="with random: its seed (default: 0)")
+    group.add_argument(
+        "--hold-out", type=int, default=1, metavar="N", help="with last: N to test with, N to validate (default: 1)"
+    )
+    group.add_argument(
+        "--split-values",
+        nargs=3,
+        default=("0", "2", "1"),
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="with column: the values that mark the parts (default: 0 2 1)",
+    )
+
+
+def _weight(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1] or auto, got {text!r}") from None
+
+
+def preset_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the preset says, as defaults of the options of ``train``."""
+    from zerosum_ext.models import presets
+
+    try:
+        model = presets.model_options(arguments.preset, arguments.model)
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    training = presets.training_options(arguments.preset)
+    return {
+        **training,
+        "embedding_dim": model.pop("embedding_dim"),
+        "model_option": [f"{name}={json.dumps(value)}" for name, value in model.items()],
+        "patience": training["epochs"],
+        "restore_best": False,
+    }
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext.experiments import runs
+
+    set_threads(arguments)
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume and --overwrite: expected one of them")
+    method, search = _method(arguments)
+    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
+    try:
+        run = runs.train(
+            data_source(arguments.data, arguments),
+            folder,
+            method,
+            split=_split_rule(arguments),
+            baseline=not arguments.no_baseline,
+            k=arguments.k or (10, 20),
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            figures=not arguments.no_figures,
+            log=arguments.log,
+            search=search,
+            progress=False if arguments.quiet else None,
+            note=note(arguments),
+        )
+    except KeyboardInterrupt:
+        if not (Path(folder) / "config.json").is_file():
+            raise
+        again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
+        command = shlex.join(["zerosum-ext", *again, "--resume"])
+        raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
+    if arguments.json:
+        histories = {name: history.to_dict() for name, history in run.histories.items()}
+        print(runs.to_json({"folder": str(run.folder), "metrics": run.metrics, "histories": histories}))
+        return 0
+    print(comparison(run.metrics))
+    written = sorted(p.name for p in run.folder.iterdir() if p.is_file())
+    print(f"{', '.join(written)} and the models are in {run.folder}")
+    return 0
+
+
+def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSearch | None]:
+    """Return the method that the options describe, and the search for its weight with ``--weight auto``."""
+    from zerosum_ext.experiments import runs
+    from zerosum_ext.models import methods
+
+    weight, loss_options = arguments.weight, named_values("loss-option", arguments.loss_option)
+    if "w" in loss_options:
+        raise ValueError(f"--loss-option: expected w as --weight {loss_options['w']}, got w={loss_options['w']}")
+    if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
+        weight = 0.9
+    search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
+    method = runs.Method(
+        loss=arguments.loss,
+        weight=None if search else weight,
+        loss_options=loss_options,
+        model=arguments.model,
+        model_options=named_values("model-option", arguments.model_option),
+        embedding_dim=arguments.embedding_dim,
+        optimizer=arguments.optimizer,
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        l2=arguments.l2,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        negatives=arguments.negatives,
+        draws=arguments.draws,
+        strategy=arguments.strategy,
+        metric=arguments.metric,
+        patience=arguments.patience,
+        restore_best=arguments.restore_best,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    return method, search
+
+
+def _split_rule(arguments: argparse.Namespace) -> runs.SplitRule:
+    from zerosum_ext.experiments import runs
+
+    train, valid, test = (int(v) if v.lstrip("-").isdecimal() else v for v in arguments.split_values)
+    return runs.SplitRule(
+        kind=arguments.split,
+        ratios=tuple(arguments.ratios),
+        seed=arguments.split_seed,
+        count=arguments.hold_out,
+        values=(train, valid, test),
+    )

@@ -1,0 +1,229 @@
+"""Experiment files: TOML, read and checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS
+from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Pairing, slug
+from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule, todays_names
+
+#: Cut-offs of the metrics over all items.
+CUTOFFS = (10, 20)
+
+# The tables and values of a file, and those that must be there.
+_KNOWN = frozenset(
+    ("title", "protocol", "methods", "data", "columns", "split", "leak", "split_seed", "seeds", "note", "settings")
+)
+_NEEDED = frozenset(("title", "protocol", "methods", "data"))
+
+Settings = TypeVar("Settings", DataSource, SplitRule, Method)
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Read an experiment file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: what is wrong in it. The message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such experiment file")
+    try:
+        return _experiment(path.stem, _read_toml(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def columns_of(protocol: str) -> list[str]:
+    """Return the figures that a protocol yields."""
+    if protocol == "synthetic":
+        return ["error", "pri", "pop_q_at_1", "upo", "c"]
+    cut = [f"{name}@{k}" for name in AT_K_METRICS for k in CUTOFFS]
+    over_all = ("hr@10", "ndcg@10")
+    plain = [name for name in (*cut, *METRICS) if name not in (*over_all, *AT_K_METRICS)]
+    return ["hit@10", "ndcg@10", *(f"full/{name}" for name in over_all), *plain, "c"]
+
+
+def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
+    unknown, missing = sorted(set(values) - _KNOWN), sorted(_NEEDED - set(values))
+    if unknown or missing:
+        raise ValueError(f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}")
+    protocol = require_choice("protocol", values["protocol"], ("synthetic", "benchmark"))
+    entries = _entries(values["methods"], _table("settings", values.get("settings", {})))
+    split_seed = require_positive_int("split_seed", values.get("split_seed", 0), minimum=0)
+    split = {"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **_table("split", values.get("split", {}))}
+    data = _made(DataSource, "data", _table("data", values["data"]))
+    if not isinstance(data.source, str):
+        raise TypeError(f"data: source: expected a text, got {describe(data.source)}")
+    return Experiment(
+        name=name,
+        title=_text("title", values["title"]),
+        protocol=protocol,  # type: ignore[arg-type]
+        columns=_columns(values, protocol),
+        data=data,
+        split=_made(SplitRule, "split", split),
+        leak=_leak(values.get("leak", False)),
+        split_seed=split_seed,
+        seeds=_seeds(values.get("seeds", [0])),
+        methods={name: method for entry in entries for name, method in entry.methods.items()},
+        families={entry.name: tuple(entry.methods) for entry in entries if entry.swept},
+        pairings={name: entry.pairing for entry in entries for name in entry.methods},
+        published={name: entry.published for entry in entries for name in entry.methods},
+        note=_text("note", values.get("note", "")),
+    )
+
+
+# ---- the methods
+
+
+class _Entry(NamedTuple):
+    """One table [[methods]]: one method, or one for each value of its sweep."""
+
+    name: str
+    methods: dict[str, Method]
+    swept: bool
+    pairing: Pairing
+    published: Mapping[str, float]
+
+
+def _entries(tables: Any, common: Mapping[str, Any]) -> list[_Entry]:
+    if not isinstance(tables, list) or not tables:
+        raise ValueError(f"methods: expected tables [[methods]], got {describe(tables)}")
+    known: dict[str, str] = {}
+    entries = []
+    for number, table in enumerate(tables, 1):
+        named = isinstance(table, dict) and isinstance(table.get("name"), str)
+        try:
+            entry = _entry(table, {"patience": None, "restore_best": False, **todays_names(common)})
+            twice = sorted(set(entry.methods) & set(known.values()))
+            if twice:
+                raise ValueError(f"name: expected one that is not in the file yet, got {twice[0]!r}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"method {repr(table['name']) if named else number}: {error}") from None
+        _check_slugs(entry.methods, known)
+        entries.append(entry)
+    return entries
+
+
+def _entry(table: Any, common: Mapping[str, Any]) -> _Entry:
+    name = _table("methods", table).get("name")
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a text, got {describe(name)}")
+    unknown = sorted(set(table) - {"name", "settings", "published", "sweep", "pairing"})
+    if unknown:
+        raise ValueError(f"expected name, settings, published, sweep and pairing, got {unknown[0]!r}")
+    settings = {**common, **todays_names(_table("settings", table.get("settings")))}
+    if "sweep" in table:
+        methods = _sweep(name, settings, _table("sweep", table["sweep"]))
+    else:
+        methods = {name: _made(Method, "settings", settings)}
+    pairing = require_choice("pairing", table.get("pairing", PAIRINGS[0]), PAIRINGS)
+    if pairing == "released" and any(method.loss != "pos2neg2" for method in methods.values()):
+        raise ValueError("pairing: expected 'released' with loss 'pos2neg2' alone")
+    published = _table("published", table.get("published", {}))
+    for column, value in published.items():
+        require_finite_number(f"published {column!r}", value)
+    return _Entry(name, methods, "sweep" in table, pairing, published)  # type: ignore[arg-type]
+
+
+def _sweep(name: str, settings: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict[str, Method]:
+    """Return one method for each value of the parameter that is swept."""
+    if len(sweep) != 1:
+        raise ValueError(f"sweep: expected one parameter with its values, got {len(sweep)}")
+    ((parameter, values),) = sweep.items()
+    group, dot, option = parameter.rpartition(".")
+    made: dict[str, Method] = {}
+    for value in _list(f"sweep: {parameter}", values):
+        one = (
+            {group: {**_table(group, settings.get(group, {})), option: value}} if dot else todays_names({option: value})
+        )
+        short = "w" if option == "weight" and not dot else option
+        text = f"{value:g}" if isinstance(value, (int, float)) else str(value)
+        strength = f"{name} {short}={text}"
+        if strength in made:
+            raise ValueError(f"sweep: {parameter}: expected values of names that differ, got {strength!r} twice")
+        made[strength] = _made(Method, "settings", {**settings, **one})
+    return made
+
+
+def _check_slugs(methods: Iterable[str], known: dict[str, str]) -> None:
+    """Note the names of the methods' files. Two methods with one name would take each other's place for ever."""
+    for name in methods:
+        short = slug(name)
+        if not short:
+            raise ValueError(f"method {name!r}: expected a name with a letter a to z or a digit, for its files")
+        if short in known:
+            raise ValueError(
+                f"methods {known[short]!r} and {name!r}: expected names that differ in more than case, signs "
+                f"and letters beyond a to z, got {short}-seedN for both"
+            )
+        known[short] = name
+
+
+# ---- single values
+
+
+def _made(kind: type[Settings], where: str, table: Mapping[str, Any]) -> Settings:
+    """Make settings from a table of the file, which must hold their options alone."""
+    known = {one.name: one for one in fields(kind)}
+    for name in table:
+        if name not in known:
+            raise ValueError(f"{where}: expected {', '.join(known)}, got {name!r}")
+    for name, one in known.items():
+        if one.default is MISSING and one.default_factory is MISSING and name not in table:
+            raise ValueError(f"{where}: expected {name}, which is missing")
+    return kind(**table)
+
+
+def _columns(values: Mapping[str, Any], protocol: str) -> tuple[str, ...]:
+    columns = _list("columns", values.get("columns", ["pri", "pop_q_at_1"]))
+    return tuple(require_choice("columns", column, columns_of(protocol)) for column in columns)
+
+
+def _leak(value: Any) -> Any:
+    if value not in (True, False, "positives"):
+        raise ValueError(f"leak: expected true, false or 'positives', got {value!r}")
+    return value
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = [require_positive_int("seeds", seed, minimum=0) for seed in _list("seeds", value)]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected each once, got {seeds}")
+    return tuple(seeds)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a text, got {describe(value)}")
+    return value
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a table, got {describe(value)}")
+    return value
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name}: expected a list of at least one value, got {describe(value)}")
+    return value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"not a TOML file: {error}") from None

@@ -1,0 +1,183 @@
+"""Run the cells of an experiment that are not finished, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zerosum_ext._checks import require_positive_int
+from zerosum_ext._files import replacing
+from zerosum_ext.experiments.reproduce import results
+from zerosum_ext.experiments.reproduce.experiment import Cell
+from zerosum_ext.experiments.reproduce.file import read_experiment
+from zerosum_ext.experiments.reproduce.protocols import run_cell
+from zerosum_ext.experiments.runs import environment
+
+
+def run(
+    path: str | Path,
+    output: str | Path,
+    *,
+    jobs: int = 1,
+    progress: bool | None = None,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+) -> results.Results:
+    """Run the cells of an experiment that are not finished yet.
+
+    Args:
+        path: the experiment file.
+        output: the folder of the results. The experiment's file in it is named after the experiment file.
+        jobs: the number of processes at once, each with one thread.
+        progress: show a progress bar. None: on a terminal.
+        only: run only methods whose name contains this. All finished cells are returned.
+        seeds: run only these of the file's seeds.
+
+    Returns:
+        What is finished.
+
+    Raises:
+        ValueError, OSError: a bad file, data that are not there, training that diverged, or a process that died.
+        KeyboardInterrupt: finished cells are kept. With several jobs those under way end at once.
+    """
+    from tqdm import tqdm
+
+    experiment = read_experiment(path)
+    require_positive_int("jobs", jobs)
+    output = Path(output)
+    data = None if experiment.missing_data() else experiment.data_digest()
+    done = results.finished(experiment, output, data)
+    known = {(name, record["seed"]) for name, records in done.records.items() for record in records}
+    open_cells = [
+        cell
+        for cell in experiment.cells()
+        if (only is None or only in cell.name)
+        and (seeds is None or cell.method.seed in seeds)
+        and (cell.name, cell.method.seed) not in known
+    ]
+    bar = tqdm(
+        total=len(open_cells), desc=experiment.name, unit="run", disable=None if progress is None else not progress
+    )
+    with bar:
+        if jobs == 1:
+            for cell in open_cells:
+                bar.set_postfix_str(cell.name)
+                _run_and_write(cell, output)
+                bar.update()
+        else:
+            _run_in_processes(open_cells, output, jobs, bar.update)
+    return results.finished(experiment, output, data)
+
+
+def _run_in_processes(cells: Sequence[Cell], output: Path, jobs: int, after_each: Callable[[], Any]) -> None:
+    """Run cells in processes of one thread each. Never more cells are handed out than there are processes.
+
+    Cells that wait in the pool cannot be taken back: they would begin after an interruption.
+    """
+    context = multiprocessing.get_context("spawn")
+    # The workers end at once when its other end is closed: by us, or because this process is gone.
+    ours_alone, our_end = context.Pipe(duplex=False)
+    queue = iter(cells)
+
+    def submit(pool: ProcessPoolExecutor, count: int) -> set[Future[None]]:
+        # Ctrl-C is for this process to answer: workers inherit that it is blocked.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return {pool.submit(_run_and_write, cell, output) for cell in itertools.islice(queue, count)}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    try:
+        with ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(ours_alone,)) as pool:
+            try:
+                running = submit(pool, jobs)
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for one in done:
+                        one.result()
+                        after_each()
+                    running |= submit(pool, len(done))
+            except KeyboardInterrupt:
+                our_end.close()
+                raise
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    f"jobs: one of {jobs} processes died, killed or for want of memory; the cells that are finished "
+                    "are kept: run the same again, with fewer jobs where memory is short"
+                ) from None
+    finally:
+        our_end.close()
+        ours_alone.close()
+
+
+def _begin_worker(parents: Connection) -> None:
+    """Compute with one thread, and end when the parent's end of the pipe is closed."""
+    torch.set_num_threads(1)
+
+    def end_with_the_parent() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            parents.recv()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+
+
+def _run_and_write(cell: Cell, output: Path) -> None:
+    start, start_cpu = time.perf_counter(), time.process_time()
+    _forget_peak_memory()
+    data = cell.experiment.data_digest()
+    measured = run_cell(cell, data)
+    record = {
+        "experiment": cell.experiment.name,
+        "method": cell.name,
+        "seed": cell.method.seed,
+        "digest": cell.digest,
+        "data": data,
+        "settings": {**asdict(cell.method), "pairing": cell.pairing},
+        "metrics": measured.metrics,
+        "history": measured.history,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
+        "trained_here": measured.trained_here,
+        "peak_memory_mb": _peak_memory_mb(),
+        "date": datetime.date.today().isoformat(),
+        **environment(),
+    }
+    if measured.scores is not None and cell.method.seed == cell.experiment.seeds[0]:
+        file = results.scores_file(cell, output)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part, open(part, "wb") as opened:
+            np.savez_compressed(opened, scores=measured.scores.astype(np.float16))
+    results.append(results.results_file(cell.experiment, output), record)
+
+
+def _forget_peak_memory() -> None:
+    """Measure the peak anew from here on, if the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Return the largest resident memory since then, or that of the whole process if the system says no more."""
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

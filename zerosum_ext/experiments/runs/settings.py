@@ -1,0 +1,279 @@
+"""The settings of a run: where the interactions come from, how they are split, and what is trained on them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext.data import datasets
+from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.models import backbones, methods
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.training.loop import parse_metric
+
+# A larger value of these is better, so training may keep the best epoch by them.
+_ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map", "auc", "pairwise_accuracy")
+
+
+def _matrix_factorization(train: Interactions, embedding_dim: int, seed: int, **options: Any) -> nn.Module:
+    return MatrixFactorization(train.num_users, train.num_items, embedding_dim, seed=seed, **options)
+
+
+def _backbone(name: str, train: Interactions, embedding_dim: int, seed: int, **options: Any) -> nn.Module:
+    return backbones.get_model(name, train, embedding_dim=embedding_dim, seed=seed, **options)
+
+
+#: Models by name. Each is a function of (train, embedding_dim, seed, **options). It returns a module that is called as
+#: ``model(users [B], items [B, J])`` and has ``score_all_items(users)`` and ``recommend(users, k, exclude)``.
+#: Add a line here to train another model in runs.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(_backbone, name) for name in backbones.model_names()},
+    "mf": _matrix_factorization,
+}
+
+#: Optimizers by name. "sparse_adam" updates only the rows of the batch.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "sparse_adam": torch.optim.SparseAdam,
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where interactions come from, and how the file is read.
+
+    ``source`` is a file, or a name for :func:`zerosum_ext.data.datasets.load`. ``min_item_count`` leaves out items with
+    fewer interactions. The rest is passed to :meth:`zerosum_ext.Interactions.from_file`.
+    """
+
+    source: str
+    columns: Mapping[str, str | int | None] | None = None
+    delimiter: str | None = None
+    header: bool | None = None
+    ids: bool | None = None
+    id_type: str = "auto"
+    shape: tuple[int, int] | None = None
+    min_rating: float | None = None
+    skip_bad_rows: bool = False
+    encoding: str = "utf-8"
+    min_item_count: int = 0
+
+    def read(self) -> Interactions:
+        """Read the interactions. Errors are those of ``Interactions.from_file``."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("source", "min_item_count")}
+        data = Interactions.from_file(datasets.find(self.source), **options)
+        return data.filter_items(self.min_item_count) if self.min_item_count > 0 else data
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How interactions are divided into train, validation and test.
+
+    Attributes:
+        kind: "random"; "last" (each user's latest interactions are held out); "column" (as a column says).
+        ratios, seed: of "random".
+        count: of "last": so many interactions of each user are for test, and as many before them for validation.
+        column, values: of "column": its name, and its values for (train, validation, test).
+    """
+
+    kind: Literal["random", "last", "column"] = "random"
+    ratios: tuple[float, ...] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    count: int = 1
+    column: str = "split"
+    values: tuple[Any, Any, Any] = (0, 2, 1)
+
+    def apply(self, data: Interactions) -> Split:
+        """Split the interactions.
+
+        Raises:
+            ValueError: nothing is left to train on or to test with.
+        """
+        require_choice("split", self.kind, ("random", "last", "column"))
+        if self.kind == "random":
+            split = data.split_random(self.ratios, seed=self.seed)
+        elif self.kind == "last":
+            split = data.split_last(test=self.count, valid=self.count)
+        else:
+            train, valid, test = self.values
+            split = data.split_by(self.column, train=train, valid=valid, test=test)
+        for name in ("train", "test"):
+            if getattr(split, name).nnz == 0:
+                raise ValueError(
+                    f"split: none of the {data.nnz:,} interactions is left for {name}; there are too few of them, or "
+                    "the rule is not what was meant"
+                )
+        return split
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model, a loss and how it is trained: all that decides the outcome on given interactions.
+
+    Attributes:
+        loss, loss_options: as in :func:`zerosum_ext.models.methods.get_method`: the name of a loss or of a
+            debiasing method.
+            Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
+            part.
+        weight: w of the losses that have one ([RCS22], convex: w times BPR, 1 - w times the regularizer).
+        model, model_options: a name of :data:`MODELS`, and what its function takes beside embedding_dim and seed.
+        embedding_dim: width of the embeddings.
+        optimizer, lr, weight_decay: a name of :data:`OPTIMIZERS`, and what it is made with.
+        l2, epochs, batch_size, negatives, draws, strategy, metric, patience: as in
+            :func:`zerosum_ext.training.loop.fit`.
+        restore_best: keep the weights of the best validation epoch, not those of the last. Without a validation part,
+            the last are kept.
+        seed: of the initial weights and of the samples.
+        device: where to train.
+    """
+
+    loss: str = "zerosum"
+    weight: float | None = None
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "mf"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    embedding_dim: int = 64
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    l2: float = 0.0
+    epochs: int = 100
+    batch_size: int = 1024
+    negatives: int = 1
+    draws: int = 1
+    strategy: Literal["uniform", "popularity"] = "uniform"
+    metric: str = "ndcg@10"
+    patience: int | None = 10
+    restore_best: bool = True
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_choice("loss", self.loss, methods.method_names())
+        require_choice("model", self.model, list(MODELS))
+        require_choice("optimizer", self.optimizer, list(OPTIMIZERS))
+        require_choice("strategy", self.strategy, ("uniform", "popularity"))
+        self._check_numbers()
+        self._check_loss_options()
+        if not isinstance(self.metric, str) or self.metric.partition("@")[0] not in _ACCURACY:
+            raise ValueError(
+                f"metric: expected one of {', '.join(_ACCURACY)} to keep the best epoch by, got {self.metric!r}"
+            )
+        parse_metric(self.metric)
+        self._check_device()
+
+    def _check_numbers(self) -> None:
+        for name in ("embedding_dim", "epochs", "batch_size", "negatives", "draws"):
+            require_positive_int(name, getattr(self, name))
+        if self.patience is not None:
+            require_positive_int("patience", self.patience)
+        require_positive_int("seed", self.seed, minimum=0)
+        for name in ("lr", "weight_decay", "l2"):
+            require_finite_number(name, getattr(self, name), minimum=0)
+        if not isinstance(self.restore_best, bool):
+            raise TypeError(f"restore_best: expected True or False, got {describe(self.restore_best)}")
+        if self.optimizer == "sparse_adam" and self.weight_decay:
+            raise ValueError(f"weight_decay: expected 0 with optimizer 'sparse_adam', got {self.weight_decay}")
+
+    def _check_loss_options(self) -> None:
+        for name in ("loss_options", "model_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name}: expected a mapping of names to values, got {describe(getattr(self, name))}")
+        known = methods.method_options(self.loss)
+        for option in self.loss_options:
+            if option not in known:
+                raise ValueError(f"loss_options: expected those of {self.loss!r}, {', '.join(known)}, got {option!r}")
+        if self.weight is None:
+            return
+        require_finite_number("w", self.weight, minimum=0, maximum=1)
+        if "w" not in known:
+            raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
+        if "w" in self.loss_options:
+            raise ValueError(f"loss_options: expected no w beside weight={self.weight}, got {self.loss_options['w']!r}")
+
+    def _check_device(self) -> None:
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {self.device!r}") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {self.device!r} was asked for, but this torch sees no GPU")
+
+    def make_parts(self, train: Interactions) -> methods.MethodParts:
+        """Return the model to train, its loss, regularizer and inference. Popularities are those of ``train``."""
+        options = dict(self.loss_options)
+        if self.weight is not None:
+            options["w"] = self.weight
+        model: Any = self.make_model(train)
+        try:
+            return methods.get_method(self.loss, model, train, **options)
+        except TypeError as error:
+            raise ValueError(f"loss_options: {error}") from error
+
+    def make_loss(self, train: Interactions) -> nn.Module:
+        """Return the loss module alone."""
+        return self.make_parts(train).loss
+
+    def make_model(self, train: Interactions) -> nn.Module:
+        """Return the model with its initial weights, before a method wraps it."""
+        factory = MODELS[self.model]
+        known = inspect.signature(factory).parameters
+        try:
+            return factory(train, embedding_dim=self.embedding_dim, seed=self.seed, **self.model_options)
+        except TypeError as error:
+            raise ValueError(f"model_options: {self.model!r} takes {', '.join(known)}: {error}") from None
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer over the parameters."""
+        options: dict[str, Any] = {"lr": self.lr}
+        if self.weight_decay:
+            options["weight_decay"] = self.weight_decay
+        return OPTIMIZERS[self.optimizer](parameters, **options)
+
+    def plain_bpr(self) -> Method:
+        """Return the same settings with BPR as the loss, to compare with."""
+        return replace(self, loss="bpr", weight=None, loss_options={})
+
+
+# Options that 0.1.0 called otherwise: its name -> (today's name, from its value, to its value).
+_RENAMED: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "dim": ("embedding_dim", lambda value: value, lambda value: value),
+    "keep": ("restore_best", lambda value: value == "best", lambda value: "best" if value else "last"),
+}
+# Options that 0.1.0 did not have, by the class that has them now.
+_NEW: dict[type, frozenset[str]] = {DataSource: frozenset(), SplitRule: frozenset(), Method: frozenset()}
+
+
+def todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's settings, read from a file of any version, with the option names of today."""
+    result = {}
+    for name, value in settings.items():
+        new, convert, _ = _RENAMED.get(name, (name, lambda same: same, None))
+        result[new] = convert(value)
+    return result
+
+
+def settings_of_0_1_0(settings: DataSource | SplitRule | Method) -> dict[str, Any]:
+    """Return settings with the option names of 0.1.0. Finished results are recognised by these.
+
+    Options that 0.1.0 did not have are left out as long as they have their default value.
+    """
+    old = {new: (name, convert) for name, (new, _, convert) in _RENAMED.items()}
+    result = {}
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if one.name in _NEW[type(settings)] and value == one.default:
+            continue
+        name, convert = old.get(one.name, (one.name, lambda same: same))
+        result[name] = convert(value)
+    return result
