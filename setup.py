@@ -93,8 +93,8 @@ def check_linked(library: Path) -> None:
     """Ends the build unless a library shares the unwinder with the process; else its errors would end that."""
     if "libgcc_s.so.1" not in needed(library):
         sys.exit(
-            f"setup.py: {library} does not need libgcc_s.so.1, but {needed(library)}: an error that it raises would end "
-            "the process. Is there a -static-libgcc in CXX, LDFLAGS or the compiler's specs?"
+            f"setup.py: {library} does not need libgcc_s.so.1, but {needed(library)}: an error that it raises would "
+            "end the process. Is there a -static-libgcc in CXX, LDFLAGS or the compiler's specs?"
         )
 
 

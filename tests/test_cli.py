@@ -48,7 +48,7 @@ def test_errors_are_one_line(monkeypatch, capsys, error, status):
     def fail(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "_doctor", fail)
+    monkeypatch.setattr(cli.doctor, "_run", fail)
     assert cli.main(["doctor"]) == status
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import zerosum_ext as zx
 from zerosum_ext.experiments import runs
+from zerosum_ext.experiments.runs import method as training_of_one
 
 METHOD = runs.Method(weight=0.8, embedding_dim=8, epochs=3, batch_size=64, patience=None)
 FAST = {"figures": False, "progress": False}
@@ -114,7 +115,7 @@ def test_a_user_who_owns_every_item_trains_and_gets_an_empty_list(tmp_path):
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(ratings, finished, tmp_path, monkeypatch, epoch):
-    original, calls = runs.fit, []
+    original, calls = training_of_one.fit, []
 
     def interrupted_fit(model, *args, **options):
         calls.append(options["resume"])
@@ -122,7 +123,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(ratings, finished, tmp_path
             options["callbacks"] = [lambda e: signal.raise_signal(signal.SIGINT) if e.epoch == epoch - 1 else None]
         return original(model, *args, **options)
 
-    monkeypatch.setattr(runs, "fit", interrupted_fit)
+    monkeypatch.setattr(training_of_one, "fit", interrupted_fit)
     with pytest.raises(KeyboardInterrupt):
         runs.train(ratings, tmp_path / "r", METHOD, **FAST)
     assert (tmp_path / "r" / "zerosum" / "checkpoint.pt").is_file()
@@ -136,7 +137,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(ratings, finished, tmp_path
 
 
 def test_a_finished_run_is_shown_again_by_resuming(ratings, finished, monkeypatch):
-    monkeypatch.setattr(runs, "fit", None)
+    monkeypatch.setattr(training_of_one, "fit", None)
     assert runs.train(ratings, finished.folder, METHOD, resume=True).metrics == finished.metrics
 
 
@@ -332,7 +333,7 @@ def test_a_search_takes_the_least_biased_that_costs_little(searched):
 def test_a_search_is_gone_on_with(ratings, searched, monkeypatch):
     method = replace(METHOD, weight=None, epochs=8, lr=0.02)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+        patch.setattr(training_of_one, "fit", lambda *a, **k: pytest.fail("trained again"))
         again = runs.train(ratings, searched.folder, method, search=SEARCH, resume=True, **FAST)
     assert again.metrics == searched.metrics
     with pytest.raises(ValueError, match="max_cost"):
