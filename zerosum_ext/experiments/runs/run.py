@@ -1,0 +1,241 @@
+"""A run folder, opened: its models, its figures, and recommendations by external ids."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zerosum_ext import metrics
+from zerosum_ext._checks import require_choice, require_positive_int
+from zerosum_ext._files import replacing
+from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.evaluation.full import Ranking
+from zerosum_ext.experiments import plots
+from zerosum_ext.experiments.runs.files import read_config, read_history, read_json, read_split, write_json
+from zerosum_ext.experiments.runs.method import measure, popularity_of, read_model
+from zerosum_ext.experiments.runs.settings import DataSource, Method
+from zerosum_ext.training.loop import History
+
+# Score matrices are drawn up to this many cells. Beyond that a picture shows nothing.
+_CELLS_DRAWN = 2_000_000
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A user's recommendations, best first: external ids and scores; fewer than asked for where items run out."""
+
+    user: Any
+    items: list[Any]
+    scores: list[float]
+
+
+class Run:
+    """A run folder, opened.
+
+    Attributes:
+        folder: its path.
+        config: what config.json holds.
+        split: the interactions that were trained on, validated and tested with, with their external ids.
+        methods: {name: Method}, the main one last.
+        metrics: {name: {metric: value}} of the methods that are finished.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], split: Split) -> None:
+        self.folder, self.config, self.split = folder, config, split
+        self.methods = {name: Method(**values) for name, values in config["methods"].items()}
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """Open a folder that :func:`train` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it is not a run folder, or a damaged one. The message says how.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: there is no such run folder")
+        config = read_config(path)
+        try:
+            return cls(path, config, read_split(path / "interactions.npz"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is a damaged run folder: {error!r}") from None
+
+    @property
+    def main(self) -> str:
+        """The name of the method that the run is about."""
+        return list(self.methods)[-1]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return {name: {metric: value}} of the methods that are finished."""
+        found = {name: self.folder / name / "metrics.json" for name in self.methods}
+        return {name: read_json(path) for name, path in found.items() if path.is_file()}
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """Return {name: History} of the methods that are trained."""
+        found = {name: self.folder / name / "history.json" for name in self.methods}
+        return {name: read_history(path) for name, path in found.items() if path.is_file()}
+
+    def model(self, method: str | None = None) -> nn.Module:
+        """Return the trained model of a method, by default of the main one."""
+        name = self._name(method)
+        return read_model(self.methods[name], self.split.train, self.folder / name / "model.safetensors")
+
+    def _name(self, method: str | None) -> str:
+        return self.main if method is None else require_choice("method", method, list(self.methods))
+
+    def evaluate(
+        self,
+        data: DataSource | Interactions | None = None,
+        *,
+        methods: Sequence[str] | None = None,
+        k: Sequence[int] | None = None,
+        skip_unknown: bool = False,
+        note: Callable[[str], Any] = lambda text: None,
+    ) -> tuple[dict[str, dict[str, float]], int]:
+        """Measure the run's models again, on its own test part or on other interactions.
+
+        Args:
+            data: held-out interactions with the run's ids. None: the run's test part.
+            methods: names of the methods to measure, by default all.
+            k: cut-offs, by default those of the run.
+            skip_unknown: leave out rows of users or items that the run does not know, instead of raising.
+            note: called with a warning if models are measured on interactions that they were trained on.
+
+        Returns:
+            ({method: {metric: value}}, rows left out).
+        """
+        split, skipped = self.split, 0
+        if data is not None:
+            read = data.read() if isinstance(data, DataSource) else data
+            test, skipped = self._in_my_ids(read, skip_unknown)
+            new = (test | split.train).nnz - split.train.nnz
+            if new < test.nnz:
+                note(f"{test.nnz - new:,} of the {test.nnz:,} interactions to measure on were trained on")
+            split = split._replace(test=test)
+        cutoffs = tuple(self.config["evaluation"]["k"]) if k is None else tuple(k)
+        popularity = popularity_of(self.split)
+        names = list(self.methods) if methods is None else [self._name(name) for name in methods]
+        return {n: measure(self.model(n), split, k=cutoffs, popularity=popularity)[0] for n in names}, skipped
+
+    def _in_my_ids(self, data: Interactions, skip_unknown: bool) -> tuple[Interactions, int]:
+        """Number other interactions as this run does. Return them and the count of rows left out."""
+        users, items = (t.numpy() for t in data.pairs())
+        train = self.split.train
+        mapped, known = [], np.ones(users.size, bool)
+        for what, ids, mine, size in (
+            ("user", data.decode_users(users), train.user_ids, train.num_users),
+            ("item", data.decode_items(items), train.item_ids, train.num_items),
+        ):
+            index, found = _find(ids, mine, size)
+            if not found.all() and not skip_unknown:
+                raise ValueError(
+                    f"{data.report.source}: the run knows no {what} {ids[~found][0].item()!r} "
+                    f"({int((~found).sum()):,} of {found.size:,} rows are of unknown {what}s); skip_unknown leaves "
+                    "such rows out"
+                )
+            mapped.append(index)
+            known &= found
+        if not known.any():
+            raise ValueError(f"{data.report.source}: no row is of a user and an item that the run knows")
+        test = Interactions.from_arrays(mapped[0][known], mapped[1][known], shape=train.shape)
+        return test, int((~known).sum())
+
+    def recommend(
+        self, users: Sequence[Any], k: int = 10, *, method: str | None = None, include_seen: bool = False
+    ) -> list[Recommended]:
+        """Return the k best items of each user, by external ids.
+
+        Args:
+            users: external ids. Text is read as a number if the run's ids are numbers.
+            k: the number of items for each user.
+            method: the method whose model recommends, by default the main one.
+            include_seen: recommend items that the user has interacted with too.
+
+        Raises:
+            ValueError: a user that the run does not know, or scores with NaN.
+        """
+        require_positive_int("k", k)
+        train = self.split.train
+        index = train.encode_users(np.asarray(list(users)))
+        seen = None if include_seen else self.seen()
+        items, scores = self.model(method).recommend(index, k, exclude=seen)  # type: ignore[operator]
+        result = []
+        for user, row, values in zip(index, items.cpu().numpy(), scores.cpu().numpy(), strict=True):
+            valid = row >= 0
+            result.append(
+                Recommended(
+                    train.decode_users(user).item(), train.decode_items(row[valid]).tolist(), values[valid].tolist()
+                )
+            )
+        return result
+
+    def seen(self) -> Interactions:
+        """Return all interactions that the run knows of: its three parts together."""
+        return self.split.train | self.split.valid | self.split.test
+
+    # --- what is written once all methods are trained --------------------------------------------------------
+
+    def write_tables(self) -> None:
+        """Write metrics.json and history.csv of the methods that are finished."""
+        write_json(self.folder / "metrics.json", self.metrics)
+        histories = self.histories
+        metric = self.methods[self.main].metric
+        with replacing(self.folder / "history.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["method", "epoch", "loss", f"validation {metric}", "seconds", "samples"])
+            for name, history in histories.items():
+                validation: list[Any] = list(history.validation) or [""] * len(history)
+                for epoch, row in enumerate(zip(history, validation, history.seconds, history.samples, strict=True)):
+                    writer.writerow([name, epoch + 1, *row])
+
+    def draw(self, rankings: Mapping[str, Ranking]) -> None:
+        """Draw the figures from {method: ranking of :func:`measure`}."""
+        popularity = popularity_of(self.split)
+        quantiles, curves = {}, {}
+        for name, ranking in rankings.items():
+            positives = (ranking.positive_users, ranking.items, ranking.scores)
+            quantiles[name] = metrics.pop_q_at_1(*positives, popularity, reduction="none")
+            items, ranks = metrics.average_ranks(*positives)
+            curves[name] = (popularity.numpy()[items], ranks)
+        plots.training_curves(self.histories, self.folder / "curves.png")
+        plots.popq_histogram(quantiles, self.folder / "popq.png")
+        plots.rank_curves(curves, self.folder / "ranks.png")
+        if self.split.train.num_users * self.split.train.num_items <= _CELLS_DRAWN:
+            self._draw_scores(list(rankings), popularity)
+
+    def _draw_scores(self, names: Sequence[str], popularity: torch.Tensor) -> None:
+        active = torch.argsort(self.split.train.user_counts, descending=True, stable=True)
+        popular = torch.argsort(popularity, descending=True, stable=True)
+        scores = {}
+        with torch.no_grad():
+            for name in names:
+                users = active.to(self.methods[name].device)
+                scores[name] = self.model(name).score_all_items(users).cpu()[:, popular]  # type: ignore[operator]
+        labels = ("item, most popular first", "user, most active first")
+        plots.score_matrices(scores, self.folder / "scores.png", *labels)
+
+
+def _find(ids: np.ndarray, known: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (index of each id, whether it is known)."""
+    if known is None:
+        if ids.dtype.kind not in "iu":
+            return np.zeros(ids.shape, np.int64), np.zeros(ids.shape, bool)
+        return ids.astype(np.int64), (ids >= 0) & (ids < size)
+    if (ids.dtype.kind == "U") != (known.dtype.kind == "U"):
+        ids = ids.astype(known.dtype if known.dtype.kind == "U" else np.str_)
+        known = known if known.dtype.kind == "U" else known.astype(np.str_)
+    order = np.argsort(known, kind="stable")
+    place = np.minimum(np.searchsorted(known, ids, sorter=order), size - 1)
+    index = order[place]
+    return index, known[index] == ids

@@ -1,0 +1,215 @@
+"""Train the methods of a run side by side, measure them, and write the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zerosum_ext._checks import require_choice, require_positive_int
+from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.experiments.runs import files
+from zerosum_ext.experiments.runs.method import loggers, measure, train_method, training_options
+from zerosum_ext.experiments.runs.run import Run
+from zerosum_ext.experiments.runs.search import WeightSearch, choose_weight
+from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule
+from zerosum_ext.models import methods
+from zerosum_ext.training.loop import fit
+
+Note = Callable[[str], Any]
+
+
+# Each parameter is an option of the command line's ``train``; they are checked and bundled at once.
+def train(
+    data: DataSource | Interactions | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    method: Method | None = None,
+    *,
+    split: SplitRule | None = None,
+    baseline: bool = True,
+    k: Sequence[int] = (10, 20),
+    search: WeightSearch | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    figures: bool = True,
+    log: Sequence[str] = (),
+    progress: bool | None = None,
+    note: Note = lambda text: None,
+) -> Run:
+    """Train a method and plain BPR on the same split, measure both, and write the run folder.
+
+    Args:
+        data: a file, a :class:`DataSource` that says how to read it, or interactions.
+        folder: the folder of the run. It is made if it is not there.
+        method: what to train, by default Zerosum with w = .9.
+        split: how to split the interactions, by default random, 80/10/10.
+        baseline: train BPR with the same settings too. (There is nothing to compare if the loss is BPR.)
+        k: cut-offs of the metrics.
+        search: find the method's weight by :func:`choose_weight`. ``method.weight`` must then be None.
+        resume: go on with the run in the folder, if there is one. It must have the same settings and data.
+        overwrite: remove the run that is in the folder. Without it, or resume, a folder that is not empty is refused.
+            A folder that holds something other than a run is always refused.
+        figures: draw the figures.
+        log: "csv" writes METHOD/log.csv during training, "tensorboard" the folder METHOD/tensorboard. A search writes
+            them in the folders of the weights too.
+        progress: show progress bars. None: on a terminal.
+        note: called with lines that a person would want to read meanwhile.
+
+    Returns:
+        The run, opened.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint was written. The same call with ``resume=True`` goes on.
+        ValueError, OSError: bad settings or data, or a folder that cannot be written.
+    """
+    method = method or Method(weight=None if search else 0.9)
+    cutoffs = _check_settings(method, search, k, log)
+    work = _prepare(data, split or SplitRule(), method, baseline, search, note)
+    path = Path(folder)
+    config = work.config(cutoffs)
+    files.prepare(path, config, resume, overwrite)
+    files.write_json(path / "config.json", config)
+    _keep_split(path / "interactions.npz", work.split, note)
+    if search is not None:
+        weights = path / "weights"
+        weight, _ = choose_weight(
+            method, work.split, weights, search, resume=resume, progress=progress, log=log, note=note
+        )
+        work.chosen[method.loss] = replace(method, weight=weight)
+        config = work.config(cutoffs)
+        files.write_json(path / "config.json", config)
+        _take_models_of_search(path, work.chosen, method.loss, weight)
+
+    rankings = {}
+    for number, (name, one) in enumerate(work.chosen.items(), 1):
+        note(f"{name} ({number} of {len(work.chosen)}): training")
+        found = search is not None and (path / name / "history.json").is_file()
+        callbacks = loggers(log, path / name, one)
+        model, history = train_method(
+            one, work.split, path / name, resume=resume or found, progress=progress, callbacks=callbacks
+        )
+        best = "" if history.best_epoch is None else f", best of epoch {history.best_epoch + 1}"
+        note(f"{name}: {len(history)} epochs ({history.stopped}{best}) in {sum(history.seconds):.1f} s; evaluating")
+        values, rankings[name] = measure(model, work.split, k=cutoffs)
+        files.write_json(path / name / "metrics.json", values)
+    run = Run(path, config, work.split)
+    run.write_tables()
+    if figures:
+        run.draw(rankings)
+    return run
+
+
+@dataclass
+class _Work:
+    """What a run is about: the interactions, their split, and the methods to train by name, the main one last."""
+
+    source: DataSource | str
+    rule: SplitRule
+    interactions: Interactions
+    split: Split
+    chosen: dict[str, Method]
+    search: WeightSearch | None
+
+    def config(self, cutoffs: Sequence[int]) -> dict[str, Any]:
+        """Return config.json."""
+        config = {
+            "format": files.FORMAT,
+            "data": asdict(self.source) if isinstance(self.source, DataSource) else {"source": self.source},
+            "split": asdict(self.rule),
+            "methods": {name: asdict(method) for name, method in self.chosen.items()},
+            "evaluation": {"k": list(cutoffs)},
+            "interactions": files.describe(self.interactions, self.split),
+            "environment": files.environment(),
+            "search": None if self.search is None else asdict(self.search),
+        }
+        return dict(json.loads(json.dumps(config)))  # tuples become lists, as they will be when read again
+
+
+def _check_settings(
+    method: Method, search: WeightSearch | None, k: Sequence[int], log: Sequence[str]
+) -> tuple[int, ...]:
+    """Check what needs no data, and return the cut-offs."""
+    if search and method.weight is not None:
+        raise ValueError(f"weight: expected None with a search for it, got {method.weight}")
+    for kind in log:
+        require_choice("log", kind, ("csv", "tensorboard"))
+    cutoffs = tuple(require_positive_int("k", value) for value in k)
+    if not cutoffs:
+        raise ValueError("k: expected at least one cut-off, got none")
+    return cutoffs
+
+
+def _prepare(
+    data: DataSource | Interactions | str | os.PathLike[str],
+    rule: SplitRule,
+    method: Method,
+    baseline: bool,
+    search: WeightSearch | None,
+    note: Note,
+) -> _Work:
+    """Read and split the interactions. Try out the methods, so that bad settings show before anything is written."""
+    if isinstance(data, (str, os.PathLike)):
+        data = DataSource(os.fspath(data))
+    interactions = data.read() if isinstance(data, DataSource) else Interactions.from_any(data)
+    split = rule.apply(interactions)
+    _tell_of_data(interactions, split, note)
+    chosen = {}
+    if baseline and method.loss != "bpr":
+        chosen["bpr"] = method.plain_bpr()
+    chosen[method.loss] = method
+    for one in chosen.values():
+        _try_out(one, split)
+    if search and ("w" not in methods.method_options(method.loss) or split.valid.nnz == 0):
+        raise ValueError(
+            f"weight: a search for it needs a loss that has a w, and a validation part, got loss {method.loss!r} and "
+            f"{split.valid.nnz} validation interactions"
+        )
+    source = data if isinstance(data, DataSource) else interactions.report.source
+    return _Work(source, rule, interactions, split, chosen, search)
+
+
+def _tell_of_data(interactions: Interactions, split: Split, note: Note) -> None:
+    note(str(interactions.report))
+    for message in interactions.report.bad_row_messages:
+        note(f"skipped: {message}")
+    for message in split.train.report.notes:
+        note(message)
+    note(f"{interactions!r}; {split.train.nnz:,} train, {split.valid.nnz:,} validation, {split.test.nnz:,} test")
+    full = int((split.train.user_counts == split.train.num_items).sum())
+    if full:
+        note(f"{full:,} users have every item in the training part: without a negative they cannot be learnt from")
+    if split.valid.nnz == 0:
+        note("no validation part: all epochs are trained and the last one is kept")
+
+
+def _keep_split(file: Path, split: Split, note: Note) -> None:
+    """Write the interactions, unless the file holds them already."""
+    if not files.holds(file, split):
+        if file.is_file():
+            note(f"{file} was damaged, and is written anew")
+        files.write_split(file, split)
+
+
+def _take_models_of_search(path: Path, chosen: dict[str, Method], loss: str, weight: float) -> None:
+    """Copy the models of the search that are those of the run, so that they are not trained again."""
+    for name, place in (("bpr", files.folder_of_weight(1.0)), (loss, files.folder_of_weight(weight))):
+        if name not in chosen or (name != "bpr" and weight == 1.0):
+            continue
+        tried = path / "weights" / place
+        (path / name).mkdir(exist_ok=True)
+        for kept in ("model.safetensors", "history.json", "log.csv"):
+            if (tried / kept).is_file():
+                shutil.copyfile(tried / kept, path / name / kept)
+        if (tried / "tensorboard").is_dir():
+            shutil.copytree(tried / "tensorboard", path / name / "tensorboard", dirs_exist_ok=True)
+
+
+def _try_out(method: Method, split: Split) -> None:
+    """Do all of training but its epochs. It raises if settings do not fit each other or the data."""
+    parts = method.make_parts(split.train)
+    options = training_options(method, parts, split)
+    fit(parts.model, split.train, parts.loss, method.make_optimizer, **options, epochs=0, progress=False)
