@@ -20,7 +20,7 @@ help:
 	@echo "make test        the whole test suite"
 	@echo "make reproduce   the paper's experiments (hours; resumable), report in benchmarks/paper/REPORT.md"
 	@echo "make bench       the sampling benchmark (minutes)"
-	@echo "make lint types  ruff, clang-format, mypy"
+	@echo "make lint types  ruff, clang-format, the rule of imports, mypy"
 	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
 	@echo "make cuda-check  compiles the CUDA kernels for every architecture: registers, spills, occupancy (needs nvcc)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
@@ -47,8 +47,9 @@ $(VENV)/.dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(RUN)/zerosum-ext demo --output $(OUTPUT)
 
+# A process for each core, with one thread each; tests/conftest.py says which tests stay together.
 test: $(VENV)/.installed
-	$(RUN)/pytest -q $(PYTEST_ARGS)
+	$(RUN)/pytest -q -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 # Data are found in the folder that ZEROSUM_EXT_DATA names. What is finished is not run again.
 reproduce: $(VENV)/.installed
@@ -67,6 +68,7 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(RUN)/lint-imports
 
 format: $(VENV)/.dev
 	$(RUN)/ruff format .

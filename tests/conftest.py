@@ -30,6 +30,25 @@ def control_c_is_heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a process for each core. Children that tests start compute with one thread too.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# Modules whose fixtures take long to make: kernels are compiled, models trained. Each stays in one process.
+_TOGETHER = ("test_cuda_", "test_bench", "test_cli", "test_errors", "test_fuzz", "test_reproduce", "test_runs")
+
+
+def _groups(items: list[pytest.Item]) -> None:
+    """Keep together, under ``pytest -n N --dist loadgroup``, what shares fixtures, and what uses many threads."""
+    for item in items:
+        module = item.path.stem
+        if item.get_closest_marker("threads"):
+            item.add_marker(pytest.mark.xdist_group("threads"))
+        elif module.startswith(_TOGETHER):
+            item.add_marker(pytest.mark.xdist_group(module))
+
+
 def _begun() -> set[str]:
     notes = os.environ.get("TESTS_BEGUN")
     return set(Path(notes).read_text().splitlines()) if notes and Path(notes).exists() else set()
@@ -42,6 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     process goes on with the rest. With TESTS_SECONDS=n a test that takes longer ends the process. So does one, with
     status 3, after which CUDA refuses the process everything. (benchmarks/gpu_run.sh)
     """
+    _groups(items)
     begun = _begun()
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
     items[:] = [item for item in items if item.nodeid not in begun]

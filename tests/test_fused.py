@@ -101,6 +101,7 @@ def test_a_frozen_table_stays(triangle):
             assert torch.equal(value, before[name]) == (name == frozen)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_same_bits_for_any_number_of_threads(optimizer):
     # Large enough that tables and batches are shared among threads.
@@ -297,6 +298,7 @@ def test_hogwild_of_one_thread_draws_the_same_samples():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(("shape", "batch_size"), [((70, 40), 16), ((60, 60), 16), ((70, 40), 4096)])
@@ -523,6 +525,7 @@ def one_by_one(model, loss, lr, l2, samples):
                 p -= lr * p.grad
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dim", [1, 16, 20, 64, 70])
 @pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2), ("sampled_softmax", 4)])
 def test_hogwild_of_one_thread_is_sgd_on_single_samples(dim, loss, negatives):
@@ -554,6 +557,7 @@ def threads(number):
         torch.set_num_threads(before)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_hogwild_learns_what_exact_steps_learn(number):
     data = zx.datasets.synthetic_triangle(200, 200)
@@ -571,6 +575,7 @@ def test_hogwild_learns_what_exact_steps_learn(number):
     assert history[-1] < 0.5 * history[0]
 
 
+@pytest.mark.threads
 def test_hogwild_of_one_thread_can_be_repeated_and_resumed(triangle, tmp_path):
     file, results = tmp_path / "run.pt", []
     sgd = functools.partial(torch.optim.SGD, lr=0.05)
@@ -702,6 +707,7 @@ def test_deferred_adam_with_a_frozen_table(frozen):
         assert torch.equal(value, start.get_parameter(name)) == (name == frozen)
 
 
+@pytest.mark.threads
 def test_deferred_adam_has_the_same_bits_for_any_number_of_threads():
     samples = skewed(12, 2500, 20_000, 30_000)  # batches that two threads share
     before, results = torch.get_num_threads(), []

@@ -143,6 +143,7 @@ def pattern_rows(g: _Graph, end: torch.Tensor, indices: torch.Tensor) -> torch.T
     return torch.where(place < end.repeat_interleave(g.indptr.diff()), indices, -1)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dim", [10, 64])
 def test_any_number_of_threads_gives_the_same_bits(dim):
     g, before = large(), torch.get_num_threads()

@@ -208,6 +208,7 @@ def test_state_of_another_loader_is_refused(data):
     TripletLoader(data, 16, seed=1, world_size=4).load_state_dict(state)  # as many samples in a step
 
 
+@pytest.mark.threads
 def test_samples_do_not_depend_on_threads(data):
     threads = torch.get_num_threads()
     got = []
@@ -338,6 +339,7 @@ def _train_a_share(rank: int, results: str) -> None:
     os._exit(0)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_distributed_data_parallel(tmp_path):
     torch.multiprocessing.spawn(_train_a_share, (str(tmp_path),), nprocs=2)
@@ -445,6 +447,7 @@ def _train_a_share_with_lightning(rank: int, folder: str) -> None:
     os._exit(0)  # as above
 
 
+@pytest.mark.threads
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_lightning_in_two_processes(tmp_path):

@@ -456,6 +456,7 @@ def test_a_custom_derivative_of_another_shape_is_refused(derivative):
         zx.CustomLoss(lambda p, n: 1.0, derivative)(pos, neg)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="plain PyTorch does not promise it")
 def test_same_bits_for_any_number_of_threads():
     pos, neg = scores((200_000,)), scores((200_000,), seed=1)

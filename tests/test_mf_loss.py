@@ -194,6 +194,7 @@ def test_a_frozen_table_has_no_gradient_and_changes_no_other(frozen, sparse):
             assert torch.equal(t.grad.to_dense(), expected[i])
 
 
+@pytest.mark.threads
 @compiled
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_same_bits_for_any_number_of_threads(sparse):

@@ -138,6 +138,7 @@ def test_any_layout_and_dtype(dtype):
     assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.threads
 def test_a_user_does_not_depend_on_others_nor_on_threads():
     rng = np.random.default_rng(5)
     factors = *(torch.from_numpy(rng.normal(size=(n, 10))).float() for n in (200, 5000)), None

@@ -69,6 +69,7 @@ def test_gradients(biased):
     assert torch.autograd.gradgradcheck(correlation, leaves)
 
 
+@pytest.mark.threads
 def test_the_bits_do_not_depend_on_the_threads():
     x = interactions(users=2000)
     threads = torch.get_num_threads()

@@ -210,6 +210,7 @@ def test_samples_do_not_depend_on_batches(skewed):
             assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.threads
 def test_samples_do_not_depend_on_threads(skewed):
     users = torch.from_numpy(np.random.default_rng(2).integers(0, 10, 50_000))
     threads = torch.get_num_threads()

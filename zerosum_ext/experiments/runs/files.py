@@ -27,6 +27,7 @@ _FIGURES = ("curves.png", "popq.png", "ranks.png", "scores.png")
 _RUN_FILES = ("metrics.json", "history.csv", "interactions.npz", "config.json", *_FIGURES)
 PARTS = ("train", "valid", "test")
 
+
 def environment() -> dict[str, Any]:
     """Return the versions of what the figures of a run depend on, its threads and its instruction set."""
     info = build_info()
