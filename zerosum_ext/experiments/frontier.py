@@ -1,18 +1,18 @@
-"""Accuracy against bias: what a method can reach over the values of its strength, in numbers.
+"""Accuracy against bias: numbers for what a method reaches over the values of its strength.
 
-A method gives a point (accuracy, bias) for each value of its strength; plain BPR is the baseline of all. Bias is turned
-into the share of the baseline's that is taken away::
+A method gives a point (accuracy, bias) for each value of its strength. Plain BPR is the baseline of all. Bias is turned
+into the share of the baseline's bias that is taken away::
 
     reduction = 1 - |bias - ideal| / |baseline's bias - ideal|
 
-0 at the baseline, 1 where no bias is left, negative where there is more than before. Accuracy is a share of the
-baseline's. The frontier is the step function
+It is 0 at the baseline, 1 if no bias is left, and negative if there is more bias than before. Accuracy is a share of
+the baseline's. The frontier is the step function
 
     f(r) = the largest accuracy of the points, the baseline among them, whose reduction is at least r; 0 where none has
 
-and the area under it, over r from 0 to 1, its integral. Nothing is interpolated: between two strengths that were tried,
-what holds is the stronger one. A method that takes all bias away at no cost has area 1, one that does nothing 0. More
-strengths can only raise the area, so compare methods with about equally many.
+and the area is its integral over r from 0 to 1. Nothing is interpolated: between two strengths that were tried, the
+stronger one counts. A method that takes all bias away at no cost has area 1, and a method that does nothing has area 0.
+More strengths can only raise the area, so compare methods that have about equally many.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Point = tuple[float, float]
 
 
 def reduction(bias: float, baseline: float, ideal: float = 0.0) -> float:
-    """Share of the baseline's distance from the ideal that is taken away; see the module's text.
+    """Return the share of the baseline's distance from the ideal that is taken away (see the module's text).
 
     Raises:
         ValueError: the baseline has no bias to take away, or a value is not finite.
@@ -42,12 +42,12 @@ def reduction(bias: float, baseline: float, ideal: float = 0.0) -> float:
 
 
 def area(points: Iterable[Point], baseline: Point, ideal: float = 0.0) -> float:
-    """Area under the frontier of the points (accuracy, bias) and the baseline; see the module's text.
+    """Return the area under the frontier of the points (accuracy, bias) and the baseline (see the module's text).
 
     Args:
-        points: one for each strength.
-        baseline: (accuracy, bias) of plain BPR; accuracy > 0.
-        ideal: value of the bias metric without bias: 0 for PRI, .5 for PopQ@1.
+        points: one point for each strength.
+        baseline: (accuracy, bias) of plain BPR, with accuracy > 0.
+        ideal: the value of the bias metric if there is no bias: 0 for PRI, .5 for PopQ@1.
     """
     total = reached = 0.0
     for r, share in _steps(points, baseline, ideal):
@@ -59,7 +59,7 @@ def area(points: Iterable[Point], baseline: Point, ideal: float = 0.0) -> float:
 
 
 def _steps(points: Iterable[Point], baseline: Point, ideal: float) -> list[tuple[float, float]]:
-    """(reduction, share of accuracy), the most accurate first, so that the first to reach a reduction is the best."""
+    """Return (reduction, share of accuracy), the most accurate first: the first to reach a reduction is the best."""
     accuracy, bias = baseline
     if not accuracy > 0 or not math.isfinite(accuracy):
         raise ValueError(f"baseline: expected a finite accuracy above 0, got {accuracy}")
@@ -68,5 +68,5 @@ def _steps(points: Iterable[Point], baseline: Point, ideal: float) -> list[tuple
 
 
 def best_reduction(points: Iterable[Point], baseline: Point, ideal: float = 0.0, *, share: float = 0.95) -> float:
-    """The largest reduction among points that keep at least ``share`` of the baseline's accuracy; at least 0."""
+    """Return the largest reduction among points that keep ``share`` of the baseline's accuracy, and at least 0."""
     return max(r for r, kept in [*_steps(points, baseline, ideal), (0.0, math.inf)] if kept >= share)

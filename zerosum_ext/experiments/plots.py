@@ -1,4 +1,4 @@
-"""Figures as PNG files, of training, scores and popularity bias. matplotlib is imported only when one is drawn."""
+"""Draw training, scores and popularity bias as PNG files. matplotlib is imported only when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def score_matrices(
     scores: Mapping[str, Any], path: str | os.PathLike[str], items: str = "item", users: str = "user"
 ) -> None:
-    """Heat maps of score matrices side by side, to a PNG.
+    """Draw heat maps of score matrices side by side.
 
     Args:
         scores: title -> array [users, items]. The colours of each panel are symmetric about 0, up to the 99.5th
             percentile of the scores' sizes.
-        path: of the PNG.
-        items, users: what the axes say.
+        path: the PNG file to write.
+        items, users: labels of the axes.
     """
     figure, panels = _panels(len(scores), 3.6)
     for axes, (title, matrix) in zip(panels, scores.items(), strict=True):
@@ -46,12 +46,12 @@ def score_matrices(
 
 
 def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """How popular each user's top positive is among his own positives, to a PNG.
+    """Draw how popular each user's top positive is among the user's own positives.
 
     Args:
-        values: title -> PopQ@1 of each user, as ``metrics.pop_q_at_1(..., reduction="none")`` returns them
-            [RCS22 eq. 3]: 0 is the user's most popular positive, .5 the ideal mean.
-        path: of the PNG.
+        values: title -> PopQ@1 of each user [RCS22 eq. 3], as ``metrics.pop_q_at_1(..., reduction="none")`` returns
+            them. 0 is the user's most popular positive, .5 the ideal mean.
+        path: the PNG file to write.
     """
     figure, panels = _panels(len(values), 3.4, sharey=True)
     for k, (axes, (title, quantiles)) in enumerate(zip(panels, values.items(), strict=True)):
@@ -69,14 +69,14 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Average rank of each item against its popularity, to a PNG [RCS22 fig. 2].
+    """Draw the average rank of each item against its popularity [RCS22 fig. 2].
 
-    A dot is an item, the line the mean of items of like popularity. A line that climbs to the left ranks the unpopular
-    positives of users below the popular ones; a level one at .5 is ideal.
+    A dot is an item. The line is the mean of items of similar popularity. A line that climbs to the right ranks popular
+    positives of users above unpopular ones. A level line at .5 is ideal.
 
     Args:
-        curves: title -> (popularity [m], average rank [m]) of the items, the latter as of ``metrics.average_ranks``.
-        path: of the PNG.
+        curves: title -> (popularity [m], average rank [m]) of the items. ``metrics.average_ranks`` returns the ranks.
+        path: the PNG file to write.
     """
     figure, panels = _panels(len(curves), 3.6, sharey=True)
     for k, (axes, (title, (popularity, ranks))) in enumerate(zip(panels, curves.items(), strict=True)):
@@ -95,7 +95,7 @@ def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
 
 
 def _binned_mean(x: np.ndarray, y: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Means of x and y over so many bins of about equally many entries, along x."""
+    """Return the means of x and y in bins along x that hold about equally many entries."""
     if not x.size:
         return x, y
     parts = np.array_split(np.argsort(x, kind="stable"), min(bins, x.size))
@@ -103,12 +103,12 @@ def _binned_mean(x: np.ndarray, y: np.ndarray, bins: int = 20) -> tuple[np.ndarr
 
 
 def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Validation metric and loss by epoch, to a PNG.
+    """Draw validation metric and loss by epoch.
 
     Args:
-        histories: title -> :class:`zerosum_ext.training.loop.History`. The validation values share one
-            panel, where there are any; losses of different methods cannot be compared and have one each.
-        path: of the PNG.
+        histories: title -> :class:`zerosum_ext.training.loop.History`. All validation values share one
+            panel. Losses of different methods cannot be compared, so each has a panel of its own.
+        path: the PNG file to write.
     """
     validated = {title: h for title, h in histories.items() if h.validation}
     panels = len(histories) + bool(validated)
@@ -145,15 +145,15 @@ def frontier(
     bias: str = "PRI",
     ideal: float = 0.0,
 ) -> None:
-    """Accuracy against popularity bias, one point per model, to a PNG.
+    """Draw accuracy against popularity bias, one point for each model.
 
-    Models on the line are those that no other beats in both: one nearer to the ideal bias is less accurate.
+    The line joins the models that no other model beats in both.
 
     Args:
-        points: title -> (accuracy, bias), such as two values of ``evaluate``.
-        path: of the PNG.
+        points: title -> (accuracy, bias), for example two values of ``evaluate``.
+        path: the PNG file to write.
         accuracy, bias: labels of the axes.
-        ideal: value of the bias metric without bias, 0 for PRI and .5 for PopQ@1.
+        ideal: the value of the bias metric if there is no bias: 0 for PRI, .5 for PopQ@1.
     """
     figure = _figure(5.0, 4.0)
     axes = figure.subplots()
@@ -177,14 +177,14 @@ def frontier_curves(
     accuracy: str = "NDCG@10",
     least: float = 0.6,
 ) -> None:
-    """Accuracy against bias over the strengths of several methods, to a PNG, a panel for each measure of bias.
+    """Draw accuracy against bias over the strengths of several methods, with a panel for each measure of bias.
 
     Args:
-        panels: name of the bias metric -> (curves, baseline, ideal): title -> points (accuracy, bias) in the order of
-            the strength; the point without debiasing; the value of the metric without bias.
-        path: of the PNG.
-        accuracy: label of the axes.
-        least: share of the baseline's accuracy below which nothing is shown.
+        panels: name of the bias metric -> (curves, baseline, ideal). ``curves`` is title -> points (accuracy, bias) in
+            the order of the strength, ``baseline`` the point without debiasing, ``ideal`` the unbiased value.
+        path: the PNG file to write.
+        accuracy: label of the axis of accuracy.
+        least: points below this share of the baseline's accuracy are not shown.
     """
     figure = _figure(5.2 * len(panels), 4.2)
     row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -207,7 +207,7 @@ def frontier_curves(
 
 
 def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> list[str]:
-    """Titles that no other beats in accuracy and in distance of the bias from ``ideal`` at once, by ascending bias."""
+    """Return the titles that no other beats in both accuracy and distance from the ideal bias, by ascending bias."""
     best = [
         title
         for title, (y, x) in points.items()
@@ -220,12 +220,12 @@ def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> lis
 
 
 def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Share of the recommended places that each decile of items gets, to a PNG.
+    """Draw the share of the recommended places that each decile of items gets.
 
     Args:
-        breakdowns: title -> what :func:`zerosum_ext.evaluation.full.by_popularity` returns. The held-out positives'
-            shares, drawn as a line, are those of the first.
-        path: of the PNG.
+        breakdowns: title -> what :func:`zerosum_ext.evaluation.full.by_popularity` returns. The line
+            shows the shares of the held-out positives, taken from the first.
+        path: the PNG file to write.
     """
     figure = _figure(5.6, 3.6)
     axes = figure.subplots()
@@ -245,12 +245,12 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
     figure.savefig(path, dpi=150)
 
 
-# Panels in a row; further ones go below.
+# Panels in a row. Further panels go below.
 _COLUMNS = 4
 
 
 def _panels(count: int, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
-    """A figure with so many axes, row by row."""
+    """Return a figure with ``count`` panels, row by row."""
     columns = max(1, min(count, _COLUMNS))
     rows = max(1, -(-count // columns))
     figure = _figure(3.4 * columns + 0.5, height * rows)
@@ -261,7 +261,7 @@ def _panels(count: int, height: float, sharey: bool = False) -> tuple[Any, list[
 
 
 def _resolution(panels: list[Any]) -> int:
-    """Dots an inch: fewer where there are many panels, so that the file stays small."""
+    """Return the dots per inch: fewer for many panels, so that the file stays small."""
     return 150 if len(panels) <= _COLUMNS else 90
 
 

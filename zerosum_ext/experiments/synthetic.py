@@ -1,4 +1,4 @@
-"""Published experiments, run again by the library's own parts."""
+"""The synthetic experiment of [RCS22] section 4.1, run with the library's own parts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Synthetic:
 
     Attributes:
         values: for each seed {"error" (1 - pairwise accuracy, a fraction), "pri", "pop_q_at_1"}.
-        scores: of the last seed, [200, 200].
-        pop_q: PopQ@1 of each of its users.
-        ranks: (popularity, average rank) of its items [RCS22 fig. 2].
+        scores: the scores of the last seed, [200, 200].
+        pop_q: PopQ@1 of each user, of the last seed.
+        ranks: (popularity, average rank) of the items, of the last seed [RCS22 fig. 2].
     """
 
     values: list[dict[str, float]]
@@ -50,13 +50,13 @@ def synthetic(
     weight: float = 0.8,
     after_seed: Callable[[], object] = lambda: None,
 ) -> Synthetic:
-    """Matrix factorization on the synthetic triangle by the protocol of [RCS22] section 4.1.
+    """Train matrix factorization on the synthetic triangle by the protocol of [RCS22] section 4.1.
 
-    d = 64, initial N(0, .01), Adam 1e-3, batches of 256, 3 draws per positive and epoch; train and evaluated positives
-    are the same matrix. ``after_seed`` is called when a seed is done, to show progress.
+    d = 64, initial N(0, .01), Adam 1e-3, batches of 256, 3 draws per positive and epoch. The matrix that is trained on
+    is evaluated too. ``after_seed`` is called when a seed is done, to show progress.
 
     Raises:
-        ValueError: no seeds; an unknown method; a weight outside [0, 1].
+        ValueError: no seeds, an unknown method, or a weight outside [0, 1].
     """
     if len(seeds) == 0:
         raise ValueError("seeds: expected at least one, got none")

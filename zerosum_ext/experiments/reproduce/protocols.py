@@ -51,7 +51,7 @@ class _Trained(NamedTuple):
 
 # The model that this process trained last, for cells that differ from it at inference alone, and the data read last.
 _last_trained: list[_Trained] = []
-_last_data: list[tuple[str, Any]] = []
+_last_data: list[tuple[str, _Data]] = []
 
 
 def synthetic_data(experiment: Experiment) -> Interactions:

@@ -72,7 +72,7 @@ class Run:
     @property
     def main(self) -> str:
         """The name of the method that the run is about."""
-        return list(self.methods)[-1]
+        return str(list(self.methods)[-1])
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
