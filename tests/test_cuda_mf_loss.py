@@ -5,7 +5,7 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.losses import IDS, LOSSES, PAIR, REDUCTIONS
+from cuda_on_host.losses import CONSTANTS, LOSSES, PAIR, REDUCTIONS, numbers
 from cuda_on_host.testing import kernels_of, misaligned
 
 from zerosum_ext import reference
@@ -22,7 +22,7 @@ def test_losses_are_numbered_as_in_the_library(kernels):
     from zerosum_ext import _ops
 
     if _ops.LOSS_IDS:
-        assert _ops.LOSS_IDS == IDS
+        assert list(_ops.LOSS_IDS) == kernels.loss_names()
     size = torch.zeros(1, dtype=torch.int64)
     kernels.loss_blocks(size)
     assert int(size) == BLOCKS
@@ -45,7 +45,7 @@ def problem(name, rows, k, dim, dtype, *, num_users=23, num_items=31, seed=0):
         positives = draw[1][:, 0].contiguous()
         negatives = (draw[1][:, 1] if k == 0 else draw[1][:, 1 : 1 + k]).contiguous()
     constants = None
-    if name in ("ipw", "pd", "sampled_softmax"):
+    if name in CONSTANTS:
         constants = torch.rand(num_items, generator=generator, dtype=torch.float64).to(reference.compute_dtype(dtype))
     return tables, (users, positives, negatives), constants
 
@@ -69,7 +69,7 @@ def run(kernels, name, tables, ids, constants=None, weight=None, *, l2=0.0, redu
     kernels.mf_loss(
         *(user, item, bias, *ids, constants, weight, value, coefficient),
         *(nan((BLOCKS,), torch.float64) if reduction != "none" else None, failed),
-        *(IDS[name], *LOSSES[name], l2, REDUCTIONS[reduction], grad, each),
+        *(*numbers(kernels, name), l2, REDUCTIONS[reduction], grad, each),
     )
     return value, coefficient, int(failed)
 
@@ -84,7 +84,7 @@ def definition(name, tables, ids, constants, weight, l2, reduction):
     constants = None if constants is None else constants.double()
     aux = (None, None) if constants is None else (constants[positives], constants[negatives])
     weight = None if weight is None else weight.double()
-    value = reference.pair_loss_value(pos, neg, *aux, weight, name, *LOSSES[name], reduction)
+    value = reference.pair_loss_value(pos, neg, *aux, weight, LOSSES[name], reduction)
     (coefficient,) = torch.autograd.grad(value.sum(), scores) if scores.numel() else (torch.zeros_like(scores),)
     if l2:
         value = value + l2 * reference.reduce(norms, reduction)

@@ -11,6 +11,7 @@ from zerosum_ext import _library as _extension
 from zerosum_ext import _ops
 from zerosum_ext._ops import autograd as _autograd
 from zerosum_ext.cli import main as cli
+from zerosum_ext.reference import Kernel
 from zerosum_ext.training import fused
 
 if not _extension.CPU.loaded:
@@ -22,7 +23,7 @@ CUDA = torch.device("cuda:0")
 @pytest.fixture
 def kernels_on_cuda(monkeypatch):
     """As if _C_cuda were loaded: a call with fake tensors goes as far as where a kernel would start."""
-    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset(_extension.OPS))
+    monkeypatch.setitem(_ops.KERNELS, "cuda", frozenset(_extension.OPS))
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_the_backward_pass_waits_for_nothing(fake, kernels_on_cuda, weighted, re
     weight = torch.empty(7, device=CUDA) if weighted else None
     with torch.no_grad():
         value = _autograd._PairLoss.forward(
-            context, pos, neg, None, None, weight, ("zerosum", 1.0, 1.0, 0.0, reduction)
+            context, pos, neg, None, None, weight, Kernel("zerosum", 1.0, 1.0), reduction
         )
         grads = _autograd._PairLoss.backward(context, torch.empty_like(value))
     assert [(g.shape, g.dtype, g.device) for g in grads[:2]] == [(t.shape, dtype, CUDA) for t in (pos, neg)]
@@ -120,7 +121,16 @@ def test_its_backward_pass_waits_for_nothing(fake, kernels_on_cuda, deterministi
     l2 = 0.0 if reduction == "none" else 0.1
     with torch.no_grad():
         value = _autograd._MfLoss.forward(
-            context, user, item, bias, *ids, None, None, (name, 1.0, 1.0, 1.0, l2, reduction), False, deterministic
+            context,
+            user,
+            item,
+            bias,
+            *ids,
+            None,
+            None,
+            _autograd.MfOptions(Kernel(name, 1.0, 1.0, 1.0), l2, reduction),
+            False,
+            deterministic,
         )
         grads = _autograd._MfLoss.backward(context, torch.empty_like(value))
     assert [(g.shape, g.device) for g in grads[:3]] == [(t.shape, CUDA) for t in (user, item, bias)]
@@ -163,7 +173,7 @@ def test_adams_own_option_counts_on_the_device(fake, kernels_on_cuda):
 
 
 def test_the_fused_step_needs_kernels_for_the_device(fake, monkeypatch):
-    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset())
+    monkeypatch.setitem(_ops.KERNELS, "cuda", frozenset())
     model = zx.MatrixFactorization(9, 11, 16, device=CUDA, seed=None)
     obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     assert obstacle == "model: the compiled part of zerosum_ext for cuda is not loaded"
@@ -328,7 +338,7 @@ def test_recomputed_gradients_of_macr(monkeypatch, reduction):
 
 
 def test_without_its_own_kernel_an_op_on_cuda_is_the_definition(fake, monkeypatch):
-    monkeypatch.setitem(_ops._KERNELS, "cuda", frozenset({"pair_loss"}))
+    monkeypatch.setitem(_ops.KERNELS, "cuda", frozenset({"pair_loss"}))
     assert zx.macr_loss(*(scores(4) for _ in range(5)), alpha=0.1, beta=0.1).device == CUDA
     assert zx.bpr_loss(scores(4), scores(4)).device == CUDA
 
@@ -363,7 +373,7 @@ def test_what_runs_on_a_gpu(archs, capability, runs):
 def gpus(monkeypatch, kernels_on_cuda):
     """As if CUDA were in use on GPUs of 9.0 and 7.0, and the kernels were built for 7.5 and 9.0."""
     capabilities = [(9, 0), (7, 0)]
-    monkeypatch.setattr(_ops, "_GPU_OBSTACLES", {})
+    monkeypatch.setattr(_ops.common, "GPU_OBSTACLES", {})
     monkeypatch.setattr(_extension.CUDA, "loaded", True)
     monkeypatch.setattr(_extension.CUDA, "archs", ("sm_75", "sm_90", "compute_90"))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -377,7 +387,7 @@ OBSTACLE = "cuda:1 (GPU 1) has compute capability 7.0, and the CUDA kernels were
 
 def test_a_gpu_that_the_kernels_were_not_built_for_is_left_to_pytorch(gpus, fake, monkeypatch, recwarn):
     device, kernels = torch.device("cuda:1"), []
-    monkeypatch.setattr(_ops, "_pair_loss", lambda pos, *_: kernels.append(pos.device) or (pos, pos, pos))
+    monkeypatch.setattr(_ops.losses, "pair_loss_kernel", lambda pos, *_: kernels.append(pos.device) or (pos, pos, pos))
     model = zx.MatrixFactorization(9, 11, 16, device=device, seed=None)
     obstacle = fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     assert obstacle == f"model: {OBSTACLE}"
@@ -406,7 +416,7 @@ def test_the_gpu_of_a_device_without_a_number_is_the_current_one(gpus, monkeypat
 def test_before_cuda_is_used_no_gpu_is_asked(gpus, fake, monkeypatch, recwarn):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     assert _ops.has_op("pair_loss", torch.device("cuda:1"))
-    assert not _ops._GPU_OBSTACLES
+    assert not _ops.common.GPU_OBSTACLES
     assert not recwarn
 
 

@@ -50,7 +50,7 @@ def test_row_filter(kernels, dtype, settings):
         if expected is not None:
             assert torch.equal(found, expected)
     users, items = torch.arange(x.num_users), torch.arange(x.num_items)
-    want = _sampling_reference.has_items(users, items, x.indptr, x.indices)
+    want = _sampling_reference.has_items(users, items, x.indptr, x.indices, None, x.num_items)
     for lookup in (None, found):
         out = torch.zeros(want.shape, dtype=torch.bool)
         kernels.has_items(users, items, x.indptr, x.indices.to(dtype), lookup, out, x.num_items)
@@ -85,7 +85,7 @@ def test_negatives(kernels, k, seed, dtype):
     number, epoch, offset = seed
     for strategy in strategies(x):
         want, want_failed = _sampling_reference.sample_negatives(
-            *(users, x.indptr, indices, strategy.slots, strategy.masses, x.num_items, k),
+            *(users, x.indptr, indices, None, strategy.slots, strategy.masses, x.num_items, k),
             *(signed(number), epoch, offset, strategy.replacement),
         )
         key = torch.tensor([signed(number), epoch, offset])
@@ -131,7 +131,7 @@ def test_positives(kernels, draws, order, positives, dtype):
             for begin, rows in ((0, samples), (samples - 5, 5), (17, 300), (0, 0)):
                 args = (order, kept, samples, begin)
                 want = _sampling_reference.sample_positives(
-                    x.indptr, indices, left_out, active, *args, rows, positives, signed(number), epoch
+                    *(x.indptr, indices, None, 0, left_out, active, *args, rows, positives, signed(number), epoch)
                 )
                 key = torch.tensor([signed(number), epoch, begin])
                 for device_key, numbers in ((None, (begin, signed(number), epoch)), (key, (0, 9, 9))):
@@ -150,7 +150,7 @@ def test_samples_beyond_the_epoch_are_those_of_its_start(kernels, order, draws):
     x = matrix()
     samples = draws * x.nnz
     active = (x.user_counts > 0).nonzero().flatten() if order == 3 else None
-    args = (x.indptr, x.indices, None, active, order, x.nnz, samples)
+    args = (x.indptr, x.indices, None, 0, None, active, order, x.nnz, samples)
     parts = [_sampling_reference.sample_positives(*args, *part, 2, 5, 6) for part in ((samples - 3, 3), (0, 7))]
     want = [torch.cat(both) for both in zip(*parts, strict=True)]
     for begin in (samples - 3, 4 * samples - 3):
@@ -165,7 +165,7 @@ def test_samples_beyond_the_epoch_are_those_of_its_start(kernels, order, draws):
 def test_more_samples_than_one_block_and_a_large_permutation(kernels):
     x = matrix(num_users=500, num_items=900, seed=3)  # more than 4096 interactions: eight rounds
     args = (1, x.nnz, x.nnz, 0)
-    want = _sampling_reference.sample_positives(x.indptr, x.indices, None, None, *args, x.nnz, 1, 5, 6)
+    want = _sampling_reference.sample_positives(x.indptr, x.indices, None, 0, None, None, *args, x.nnz, 1, 5, 6)
     got = tuple(torch.full_like(t, -9) for t in want)
     kernels.sample_positives(
         *(x.indptr, x.indices, sampling._hint(x), None, None, None, *got),

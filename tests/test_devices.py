@@ -15,6 +15,7 @@ import zerosum_ext as zx
 from zerosum_ext import _ops, reference
 from zerosum_ext.data import sampling
 from zerosum_ext.models import backbones
+from zerosum_ext.reference import Kernel
 from zerosum_ext.reference import ranking as _ranking_reference
 from zerosum_ext.reference import sampling as _sampling_reference
 from zerosum_ext.training.fused import FusedStep
@@ -23,11 +24,11 @@ from zerosum_ext.training.regularizers import popularity_correlation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LOSSES = {
-    "bpr": (zx.bpr_loss, ("bpr", 1.0, 0.0, 0.0)),
-    "zerosum": (zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0)),
-    "pos2neg2": (zx.pos2neg2_loss, ("pos2neg2", 1.0, 1.0, 1.0)),
-    "sampled_softmax": (zx.sampled_softmax_loss, ("sampled_softmax", 1.0, 0.0, 0.0)),
-    "hardest": (zx.hardest_loss, ("hardest", 1.0, 0.0, 0.0)),
+    "bpr": (zx.bpr_loss, Kernel("bpr", 1.0)),
+    "zerosum": (zx.zerosum_loss, Kernel("zerosum", 1.0, 1.0)),
+    "pos2neg2": (zx.pos2neg2_loss, Kernel("pos2neg2", 1.0, 1.0, 1.0)),
+    "sampled_softmax": (zx.sampled_softmax_loss, Kernel("sampled_softmax", 1.0)),
+    "hardest": (zx.hardest_loss, Kernel("hardest", 1.0)),
 }
 
 
@@ -41,10 +42,10 @@ def check_loss(device, name, rows, k, dtype, reduction, weighted):
     if name == "pos2neg2":
         shapes = (rows, 2), (rows, 2)
     else:
-        shapes = (rows,), (rows, k) if k > 1 or name in reference.ROW_LOSSES else (rows,)
+        shapes = (rows,), (rows, k) if k > 1 or reference.SHAPES[name] == "row" else (rows,)
     pos, neg = scores(shapes[0], dtype, 0), scores(shapes[1], dtype, 1)
     weight = torch.rand(rows, generator=torch.Generator().manual_seed(2)).to(reference.compute_dtype(dtype))
-    if len(shapes[1]) == 2 and name not in reference.ROW_LOSSES and name != "pos2neg2":  # a weight of each pair
+    if len(shapes[1]) == 2 and reference.SHAPES[name] == "pair":  # a weight of each pair
         weight = weight[:, None] * torch.linspace(0.5, 1.5, shapes[1][1]).to(weight.dtype)
     weight = weight if weighted else None
     p, n = (t.to(device).requires_grad_() for t in (pos, neg))
@@ -53,7 +54,7 @@ def check_loss(device, name, rows, k, dtype, reduction, weighted):
     got = (value, *torch.autograd.grad(value, (p, n), upstream.to(device)))
     p, n = (t.double().requires_grad_() for t in (pos, neg))
     w = None if weight is None else weight.double()
-    value = reference.pair_loss_value(p, n, None, None, w, *definition, reduction)
+    value = reference.pair_loss_value(p, n, None, None, w, definition, reduction)
     want = (value, *torch.autograd.grad(value, (p, n), upstream.double()))
     for x, y in zip(got, want, strict=True):
         scale = max(1.0, float(y.detach().abs().max()))
@@ -76,7 +77,7 @@ def test_small_losses_with_constants_and_branches(device, shape):
     calls = {
         "ipw": lambda p, n, u, i, c, d: zx.ipw_loss(p, n, c, d),
         "pd": lambda p, n, u, i, c, d: zx.pd_loss(p, n, c, d, gamma=0.3),
-        "bsl": lambda p, n, u, i, c, d: zx.bsl_loss(p, n if n.dim() == 2 else n.unsqueeze(1), t1=1.0, t2=0.5),
+        "bsl": lambda p, n, u, i, c, d: zx.bsl_loss(p, n if n.dim() == 2 else n.unsqueeze(1), negative_temperature=0.5),
         "macr": lambda p, n, u, i, c, d: zx.macr_loss(p, n, u, i, n * 0.5, alpha=0.1, beta=0.2),
     }
     for name, call in calls.items():
@@ -142,7 +143,7 @@ def test_small_samples_are_the_definitions(device, strategy, replacement):
     chosen = sampling._strategy(x, strategy, None, 0.5, candidates, replacement)
     users = users[~chosen.lacking(3)[users]]
     want, _ = _sampling_reference.sample_negatives(
-        users, x.indptr, x.indices, chosen.slots, chosen.masses, 97, 3, 7, 8, 9, replacement
+        users, x.indptr, x.indices, None, chosen.slots, chosen.masses, 97, 3, 7, 8, 9, replacement
     )
     moved = x.to(device)
     got = zx.sample_negatives(
@@ -278,7 +279,7 @@ def check_mf(device, name, rows, dim, dtype, *, reduction="mean", sparse=False, 
     upstream = scores(value.shape, value.dtype, 3)
     got = (value, *torch.autograd.grad(value, leaves, upstream.to(device)))
     doubles = [t.double().requires_grad_() for t in tables]
-    value = reference.mf_loss_value(*doubles, *ids, None, None, *module.kernel(), l2, reduction)
+    value = reference.mf_loss_value(*doubles, *ids, None, None, module.kernel(), l2, reduction)
     want = (value, *torch.autograd.grad(value, doubles, upstream.double()))
     for x, y in zip(got, want, strict=True):
         scale = max(1.0, float(y.detach().abs().max()))
@@ -356,7 +357,7 @@ def test_small_fused_steps(device, optimizer, capturable):
         torchs.zero_grad()
         tables = (wanted.user_embedding, wanted.item_embedding)
         value = reference.mf_loss_value(
-            *(*tables, wanted.item_bias, *ids, None, None, *module.kernel(), 0.0, "mean", optimizer == "sparse_adam")
+            *(*tables, wanted.item_bias, *ids, None, None, module.kernel(), 0.0, "mean", optimizer == "sparse_adam")
         )
         value.backward()
         torchs.step()

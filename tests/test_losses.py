@@ -11,25 +11,39 @@ import torch
 
 import zerosum_ext as zx
 from zerosum_ext import reference
+from zerosum_ext.reference import Kernel
+from zerosum_ext.testing import loss_cases
 
-PAIR = {
-    "bpr": (zx.bpr_loss, ("bpr", 1.0, 0.0, 0.0)),
-    "zerosum": (zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0)),
-    "zerosum w=.8": (partial(zx.zerosum_loss, w=0.8), ("zerosum", 0.4, 0.1, 0.0)),
-}
-ROW = {
-    "sampled_softmax": (partial(zx.sampled_softmax_loss, temperature=0.5), ("sampled_softmax", 2.0, 0.0, 0.0)),
-    "bsl": (partial(zx.bsl_loss, t1=0.5, t2=0.25), ("bsl", 2.0, 4.0, 0.5)),
-    "psl_tanh": (partial(zx.psl_loss, temperature=0.5), ("psl_tanh", 2.0, 0.0, 0.0)),
-    "psl_relu": (partial(zx.psl_loss, temperature=0.5, activation="relu"), ("psl_relu", 2.0, 0.0, 0.0)),
-    "hardest": (zx.hardest_loss, ("hardest", 1.0, 0.0, 0.0)),
-}
-QUAD = {
-    "pos2neg2": (zx.pos2neg2_loss, ("pos2neg2", 1.0, 1.0, 1.0)),
-    "pos2 w=.8": (partial(zx.pos2_loss, w=0.8), ("pos2neg2", 0.2, 0.1, 0.0)),
-    "neg2 w=.8": (partial(zx.neg2_loss, w=0.8), ("pos2neg2", 0.2, 0.0, 0.1)),
-}
+# Every loss of the records that takes no constants, with options that make all of its terms count.
+CASES = [case for case in loss_cases() if not case.constants]
+PAIR, ROW, QUAD = (
+    {case.name: (case.function, case.kernel) for case in CASES if case.scores == shape}
+    for shape in ("pair", "row", "quad")
+)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.mark.parametrize(
+    ("make", "kernel"),
+    [
+        (zx.BPRLoss, ("bpr", 1.0, 0.0, 0.0)),
+        (zx.ZerosumLoss, ("zerosum", 1.0, 1.0, 0.0)),
+        (partial(zx.ZerosumLoss, w=0.75), ("zerosum", 0.375, 0.125, 0.0)),
+        (partial(zx.ZerosumLoss, 0.5, 2.0), ("zerosum", 0.5, 2.0, 0.0)),
+        (zx.Pos2Neg2Loss, ("pos2neg2", 1.0, 1.0, 1.0)),
+        (partial(zx.Pos2Neg2Loss, w=0.75), ("pos2neg2", 0.1875, 0.0625, 0.0625)),
+        (partial(zx.Pos2Loss, w=0.75), ("pos2neg2", 0.1875, 0.125, 0.0)),
+        (partial(zx.Neg2Loss, w=0.75), ("pos2neg2", 0.1875, 0.0, 0.125)),
+        (partial(zx.SampledSoftmaxLoss, temperature=0.5), ("sampled_softmax", 2.0, 0.0, 0.0)),
+        (partial(zx.BSLLoss, positive_temperature=0.5, negative_temperature=0.25), ("bsl", 2.0, 4.0, 0.5)),
+        (partial(zx.PSLLoss, temperature=0.5), ("psl_tanh", 2.0, 0.0, 0.0)),
+        (partial(zx.PSLLoss, temperature=0.5, activation="relu"), ("psl_relu", 2.0, 0.0, 0.0)),
+        (zx.HardestLoss, ("hardest", 1.0, 0.0, 0.0)),
+    ],
+)
+def test_the_kernel_that_a_loss_amounts_to(make, kernel):
+    """The numbers by hand: all other tests take them from the records."""
+    assert make().kernel() == kernel
 
 
 def scores(shape, dtype=torch.float32, seed=0, scale=3.0):
@@ -42,7 +56,7 @@ def check(function, definition, pos, neg, weight, reduction):
     value = function(pos, neg, sample_weight=weight, reduction=reduction)
     p, n = (t.detach().double().requires_grad_() for t in (pos, neg))
     w = None if weight is None else weight.double()
-    expected = reference.pair_loss_value(p, n, None, None, w, *definition, reduction)
+    expected = reference.pair_loss_value(p, n, None, None, w, definition, reduction)
     upstream = scores(value.shape, value.dtype, seed=9, scale=1.0).detach()
     got = (value, *torch.autograd.grad(value, (pos, neg), upstream))
     want = (expected, *torch.autograd.grad(expected, (p, n), upstream.double()))
@@ -109,11 +123,11 @@ def test_no_columns_gives_zero_gradients():
 def test_non_contiguous_and_expanded_scores():
     base = scores((6, 10)).detach()
     pos, neg = base[:, 3].requires_grad_(), base[:, ::3].requires_grad_()
-    check(zx.zerosum_loss, ("zerosum", 1.0, 1.0, 0.0), pos, neg, None, "sum")
+    check(zx.zerosum_loss, Kernel("zerosum", 1.0, 1.0), pos, neg, None, "sum")
     row = scores((5,)).detach()
     check(
         zx.bpr_loss,
-        ("bpr", 1.0, 0.0, 0.0),
+        Kernel("bpr", 1.0),
         row[:1].expand(6).requires_grad_(),
         base[:, 0].requires_grad_(),
         None,
@@ -144,14 +158,14 @@ def test_finite_and_exact_to_1e4(name, signs, magnitude):
         grads = torch.autograd.grad(total, (pos, neg)) + torch.autograd.grad(value.sum(), (pos, neg))
         assert all(bool(x.isfinite().all()) for x in (total, *grads))
         p, n = pos.detach().double().requires_grad_(), neg.detach().double().requires_grad_()
-        expected = reference.pair_loss_value(p, n, None, None, None, *definition, "none")
+        expected = reference.pair_loss_value(p, n, None, None, None, definition, "none")
         wanted = torch.autograd.grad(expected.sum(), (p, n))
         exact = 1e-6 if dtype == torch.float32 else TOLERANCE[dtype]
         # Where a loss is a difference of numbers as large as the scores, rounding is of their size.
         size = max(1.0, magnitude if name in ROW else 0.0, float(expected.detach().abs().max()))
         # PSL's value is 4 times the scores' difference here: more than float16 holds from 65504 on.
         held = expected.detach().abs() <= torch.finfo(dtype).max
-        assert bool(held.all()) or (dtype, name) == (torch.float16, "psl_tanh")
+        assert bool(held.all()) or (dtype, definition.loss) == (torch.float16, "psl_tanh")
         assert ((value.double() - expected).abs()[held] <= exact * size).all()
         for got, want in zip(grads[2:], wanted, strict=True):
             # The derivative of a difference of scores: as exact as the difference, of up to 2e4, is.
@@ -235,7 +249,7 @@ def test_a_negative_of_minus_infinity_is_masked(name, dtype):
     function, definition = (PAIR | ROW)[name]
     pos, neg = scores((3,), dtype), scores((3, 40), dtype, seed=1).detach()
     neg[0, ::2], neg[1] = -math.inf, -math.inf
-    if name in ("psl_tanh", "bsl"):
+    if definition.loss in ("psl_tanh", "bsl"):
         neg[1] = 0.0  # a row without negatives has the value -inf by its definition
     check(function, definition, pos, neg.requires_grad_(), None, "none")
     assert torch.isfinite(function(pos, neg))
@@ -312,11 +326,13 @@ def test_methods_the_paper_compares_with(name):
     if name == "ipw":
         call = partial(zx.ipw_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, clip=2.0)
         weights = zx.ipw_weights(torch.cat([pop_pos, pop_neg.reshape(-1)]), 2.0)
-        expected = reference.ipw(pos.unsqueeze(1), neg, weights[:6, None], weights[6:].reshape(6, 3), 0, 0, 0).mean()
+        expected = reference.ipw(
+            pos.unsqueeze(1), neg, weights[:6, None], weights[6:].reshape(6, 3), Kernel("ipw")
+        ).mean()
     elif name == "pd":
         call = partial(zx.pd_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, gamma=0.25)
         expected = reference.pd(
-            pos.unsqueeze(1), neg, pop_pos.double()[:, None] ** 0.25, pop_neg.double() ** 0.25, 0, 0, 0
+            pos.unsqueeze(1), neg, pop_pos.double()[:, None] ** 0.25, pop_neg.double() ** 0.25, Kernel("pd")
         )
         expected = expected.mean()
     else:
@@ -414,7 +430,7 @@ def test_transforms_within_compile(custom):
     torch.testing.assert_close(tangent(p, n, p), (want * p).sum())
 
 
-@pytest.mark.parametrize("make", [zx.ZerosumLoss, zx.SampledSoftmaxLoss, partial(zx.BSLLoss, t1=0.5, t2=0.25)])
+@pytest.mark.parametrize("make", [zx.ZerosumLoss, zx.SampledSoftmaxLoss, partial(zx.BSLLoss, 0.5, 0.25)])
 def test_compile_with_numbers_that_change(make):
     loss, pos = make(), scores((4,)).detach()
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")

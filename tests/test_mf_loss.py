@@ -60,7 +60,7 @@ def definition(leaves, ids, module, l2, weight, reduction):
         *ids,
         None if constants is None else constants.double(),
         None if weight is None else weight.double(),
-        *module.kernel(),
+        module.kernel(),
         l2,
         reduction,
     )
@@ -169,7 +169,7 @@ def test_a_second_derivative_is_that_of_the_definition_also_with_sparse_gradient
     results = []
     for value in (
         zx.mf_loss(*leaves, *ids, loss=module, sparse=True),
-        reference.mf_loss_value(*leaves, None, *ids, None, None, *module.kernel(), 0.0, "mean"),
+        reference.mf_loss_value(*leaves, None, *ids, None, None, module.kernel(), 0.0, "mean"),
     ):
         first = torch.autograd.grad(value, leaves, create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
@@ -241,7 +241,7 @@ def test_empty_batches():
 )
 def test_ids_out_of_range_are_named(monkeypatch, kernels, argument, value, message):
     if not kernels:
-        monkeypatch.setattr(_ops, "has_op", lambda *_: False)
+        monkeypatch.setitem(_ops.KERNELS, "cpu", frozenset())
     leaves = tables()
     ids = dict(zip(("users", "positives", "negatives"), samples("zerosum"), strict=True))
     ids[argument] = ids[argument].clone()
@@ -290,7 +290,7 @@ def test_bad_arguments_are_named(change, error, message):
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("name", ["zerosum", "ipw", "hardest", "pos2neg2"])
 def test_without_kernels_the_definition_computes_it(monkeypatch, name, sparse):
-    monkeypatch.setattr(_ops, "has_op", lambda *_: False)
+    monkeypatch.setitem(_ops.KERNELS, "cpu", frozenset())
     leaves, ids, module = tables(), samples(name), LOSSES[name]()
     value = zx.mf_loss(*leaves[:2], *ids, loss=module, item_bias=leaves[2], l2=0.3, sparse=sparse)
     expected, doubles = definition(leaves, ids, module, 0.3, None, "mean")
@@ -350,7 +350,7 @@ def test_the_ops_keep_their_schemas_and_fakes():
     arguments = (*leaves, *ids, None, None, loss, 1.0, 1.0, 0.0, 0.1, 2, True)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.zerosum_ext.mf_loss.default, arguments, test_utils=checks)
-    coefficient = _ops.mf_loss(*leaves, *ids, None, None, "zerosum", 1.0, 1.0, 0.0, 0.1, "mean", True)[1]
+    coefficient = _ops.mf_loss(*leaves, *ids, None, None, reference.Kernel("zerosum", 1.0, 1.0), 0.1, "mean", True)[1]
     for sparse in (False, True):
         arguments = (*leaves[:2], *ids, coefficient, torch.ones(()), 0.1, True, True, True, sparse)
         torch.library.opcheck(torch.ops.zerosum_ext.mf_gradient.default, arguments, test_utils=checks)

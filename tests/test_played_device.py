@@ -19,7 +19,7 @@ if not _extension.CPU.loaded:
 def played(monkeypatch):
     # A GPU has no kernel of these: it takes a matrix product and rank_scores, and the ops for the parts of a step.
     lacking = {"rank_factors", "mf_train", "mf_train_sampled"}
-    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
+    monkeypatch.setitem(_ops.KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
     with PlayedDevice() as played:
         yield played
 
@@ -100,7 +100,7 @@ def test_rankings_come_to_the_host(played):
 @pytest.mark.parametrize("metrics", [("ndcg",), ("sampled_hit",), evaluation.METRICS])
 def test_nan_is_found_at_the_end(played, monkeypatch, metrics):
     # (The CPU's rank_scores, which would play the GPU's, leaves the lists unwritten then.)
-    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset({"user_metrics", "list_metrics"}))
+    monkeypatch.setitem(_ops.KERNELS, PLAYED.type, frozenset({"user_metrics", "list_metrics"}))
     factors, train, test = case()
     user = int(test.pairs()[0][5])
     factors[0][user] = torch.nan

@@ -99,7 +99,7 @@ def test_second_try_and_complement_are_uniform_too():
     try:
         reference.REJECTION_BLOCKS = 1  # a quarter of the draws come from the complement
         got, _ = reference.sample_negatives(
-            torch.zeros(30_000, dtype=torch.int64), data.indptr, data.indices, None, None, 60, 1, 5, 0, 0, True
+            torch.zeros(30_000, dtype=torch.int64), data.indptr, data.indices, None, None, None, 60, 1, 5, 0, 0, True
         )
     finally:
         reference.REJECTION_BLOCKS = before
@@ -149,7 +149,7 @@ def test_compiled_is_the_reference_bit_by_bit(skewed, name, replacement, index):
     users = torch.from_numpy(np.random.default_rng(1).integers(0, 9, 700))
     indices = skewed.indices.to(index)
     common = (chosen.slots, chosen.masses, NUM_ITEMS, 3, -(2**63) + 12345, 2**32 - 1, 2**40 + 7, replacement)
-    expected = reference.sample_negatives(users, skewed.indptr, indices, *common)
+    expected = reference.sample_negatives(users, skewed.indptr, indices, None, *common)
     for lookup in (None, _ops.row_filter(skewed.indptr, indices, NUM_ITEMS)):
         got = torch.ops.zerosum_ext.sample_negatives(users, skewed.indptr, indices, lookup, *common)
         assert torch.equal(got[0], expected[0])
@@ -169,7 +169,7 @@ def test_compiled_is_the_reference_on_any_matrix(data):
     k = data.draw(st.integers(0, 5))
     replacement = data.draw(st.booleans())
     common = (None, None, num_items, k, 1, 2, 3, replacement)
-    expected = reference.sample_negatives(users, x.indptr, x.indices, *common)
+    expected = reference.sample_negatives(users, x.indptr, x.indices, None, *common)
     lookup = _ops.row_filter(x.indptr, x.indices, num_items)
     got = torch.ops.zerosum_ext.sample_negatives(users, x.indptr, x.indices, lookup, *common)
     assert int(got[1]) == int(expected[1])
@@ -374,7 +374,8 @@ def test_in_batch_mask(skewed):
     held_out = matrix_of([[3], [], [], [], [], [], [], [], [], []])
     assert in_batch_mask(skewed, users, items, exclude=held_out)[0].tolist() == [True, False, True, True, True]
     assert torch.equal(
-        ~reference.has_items(torch.tensor(users), torch.tensor(items), skewed.indptr, skewed.indices), mask
+        ~reference.has_items(torch.tensor(users), torch.tensor(items), skewed.indptr, skewed.indices, None, NUM_ITEMS),
+        mask,
     )
     with pytest.raises(ValueError, match=r"items: expected numbers from 0 to 59, got 60 at position 1"):
         in_batch_mask(skewed, users, [0, 60])

@@ -17,36 +17,10 @@ from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
-from zerosum_ext.losses import (
-    BPRLoss,
-    BSLLoss,
-    CustomLoss,
-    HardestLoss,
-    IPWLoss,
-    Neg2Loss,
-    PDLoss,
-    Pos2Loss,
-    Pos2Neg2Loss,
-    PSLLoss,
-    SampledSoftmaxLoss,
-    ZerosumLoss,
-    bpr_loss,
-    bsl_loss,
-    functional,
-    get_loss,
-    hardest_loss,
-    ipw_loss,
-    ipw_weights,
-    macr_loss,
-    mf_loss,
-    neg2_loss,
-    pd_loss,
-    pos2_loss,
-    pos2neg2_loss,
-    psl_loss,
-    sampled_softmax_loss,
-    zerosum_loss,
-)
+from zerosum_ext.losses import CustomLoss, functional, get_loss, mf_loss
+from zerosum_ext.losses import modules as _modules
+from zerosum_ext.losses.functional import *  # noqa: F403
+from zerosum_ext.losses.modules import *  # noqa: F403
 from zerosum_ext.models.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
 from zerosum_ext.models.base import Recommender
 from zerosum_ext.models.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
@@ -58,32 +32,19 @@ __all__ = [
     "MACR",
     "MLP",
     "NGCF",
-    "BPRLoss",
-    "BSLLoss",
     "Compensated",
     "CustomLoss",
-    "HardestLoss",
-    "IPWLoss",
     "Interactions",
     "LightGCN",
     "MACRLoss",
     "MatrixFactorization",
-    "Neg2Loss",
     "NeuMF",
-    "PDLoss",
-    "PSLLoss",
     "PearsonRegularizer",
     "PopularityAdjusted",
-    "Pos2Loss",
-    "Pos2Neg2Loss",
     "Ranking",
     "RankingMetrics",
     "Recommender",
-    "SampledSoftmaxLoss",
     "TripletLoader",
-    "ZerosumLoss",
-    "bpr_loss",
-    "bsl_loss",
     "build_info",
     "datasets",
     "evaluate",
@@ -91,25 +52,17 @@ __all__ = [
     "get_loss",
     "get_method",
     "get_model",
-    "hardest_loss",
     "hardest_negatives",
     "in_batch_mask",
-    "ipw_loss",
-    "ipw_weights",
-    "macr_loss",
     "metrics",
     "mf_loss",
-    "neg2_loss",
-    "pd_loss",
     "popularity_correlation",
-    "pos2_loss",
-    "pos2neg2_loss",
-    "psl_loss",
     "rank",
     "sample_negatives",
-    "sampled_softmax_loss",
-    "zerosum_loss",
 ]
+# All losses, as they are generated from their records.
+__all__ += functional.__all__
+__all__ += _modules.__all__
 
 # Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
 _LAZY = {

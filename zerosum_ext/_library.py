@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 _PACKAGE = Path(__file__).parent
-_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+#: The command that builds the compiled libraries anew, in the source folder.
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 # What the Python sources call; a library without one of them was built from other sources.
 OPS = (
     "loss_names",
@@ -41,7 +42,7 @@ OPS = (
 )
 
 
-class _Library:
+class Library:
     """One compiled library: its file, whether it is loaded, and otherwise the reason and the remedy."""
 
     def __init__(self, stem: str) -> None:
@@ -59,7 +60,7 @@ class _Library:
             self.loaded = True
         except (OSError, RuntimeError) as error:
             self.reason = f"{self.file} does not load: {str(error).splitlines()[0]}"
-            self.remedy = f"rebuild it for this torch ({torch.__version__}): {_REBUILD}"
+            self.remedy = f"rebuild it for this torch ({torch.__version__}): {REBUILD}"
 
     def require(self, ops: Sequence[str]) -> None:
         """Takes a library that lacks one of these ops for one that is not loaded."""
@@ -67,7 +68,7 @@ class _Library:
         if missing:
             self.loaded = False
             self.reason = f"{self.file} is older than the Python sources: it lacks {', '.join(missing)}"
-            self.remedy = f"rebuild it: {_REBUILD}"
+            self.remedy = f"rebuild it: {REBUILD}"
 
     def describe(self) -> dict[str, Any]:
         out: dict[str, Any] = {"loaded": self.loaded, "file": str(self.file) if self.file else None}
@@ -76,11 +77,11 @@ class _Library:
         return out
 
 
-def _load_cpu() -> _Library:
-    library = _Library("_C")
+def _load_cpu() -> Library:
+    library = Library("_C")
     if library.file is None:
         library.reason = "the package was installed without its compiled part"
-        library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {_REBUILD}"
+        library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {REBUILD}"
     else:
         library.load()
         library.require(OPS)
@@ -93,11 +94,11 @@ def _load_cpu() -> _Library:
     return library
 
 
-def _load_cuda(cpu: _Library) -> _Library:
-    library = _Library("_C_cuda")
+def _load_cuda(cpu: Library) -> Library:
+    library = Library("_C_cuda")
     if library.file is None:
         library.reason = "the package was built without CUDA kernels"
-        library.remedy = f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {_REBUILD}"
+        library.remedy = f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {REBUILD}"
     elif torch.version.cuda is None:
         library.reason = f"torch {torch.__version__} is a CPU build"
         library.remedy = "install a CUDA build of torch"
@@ -151,7 +152,7 @@ def gpu_remedy(*indices: int) -> str:
     """How kernels for these GPUs are had."""
     capabilities = sorted({torch.cuda.get_device_capability(index) for index in indices})
     archs = ";".join(f"{major}.{minor}" for major, minor in capabilities)
-    return f'with nvcc on PATH, in the source folder: TORCH_CUDA_ARCH_LIST="{archs}" FORCE_CUDA=1 {_REBUILD}'
+    return f'with nvcc on PATH, in the source folder: TORCH_CUDA_ARCH_LIST="{archs}" FORCE_CUDA=1 {REBUILD}'
 
 
 CPU = _load_cpu()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from zerosum_ext import losses, reference
 from zerosum_ext._checks import describe, require_choice
-from zerosum_ext.reference.losses import compute_dtype
+from zerosum_ext.losses.records import Scores
+from zerosum_ext.reference import Kernel, compute_dtype
 
-__all__ = ["LossReport", "Row", "check_loss", "check_named_loss", "checked_losses"]
+__all__ = ["LossCase", "LossReport", "Row", "check_loss", "check_named_loss", "checked_losses", "loss_cases"]
 
 # Largest error allowed, relative to the largest entry of what is expected and at least to 1.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -169,60 +171,86 @@ def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 
 # ---- the losses of the package
 
-_MANY, _QUAD = ((48,), (48, 5)), ((48, 2), (48, 2))
+
+class LossCase(NamedTuple):
+    """A loss of the package with options, constants and shapes that make every term of it count."""
+
+    name: str
+    loss: str
+    function: Callable[..., Tensor]
+    definition: Callable[..., Tensor]
+    kernel: Kernel
+    scores: Scores
+    constants: bool
+    shapes: tuple[tuple[int, ...], ...]
 
 
-def _popularity(device: str | torch.device) -> tuple[Tensor, Tensor]:
-    return (
-        torch.arange(1.0, 49.0, dtype=torch.float64, device=device),
-        torch.arange(1.0, 241.0, dtype=torch.float64, device=device).reshape(48, 5),
+_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "pair": ((48,), (48, 5)),
+    "row": ((48,), (48, 5)),
+    "quad": ((48, 2), (48, 2)),
+    "branches": ((48,), (48, 5), (48,), (48,), (48, 5)),
+}
+
+
+def loss_cases(device: str | torch.device = "cpu") -> list[LossCase]:
+    """Return all losses of the package as their records ask to be checked.
+
+    The function of a case takes the scores, ``sample_weight`` and ``reduction``; the definition takes the scores, and
+    returns the sum over the samples.
+    """
+    cases = []
+    for name, record in losses.RECORDS.items():
+        function: Callable[..., Tensor] = getattr(losses, f"{name}_loss")
+        for options in record.checks:
+            label = " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+            plain = label if len(record.checks) > 1 and options else name
+            kernel, shapes = record.compiled(options), _SHAPES[record.scores]
+            variants: list[tuple[str, tuple[Tensor, Tensor] | None]] = [(plain, None)]
+            if record.constants is not None:
+                given = _example_constants(record.constants.buffer, device)
+                variants = [(plain, given)] if record.constants.required else [*variants, (f"{plain} constants", given)]
+            for variant, constants in variants:
+                call, aux = partial(function, **options), None
+                if constants is not None and record.constants is not None:
+                    names = (record.constants.pos, record.constants.neg)
+                    call = partial(call, **dict(zip(names, constants, strict=True)))
+                    own = {k: v for k, v in options.items() if k not in signature(record.kernel).parameters}
+                    aux = record.constants.of_scores(*constants, **own)
+                definition = _definition(record.scores, kernel, *(aux or (None, None)))
+                cases.append(LossCase(variant, name, call, definition, kernel, record.scores, aux is not None, shapes))
+    return cases
+
+
+def _example_constants(kind: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Return constants of items [48] and [48, 5]: shares in (0, 1], or their logarithms."""
+    shares = (
+        torch.arange(1.0, 49.0, dtype=torch.float64, device=device) / 240,
+        torch.arange(1.0, 241.0, dtype=torch.float64, device=device).reshape(48, 5) / 240,
     )
+    return (shares[0].log(), shares[1].log()) if kind == "log_q" else shares
 
 
-def _definition(loss: str, a: float, b: float, c: float, *aux: Tensor) -> Callable[..., Tensor]:
-    x_pos, x_neg = aux or (None, None)
-    return lambda p, n: reference.pair_loss_value(p, n, x_pos, x_neg, None, loss, a, b, c, "sum")
-
-
-def _cases(device: str | torch.device) -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Any]]:
-    counts = _popularity(device)
-    inverse = losses.ipw_weights(torch.cat([c.reshape(-1) for c in counts]))
-    weights = (inverse[:48], inverse[48:].reshape(48, 5))
-    factors = tuple((c / 240) ** 0.25 for c in counts)
-    ipw = partial(losses.ipw_loss, pos_popularity=counts[0], neg_popularity=counts[1])
-    pd = partial(losses.pd_loss, pos_popularity=counts[0] / 240, neg_popularity=counts[1] / 240, gamma=0.25)
-    softmax, psl = partial(losses.sampled_softmax_loss, temperature=0.5), partial(losses.psl_loss, temperature=0.5)
-    return {
-        "bpr": (losses.bpr_loss, _definition("bpr", 1, 0, 0), _MANY),
-        "zerosum": (losses.zerosum_loss, _definition("zerosum", 1, 1, 0), _MANY),
-        "pos2neg2": (losses.pos2neg2_loss, _definition("pos2neg2", 1, 1, 1), _QUAD),
-        "pos2": (losses.pos2_loss, _definition("pos2neg2", 1, 1, 0), _QUAD),
-        "neg2": (losses.neg2_loss, _definition("pos2neg2", 1, 0, 1), _QUAD),
-        "ipw": (ipw, _definition("ipw", 1, 0, 0, *weights), _MANY),
-        "pd": (pd, _definition("pd", 1, 0, 0, *factors), _MANY),
-        "macr": (
-            partial(losses.macr_loss, alpha=0.3, beta=0.7),
-            lambda *s: reference.macr_loss_value(s, None, 0.3, 0.7, "sum"),
-            ((48,), (48, 5), (48,), (48,), (48, 5)),
-        ),
-        "sampled_softmax": (softmax, _definition("sampled_softmax", 2, 0, 0), _MANY),
-        "bsl": (partial(losses.bsl_loss, t1=0.5, t2=0.25), _definition("bsl", 2, 4, 0.5), _MANY),
-        "psl": (psl, _definition("psl_tanh", 2, 0, 0), _MANY),
-        "hardest": (losses.hardest_loss, _definition("hardest", 1, 0, 0), _MANY),
-    }
+def _definition(scores: Scores, kernel: Kernel, x_pos: Tensor | None, x_neg: Tensor | None) -> Callable[..., Tensor]:
+    if scores == "branches":
+        return lambda *s: reference.macr_loss_value(s, None, kernel.a, kernel.b, "sum")
+    return lambda p, n: reference.pair_loss_value(p, n, x_pos, x_neg, None, kernel, "sum")
 
 
 def checked_losses() -> list[str]:
-    """The names that :func:`check_named_loss` knows."""
-    return list(_cases("cpu"))
+    """Return the names that :func:`check_named_loss` knows."""
+    return list(losses.RECORDS)
 
 
 def check_named_loss(
     name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> LossReport:
-    """:func:`check_loss` of a loss of this package against its definition in :mod:`zerosum_ext.reference.losses`."""
-    cases = _cases(device)
-    require_choice("loss", name, list(cases))
-    fn, definition, shapes = cases[name]
-    # The sum: the mean's small gradients would hide beside the 1 that errors are relative to.
-    return check_loss(partial(fn, reduction="sum"), definition, shapes=shapes, dtype=dtype, device=device, name=name)
+    """Check a loss of this package, in all of its forms, against its definition in :mod:`zerosum_ext.reference`."""
+    require_choice("loss", name, checked_losses())
+    rows: list[Row] = []
+    for case in loss_cases(device):
+        if case.loss == name:
+            # The sum: the mean's small gradients would hide beside the 1 that errors are relative to.
+            function = partial(case.function, reduction="sum")
+            rows += check_loss(function, case.definition, shapes=case.shapes, dtype=dtype, device=device).rows
+    return LossReport(name, tuple(rows))

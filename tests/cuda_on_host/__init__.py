@@ -222,6 +222,10 @@ class Kernels:
         self._module = module
         self._recorded: Counter[tuple[Any, ...]] = Counter()
 
+    def loss_names(self) -> list[str]:
+        """The losses in the order of their numbers, as the kernels were compiled with."""
+        return self._module.loss_names()
+
     def __dir__(self) -> list[str]:
         return self._module.names()
 

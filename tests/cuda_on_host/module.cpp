@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/losses.h"
 #include "host_call.h"
 
 #ifdef CUEMU_COUNT
@@ -76,6 +77,14 @@ PYBIND11_MODULE(host_kernels, m) {
     watch(a);
 #endif
     hostcall::call(name, a);
+  });
+  // The losses in the order of their numbers.
+  m.def("loss_names", [] {
+    std::vector<std::string> names;
+#define ZX_NAME(kind, name, type) names.push_back(name);
+    ZX_ALL_LOSSES(ZX_NAME)
+#undef ZX_NAME
+    return names;
   });
   m.def("names", [] {
     std::vector<std::string> names;

@@ -7,15 +7,17 @@ forward mode and where a constant itself needs a gradient, the plain-PyTorch def
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zerosum_ext import _ops, reference
+from zerosum_ext import reference
 from zerosum_ext._checks import describe, out_of_range
-from zerosum_ext.reference.losses import compute_dtype
+from zerosum_ext._ops import losses, mf
+from zerosum_ext._ops.common import KERNELS, REDUCTIONS, has_op
+from zerosum_ext.reference import SHAPES, Kernel, compute_dtype
 
 # Where the backward pass evaluates the loss again instead of scaling derivatives that the forward pass has kept. On a
 # GPU memory is what costs: 6 words a pair are moved instead of 8, and 2 fewer are held. On a CPU the exponential is.
@@ -30,10 +32,12 @@ def _keeps_derivatives(scores: Tensor, reduction: str) -> bool:
     return reduction != "none" and scores.device.type not in _RECOMPUTED and scores.dtype is not torch.float16
 
 
-# loss, a, b, c, reduction
-PairArgs = tuple[str, float, float, float, str]
-# loss, a, b, c, l2, reduction
-MfArgs = tuple[str, float, float, float, float, str]
+class MfOptions(NamedTuple):
+    """What a loss of matrix factorization is computed with, beside its tensors."""
+
+    kernel: Kernel
+    l2: float
+    reduction: str
 
 
 class _PairLoss(torch.autograd.Function):
@@ -45,11 +49,12 @@ class _PairLoss(torch.autograd.Function):
         aux_pos: Tensor | None,
         aux_neg: Tensor | None,
         weight: Tensor | None,
-        args: PairArgs,
+        kernel: Kernel,
+        reduction: str,
     ) -> Tensor:
-        ctx.args = args
-        keep = _keeps_derivatives(pos, args[4])
-        value, *grads = _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, keep)
+        ctx.kernel, ctx.reduction = kernel, reduction
+        keep = _keeps_derivatives(pos, reduction)
+        value, *grads = losses.pair_loss(pos, neg, aux_pos, aux_neg, weight, kernel, reduction, keep)
         ctx.save_for_backward(pos, neg, aux_pos, aux_neg, weight, *(grads if keep else ()))
         return value
 
@@ -58,20 +63,19 @@ class _PairLoss(torch.autograd.Function):
         pos, neg, aux_pos, aux_neg, weight, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():
             grad_pos, grad_neg = _differentiable_gradients(
-                lambda p, n: reference.pair_loss_value(p, n, aux_pos, aux_neg, weight, *ctx.args),
+                lambda p, n: reference.pair_loss_value(p, n, aux_pos, aux_neg, weight, ctx.kernel, ctx.reduction),
                 (pos, neg),
                 grad_output,
             )
         elif not grads:
             # sum_k grad_output_k loss_k is the same loss with other weights.
-            loss, a, b, c, reduction = ctx.args
-            samples = pos.shape[0] if loss in reference.QUAD_LOSSES | reference.ROW_LOSSES else neg.numel()
-            upstream = _per_sample(grad_output.to(compute_dtype(pos.dtype)), reduction, samples, pos)
+            samples = neg.numel() if SHAPES[ctx.kernel.loss] == "pair" else pos.shape[0]
+            upstream = _per_sample(grad_output.to(compute_dtype(pos.dtype)), ctx.reduction, samples, pos)
             scaled = reference.weigh(upstream, weight)
-            _, grad_pos, grad_neg = _ops.pair_loss(pos, neg, aux_pos, aux_neg, scaled, loss, a, b, c, "sum", True)
+            _, grad_pos, grad_neg = losses.pair_loss(pos, neg, aux_pos, aux_neg, scaled, ctx.kernel, "sum", True)
         else:
             grad_pos, grad_neg = _scale(grads, grad_output)
-        return grad_pos, grad_neg, None, None, None, None
+        return grad_pos, grad_neg, None, None, None, None, None
 
 
 class _PlainPairLoss(torch.autograd.Function):
@@ -82,12 +86,13 @@ class _PlainPairLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pos: Tensor, neg: Tensor, args: PairArgs) -> Tensor:
-        loss, a, b, c, reduction = args
-        value, grad_pos, grad_neg = _ops._pair_loss(
-            pos, neg, None, None, None, _ops.LOSS_IDS[loss], a, b, c, _ops.REDUCTIONS[reduction], True
+    def forward(ctx: Any, pos: Tensor, neg: Tensor, kernel: Kernel, reduction: str) -> Tensor:
+        loss, a, b, c = kernel
+        value: Tensor
+        value, grad_pos, grad_neg = losses.pair_loss_kernel(
+            pos, neg, None, None, None, losses.loss_number(loss), a, b, c, REDUCTIONS[reduction], True
         )
-        ctx.args = args
+        ctx.kernel, ctx.reduction = kernel, reduction
         ctx.save_for_backward(pos, neg, grad_pos, grad_neg)
         return value
 
@@ -95,13 +100,15 @@ class _PlainPairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         pos, neg, *grads = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_plain_gradients(pos, neg, ctx.args, grad_output), None
-        return *_scale(grads, grad_output), None
+            return *_plain_gradients(pos, neg, ctx.kernel, ctx.reduction, grad_output), None, None
+        return *_scale(grads, grad_output), None, None
 
 
-def _plain_gradients(pos: Tensor, neg: Tensor, args: PairArgs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _plain_gradients(
+    pos: Tensor, neg: Tensor, kernel: Kernel, reduction: str, grad_output: Tensor
+) -> tuple[Tensor | None, ...]:
     return _differentiable_gradients(
-        lambda p, n: reference.pair_loss_value(p, n, None, None, None, *args), (pos, neg), grad_output
+        lambda p, n: reference.pair_loss_value(p, n, None, None, None, kernel, reduction), (pos, neg), grad_output
     )
 
 
@@ -114,7 +121,7 @@ class _MacrLoss(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor | None, alpha: float, beta: float, reduction: str, *scores: Tensor) -> Tensor:
         ctx.args = (alpha, beta, reduction)
         keep = _keeps_derivatives(scores[0], reduction)
-        value, *grads = _ops.macr_loss(scores, weight, alpha, beta, reduction, keep)
+        value, *grads = losses.macr_loss(scores, weight, alpha, beta, reduction, keep)
         ctx.save_for_backward(weight, *scores, *(grads if keep else ()))
         return value
 
@@ -130,7 +137,7 @@ class _MacrLoss(torch.autograd.Function):
         elif not grads:
             upstream = grad_output.to(compute_dtype(scores[0].dtype))
             scaled = reference.weigh(_per_sample(upstream, reduction, scores[1].numel(), scores[0]), weight)
-            out = _ops.macr_loss(scores, scaled, alpha, beta, "sum", True)[1:]
+            out = losses.macr_loss(scores, scaled, alpha, beta, "sum", True)[1:]
         else:
             out = _scale(grads, grad_output)
         return None, None, None, None, *out
@@ -148,14 +155,14 @@ class _MfLoss(torch.autograd.Function):
         negatives: Tensor,
         constants: Tensor | None,
         weight: Tensor | None,
-        args: MfArgs,
+        options: MfOptions,
         sparse: bool,
         deterministic: bool,
     ) -> Tensor:
-        ctx.args, ctx.sparse, ctx.atomics = args, sparse, not deterministic
-        grad = args[-1] != "none"
-        value, coefficient, failed = _ops.mf_loss(
-            user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight, *args, grad
+        ctx.options, ctx.sparse, ctx.atomics = options, sparse, not deterministic
+        grad = options.reduction != "none"
+        value, coefficient, failed = mf.mf_loss(
+            user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight, *options, grad
         )
         _check_ids(failed, user_embedding, item_embedding, (users, positives, negatives))
         ctx.save_for_backward(
@@ -166,7 +173,7 @@ class _MfLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         user, item, bias, users, positives, negatives, constants, weight, coefficient = ctx.saved_tensors
-        loss, a, b, c, l2, reduction = ctx.args
+        kernel, l2, reduction = ctx.options
         needed: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             # Dense, also where sparse gradients are asked for: torch cannot differentiate those again.
@@ -176,7 +183,7 @@ class _MfLoss(torch.autograd.Function):
             def value(*tensors: Tensor) -> Tensor:
                 rest = iter(tensors)
                 p, q, r = (next(rest) if wanted else t for t, wanted in zip(given, needed, strict=True))
-                return reference.mf_loss_value(p, q, r, users, positives, negatives, constants, weight, *ctx.args)
+                return reference.mf_loss_value(p, q, r, users, positives, negatives, constants, weight, *ctx.options)
 
             grads = iter(_differentiable_gradients(value, chosen, grad_output))
             return *(next(grads) if wanted else None for wanted in needed), *(None,) * 8
@@ -185,10 +192,10 @@ class _MfLoss(torch.autograd.Function):
             # sum_k grad_output_k loss_k is the same loss with other weights.
             scaled = reference.weigh(scale, weight).contiguous()
             ids = (users, positives, negatives)
-            coefficient = _ops.mf_loss(user, item, bias, *ids, constants, scaled, loss, a, b, c, 0.0, "sum", True)[1]
+            coefficient = mf.mf_loss(user, item, bias, *ids, constants, scaled, kernel, 0.0, "sum", True)[1]
             scale = torch.ones((), dtype=scale.dtype, device=scale.device)
         row_l2 = l2 / max(users.shape[0], 1) if reduction == "mean" else l2
-        user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
+        user_rows, user_values, item_rows, item_values, bias_values = mf.mf_gradient(
             user, item, users, positives, negatives, coefficient, scale, row_l2, *needed, ctx.sparse, False, ctx.atomics
         )
         out = []
@@ -302,7 +309,7 @@ def _transforms_active() -> bool:
 
 def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) -> bool:
     """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
-    if not _ops.has_op(op, device) or _transforms_active():
+    if not has_op(op, device) or _transforms_active():
         return True
     for t in constants:  # noqa: SIM110 (a generator in any() costs more than the rest of this)
         if t is not None and t.requires_grad and torch.is_grad_enabled():
@@ -316,7 +323,8 @@ def pair_loss(
     aux_pos: Tensor | None,
     aux_neg: Tensor | None,
     weight: Tensor | None,
-    args: PairArgs,
+    kernel: Kernel,
+    reduction: str,
 ) -> Tensor:
     """The op pair_loss, differentiable in every tensor."""
     if (
@@ -324,19 +332,19 @@ def pair_loss(
         and aux_pos is None
         and aux_neg is None
         and pos.is_cpu
-        and _keeps_derivatives(pos, args[4])
+        and _keeps_derivatives(pos, reduction)
         and (pos.requires_grad or neg.requires_grad)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not _transforms_active()
-        and "pair_loss" in _ops._KERNELS["cpu"]
+        and "pair_loss" in KERNELS["cpu"]
     ):
-        return _apply_plain(pos, neg, args)
+        return _apply_plain(pos, neg, kernel, reduction)
     if _needs_definition("pair_loss", pos.device, aux_pos, aux_neg, weight):
-        return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, *args)
+        return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
     if torch.is_grad_enabled() and (pos.requires_grad or neg.requires_grad):
-        return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, args)
-    return _ops.pair_loss(pos, neg, aux_pos, aux_neg, weight, *args, False)[0]
+        return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
+    return losses.pair_loss(pos, neg, aux_pos, aux_neg, weight, kernel, reduction, False)[0]
 
 
 def macr_loss(
@@ -351,7 +359,7 @@ def macr_loss(
         return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
         return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)
-    return _ops.macr_loss(scores, weight, alpha, beta, reduction, False)[0]
+    return losses.macr_loss(scores, weight, alpha, beta, reduction, False)[0]
 
 
 def mf_loss(
@@ -361,7 +369,7 @@ def mf_loss(
     ids: tuple[Tensor, Tensor, Tensor],
     constants: Tensor | None,
     weight: Tensor | None,
-    args: MfArgs,
+    options: MfOptions,
     sparse: bool,
     deterministic: bool = True,
 ) -> Tensor:
@@ -369,10 +377,10 @@ def mf_loss(
     users, positives, negatives = ids
     given = (user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight)
     if _needs_definition("mf_loss", user_embedding.device, constants, weight):
-        return reference.mf_loss_value(*given, *args, sparse)
+        return reference.mf_loss_value(*given, *options, sparse)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:3]):
-        return _MfLoss.apply(*given, args, sparse, deterministic)
-    value, _, failed = _ops.mf_loss(*given, *args, False)
+        return _MfLoss.apply(*given, options, sparse, deterministic)
+    value, _, failed = mf.mf_loss(*given, *options, False)
     _check_ids(failed, user_embedding, item_embedding, ids)
     return value
 

@@ -15,73 +15,17 @@ Each loss is a function, and a module over it for use as ``loss=`` in training. 
 Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :mod:`zerosum_ext.reference.losses`.
 """
 
-from zerosum_ext.losses import functional
-from zerosum_ext.losses.functional import (
-    bpr_loss,
-    bsl_loss,
-    hardest_loss,
-    ipw_loss,
-    ipw_weights,
-    macr_loss,
-    neg2_loss,
-    pd_loss,
-    pos2_loss,
-    pos2neg2_loss,
-    psl_loss,
-    sampled_softmax_loss,
-    zerosum_loss,
-)
-from zerosum_ext.losses.kernels import Kernel
+from zerosum_ext.losses import functional, modules
+from zerosum_ext.losses.base import Loss
+from zerosum_ext.losses.custom import CustomLoss
+from zerosum_ext.losses.functional import *  # noqa: F403
 from zerosum_ext.losses.mf import mf_loss
-from zerosum_ext.losses.modules import (
-    BPRLoss,
-    BSLLoss,
-    CustomLoss,
-    HardestLoss,
-    IPWLoss,
-    Loss,
-    Neg2Loss,
-    PDLoss,
-    Pos2Loss,
-    Pos2Neg2Loss,
-    PSLLoss,
-    SampledSoftmaxLoss,
-    ZerosumLoss,
-)
+from zerosum_ext.losses.modules import *  # noqa: F403
+from zerosum_ext.losses.records import RECORDS, LossRecord
 from zerosum_ext.losses.registry import compiled_loss, get_loss, loss_names, loss_options
+from zerosum_ext.reference import Kernel
 
-__all__ = [
-    "BPRLoss",
-    "BSLLoss",
-    "CustomLoss",
-    "HardestLoss",
-    "IPWLoss",
-    "Kernel",
-    "Loss",
-    "Neg2Loss",
-    "PDLoss",
-    "PSLLoss",
-    "Pos2Loss",
-    "Pos2Neg2Loss",
-    "SampledSoftmaxLoss",
-    "ZerosumLoss",
-    "bpr_loss",
-    "bsl_loss",
-    "compiled_loss",
-    "functional",
-    "get_loss",
-    "hardest_loss",
-    "ipw_loss",
-    "ipw_weights",
-    "loss_names",
-    "loss_options",
-    "macr_loss",
-    "mf_loss",
-    "neg2_loss",
-    "pd_loss",
-    "pos2_loss",
-    "pos2neg2_loss",
-    "psl_loss",
-    "sampled_softmax_loss",
-    "zerosum_loss",
-]
+__all__ = ["RECORDS", "CustomLoss", "Kernel", "Loss", "LossRecord"]
+__all__ += ["compiled_loss", "functional", "get_loss", "loss_names", "loss_options", "mf_loss"]
+__all__ += functional.__all__
+__all__ += modules.__all__

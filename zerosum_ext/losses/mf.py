@@ -17,7 +17,7 @@ from zerosum_ext._checks import (
 )
 from zerosum_ext._ops import autograd
 from zerosum_ext.losses.registry import compiled_loss, get_loss
-from zerosum_ext.reference import ROW_LOSSES, compute_dtype, mf_items, mf_scores, reduce, split_scores
+from zerosum_ext.reference import SHAPES, compute_dtype, mf_items, mf_scores, reduce, split_scores
 
 
 def mf_loss(
@@ -109,15 +109,15 @@ def mf_loss(
         raise ValueError(f"l2: expected 0 with reduction 'none', got {l2}")
 
     kernel = compiled_loss(module)
-    name = kernel[0] if kernel else ""
+    row = kernel is not None and SHAPES[kernel.loss] == "row"
     quad = getattr(module, "num_positives", 1) == 2
-    users, positives, negatives = _ids(users, positives, negatives, quad, name, user_embedding.device)
+    users, positives, negatives = _ids(users, positives, negatives, quad, row, user_embedding.device)
     if kernel is None or not _ops.has_op("mf_loss", user_embedding.device):
         _check_range(users, positives, negatives, user_embedding, item_embedding)
     if sample_weight is not None:
         require_floating("sample_weight", sample_weight)
         require_same_device("sample_weight", sample_weight, "user_embedding", user_embedding)
-        shapes = {users.shape} if quad or name in ROW_LOSSES else {users.shape, negatives.shape}
+        shapes = {users.shape} if quad or row else {users.shape, negatives.shape}
         if sample_weight.shape not in shapes:
             either = " or ".join(str(tuple(s)) for s in sorted(shapes, key=len))
             raise ValueError(f"sample_weight: expected shape {either}, got {describe(sample_weight)}")
@@ -142,14 +142,14 @@ def mf_loss(
         (users, positives, negatives),
         constants,
         sample_weight,
-        (*kernel, l2, reduction),
+        autograd.MfOptions(kernel, l2, reduction),
         sparse,
         deterministic,
     )
 
 
 def _ids(
-    users: Tensor, positives: Tensor, negatives: Tensor, quad: bool, name: str, device: torch.device
+    users: Tensor, positives: Tensor, negatives: Tensor, quad: bool, row: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checks the shapes of the samples, and brings the ids to contiguous int64."""
     for argument, value in (("users", users), ("positives", positives), ("negatives", negatives)):
@@ -168,7 +168,7 @@ def _ids(
             raise ValueError(f"positives: expected shape {tuple(users.shape)} as users, got {describe(positives)}")
         if negatives.dim() not in (1, 2) or negatives.shape[0] != rows:
             raise ValueError(f"negatives: expected shape ({rows},) or ({rows}, K), got {describe(negatives)}")
-        if name in ROW_LOSSES:
+        if row:
             negatives = negatives.unsqueeze(1) if negatives.dim() == 1 else negatives
             if negatives.shape[1] < 1:
                 raise ValueError(f"negatives: expected [B, K] with K >= 1, got {describe(negatives)}")

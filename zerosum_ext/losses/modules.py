@@ -1,140 +1,155 @@
-"""Losses as modules, for use as ``loss=`` in training."""
+"""The losses as modules, for ``loss=`` in training."""
+
+# Generated from zerosum_ext/losses/records.py by tools/generate_losses.py: change those, and run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zerosum_ext._checks import describe, require_choice, require_finite_number, require_floating, require_index_tensor
-from zerosum_ext._ops import autograd
-from zerosum_ext.losses.functional import (
-    bpr_loss,
-    bsl_loss,
-    hardest_loss,
-    ipw_weights,
-    neg2_loss,
-    pos2_loss,
-    pos2neg2_loss,
-    psl_loss,
-    require_popularity,
-    sampled_softmax_loss,
-    zerosum_loss,
-)
-from zerosum_ext.losses.kernels import (
-    Kernel,
-    _weights,
-    bpr_kernel,
-    bsl_kernel,
-    hardest_kernel,
-    neg2_kernel,
-    pos2_kernel,
-    pos2neg2_kernel,
-    psl_kernel,
-    require_positive,
-    sampled_softmax_kernel,
-    zerosum_kernel,
-)
-from zerosum_ext.losses.shapes import REDUCTIONS, common_scores, flat_scores, pair_loss, sample_tensor
-from zerosum_ext.reference import compute_dtype, weigh_and_reduce
+from zerosum_ext._types import Reduction
+from zerosum_ext.losses import records
+from zerosum_ext.losses.base import RecordLoss
+from zerosum_ext.losses.records import RECORDS
+from zerosum_ext.losses.shapes import pair_loss, quad_loss, row_loss, shared_score
+from zerosum_ext.reference import Kernel
+
+__all__ = [
+    "BPRLoss",
+    "BSLLoss",
+    "HardestLoss",
+    "IPWLoss",
+    "Neg2Loss",
+    "PDLoss",
+    "PSLLoss",
+    "Pos2Loss",
+    "Pos2Neg2Loss",
+    "SampledSoftmaxLoss",
+    "ZerosumLoss",
+]
 
 
-class Loss(nn.Module):
-    """What the modules here have in common, and what training asks of a loss.
+class BPRLoss(RecordLoss):
+    """Bayesian personalized ranking.
 
-    ``forward(pos, neg, sample_weight=None)``, and with :attr:`needs_items` also ``pos_items`` and ``neg_items``, the
-    indices of the items scored, of the shapes of pos and neg.
+    ``sp(n - p)``, [BPR09]. The function is :func:`bpr_loss`.
+
+    Args:
+        reduction: "none", "sum" or "mean".
     """
 
-    #: Positives (and negatives) of one user that a sample consists of: 1, or 2 for scores [B, 2].
-    num_positives: ClassVar[int] = 1
-    #: Whether forward also wants the indices of the items.
-    needs_items: bool = False
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        self.reduction = require_choice("reduction", reduction, REDUCTIONS)
-
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that the function of this loss takes."""
-        return {"reduction": self.reduction}
-
-    def kernel(self) -> Kernel | None:
-        """The compiled loss and its three parameters that forward amounts to, for what evaluates losses inside other
-        kernels; None where forward is more than that."""
-        return None
-
-    def item_constants(self) -> Tensor | None:
-        """What the compiled loss takes beside each item, [num_items], or None."""
-        return None
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v!r}" for k, v in self.options().items())
-
-
-class _FunctionLoss(Loss):
-    """A module that passes its options to one function."""
-
-    function: ClassVar[Callable[..., Tensor]]
-    kernel_function: ClassVar[Callable[..., Kernel]]
-
-    def kernel(self) -> Kernel | None:
-        options = self.options()
-        del options["reduction"]
-        if options.pop("shared", False):
-            return None
-        return type(self).kernel_function(**options)
-
-    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        return type(self).function(pos, neg, sample_weight=sample_weight, **self.options())
-
-
-class BPRLoss(_FunctionLoss):
-    """Module over :func:`bpr_loss`."""
-
-    function = staticmethod(bpr_loss)
-    kernel_function = staticmethod(bpr_kernel)
-
-
-class _WeightedLoss(_FunctionLoss):
-    """A loss of a BPR term and a regularising term, with the weights of either convention."""
+    record = RECORDS["bpr"]
 
     def __init__(
-        self, bpr_weight: float = 1.0, reg_weight: float = 1.0, w: float | None = None, reduction: str = "mean"
+        self,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        _weights(bpr_weight, reg_weight, w, 1.0, 1.0)
-        self.bpr_weight, self.reg_weight, self.w = bpr_weight, reg_weight, w
 
-    def options(self) -> dict[str, Any]:
-        if self.w is not None:
-            return {"w": self.w, "reduction": self.reduction}
-        return {"bpr_weight": self.bpr_weight, "reg_weight": self.reg_weight, "reduction": self.reduction}
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.bpr()
 
-
-class ZerosumLoss(_WeightedLoss):
-    """Module over :func:`zerosum_loss`."""
-
-    function = staticmethod(zerosum_loss)
-    kernel_function = staticmethod(zerosum_kernel)
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return pair_loss(pos, neg, sample_weight, records.bpr(), self.reduction)
 
 
-class Pos2Neg2Loss(_WeightedLoss):
-    """Module over :func:`pos2neg2_loss`."""
+class ZerosumLoss(RecordLoss):
+    """BPR plus a term that makes positive and negative scores sum to zero.
 
+    ``a sp(n - p) + b rho(p + n)``, [RCS22] eq. 7. The function is :func:`zerosum_loss`.
+
+    Args:
+        bpr_weight: a, >= 0.
+        reg_weight: b, >= 0.
+        w: the convention of the authors' code instead: a = w/2, b = (1-w)/2, with w in [0, 1].
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["zerosum"]
+
+    def __init__(
+        self,
+        bpr_weight: float = 1.0,
+        reg_weight: float = 1.0,
+        w: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.bpr_weight = bpr_weight
+        self.reg_weight = reg_weight
+        self.w = w
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.zerosum(self.bpr_weight, self.reg_weight, self.w)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return pair_loss(
+            pos, neg, sample_weight, records.zerosum(self.bpr_weight, self.reg_weight, self.w), self.reduction
+        )
+
+
+class Pos2Neg2Loss(RecordLoss):
+    """BPR on two pairs plus a term that makes positives, and negatives, score alike.
+
+    ``a (sp(n1 - p1) + sp(n2 - p2)) + b (rho(p1 - p2) + rho(n1 - n2))``, [RCS22] eq. 6. The function is
+    :func:`pos2neg2_loss`.
+
+    Args:
+        bpr_weight: a, >= 0.
+        reg_weight: b, >= 0.
+        w: the convention of the authors' code instead: a = w/4, b = (1-w)/4, with w in [0, 1].
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["pos2neg2"]
     num_positives: ClassVar[int] = 2
-    function = staticmethod(pos2neg2_loss)
-    kernel_function = staticmethod(pos2neg2_kernel)
+
+    def __init__(
+        self,
+        bpr_weight: float = 1.0,
+        reg_weight: float = 1.0,
+        w: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.bpr_weight = bpr_weight
+        self.reg_weight = reg_weight
+        self.w = w
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.pos2neg2(self.bpr_weight, self.reg_weight, self.w)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return quad_loss(
+            pos, neg, sample_weight, records.pos2neg2(self.bpr_weight, self.reg_weight, self.w), self.reduction
+        )
 
 
-class Pos2Loss(_WeightedLoss):
-    """Module over :func:`pos2_loss`."""
+class Pos2Loss(RecordLoss):
+    """The ablation of Pos2Neg2 that only makes positives score alike.
 
+    ``a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2)``, [RCS22] section 5. The function is :func:`pos2_loss`.
+
+    Args:
+        bpr_weight: a, >= 0.
+        reg_weight: b, >= 0.
+        w: the convention of the authors' code instead: a = w/4, b = (1-w)/2, with w in [0, 1].
+        shared: the form of the authors' code, with one negative in both BPR terms; neg is then [B], or [B, 2] of which
+            the first column counts.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["pos2"]
     num_positives: ClassVar[int] = 2
-    function = staticmethod(pos2_loss)
-    kernel_function = staticmethod(pos2_kernel)
 
     def __init__(
         self,
@@ -142,227 +157,292 @@ class Pos2Loss(_WeightedLoss):
         reg_weight: float = 1.0,
         w: float | None = None,
         shared: bool = False,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(bpr_weight, reg_weight, w, reduction)
-        self.shared = bool(shared)
+        super().__init__(reduction)
+        self.bpr_weight = bpr_weight
+        self.reg_weight = reg_weight
+        self.w = w
+        self.shared = shared
+        self.kernel()  # checks the options
 
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), "shared": self.shared}
+    def kernel(self) -> Kernel | None:
+        """Return the compiled loss that forward amounts to, or None for the shared form."""
+        return None if self.shared else records.pos2(self.bpr_weight, self.reg_weight, self.w)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        if self.shared:
+            neg = shared_score("neg", neg)
+        return quad_loss(
+            pos, neg, sample_weight, records.pos2(self.bpr_weight, self.reg_weight, self.w), self.reduction
+        )
 
 
-class Neg2Loss(Pos2Loss):
-    """Module over :func:`neg2_loss`."""
+class Neg2Loss(RecordLoss):
+    """The ablation of Pos2Neg2 that only makes negatives score alike.
 
-    function = staticmethod(neg2_loss)
-    kernel_function = staticmethod(neg2_kernel)
-
-
-class SampledSoftmaxLoss(Loss):
-    """Module over :func:`sampled_softmax_loss`.
+    ``a (sp(n1 - p1) + sp(n2 - p2)) + b rho(n1 - n2)``, [RCS22] section 5. The function is :func:`neg2_loss`.
 
     Args:
-        temperature: > 0.
-        log_q: log-probability with which the sampler draws each item, [num_items]; None: all alike.
+        bpr_weight: a, >= 0.
+        reg_weight: b, >= 0.
+        w: the convention of the authors' code instead: a = w/4, b = (1-w)/2, with w in [0, 1].
+        shared: the form of the authors' code, with one positive in both BPR terms; pos is then [B], or [B, 2] of which
+            the first column counts.
+        reduction: "none", "sum" or "mean".
     """
 
-    log_q: Tensor | None
+    record = RECORDS["neg2"]
+    num_positives: ClassVar[int] = 2
 
-    def __init__(self, temperature: float = 1.0, log_q: Tensor | None = None, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        bpr_weight: float = 1.0,
+        reg_weight: float = 1.0,
+        w: float | None = None,
+        shared: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
         super().__init__(reduction)
-        self.temperature = require_positive("temperature", temperature)
-        if log_q is not None:
-            require_floating("log_q", log_q)
-        self.register_buffer("log_q", log_q)
-        self.needs_items = log_q is not None
-
-    def options(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "reduction": self.reduction}
+        self.bpr_weight = bpr_weight
+        self.reg_weight = reg_weight
+        self.w = w
+        self.shared = shared
+        self.kernel()  # checks the options
 
     def kernel(self) -> Kernel | None:
-        return sampled_softmax_kernel(self.temperature)
+        """Return the compiled loss that forward amounts to, or None for the shared form."""
+        return None if self.shared else records.neg2(self.bpr_weight, self.reg_weight, self.w)
 
-    def item_constants(self) -> Tensor | None:
-        return self.log_q
-
-    def forward(
-        self,
-        pos: Tensor,
-        neg: Tensor,
-        sample_weight: Tensor | None = None,
-        pos_items: Tensor | None = None,
-        neg_items: Tensor | None = None,
-    ) -> Tensor:
-        log_q_pos = log_q_neg = None
-        if self.log_q is not None:
-            log_q_pos = _look_up(self.log_q, "pos_items", pos_items)
-            log_q_neg = _look_up(self.log_q, "neg_items", neg_items)
-        return sampled_softmax_loss(
-            pos, neg, log_q_pos=log_q_pos, log_q_neg=log_q_neg, sample_weight=sample_weight, **self.options()
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        if self.shared:
+            pos = shared_score("pos", pos)
+        return quad_loss(
+            pos, neg, sample_weight, records.neg2(self.bpr_weight, self.reg_weight, self.w), self.reduction
         )
 
 
-class BSLLoss(_FunctionLoss):
-    """Module over :func:`bsl_loss`."""
+class IPWLoss(RecordLoss):
+    """Inverse propensity weighting: cross-entropy of every positive and negative, weighted by 1/popularity.
 
-    function = staticmethod(bsl_loss)
-    kernel_function = staticmethod(bsl_kernel)
-
-    def __init__(self, t1: float = 1.0, t2: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.t1, self.t2 = require_positive("t1", t1), require_positive("t2", t2)
-
-    def options(self) -> dict[str, Any]:
-        return {"t1": self.t1, "t2": self.t2, "reduction": self.reduction}
-
-
-class PSLLoss(_FunctionLoss):
-    """Module over :func:`psl_loss`."""
-
-    function = staticmethod(psl_loss)
-    kernel_function = staticmethod(psl_kernel)
-
-    def __init__(self, temperature: float = 1.0, activation: str = "tanh", reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.temperature = require_positive("temperature", temperature)
-        self.activation = require_choice("activation", activation, ("tanh", "relu"))
-
-    def options(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "activation": self.activation, "reduction": self.reduction}
-
-
-class HardestLoss(_FunctionLoss):
-    """Module over :func:`hardest_loss`."""
-
-    function = staticmethod(hardest_loss)
-    kernel_function = staticmethod(hardest_kernel)
-
-
-def _look_up(table: Tensor, name: str, items: Tensor | None) -> Tensor:
-    if items is None:
-        raise ValueError(f"{name}: expected the indices of the items scored, got None")
-    require_index_tensor(name, items)
-    return table[items]
-
-
-class _ItemConstantLoss(Loss):
-    """A loss with a constant of each item, looked up by the indices of the items scored."""
-
-    needs_items = True
-    constants: Tensor
-    loss: ClassVar[str]
-
-    def __init__(self, constants: Tensor, reduction: str) -> None:
-        super().__init__(reduction)
-        # float64 on the CPU, and the arithmetic's dtype after the look-up
-        self.register_buffer("constants", constants)
-
-    def kernel(self) -> Kernel | None:
-        return self.loss, 1.0, 0.0, 0.0
-
-    def item_constants(self) -> Tensor | None:
-        return self.constants
-
-    def forward(
-        self,
-        pos: Tensor,
-        neg: Tensor,
-        sample_weight: Tensor | None = None,
-        pos_items: Tensor | None = None,
-        neg_items: Tensor | None = None,
-    ) -> Tensor:
-        aux = (
-            ("pos_items", _look_up(self.constants, "pos_items", pos_items)),
-            ("neg_items", _look_up(self.constants, "neg_items", neg_items)),
-        )
-        return pair_loss(pos, neg, sample_weight, self.loss, 1.0, 0.0, 0.0, self.reduction, aux)
-
-
-class IPWLoss(_ItemConstantLoss):
-    """Inverse propensity weighting (:func:`ipw_loss`) with the weights scaled over all items, once.
+    ``x_p sp(-p) + x_n sp(n), x = 1/popularity scaled to mean 1``, [RCS22] section 5. The function is :func:`ipw_loss`.
 
     Args:
         popularity: interaction counts of the items, [num_items].
-        clip: the largest weight allowed, after scaling.
+        clip: the largest weight allowed, after scaling, or None.
+        reduction: "none", "sum" or "mean".
     """
 
-    loss = "ipw"
+    record = RECORDS["ipw"]
 
-    def __init__(self, popularity: Tensor, clip: float | None = None, reduction: str = "mean") -> None:
-        super().__init__(ipw_weights(popularity, clip), reduction)
+    def __init__(
+        self,
+        popularity: Tensor,
+        clip: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        constants = records.ipw_weights(popularity, clip)
+        super().__init__(reduction, constants)
         self.clip = clip
 
-    def options(self) -> dict[str, Any]:
-        return {"clip": self.clip, "reduction": self.reduction}
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.ipw()
+
+    def forward(
+        self,
+        pos: Tensor,
+        neg: Tensor,
+        sample_weight: Tensor | None = None,
+        pos_items: Tensor | None = None,
+        neg_items: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return pair_loss(pos, neg, sample_weight, records.ipw(), self.reduction, self.look_up(pos_items, neg_items))
 
 
-class PDLoss(_ItemConstantLoss):
-    """Popularity deconfounding (:func:`pd_loss`).
+class PDLoss(RecordLoss):
+    """Popularity deconfounding (PD, PDA): BPR of scores that are multiplied by popularity^gamma.
+
+    ``sp(f(n) x_n - f(p) x_p), f = ELU + 1, x = popularity^gamma``, [ZFH21] eq. 6, 7. The function is :func:`pd_loss`.
 
     Args:
         popularity: interaction counts of the items, [num_items].
         gamma: the exponent, >= 0.
-        normalize: divide popularity by its maximum first. False with gamma = .25 is what [RCS22] ran on their
-            synthetic data.
+        normalize: divide popularity by its maximum first. False with gamma = .25 is what [RCS22] ran on their synthetic
+            data.
+        reduction: "none", "sum" or "mean".
     """
 
-    loss = "pd"
-
-    def __init__(
-        self, popularity: Tensor, gamma: float = 0.25, normalize: bool = True, reduction: str = "mean"
-    ) -> None:
-        gamma = require_finite_number("gamma", gamma, minimum=0)
-        counts = require_popularity("popularity", popularity).double()
-        if normalize and counts.numel():
-            counts = counts / counts.amax().clamp(min=torch.finfo(torch.float64).tiny)
-        super().__init__(counts**gamma, reduction)
-        self.gamma, self.normalize = gamma, bool(normalize)
-
-    def options(self) -> dict[str, Any]:
-        return {"gamma": self.gamma, "normalize": self.normalize, "reduction": self.reduction}
-
-
-class CustomLoss(Loss):
-    """A loss of one's own from its value and derivatives.
-
-    Args:
-        value: a function of the scores (p, n), tensors of one shape, that returns the value of each pair.
-        derivative: a function of the same that returns its derivatives in p and in n. Second derivatives are right
-            where it is made of differentiable operations. It alone says what a gradient is: other tensors that
-            ``value`` uses, such as a learnt margin, get none.
-
-    Shapes, sample weights and reductions work as for :func:`bpr_loss`. Example, a hinge of margin 1::
-
-        hinge = CustomLoss(
-            value=lambda p, n: torch.relu(1 - (p - n)),
-            derivative=lambda p, n: (-(p - n < 1).to(p), (p - n < 1).to(p)),
-        )
-        hinge(pos, neg).backward()
-    """
+    record = RECORDS["pd"]
 
     def __init__(
         self,
-        value: Callable[[Tensor, Tensor], Tensor],
-        derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        reduction: str = "mean",
+        popularity: Tensor,
+        gamma: float = 0.25,
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        constants = records.pd_of_items(popularity, gamma, normalize)
+        super().__init__(reduction, constants)
+        self.gamma = gamma
+        self.normalize = normalize
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.pd()
+
+    def forward(
+        self,
+        pos: Tensor,
+        neg: Tensor,
+        sample_weight: Tensor | None = None,
+        pos_items: Tensor | None = None,
+        neg_items: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return pair_loss(pos, neg, sample_weight, records.pd(), self.reduction, self.look_up(pos_items, neg_items))
+
+
+class SampledSoftmaxLoss(RecordLoss):
+    """Softmax cross-entropy over the positive and its K negatives, with logQ correction.
+
+    ``LSE(z_p, z_1 ... z_K) - z_p, z = y / temperature - log q``, [BS08]. The function is :func:`sampled_softmax_loss`.
+
+    Args:
+        temperature: > 0.
+        log_q: log-probability with which the sampler draws each item, [num_items]; None: all alike.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["sampled_softmax"]
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        log_q: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        constants = records.log_q_of_items(log_q)
+        super().__init__(reduction, constants)
+        self.temperature = temperature
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.sampled_softmax(self.temperature)
+
+    def forward(
+        self,
+        pos: Tensor,
+        neg: Tensor,
+        sample_weight: Tensor | None = None,
+        pos_items: Tensor | None = None,
+        neg_items: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(
+            pos,
+            neg,
+            sample_weight,
+            records.sampled_softmax(self.temperature),
+            self.reduction,
+            self.look_up(pos_items, neg_items),
+        )
+
+
+class BSLLoss(RecordLoss):
+    """Bilateral softmax loss.
+
+    ``-p / t1 + (t2 / t1) (LSE_j(n_j / t2) - log K), t1 and t2 the positive and the negative temperature``, [WCW24]. The
+    function is :func:`bsl_loss`.
+
+    Args:
+        positive_temperature: t1, > 0.
+        negative_temperature: t2, > 0.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["bsl"]
+
+    def __init__(
+        self,
+        positive_temperature: float = 1.0,
+        negative_temperature: float = 1.0,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        for name, function in (("value", value), ("derivative", derivative)):
-            if not callable(function):
-                raise TypeError(f"{name}: expected a function of (pos, neg), got {describe(function)}")
-        self.value, self.derivative = value, derivative
+        self.positive_temperature = positive_temperature
+        self.negative_temperature = negative_temperature
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.bsl(self.positive_temperature, self.negative_temperature)
 
     def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        pos, neg = common_scores(pos, neg, self.reduction)
-        shape = neg.shape
-        pos, neg = flat_scores(pos, neg)
-        p = pos.unsqueeze(-1).expand_as(neg) if neg.dim() == 2 else pos
-        compute = compute_dtype(p.dtype)
-        value = autograd.custom_loss(p.to(compute), neg.to(compute), self.value, self.derivative)
-        if not isinstance(value, Tensor) or value.shape != neg.shape:
-            raise ValueError(f"value: expected a function that returns shape {tuple(neg.shape)}, got {describe(value)}")
-        if sample_weight is not None:
-            require_floating("sample_weight", sample_weight)
-            sample_weight = sample_tensor("sample_weight", sample_weight, pos, neg, shape)
-        value = weigh_and_reduce(value, sample_weight, self.reduction, pos.dtype)
-        return value.reshape(shape) if self.reduction == "none" else value
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(
+            pos, neg, sample_weight, records.bsl(self.positive_temperature, self.negative_temperature), self.reduction
+        )
+
+
+class PSLLoss(RecordLoss):
+    """Pairwise softmax loss.
+
+    ``LSE_j(log(1 + activation(n_j - p)) / temperature)``, [YCX24]. The function is :func:`psl_loss`.
+
+    Args:
+        temperature: > 0.
+        activation: "tanh" or "relu". (The third of the paper, atan, has no logarithm for margins beyond 1.56.)
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["psl"]
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        activation: Literal["tanh", "relu"] = "tanh",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.temperature = temperature
+        self.activation = activation
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.psl(self.temperature, self.activation)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(pos, neg, sample_weight, records.psl(self.temperature, self.activation), self.reduction)
+
+
+class HardestLoss(RecordLoss):
+    """BPR against the hardest of K negatives, as in dynamic negative sampling.
+
+    ``sp(max_j n_j - p)``, [ZCW13]. The function is :func:`hardest_loss`.
+
+    Args:
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["hardest"]
+
+    def __init__(
+        self,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.hardest()
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(pos, neg, sample_weight, records.hardest(), self.reduction)

@@ -8,68 +8,52 @@ from typing import Any
 from torch import nn
 
 from zerosum_ext._checks import require_choice
-from zerosum_ext.losses.kernels import Kernel
-from zerosum_ext.losses.modules import (
-    BPRLoss,
-    BSLLoss,
-    HardestLoss,
-    IPWLoss,
-    Loss,
-    Neg2Loss,
-    PDLoss,
-    Pos2Loss,
-    Pos2Neg2Loss,
-    PSLLoss,
-    SampledSoftmaxLoss,
-    ZerosumLoss,
-)
+from zerosum_ext.losses import modules
+from zerosum_ext.losses.base import RecordLoss
+from zerosum_ext.losses.records import RECORDS
+from zerosum_ext.reference import Kernel
 
-MODULES: dict[str, type[Loss]] = {
-    "bpr": BPRLoss,
-    "zerosum": ZerosumLoss,
-    "pos2neg2": Pos2Neg2Loss,
-    "pos2": Pos2Loss,
-    "neg2": Neg2Loss,
-    "ipw": IPWLoss,
-    "pd": PDLoss,
-    "sampled_softmax": SampledSoftmaxLoss,
-    "bsl": BSLLoss,
-    "psl": PSLLoss,
-    "hardest": HardestLoss,
+#: The modules by name. MACR has none here: it goes with a model of its own.
+MODULES: dict[str, type[RecordLoss]] = {
+    name: getattr(modules, record.class_name) for name, record in RECORDS.items() if record.scores != "branches"
 }
 
 
 def loss_names() -> list[str]:
-    """The names that :func:`get_loss` knows."""
+    """Return the names that :func:`get_loss` knows."""
     return list(MODULES)
 
 
 def loss_options(name: str) -> list[str]:
-    """The names of the options that :func:`get_loss` takes for a loss."""
+    """Return the names of the options that :func:`get_loss` takes for a loss."""
     require_choice("loss", name, loss_names())
     return list(inspect.signature(MODULES[name]).parameters)
 
 
-def get_loss(name: str, **options: Any) -> Loss:
-    """The loss module of that name, made with the given options.
+def get_loss(name: str, **options: Any) -> RecordLoss:
+    """Return the loss module of that name, made with the given options.
 
     Raises:
-        ValueError: an unknown name or option.
+        ValueError: the name or an option is unknown, an option is missing, or its value is out of range.
+        TypeError: an option is of the wrong type.
     """
     require_choice("loss", name, loss_names())
-    try:
-        return MODULES[name](**options)
-    except TypeError as error:
-        if "unexpected keyword" in str(error) or "missing" in str(error):
-            raise ValueError(f"loss {name!r}: {str(error).split('() ')[-1]}; got options {sorted(options)}") from None
-        raise
+    parameters = inspect.signature(MODULES[name]).parameters
+    unknown = [repr(option) for option in options if option not in parameters]
+    if unknown:
+        raise ValueError(f"loss {name!r}: expected options among {', '.join(parameters)}, got {', '.join(unknown)}")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"loss {name!r}: expected the option {option!r}, got {sorted(options)}")
+    return MODULES[name](**options)
 
 
 def compiled_loss(loss: nn.Module) -> Kernel | None:
-    """What :meth:`Loss.kernel` says of one of this module's own losses; None for any other module.
+    """Return the compiled loss that one of the library's own modules amounts to, or None for any other module.
 
     A subclass may have a forward of its own, and hooks want to be called: neither is what the kernel computes.
     """
     if type(loss) not in MODULES.values() or loss._forward_hooks or loss._forward_pre_hooks:
         return None
-    return loss.kernel()  # type: ignore[operator]
+    assert isinstance(loss, RecordLoss)
+    return loss.kernel()

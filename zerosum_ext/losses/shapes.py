@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zerosum_ext._checks import describe, require_choice, require_floating, require_same_device, require_tensor
 from zerosum_ext._ops import autograd
-from zerosum_ext.reference import compute_dtype
+from zerosum_ext.reference import Kernel, compute_dtype
 
 REDUCTIONS = ("none", "sum", "mean")
 DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
@@ -16,7 +16,7 @@ DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def sample_tensor(
     name: str, value: Tensor, pos: Tensor, neg: Tensor, shape: torch.Size, *, by_row: bool = True
 ) -> Tensor:
-    """Checks a constant given per sample, [B, K] or, ``by_row``, [B], and brings it to the dtype of the arithmetic."""
+    """Check a constant given per sample, [B, K] or, ``by_row``, [B]; return it in the dtype of the arithmetic."""
     require_tensor(name, value)
     require_same_device(name, value, "pos", pos)
     if value.shape == shape:
@@ -31,7 +31,7 @@ def sample_tensor(
 
 
 def common_scores(pos: Tensor, neg: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """Checks what holds for every loss, and brings both scores to one dtype."""
+    """Check the scores of any loss, and return both in one dtype."""
     if (
         isinstance(pos, Tensor)
         and isinstance(neg, Tensor)
@@ -52,7 +52,7 @@ def common_scores(pos: Tensor, neg: Tensor, reduction: str) -> tuple[Tensor, Ten
 
 
 def flat_scores(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-    """pos [B] with neg [B] or [B, K], from these or from two tensors of one shape."""
+    """Return pos [B] with neg [B] or [B, K], from these or from two tensors of one shape."""
     if pos.shape == neg.shape:
         return (pos, neg) if pos.dim() == 1 else (pos.reshape(-1), neg.reshape(-1))
     if pos.dim() == 2 and pos.shape[1] == 1 and neg.dim() == 2:
@@ -64,43 +64,43 @@ def flat_scores(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
     return pos, neg
 
 
+#: A constant of the items scored, and the argument that it came as, or None in its place.
+NamedTensor = tuple[str, Tensor | None]
+
+
+def checked_weight(sample_weight: Tensor | None, pos: Tensor, neg: Tensor, shape: torch.Size) -> Tensor | None:
+    """Check the weight of each sample, if there is one, and bring it to the dtype of the arithmetic."""
+    if sample_weight is None:
+        return None
+    require_floating("sample_weight", sample_weight)
+    return sample_tensor("sample_weight", sample_weight, pos, neg, shape)
+
+
 def pair_loss(
     pos: Tensor,
     neg: Tensor,
     sample_weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
+    kernel: Kernel,
     reduction: str,
-    aux: tuple[tuple[str, Tensor], tuple[str, Tensor]] | None = None,
+    constants: tuple[NamedTensor, NamedTensor] | None = None,
 ) -> Tensor:
-    """A loss of pos [B] and neg [B] or [B, K] (or of one shape): every pair is a sample."""
+    """Return a loss of pos [B] and neg [B] or [B, K] (or of one shape): every pair is a sample."""
     pos, neg = common_scores(pos, neg, reduction)
     shape = neg.shape
     pos, neg = flat_scores(pos, neg)
     if sample_weight is not None:
-        require_floating("sample_weight", sample_weight)
-        sample_weight = sample_tensor("sample_weight", sample_weight, pos, neg, shape)
-    aux_pos = aux_neg = None
-    if aux is not None:
-        aux_pos = sample_tensor(*aux[0], pos, neg, shape)
-        aux_neg = sample_tensor(*aux[1], pos, neg, shape, by_row=False)
-    value = autograd.pair_loss(pos, neg, aux_pos, aux_neg, sample_weight, (loss, a, b, c, reduction))
+        sample_weight = checked_weight(sample_weight, pos, neg, shape)
+    x_pos = x_neg = None
+    if constants is not None:
+        (pos_name, x_pos), (neg_name, x_neg) = constants
+        x_pos = None if x_pos is None else sample_tensor(pos_name, x_pos, pos, neg, shape)
+        x_neg = None if x_neg is None else sample_tensor(neg_name, x_neg, pos, neg, shape, by_row=False)
+    value = autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, kernel, reduction)
     return value.reshape(shape) if reduction == "none" and value.shape != shape else value
 
 
-def quad_loss(
-    pos: Tensor,
-    neg: Tensor,
-    sample_weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
-    reduction: str,
-) -> Tensor:
-    """A loss of pos, neg [B, 2]: every row is a sample."""
+def quad_loss(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, kernel: Kernel, reduction: str) -> Tensor:
+    """Return a loss of pos, neg [B, 2]: every row is a sample."""
     pos, neg = common_scores(pos, neg, reduction)
     for name, scores in (("pos", pos), ("neg", neg)):
         if scores.dim() != 2 or scores.shape[1] != 2:
@@ -108,24 +108,19 @@ def quad_loss(
     if pos.shape != neg.shape:
         raise ValueError(f"neg: expected the shape of pos, {tuple(pos.shape)}, got {describe(neg)}")
     if sample_weight is not None:
-        require_floating("sample_weight", sample_weight)
-        sample_weight = sample_tensor("sample_weight", sample_weight, pos[:, 0], pos[:, 0], pos.shape[:1])
-    return autograd.pair_loss(pos, neg, None, None, sample_weight, (loss, a, b, c, reduction))
+        sample_weight = checked_weight(sample_weight, pos[:, 0], pos[:, 0], pos.shape[:1])
+    return autograd.pair_loss(pos, neg, None, None, sample_weight, kernel, reduction)
 
 
 def row_loss(
     pos: Tensor,
     neg: Tensor,
     sample_weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
+    kernel: Kernel,
     reduction: str,
-    aux_pos: tuple[str, Tensor | None] = ("", None),
-    aux_neg: tuple[str, Tensor | None] = ("", None),
+    constants: tuple[NamedTensor, NamedTensor] | None = None,
 ) -> Tensor:
-    """A loss of pos [B] and neg [B, K] that looks at all K negatives at once: every row is a sample."""
+    """Return a loss of pos [B] and neg [B, K] that looks at all K negatives at once: every row is a sample."""
     pos, neg = common_scores(pos, neg, reduction)
     if pos.dim() == 2 and pos.shape[1] == 1:
         pos = pos.squeeze(1)
@@ -136,15 +131,50 @@ def row_loss(
             f"neg: expected [B, K] with K >= 1 negatives for pos of shape [B], got {describe(neg)} for {describe(pos)}"
         )
     if sample_weight is not None:
-        require_floating("sample_weight", sample_weight)
-        sample_weight = sample_tensor("sample_weight", sample_weight, pos, pos, pos.shape)
+        sample_weight = checked_weight(sample_weight, pos, pos, pos.shape)
     x_pos = x_neg = None
-    if aux_pos[1] is not None:
-        x_pos = sample_tensor(aux_pos[0], aux_pos[1], pos, pos, pos.shape)
-    name, x = aux_neg
-    if x is not None:
-        require_tensor(name, x)
-        if x.dim() == 1:  # one negative a row, or the same K in all rows
-            x = x.unsqueeze(1) if neg.shape[1] == 1 else x.expand(neg.shape[0], -1)
-        x_neg = sample_tensor(name, x, pos, neg, neg.shape, by_row=False)
-    return autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, (loss, a, b, c, reduction))
+    if constants is not None:
+        (pos_name, x_pos), (neg_name, x_neg) = constants
+        x_pos = None if x_pos is None else sample_tensor(pos_name, x_pos, pos, pos, pos.shape)
+        if x_neg is not None:
+            require_tensor(neg_name, x_neg)
+            if x_neg.dim() == 1:  # one negative a row, or the same K in all rows
+                x_neg = x_neg.unsqueeze(1) if neg.shape[1] == 1 else x_neg.expand(neg.shape[0], -1)
+            x_neg = sample_tensor(neg_name, x_neg, pos, neg, neg.shape, by_row=False)
+    return autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, kernel, reduction)
+
+
+def branches_loss(
+    pos: Tensor,
+    neg: Tensor,
+    user_branch: Tensor,
+    pos_branch: Tensor,
+    neg_branch: Tensor,
+    sample_weight: Tensor | None,
+    kernel: Kernel,
+    reduction: str,
+) -> Tensor:
+    """Return MACR of pos [B] and neg [B] or [B, K], and of the logits of its branches."""
+    pos, neg = common_scores(pos, neg, reduction)
+    if pos.dim() != 1 or (neg.shape != pos.shape and (neg.dim() != 2 or neg.shape[0] != pos.shape[0])):
+        raise ValueError(f"neg: expected [B] or [B, K] for pos of shape [B], got {describe(neg)} for {describe(pos)}")
+    branches = {"user_branch": (user_branch, pos), "pos_branch": (pos_branch, pos), "neg_branch": (neg_branch, neg)}
+    for name, (branch, like) in branches.items():
+        require_floating(name, branch)
+        require_same_device(name, branch, "pos", pos)
+        if branch.shape != like.shape:
+            raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {describe(branch)}")
+    if sample_weight is not None:
+        sample_weight = checked_weight(sample_weight, pos, neg, neg.shape)
+    scores = (pos, neg, user_branch.to(pos.dtype), pos_branch.to(pos.dtype), neg_branch.to(pos.dtype))
+    return autograd.macr_loss(scores, sample_weight, kernel.a, kernel.b, reduction)
+
+
+def shared_score(name: str, scores: Tensor) -> Tensor:
+    """Return one score a user for both BPR terms, [B, 2], from [B] or the first column of [B, 2]."""
+    require_floating(name, scores)
+    if scores.dim() == 1:
+        scores = scores.unsqueeze(1)
+    if scores.dim() != 2 or scores.shape[1] not in (1, 2):
+        raise ValueError(f"{name}: expected shape [B] or [B, 2], got {describe(scores)}")
+    return scores[:, :1].expand(-1, 2)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from zerosum_ext import losses
 from zerosum_ext._checks import describe, require_choice, require_finite_number
+from zerosum_ext._types import Reduction
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.full import evaluate
 from zerosum_ext.models.base import Recommender, inference
@@ -61,7 +62,7 @@ class MACRLoss(losses.Loss):
     #: fit then calls ``model.branches(users, items)`` and passes what it returns.
     needs_branches = True
 
-    def __init__(self, alpha: float = 1e-3, beta: float = 1e-3, reduction: str = "mean") -> None:
+    def __init__(self, alpha: float = 1e-3, beta: float = 1e-3, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         self.alpha = require_finite_number("alpha", alpha, minimum=0)
         self.beta = require_finite_number("beta", beta, minimum=0)

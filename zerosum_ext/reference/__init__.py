@@ -4,11 +4,14 @@ from zerosum_ext.reference.csr_scores import csr_blocks, csr_score_moments, csr_
 from zerosum_ext.reference.graph import graph_dropout, graph_propagate
 from zerosum_ext.reference.losses import (
     LOSSES,
-    QUAD_LOSSES,
-    ROW_LOSSES,
+    SHAPES,
+    Definition,
+    Kernel,
+    Shape,
     bpr,
     bsl,
     compute_dtype,
+    definition,
     hardest,
     ipw,
     macr,
@@ -44,9 +47,11 @@ from zerosum_ext.reference.sampling import (
 
 __all__ = [
     "LOSSES",
-    "QUAD_LOSSES",
-    "ROW_LOSSES",
+    "SHAPES",
+    "Definition",
+    "Kernel",
     "Permutation",
+    "Shape",
     "bpr",
     "bsl",
     "compute_dtype",
@@ -54,6 +59,7 @@ __all__ = [
     "csr_blocks",
     "csr_score_moments",
     "csr_weighted_columns",
+    "definition",
     "draws",
     "graph_dropout",
     "graph_propagate",

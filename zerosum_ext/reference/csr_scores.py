@@ -11,7 +11,7 @@ _CSR_BLOCK = 1 << 18
 
 
 def csr_blocks(indptr: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(row, column) int64 of blocks of entries."""
+    """Yield (row, column), int64, of blocks of entries."""
     for start in range(0, len(indices), _CSR_BLOCK):
         columns = indices[start : start + _CSR_BLOCK].long()
         entries = torch.arange(start, start + len(columns), device=indices.device)
@@ -30,7 +30,16 @@ def _csr_scores(
 def csr_score_moments(
     rows: Tensor, columns: Tensor, column_bias: Tensor | None, indptr: Tensor, indices: Tensor, column_x: Tensor
 ) -> Tensor:
-    """The op csr_score_moments; differentiable."""
+    """Return the sums of s, s^2 and s x over all entries of a CSR matrix, float64 [3]; differentiable.
+
+    s is the score of an entry, <rows[r], columns[c]> + column_bias[c], and x a constant of its column.
+
+    Args:
+        rows, columns: [R, d] and [C, d], float32 or float64, contiguous.
+        column_bias: [C] or None; this and all other vectors have the dtype of the rows.
+        indptr, indices: the matrix.
+        column_x: [C].
+    """
     sums = torch.zeros(3, dtype=torch.float64, device=rows.device)
     for r, c in csr_blocks(indptr, indices):
         s = _csr_scores(rows, columns, None, column_bias, r, c).double()
@@ -49,7 +58,11 @@ def csr_weighted_columns(
     column_x: Tensor | None,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """The op csr_weighted_columns."""
+    """Return for each row of a CSR matrix the sum of g columns[c] over its entries, [R, d], and the sum of g, [R].
+
+    g = x + slope s with the score s of the entry (biases of both sides added) and a constant x of its row or its
+    column: one of row_x [R] and column_x [C] is given. The other arguments are those of :func:`csr_score_moments`.
+    """
     out, out_bias = torch.zeros_like(rows), rows.new_zeros(len(rows))
     for r, c in csr_blocks(indptr, indices):
         g = slope * _csr_scores(rows, columns, row_bias, column_bias, r, c)

@@ -25,7 +25,21 @@ def _kept(indptr: Tensor, kept: Tensor, indices: Tensor) -> tuple[Tensor, Tensor
 def graph_dropout(
     indptr: Tensor, indices: Tensor, by_item: Tensor, num_users: int, seed: Tensor, share: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See zerosum_ext._ops.graph_dropout."""
+    """Drop each entry with probability ``share``, on its own; return the rest of the matrix and of its transpose.
+
+    Entries are dropped by Philox under the key ``seed``: the same for any device and number of threads.
+
+    Args:
+        indptr, indices: the matrix, as for :func:`graph_propagate`.
+        by_item: [interactions], the entries of the items' rows, one row after another, by their numbers in the order of
+            the users' rows.
+        num_users: the first rows of the matrix.
+        seed: int64, one number, on the device of the others.
+        share: probability.
+
+    Returns:
+        (end, indices) of the matrix, (end, indices) of its transpose. Behind a row's end the indices mean nothing.
+    """
     interactions = len(by_item)
     block = torch.arange((interactions + 1) // 2, device=indptr.device)
     zero = torch.zeros_like(block)
@@ -47,7 +61,18 @@ def graph_propagate(
     column_scale: Tensor | None,
     factor: float,
 ) -> tuple[Tensor, Tensor]:
-    """See zerosum_ext._ops.graph_propagate."""
+    """Multiply a square matrix, given by its pattern and constants of rows and columns, with users and items.
+
+    For each row r, factor * row_scale[r] * the sum of column_scale[c] x[c] over its entries c. For the rows of users
+    x are the items, and the other way round.
+
+    Args:
+        users, items: [U, d] and [I, d], of one dtype.
+        indptr, indices: row r of the U + I has the entries indices[indptr[r] .. indptr[r + 1]); all int32 or all int64.
+        end: where each row ends before indptr[r + 1], or None.
+        row_scale, column_scale: [U + I], of the tables' dtype; None means ones.
+        factor: of all results.
+    """
     values = users.new_ones(len(indices))
     if end is not None:
         place = torch.arange(len(indices), device=indptr.device)

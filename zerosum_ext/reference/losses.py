@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,25 +33,61 @@ def rho(x: Tensor) -> Tensor:
     return 2 * y + torch.log1p(torch.expm1(-2 * y) / 2)
 
 
-# ---- losses, per sample. p and n have one shape; x_p and x_n are the constants of the two items, where a loss has them
+class Kernel(NamedTuple):
+    """A compiled loss and the three numbers that it is parametrised by (csrc/common/losses.h)."""
+
+    loss: str
+    a: float = 0.0
+    b: float = 0.0
+    c: float = 0.0
 
 
-def bpr(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+#: Which scores a loss looks at: a positive and a negative; two positives and two negatives of one user, [B, 2]; or a
+#: positive and all of its K negatives.
+Shape = Literal["pair", "quad", "row"]
+#: Value per sample of scores p and n, of the constants of their items, and of the parameters.
+Definition = Callable[[Tensor, Tensor, Any, Any, Kernel], Tensor]
+
+#: The definition of every compiled loss, by name.
+LOSSES: dict[str, Definition] = {}
+#: The scores that every compiled loss looks at, by name.
+SHAPES: dict[str, Shape] = {}
+
+
+def definition(shape: Shape) -> Callable[[Definition], Definition]:
+    """Register a function as the definition of the compiled loss of the same name."""
+
+    def register(function: Definition) -> Definition:
+        LOSSES[function.__name__] = function
+        SHAPES[function.__name__] = shape
+        return function
+
+    return register
+
+
+# ---- losses of pairs. p and n have one shape; x_p and x_n are the constants of the two items, where a loss has them
+
+
+@definition("pair")
+def bpr(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """sp(n - p) [BPR09]."""
     return softplus(n - p)
 
 
-def zerosum(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+@definition("pair")
+def zerosum(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """a sp(n - p) + b rho(p + n) [RCS22 eq. 7]."""
-    return a * softplus(n - p) + b * rho(p + n)
+    return w.a * softplus(n - p) + w.b * rho(p + n)
 
 
-def ipw(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, a: float, b: float, c: float) -> Tensor:
-    """x_p sp(-p) + x_n sp(n): cross-entropy of each item, weighted by its inverse popularity."""
+@definition("pair")
+def ipw(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, w: Kernel) -> Tensor:
+    """x_p sp(-p) + x_n sp(n), x the inverse popularity of the item."""
     return x_p * softplus(-p) + x_n * softplus(n)
 
 
-def pd(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, a: float, b: float, c: float) -> Tensor:
+@definition("pair")
+def pd(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, w: Kernel) -> Tensor:
     """sp(f(n) x_n - f(p) x_p) with f = ELU + 1 and x = popularity^gamma [ZFH21 eq. 6, 7]."""
 
     def f(y: Tensor) -> Tensor:
@@ -60,65 +97,56 @@ def pd(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, a: float, b: float, c: fl
     return softplus(f(n) * x_n - f(p) * x_p)
 
 
-def pos2neg2(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
-    """a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2) + c rho(n1 - n2) [RCS22 eq. 6], of p, n [B, 2].
+# ---- losses of two positives and two negatives of one user, [B, 2]
+
+
+@definition("quad")
+def pos2neg2(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
+    """a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2) + c rho(n1 - n2) [RCS22 eq. 6].
 
     Pos2Neg2 has b = c; its ablations Pos2 and Neg2 have c = 0 and b = 0.
     """
     (p1, p2), (n1, n2) = p.unbind(-1), n.unbind(-1)
-    return a * (softplus(n1 - p1) + softplus(n2 - p2)) + b * rho(p1 - p2) + c * rho(n1 - n2)
+    return w.a * (softplus(n1 - p1) + softplus(n2 - p2)) + w.b * rho(p1 - p2) + w.c * rho(n1 - n2)
 
 
 # ---- losses of a row: p [B, 1], n [B, K], value [B]
 
 
-def sampled_softmax(
-    p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float
-) -> Tensor:
+@definition("row")
+def sampled_softmax(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, w: Kernel) -> Tensor:
     """-log softmax of the positive among itself and the negatives, of logits a y - log q (x = log q) [BS08]."""
-    z_p = a * p if x_p is None else a * p - x_p
-    z_n = a * n if x_n is None else a * n - x_n
+    z_p = w.a * p if x_p is None else w.a * p - x_p
+    z_n = w.a * n if x_n is None else w.a * n - x_n
     return torch.logsumexp(torch.cat([z_p, z_n], -1), -1) - z_p.squeeze(-1)
 
 
-def bsl(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+@definition("row")
+def bsl(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """-a p + c (logsumexp_j(b n_j) - log K); a = 1/t1, b = 1/t2, c = t2/t1 [WCW24]."""
-    return c * (torch.logsumexp(b * n, -1) - math.log(n.shape[-1])) - a * p.squeeze(-1)
+    return w.c * (torch.logsumexp(w.b * n, -1) - math.log(n.shape[-1])) - w.a * p.squeeze(-1)
 
 
-def psl_tanh(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+@definition("row")
+def psl_tanh(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """logsumexp_j(a log(1 + tanh(n_j - p))), where log(1 + tanh x) = log 2 - sp(-2x) [YCX24]."""
-    return torch.logsumexp(a * (math.log(2) - softplus(-2 * (n - p))), -1)
+    return torch.logsumexp(w.a * (math.log(2) - softplus(-2 * (n - p))), -1)
 
 
-def psl_relu(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+@definition("row")
+def psl_relu(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """logsumexp_j(a log(1 + max(n_j - p, 0))) [YCX24]."""
-    return torch.logsumexp(a * torch.log1p(torch.relu(n - p)), -1)
+    return torch.logsumexp(w.a * torch.log1p(torch.relu(n - p)), -1)
 
 
-def hardest(p: Tensor, n: Tensor, x_p: Tensor | None, x_n: Tensor | None, a: float, b: float, c: float) -> Tensor:
+@definition("row")
+def hardest(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """sp(max_j n_j - p): BPR against the negative that scores highest [ZCW13]."""
     first = torch.argmax(n, -1, keepdim=True)
     return softplus(n.gather(-1, first) - p).squeeze(-1)
 
 
-#: The definition of every loss of a positive and a negative score, by name.
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "bpr": bpr,
-    "zerosum": zerosum,
-    "ipw": ipw,
-    "pd": pd,
-    "pos2neg2": pos2neg2,
-    "sampled_softmax": sampled_softmax,
-    "bsl": bsl,
-    "psl_tanh": psl_tanh,
-    "psl_relu": psl_relu,
-    "hardest": hardest,
-}
-#: Losses of two positives and two negatives of one user: pos, neg [B, 2].
-QUAD_LOSSES = frozenset({"pos2neg2"})
-#: Losses of a positive and all of its negatives at once: pos [B], neg [B, K], value [B].
-ROW_LOSSES = frozenset({"sampled_softmax", "bsl", "psl_tanh", "psl_relu", "hardest"})
+# ---- a loss with branches of its own
 
 
 def macr(y_p: Tensor, y_n: Tensor, user: Tensor, item_p: Tensor, item_n: Tensor, alpha: float, beta: float) -> Tensor:
@@ -140,7 +168,7 @@ def macr(y_p: Tensor, y_n: Tensor, user: Tensor, item_p: Tensor, item_n: Tensor,
 
 
 def reduce(value: Tensor, reduction: str) -> Tensor:
-    """none, sum or mean; the mean of nothing is 0."""
+    """Reduce values by none, sum or mean; the mean of nothing is 0."""
     if reduction == "none":
         return value
     if reduction == "sum":
@@ -149,12 +177,12 @@ def reduce(value: Tensor, reduction: str) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that arithmetic is done in: float64 for float64, float32 for every other."""
+    """Return the dtype of the arithmetic: float64 for float64, float32 for every other."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def weigh(value: Tensor, weight: Tensor | None) -> Tensor:
-    """value [B] or [B, K] times a weight [B] or [B, K], where there is one."""
+    """Multiply value [B] or [B, K] by a weight [B] or [B, K], where there is one."""
     if weight is None:
         return value
     if value.dim() < weight.dim():
@@ -163,7 +191,7 @@ def weigh(value: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def weigh_and_reduce(value: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
-    """The loss of the values per sample; ``dtype`` is that of reduction none."""
+    """Return the loss of the values per sample; ``dtype`` is that of reduction none."""
     value = weigh(value, weight)
     return value.to(dtype) if reduction == "none" else reduce(value, reduction)
 
@@ -174,20 +202,17 @@ def pair_loss_value(
     aux_pos: Tensor | None,
     aux_neg: Tensor | None,
     weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
+    kernel: Kernel,
     reduction: str,
 ) -> Tensor:
-    """The value that :func:`zerosum_ext._ops.pair_loss` returns, differentiable in every tensor."""
+    """Return the value of :func:`zerosum_ext._ops.pair_loss`, differentiable in every tensor."""
     compute = compute_dtype(pos.dtype)
     p, n = pos.to(compute), neg.to(compute)
     if n.dim() > p.dim():
         p = p.unsqueeze(-1)
         aux_pos = aux_pos.unsqueeze(-1) if aux_pos is not None and aux_pos.dim() < p.dim() else aux_pos
         aux_neg = aux_neg.unsqueeze(-1) if aux_neg is not None and aux_neg.dim() < n.dim() else aux_neg
-    value = LOSSES[loss](p, n, aux_pos, aux_neg, a, b, c)
+    value = LOSSES[kernel.loss](p, n, aux_pos, aux_neg, kernel)
     return weigh_and_reduce(value, weight, reduction, pos.dtype)
 
 
@@ -197,16 +222,13 @@ def pair_loss(
     aux_pos: Tensor | None,
     aux_neg: Tensor | None,
     weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
+    kernel: Kernel,
     reduction: str,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op pair_loss: value and derivatives (empty without ``grad``)."""
+    """Return value and derivatives, as :func:`zerosum_ext._ops.pair_loss` does."""
     out = _value_and_gradients(
-        lambda p, n: pair_loss_value(p, n, aux_pos, aux_neg, weight, loss, a, b, c, reduction), (pos, neg), grad
+        lambda p, n: pair_loss_value(p, n, aux_pos, aux_neg, weight, kernel, reduction), (pos, neg), grad
     )
     return out[0], out[1], out[2]
 
@@ -218,7 +240,7 @@ def macr_loss_value(
     beta: float,
     reduction: str,
 ) -> Tensor:
-    """The value that :func:`zerosum_ext._ops.macr_loss` returns, differentiable in every tensor."""
+    """Return the value of :func:`zerosum_ext._ops.macr_loss`, differentiable in every tensor."""
     dtype, dim = scores[0].dtype, scores[1].dim()
     inputs = [t.to(compute_dtype(dtype)) for t in scores]
     y_p, y_n, user, item_p, item_n = (t.unsqueeze(-1) if t.dim() < dim else t for t in inputs)
@@ -233,7 +255,7 @@ def macr_loss(
     reduction: str,
     grad: bool,
 ) -> tuple[Tensor, ...]:
-    """The op macr_loss: value and derivatives (empty without ``grad``)."""
+    """Return value and derivatives, as :func:`zerosum_ext._ops.macr_loss` does."""
     return _value_and_gradients(
         lambda *s: macr_loss_value(s, weight, alpha, beta, reduction),
         tuple(scores),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zerosum_ext.reference.losses import compute_dtype, pair_loss_value, reduce
+from zerosum_ext.reference.losses import Kernel, compute_dtype, pair_loss_value, reduce
 
 
 def mf_scores(
     user_embedding: Tensor, item_embedding: Tensor, item_bias: Tensor | None, users: Tensor, items: Tensor, sparse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scores <P_u, Q_i> (+ b_i) of users [B] and items [B, J], and half the summed squared norms of each row's rows.
+    """Return scores <P_u, Q_i> (+ b_i) of users [B] and items [B, J], and half the summed squared norms of their rows.
 
     Both in the dtype of the arithmetic, [B, J] and [B]. ``sparse``: the gradients of the tables are sparse tensors.
     """
@@ -25,7 +25,7 @@ def mf_scores(
 
 
 def mf_items(positives: Tensor, negatives: Tensor) -> Tensor:
-    """The items of each sample [B, J], from positives [B] or [B, 2] and negatives [B] or [B, K]."""
+    """Return the items of each sample [B, J], from positives [B] or [B, 2] and negatives [B] or [B, K]."""
     return torch.cat([t.unsqueeze(-1) if t.dim() == 1 else t for t in (positives, negatives)], dim=1)
 
 
@@ -38,30 +38,27 @@ def mf_loss_value(
     negatives: Tensor,
     constants: Tensor | None,
     weight: Tensor | None,
-    loss: str,
-    a: float,
-    b: float,
-    c: float,
+    kernel: Kernel,
     l2: float,
     reduction: str,
     sparse: bool = False,
 ) -> Tensor:
-    """The value that :func:`zerosum_ext._ops.mf_loss` returns, differentiable in every floating-point tensor.
+    """Return the value of :func:`zerosum_ext._ops.mf_loss`, differentiable in every floating-point tensor.
 
-    A loss of the scores of positives and negatives, plus l2 times (mean or sum over the batch) half the summed squared
-    norms of the rows gathered for each sample ([BPR09] eq. 4).
+    It is a loss of the scores of positives and negatives, plus l2 times (mean or sum over the batch) half the summed
+    squared norms of the rows gathered for each sample ([BPR09] eq. 4).
     """
     items = mf_items(positives, negatives)
     scores, norms = mf_scores(user_embedding, item_embedding, item_bias, users, items, sparse)
     pos, neg = split_scores(scores, positives, negatives)
     aux_pos, aux_neg = (None, None) if constants is None else (constants[positives], constants[negatives])
-    value = pair_loss_value(pos, neg, aux_pos, aux_neg, weight, loss, a, b, c, reduction)
+    value = pair_loss_value(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
     if reduction == "none":
         return value.to(user_embedding.dtype)
     return value + l2 * reduce(norms, reduction) if l2 else value
 
 
 def split_scores(scores: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B, J] as those of positives and of negatives, in their shapes."""
+    """Split scores [B, J] into those of positives and of negatives, in their shapes."""
     split = 1 if positives.dim() == 1 else positives.shape[1]
     return scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 from zerosum_ext import metrics
 from zerosum_ext._types import Ties
 from zerosum_ext.metrics.groups import group_ranks, group_spearman, tie_blocks
+from zerosum_ext.reference.losses import compute_dtype
 
 # Elements of a [users, items] block of scores in the pass (64 MiB of float32).
 BLOCK_ELEMENTS = 1 << 24
@@ -31,7 +32,7 @@ def rank_factors(
     k: int,
     rank: Callable[..., Ranked] | None = None,
 ) -> Ranked:
-    """See :func:`zerosum_ext._ops.rank_factors`; ``rank`` is what ranks a block of scores, :func:`rank_scores`."""
+    """Rank as :func:`zerosum_ext._ops.rank_factors` does; ``rank`` ranks a block of scores (:func:`rank_scores`)."""
     rank = rank or rank_scores
     num_items = item_factors.shape[0]
     step = max(1, BLOCK_ELEMENTS // max(1, num_items))
@@ -60,7 +61,12 @@ def rank_scores(
     excluded_indices: Tensor | None,
     k: int,
 ) -> Ranked:
-    """See :func:`zerosum_ext._ops.rank_scores`."""
+    """Rank held-out positives by given scores [n, I] of any floating dtype; row r belongs to ``users[r]``.
+
+    float16 and bfloat16 are ranked and returned as float32. Arguments and results are those of
+    :func:`zerosum_ext._ops.rank_factors`.
+    """
+    scores = scores.to(compute_dtype(scores.dtype))
     num_items = scores.shape[1]
     pos_row, pos_items = _rows(users, indptr, indices)
     candidate = torch.ones_like(scores, dtype=torch.bool)
@@ -119,7 +125,20 @@ def user_metrics(
     cutoffs: Tensor,
     ties: Ties,
 ) -> tuple[Tensor, ...]:
-    """See :func:`zerosum_ext._ops.user_metrics`."""
+    """Return metrics of n users from the counts of a ranking, as :mod:`zerosum_ext.metrics` defines them.
+
+    Args:
+        offset, greater, equal, candidates: of :func:`zerosum_ext._ops.rank_factors`; every user has a positive.
+        popularity: float64 [P], of the positives.
+        cutoffs: int64 [K], at least 1.
+        ties: "average", "pessimistic" or "optimistic".
+
+    Returns:
+        float64 results, NaN where undefined: at_k [6, K, n], of HR, recall, precision, NDCG, MRR and MAP; auc
+        [n]; right [n], the number of (positive, negative) pairs in order; correlation [n], Spearman's of popularity and
+        score among the positives; top_quantile [n], PopQ@1; quantile [P], (average place among the user's positives
+        - 1) / (n_u - 1).
+    """
     device = offset.device
     first, above, same, total, counts = (x.cpu().numpy() for x in (offset, greater, equal, candidates, popularity))
     sizes = np.diff(first)
@@ -156,7 +175,17 @@ def user_metrics(
 
 
 def list_metrics(lists: Tensor, values: Tensor, cutoffs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`zerosum_ext._ops.list_metrics`."""
+    """Add up the first k items of lists, for each k of the cut-offs.
+
+    Args:
+        lists: int64 [n, L], -1 pads at the end.
+        values: float64 [V, I], what each item counts.
+        cutoffs: int64 [K].
+
+    Returns:
+        sums float64 [V, K, n] of the values; lengths int64 [K, n]; exposure int64 [K, I], in how many lists each item
+        is.
+    """
     num_items = values.shape[1]
     padded = torch.nn.functional.pad(values, (0, 1))  # -1 reads the appended 0
     sums, lengths, exposure = [], [], []

@@ -182,6 +182,7 @@ def sample_negatives(
     users: Tensor,
     indptr: Tensor,
     indices: Tensor,
+    filter: Tensor | None,
     slots: Tensor | None,
     masses: Tensor | None,
     num_items: int,
@@ -190,8 +191,30 @@ def sample_negatives(
     epoch: int,
     offset: int,
     replacement: bool,
+    key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See zerosum_ext._ops.sample_negatives."""
+    """Draw negatives int64 [rows, k] of users int64 [rows]; row r is sample number offset + r.
+
+    Uniform over all items; with ``masses`` alone uniform over these ascending item numbers (int64); with ``slots``
+    int64 [2**bits] and ``masses`` int64 [num_items + 1] weighted, by an alias table and its prefix sums.
+
+    Args:
+        users: whom to draw for.
+        indptr, indices: CSR of the items that are not drawn.
+        filter: of :func:`zerosum_ext._ops.row_filter`, or None; it changes only the speed of kernels.
+        slots, masses: the distribution, see above.
+        num_items: how many items there are.
+        k: negatives of each user.
+        seed, epoch, offset: of the counter-based generator.
+        replacement: whether a row may hold an item twice.
+        key: int64 [3], seed, epoch and offset in place of the numbers, read when a kernel runs: a captured CUDA graph
+            draws anew at each replay.
+
+    Returns:
+        (items, int64 [1]: the first row that has not enough items to draw from or whose user does not exist, else -1).
+    """
+    if key is not None:
+        seed, epoch, offset = key.tolist()
     rows, num_users = users.numel(), indptr.numel() - 1
     items = _Items(num_items, slots, masses)
     valid = (users >= 0) & (users < num_users)
@@ -222,8 +245,10 @@ def sample_negatives(
     return out, bad[:1] if bad.numel() else torch.full((1,), -1, dtype=torch.int64, device=users.device)
 
 
-def has_items(users: Tensor, items: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
-    """See zerosum_ext._ops.has_items."""
+def has_items(
+    users: Tensor, items: Tensor, indptr: Tensor, indices: Tensor, filter: Tensor | None, num_items: int
+) -> Tensor:
+    """Return whether users int64 [B] have items int64 [C] (every pair) or [B, C] (row by row): bool [B, C]."""
     begin = indptr[users]
     count = indptr[users + 1] - begin
     items = items if items.dim() == 2 else items.expand(users.numel(), -1)
@@ -273,6 +298,8 @@ class Permutation:
 def sample_positives(
     indptr: Tensor,
     indices: Tensor,
+    hint: Tensor | None,
+    hint_shift: int,
     gaps: Tensor | None,
     active: Tensor | None,
     order: int,
@@ -283,8 +310,28 @@ def sample_positives(
     positives: int,
     seed: int,
     epoch: int,
+    key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See zerosum_ext._ops.sample_positives."""
+    """Draw users int64 [rows] and positives int64 [rows] or [rows, 2] of samples begin .. begin + rows of an epoch.
+
+    Args:
+        indptr, indices: CSR of the interactions.
+        hint, hint_shift: ``hint[b]`` is the user of interaction ``b << hint_shift``; only kernels use it.
+        gaps: int64 [2, G], leaves users out: starts among the ``kept`` interactions, running totals of what is left
+            out. None leaves out nobody.
+        active: the users to draw from, for order 3.
+        order: 0 as stored, 1 shuffled, 2 interactions with replacement, 3 users with replacement, then one of their
+            items.
+        kept: interactions that take part.
+        total: samples of the epoch. Samples beyond it are an error on the CPU; on a GPU, where nobody looks at
+            ``key``, they are those of the epoch's start.
+        begin, rows: which samples.
+        positives: 1, or 2 of the same user.
+        seed, epoch: of the counter-based generator.
+        key: seed, epoch and begin, as for :func:`sample_negatives`.
+    """
+    if key is not None:
+        seed, epoch, begin = key.tolist()
     sample = torch.arange(begin, begin + rows, device=indptr.device)
     first, second = draws(sample, seed, epoch, REPLACEMENT_POSITIVE, 0, 0)
     if order == USERS:

@@ -12,7 +12,7 @@ from zerosum_ext._checks import describe
 from zerosum_ext.data.sampling import TripletLoader
 from zerosum_ext.losses import compiled_loss
 from zerosum_ext.models.mf import MatrixFactorization
-from zerosum_ext.reference import ROW_LOSSES
+from zerosum_ext.reference import SHAPES
 
 # The optimizers as csrc/common/optimizers.h numbers them, and the names of their state in torch.optim.
 _OPTIMIZERS: dict[type[torch.optim.Optimizer], tuple[int, tuple[str | None, str | None]]] = {
@@ -146,7 +146,7 @@ class FusedStep:
             The summed loss of all samples, without L2, float64.
         """
         groups = self._groups()
-        if self.kernel[0] in ROW_LOSSES and negatives.dim() == 1:
+        if SHAPES[self.kernel.loss] == "row" and negatives.dim() == 1:
             negatives = negatives.unsqueeze(1)
         users, positives, negatives = users.contiguous(), positives.contiguous(), negatives.contiguous()
         size = batch_size or max(1, users.shape[0])
@@ -182,7 +182,6 @@ class FusedStep:
     ) -> Tensor:
         """All steps in one op, on ``count`` samples; what these are: :func:`zerosum_ext._ops.mf_train`."""
         model = self.model
-        name, a, b, c = self.kernel
         tables = (model.user_embedding, model.item_embedding, model.item_bias)
         steps = -(-count // batch_size)
         states: list[tuple[Tensor | None, Tensor | None]] = []
@@ -206,10 +205,7 @@ class FusedStep:
             self.constants,
             torch.tensor(settings, dtype=torch.float64),
             self.kind,
-            name,
-            a,
-            b,
-            c,
+            self.kernel,
             self.l2,
             self.max_row_norm or 0.0,
             self.reduction,
@@ -225,10 +221,9 @@ class FusedStep:
         """One step from the ops for its parts; its loss without L2."""
         model = self.model
         user, item, bias = model.user_embedding, model.item_embedding, model.item_bias
-        name, a, b, c = self.kernel
         ids = (users, positives, negatives)
         value, coefficient, _ = _ops.mf_loss(
-            user, item, bias, *ids, self.constants, None, name, a, b, c, 0.0, self.reduction, True
+            user, item, bias, *ids, self.constants, None, self.kernel, 0.0, self.reduction, True
         )
         wanted = (id(user) in groups, id(item) in groups, bias is not None and id(bias) in groups)
         row_l2 = self.l2 / max(users.shape[0], 1) if self.reduction == "mean" else self.l2

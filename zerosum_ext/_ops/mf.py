@@ -1,0 +1,169 @@
+"""The ops of matrix factorization: a loss of dot products of embedding rows, its gradients, and training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zerosum_ext._ops.common import REDUCTIONS, fake_kernel, overload
+from zerosum_ext._ops.losses import fake_loss_value, loss_number
+from zerosum_ext.reference import Kernel, compute_dtype
+
+_mf_loss = overload("mf_loss")
+_mf_train = overload("mf_train")
+_mf_train_sampled = overload("mf_train_sampled")
+
+#: From the derivatives in the scores, ``coefficient`` [B, J], those in the tables that are asked for.
+#:
+#: ``scale`` (one number) multiplies them; ``l2`` times each gathered row is added before. The op returns user rows,
+#: user values, item rows, item values and bias values: dense with empty rows, or sparse with ascending distinct rows.
+#: A GPU would have to be asked how many rows those are. With ``padded`` it is not asked: more rows may follow, all
+#: numbered as the table's end, whose values mean nothing. ``atomics``: on a GPU and in float32 or float64, dense
+#: gradients are summed in no certain order. Arguments: the schema in csrc/library.cpp.
+mf_gradient = overload("mf_gradient")
+
+#: One step of an optimizer on ``table`` in place, from what :data:`mf_gradient` returns with ``sparse``.
+#:
+#: All tensors are float32 and contiguous. ``optimizer`` and the meaning of x and y: csrc/common/optimizers.h. ``first``
+#: and ``second`` are torch.optim's state of the table. On a GPU rows beyond the table, with which ``padded`` fills up,
+#: are skipped. ``lr_tensor`` and ``step_tensor`` (one float32 or float64 number each, on the table's device) are read
+#: when the kernel runs, in place of ``lr`` and ``step``: a captured CUDA graph sees what they hold at each replay.
+mf_update = overload("mf_update")
+
+
+def mf_loss(
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    constants: Tensor | None,
+    weight: Tensor | None,
+    kernel: Kernel,
+    l2: float,
+    reduction: str,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a loss of dot products of rows and, with ``grad``, its derivatives in the scores.
+
+    Only where there is a kernel; the definition is :func:`zerosum_ext.reference.mf_loss_value`.
+
+    Args:
+        user_embedding, item_embedding, item_bias: [U, d], [I, d] and [I] or None, of one dtype, contiguous.
+        users, positives, negatives: int64, contiguous.
+        constants: [I], those that the loss takes beside each item, in the dtype of the arithmetic.
+        weight: of each sample, in the dtype of the arithmetic.
+        kernel: the compiled loss and its parameters.
+        l2: times half the summed squared norms of each sample's rows is added.
+        reduction, grad: as for :func:`zerosum_ext._ops.pair_loss`.
+
+    Returns:
+        (value, derivatives [B, J], int64 [1]: the first id that is out of range, counted through users, positives and
+        negatives, else -1).
+    """
+    name, a, b, c = kernel
+    tensors = (user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight)
+    value, coefficient, failed = _mf_loss(*tensors, loss_number(name), a, b, c, l2, REDUCTIONS[reduction], grad)
+    return value, coefficient, failed
+
+
+# One argument above the limit: the op takes 24 or 43, which are grouped here.
+def mf_train(
+    tables: Sequence[Tensor | None],
+    states: Sequence[tuple[Tensor | None, Tensor | None]],
+    samples: tuple[Any, ...],
+    drawn: bool,
+    constants: Tensor | None,
+    settings: Tensor,
+    optimizer: int,
+    kernel: Kernel,
+    l2: float,
+    longest: float,
+    reduction: str,
+    batch_size: int,
+    asynchronous: bool,
+) -> Tensor:
+    """Train on consecutive batches of the samples, in place, and return the loss of each batch, float64.
+
+    Args:
+        tables: user embedding, item embedding, item bias or None.
+        states: the two tensors of torch.optim's state of each table.
+        samples: users, positives and negatives; or (``drawn``) what the op needs to draw them while it trains, from
+            indptr to replacement in its schema.
+        drawn: which of the two the samples are.
+        constants: [I], as for :func:`mf_loss`.
+        settings: float64 [3, 6]: csrc/library.cpp.
+        optimizer: its number, see csrc/common/optimizers.h.
+        kernel, l2, reduction: as for :func:`mf_loss`.
+        longest: rows of gradients are scaled down to this norm, if it is > 0.
+        batch_size: samples of a batch.
+        asynchronous: Hogwild SGD, sample by sample; the result is then one number.
+    """
+    name, a, b, c = kernel
+    op = _mf_train_sampled if drawn else _mf_train
+    numbers = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction], batch_size, asynchronous)
+    values: Tensor = op(*tables, *(t for state in states for t in state), *samples, constants, settings, *numbers)
+    return values
+
+
+@fake_kernel("mf_loss")
+def _fake_mf_loss(given: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
+    user, users, ids = given.user_embedding, given.users, (given.positives, given.negatives)
+    width = sum(1 if t.dim() == 1 else t.shape[1] for t in ids)
+    coefficient = user.new_empty((users.shape[0], width) if given.grad else (0,), dtype=compute_dtype(user.dtype))
+    return fake_loss_value(given, user, users, given.negatives), coefficient, users.new_empty((1,))
+
+
+@fake_kernel("mf_train", elsewhere=("settings",))
+def _fake_mf_train(given: SimpleNamespace) -> Tensor:
+    steps = 1 if given.asynchronous else -(-given.users.shape[0] // given.batch_size)
+    values: Tensor = given.user_embedding.new_empty((steps,), dtype=torch.float64)
+    return values
+
+
+@fake_kernel("mf_train_sampled", elsewhere=("settings",))
+def _fake_mf_train_sampled(given: SimpleNamespace) -> Tensor:
+    steps = 1 if given.asynchronous else -(-given.samples // given.batch_size)
+    values: Tensor = given.user_embedding.new_empty((steps,), dtype=torch.float64)
+    return values
+
+
+@fake_kernel("mf_gradient")
+def _fake_mf_gradient(given: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    user, item, users, nothing = given.user_embedding, given.item_embedding, given.users, (0,)
+    if not given.sparse:
+        return (
+            users.new_empty(nothing),
+            user.new_empty(user.shape if given.user else nothing),
+            users.new_empty(nothing),
+            item.new_empty(item.shape if given.item else nothing),
+            item.new_empty(item.shape[:1] if given.bias else nothing),
+        )
+    of_items = given.item or given.bias
+    num_users: Any
+    num_items: Any
+    if given.padded and user.device.type == "cuda":
+        num_users = min(users.shape[0], user.shape[0]) if given.user else 0
+        num_items = min(given.coefficient.numel(), item.shape[0]) if of_items else 0
+    else:
+        context = torch.library.get_ctx()
+        num_users = context.new_dynamic_size() if given.user else 0
+        num_items = context.new_dynamic_size() if of_items else 0
+    width = user.shape[1]
+    return (
+        users.new_empty((num_users,)),
+        user.new_empty((num_users, width) if given.user else nothing),
+        users.new_empty((num_items,)),
+        item.new_empty((num_items, width) if given.item else nothing),
+        item.new_empty((num_items,) if given.bias else nothing),
+    )
+
+
+@fake_kernel("mf_update")
+def _fake_mf_update(given: SimpleNamespace) -> None:
+    return None
