@@ -326,12 +326,12 @@ def test_methods_the_paper_compares_with(name):
     if name == "ipw":
         call = partial(zx.ipw_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, clip=2.0)
         weights = zx.ipw_weights(torch.cat([pop_pos, pop_neg.reshape(-1)]), 2.0)
-        expected = reference.ipw(
+        expected = reference.LOSSES["ipw"](
             pos.unsqueeze(1), neg, weights[:6, None], weights[6:].reshape(6, 3), Kernel("ipw")
         ).mean()
     elif name == "pd":
         call = partial(zx.pd_loss, pos_popularity=pop_pos, neg_popularity=pop_neg, gamma=0.25)
-        expected = reference.pd(
+        expected = reference.LOSSES["pd"](
             pos.unsqueeze(1), neg, pop_pos.double()[:, None] ** 0.25, pop_neg.double() ** 0.25, Kernel("pd")
         )
         expected = expected.mean()

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import zerosum_ext as zx
 from zerosum_ext import _ops, reference
+from zerosum_ext.testing import loss_cases
 
 compiled = pytest.mark.skipif(not _ops.has_op("mf_loss", torch.device("cpu")), reason="no compiled kernels")
 COUNTS = torch.arange(1, 41)
-PAIR = {
-    "bpr": lambda **o: zx.BPRLoss(**o),
-    "zerosum": lambda **o: zx.ZerosumLoss(w=0.8, **o),
-    "ipw": lambda **o: zx.IPWLoss(COUNTS, **o),
-    "pd": lambda **o: zx.PDLoss(COUNTS, **o),
-}
-ROW = {
-    "sampled_softmax": lambda **o: zx.SampledSoftmaxLoss(0.5, **o),
-    "sampled_softmax log q": lambda **o: zx.SampledSoftmaxLoss(0.5, (COUNTS / COUNTS.sum()).log(), **o),
-    "bsl": lambda **o: zx.BSLLoss(0.5, 0.25, **o),
-    "psl_tanh": lambda **o: zx.PSLLoss(0.5, **o),
-    "psl_relu": lambda **o: zx.PSLLoss(0.5, "relu", **o),
-    "hardest": lambda **o: zx.HardestLoss(**o),
-}
-QUAD = {
-    "pos2neg2": lambda **o: zx.Pos2Neg2Loss(w=0.8, **o),
-    "pos2": lambda **o: zx.Pos2Loss(**o),
-    "neg2": lambda **o: zx.Neg2Loss(reg_weight=2.0, **o),
-}
+
+
+def modules(scores):
+    """Modules of all losses of these scores, by the names of their cases."""
+    made = {}
+    for case in loss_cases():
+        options = dict(case.options)
+        if case.constants:
+            constants = zx.losses.RECORDS[case.loss].constants
+            options[constants.items] = (COUNTS / COUNTS.sum()).log() if constants.items == "log_q" else COUNTS
+        if case.scores == scores:
+            made[case.name] = partial(zx.get_loss, case.loss, **options)
+    return made
+
+
+PAIR, ROW, QUAD = modules("pair"), modules("row"), modules("quad")
 LOSSES = PAIR | ROW | QUAD
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

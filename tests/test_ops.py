@@ -5,6 +5,7 @@ opcheck's other two checks are for ops that take part in autograd: tests/test_lo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def loss_arguments() -> Iterator[tuple[Any, ...]]:
     for name, number in _ops.LOSS_IDS.items():
         for k in (0, 3):
             many = (4, k) if k else (4,)
-            if (name == "pos2neg2" and k) or (name in reference.ROW_LOSSES and not k):
+            if (name == "pos2neg2" and k) or (reference.SHAPES[name] == "row" and not k):
                 continue
             if name == "pos2neg2":
                 many = (4, 2)
@@ -241,6 +242,42 @@ ARGUMENTS = {
     "graph_propagate": graph_propagate_arguments,
     "graph_dropout": graph_dropout_arguments,
 }
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        reference.csr_score_moments,
+        reference.csr_weighted_columns,
+        reference.graph_dropout,
+        reference.graph_propagate,
+        reference.has_items,
+        reference.list_metrics,
+        reference.rank_scores,
+        reference.sample_negatives,
+        reference.sample_positives,
+    ],
+)
+def test_a_definition_takes_the_arguments_of_the_schema(definition):
+    """One callable stands for both, and passes its arguments on as they are."""
+    parameters = inspect.signature(definition).parameters
+    schema = getattr(torch.ops.zerosum_ext, definition.__name__).default._schema
+    assert list(parameters) == [argument.name for argument in schema.arguments]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    assert {n: p.default for n, p in parameters.items() if p.default is not p.empty} == defaults
+
+
+def test_a_stale_library_says_which_loss_it_lacks(monkeypatch):
+    pos, neg = torch.zeros(3, requires_grad=True), torch.zeros(3)
+    monkeypatch.delitem(_ops.LOSS_IDS, "zerosum")
+    for call in (
+        lambda: zx.zerosum_loss(pos, neg),
+        lambda: zx.zerosum_loss(pos.detach(), neg, reduction="none"),
+        lambda: zx.mf_loss(torch.zeros(3, 2), torch.zeros(4, 2), *(torch.zeros(5, dtype=torch.int64),) * 3),
+    ):
+        with pytest.raises(RuntimeError, match=r"lacks 'zerosum': it is older than the Python sources.*pip install"):
+            call()
+    assert zx.bpr_loss(pos, neg) > 0
 
 
 def test_every_op_is_checked():

@@ -5,7 +5,7 @@ For losses of one's own as much as for those of the package: ``check_loss(my_los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
@@ -177,6 +177,7 @@ class LossCase(NamedTuple):
 
     name: str
     loss: str
+    options: Mapping[str, Any]
     function: Callable[..., Tensor]
     definition: Callable[..., Tensor]
     kernel: Kernel
@@ -204,7 +205,7 @@ def loss_cases(device: str | torch.device = "cpu") -> list[LossCase]:
         function: Callable[..., Tensor] = getattr(losses, f"{name}_loss")
         for options in record.checks:
             label = " ".join([name, *(f"{option}={value}" for option, value in options.items())])
-            plain = label if len(record.checks) > 1 and options else name
+            plain = name if options is record.checks[0] else label
             kernel, shapes = record.compiled(options), _SHAPES[record.scores]
             variants: list[tuple[str, tuple[Tensor, Tensor] | None]] = [(plain, None)]
             if record.constants is not None:
@@ -218,7 +219,9 @@ def loss_cases(device: str | torch.device = "cpu") -> list[LossCase]:
                     own = {k: v for k, v in options.items() if k not in signature(record.kernel).parameters}
                     aux = record.constants.of_scores(*constants, **own)
                 definition = _definition(record.scores, kernel, *(aux or (None, None)))
-                cases.append(LossCase(variant, name, call, definition, kernel, record.scores, aux is not None, shapes))
+                cases.append(
+                    LossCase(variant, name, options, call, definition, kernel, record.scores, aux is not None, shapes)
+                )
     return cases
 
 

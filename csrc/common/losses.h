@@ -1,13 +1,14 @@
 // Every loss of the library: one struct each, with its value and its derivatives.
 //
-// To add a loss: write its struct here, add its line to a list at the end, and its definition to
-// zerosum_ext/reference/losses.py. CPU, CUDA, [B, K] negatives, weights and reductions follow by template.
+// To add a loss: write its struct here and add its line to a list at the end; docs/adding_a_loss.md has the other
+// places. CPU, CUDA, [B, K] negatives, weights and reductions follow by template.
 //
 // Element losses look at one sample: kScores scores and kAux constants, in the order that each struct names.
 //   T eval(const T* s, const T* aux, const Params<T>& w, T* d)
 //     returns the value and writes d[i] = d value / d s[i].
 //
-// Row losses look at a positive p and its K negatives n_j through L = logsumexp_j z_j, or max_j z_j with kHardMax.
+// Row losses look at a positive p and its K negatives n_j through L = logsumexp_j z_j, or max_j z_j with kHardMax, or
+// the mean of the z_j with kMean.
 //   Logit<T> logit(T p, T n, T aux_n, const Params<T>& w)
 //     z_j and its derivatives.
 //   RowValue<T> finish(T p, T aux_p, T L, T log_k, const Params<T>& w)
@@ -84,6 +85,19 @@ struct Pd {
   }
 };
 
+// The hinge of a margin: max(0, margin - p + n); a is the margin [Weston et al. 2011].
+struct Hinge {
+  static constexpr int kScores = 2, kAux = 0;
+  template <class T>
+  ZX_HD static T eval(const T* s, const T*, const Params<T>& w, T* d) {
+    const T m = w.a - s[0] + s[1];
+    const T slope = m > T(0) ? T(1) : T(0);
+    d[0] = -slope;
+    d[1] = slope;
+    return m > T(0) ? m : (m == m ? T(0) : m);
+  }
+};
+
 // ---- element losses of two positives and two negatives of one user: scores p1, p2, n1, n2
 
 // a (sp(n1 - p1) + sp(n2 - p2)) + b rho(p1 - p2) + c rho(n1 - n2). Pos2Neg2 has b = c; its ablations Pos2 and Neg2
@@ -153,7 +167,7 @@ struct RowValue {
 // Softmax over the positive and its negatives, with logQ correction [Bengio and Senecal 2008]:
 // -log(e^z0 / (e^z0 + sum_j e^zj)) = sp(L - z0), z = a score - log q; a is 1 / temperature.
 struct SampledSoftmax {
-  static constexpr bool kHardMax = false, kPositiveInLogit = false;
+  static constexpr bool kHardMax = false, kMean = false, kPositiveInLogit = false;
   template <class T>
   ZX_HD static Logit<T> logit(T, T n, T x, const Params<T>& w) {
     return {w.a * n - x, w.a, T(0)};
@@ -168,7 +182,7 @@ struct SampledSoftmax {
 // Bilateral softmax loss [Wu et al. 2024]: -p / t1 + (t2 / t1) (logsumexp_j(n_j / t2) - log K); a = 1 / t1,
 // b = 1 / t2, c = t2 / t1.
 struct Bsl {
-  static constexpr bool kHardMax = false, kPositiveInLogit = false;
+  static constexpr bool kHardMax = false, kMean = false, kPositiveInLogit = false;
   template <class T>
   ZX_HD static Logit<T> logit(T, T n, T, const Params<T>& w) {
     return {w.b * n, w.b, T(0)};
@@ -182,7 +196,7 @@ struct Bsl {
 // Pairwise softmax loss [Yang et al. 2024]: logsumexp_j(a log(1 + tanh(n_j - p))); a is 1 / temperature.
 // log(1 + tanh x) = log 2 - sp(-2x).
 struct PslTanh {
-  static constexpr bool kHardMax = false, kPositiveInLogit = true;
+  static constexpr bool kHardMax = false, kMean = false, kPositiveInLogit = true;
   template <class T>
   ZX_HD static Logit<T> logit(T p, T n, T, const Params<T>& w) {
     const Dual<T> m = softplus(T(-2) * (n - p));
@@ -197,7 +211,7 @@ struct PslTanh {
 
 // The same with the activation relu: logsumexp_j(a log(1 + max(n_j - p, 0))).
 struct PslRelu {
-  static constexpr bool kHardMax = false, kPositiveInLogit = true;
+  static constexpr bool kHardMax = false, kMean = false, kPositiveInLogit = true;
   template <class T>
   ZX_HD static Logit<T> logit(T p, T n, T, const Params<T>& w) {
     const T x = n - p;
@@ -213,7 +227,7 @@ struct PslRelu {
 
 // Dynamic negative sampling [Zhang et al. 2013]: BPR against the negative that scores highest, the first of equals.
 struct Hardest {
-  static constexpr bool kHardMax = true, kPositiveInLogit = false;
+  static constexpr bool kHardMax = true, kMean = false, kPositiveInLogit = false;
   template <class T>
   ZX_HD static Logit<T> logit(T, T n, T, const Params<T>&) {
     return {n, T(1), T(0)};
@@ -225,6 +239,20 @@ struct Hardest {
   }
 };
 
+// Cosine contrastive loss [Mao et al. 2021]: 1 - p + b mean_j max(0, n_j - a); a is the margin, b the weight.
+struct Ccl {
+  static constexpr bool kHardMax = false, kMean = true, kPositiveInLogit = false;
+  template <class T>
+  ZX_HD static Logit<T> logit(T, T n, T, const Params<T>& w) {
+    const T x = n - w.a;
+    return {x > T(0) ? x : (x == x ? T(0) : x), x > T(0) ? T(1) : T(0), T(0)};
+  }
+  template <class T>
+  ZX_HD static RowValue<T> finish(T p, T, T l, T, const Params<T>& w) {
+    return {T(1) - p + w.b * l, w.b, T(-1)};
+  }
+};
+
 }  // namespace zx
 
 // The registry: X(enumerator, name, struct). The order numbers the losses; Python reads the names from the op
@@ -233,14 +261,16 @@ struct Hardest {
   X(kBpr, "bpr", Bpr)             \
   X(kZerosum, "zerosum", Zerosum) \
   X(kIpw, "ipw", Ipw)             \
-  X(kPd, "pd", Pd)
+  X(kPd, "pd", Pd)                \
+  X(kHinge, "hinge", Hinge)
 #define ZX_QUAD_LOSSES(X) X(kPos2Neg2, "pos2neg2", Pos2Neg2)
 #define ZX_ROW_LOSSES(X)                                \
   X(kSampledSoftmax, "sampled_softmax", SampledSoftmax) \
   X(kBsl, "bsl", Bsl)                                   \
   X(kPslTanh, "psl_tanh", PslTanh)                      \
   X(kPslRelu, "psl_relu", PslRelu)                      \
-  X(kHardest, "hardest", Hardest)
+  X(kHardest, "hardest", Hardest)                       \
+  X(kCcl, "ccl", Ccl)
 #define ZX_ALL_LOSSES(X) ZX_PAIR_LOSSES(X) ZX_QUAD_LOSSES(X) ZX_ROW_LOSSES(X)
 
 namespace zx {

@@ -40,6 +40,18 @@ struct RowTile {
 #pragma GCC ivdep
       for (int64_t j = 0; j < k; ++j) e[j] = Loss::logit(p, n[j], T(0), w).z;
     }
+    if (Loss::kMean) {
+      const T share = T(1) / static_cast<T>(k);
+      const RowValue<T> f = Loss::finish(p, aux_p, static_cast<T>(sum_lanes<kBytes>(e, k)) * share, log_k, w);
+      if (kGrad) {
+        const T factor = scale * f.dl * share;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < k; ++j) e[j] = factor * Loss::logit(p, n[j], x != nullptr ? x[j] : T(0), w).dn;
+        // The derivative in p of each logit is minus that in n, where p takes part in it.
+        *dp = scale * f.dp - (Loss::kPositiveInLogit ? static_cast<T>(sum_lanes<kBytes>(e, k)) : T(0));
+      }
+      return f.value;
+    }
     const T top = maximum(e, k);
     // A logit of minus infinity masks its item: a row may have nothing else.
     const bool empty = top == -std::numeric_limits<T>::infinity();

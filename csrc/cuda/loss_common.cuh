@@ -51,6 +51,31 @@ struct RowResult {
   C grad_pos;  // scale times the derivative in the positive's score
 };
 
+// The same for losses of the mean of the logits: a pass for the mean, and one for the gradients.
+template <class Loss, class C, class LogitOf, class Store>
+__device__ __forceinline__ RowResult<C> evaluate_mean_row(int64_t cols, int lane, int width, const LogitOf& logit, C p,
+                                                          C x_p, C scale, C log_cols, const Params<C>& params,
+                                                          bool grad, const Store& store) {
+  C total = 0;
+  for (int64_t col = lane; col < cols; col += width) total += logit(col).z;
+  total = group_combine<kLossThreads>(total, width, Add{});
+  const C share = C(1) / static_cast<C>(cols > 0 ? cols : 1);
+  const RowValue<C> f = Loss::finish(p, x_p, total * share, log_cols, params);
+  if (!grad) return {f.value, C(0)};
+  const C factor = scale * f.dl * share;
+  C through_logits = 0;
+  for (int64_t col = lane; col < cols; col += width) {
+    const C g = factor * logit(col).dn;
+    store(col, g);
+    through_logits += g;
+  }
+  if constexpr (Loss::kPositiveInLogit)
+    through_logits = group_combine<kLossThreads>(through_logits, width, Add{});
+  else
+    through_logits = 0;
+  return {f.value, scale * f.dp - through_logits};
+}
+
 // A row loss by a group of `width` threads, all of which get the result: passes over the row's columns for the maximum
 // of the logits, the sum of their exponentials, and the gradients. logit(col) and store(col, gradient) are called for
 // the columns lane, lane + width, ... alone, so that a thread may keep what belongs to its columns anywhere. Groups
@@ -59,6 +84,8 @@ template <class Loss, class C, class LogitOf, class Store>
 __device__ __forceinline__ RowResult<C> evaluate_row(int64_t cols, int lane, int width, const LogitOf& logit, C p,
                                                      C x_p, C scale, C log_cols, const Params<C>& params, bool grad,
                                                      const Store& store) {
+  if constexpr (Loss::kMean)
+    return evaluate_mean_row<Loss>(cols, lane, width, logit, p, x_p, scale, log_cols, params, grad, store);
   C top = -static_cast<C>(INFINITY);
   for (int64_t col = lane; col < cols; col += width) {
     const C z = logit(col).z;

@@ -115,7 +115,7 @@ def fake_kernel(
 
         def fake(*args: Any, **kwargs: Any) -> Any:
             given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-            tensors = {n: t for n, t in given.items() if isinstance(t, Tensor) and n not in elsewhere}
+            tensors = {n: given[n] for n in names if isinstance(given.get(n), Tensor) and n not in elsewhere}
             _check_devices(tensors)
             return function(SimpleNamespace(**given))
 

@@ -16,7 +16,9 @@ from zerosum_ext.losses.shapes import branches_loss, pair_loss, quad_loss, row_l
 __all__ = [
     "bpr_loss",
     "bsl_loss",
+    "ccl_loss",
     "hardest_loss",
+    "hinge_loss",
     "ipw_loss",
     "ipw_weights",
     "macr_loss",
@@ -321,6 +323,36 @@ def macr_loss(
     )
 
 
+def hinge_loss(
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    margin: float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The hinge of a margin between the positive and the negative.
+
+    ``max(0, margin - p + n)``, [WBU11].
+
+    Args:
+        pos: scores of the positives, [B].
+        neg: scores of the negatives, [B] or [B, K]; each (positive, negative) pair is one sample.
+        margin: by which the positive should score higher.
+        sample_weight: non-negative factor of each sample, [B] or [B, K]; the mean still divides by the number of
+            samples. A constant of the fused kernel; where it requires a gradient, plain PyTorch computes it.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        A scalar, or for "none" a tensor of the shape of neg.
+
+    Raises:
+        TypeError: scores or weights that are not floating-point tensors, an option of another type.
+        ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+    """
+    return pair_loss(pos, neg, sample_weight, records.hinge(margin), reduction)
+
+
 def sampled_softmax_loss(
     pos: Tensor,
     neg: Tensor,
@@ -451,3 +483,36 @@ def hardest_loss(
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
     """
     return row_loss(pos, neg, sample_weight, records.hardest(), reduction)
+
+
+def ccl_loss(
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    margin: float = 0.0,
+    weight: float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cosine contrastive loss of SimpleX.
+
+    ``1 - p + weight / K sum_j max(0, n_j - margin)``, [MZW21].
+
+    The authors' scores are cosines of embeddings; the scores given are taken as they are.
+
+    Args:
+        pos: scores of the positives, [B].
+        neg: scores of the negatives, [B, K]; each row is one sample.
+        margin: a negative that scores no higher costs nothing.
+        weight: of the negatives' part, >= 0.
+        sample_weight: non-negative factor of each sample, [B]; the mean still divides by the number of samples.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        A scalar, or for "none" a tensor [B].
+
+    Raises:
+        TypeError: scores or weights that are not floating-point tensors, an option of another type.
+        ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+    """
+    return row_loss(pos, neg, sample_weight, records.ccl(margin, weight), reduction)

@@ -18,7 +18,9 @@ from zerosum_ext.reference import Kernel
 __all__ = [
     "BPRLoss",
     "BSLLoss",
+    "CCLLoss",
     "HardestLoss",
+    "HingeLoss",
     "IPWLoss",
     "Neg2Loss",
     "PDLoss",
@@ -306,6 +308,36 @@ class PDLoss(RecordLoss):
         return pair_loss(pos, neg, sample_weight, records.pd(), self.reduction, self.look_up(pos_items, neg_items))
 
 
+class HingeLoss(RecordLoss):
+    """The hinge of a margin between the positive and the negative.
+
+    ``max(0, margin - p + n)``, [WBU11]. The function is :func:`hinge_loss`.
+
+    Args:
+        margin: by which the positive should score higher.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["hinge"]
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.margin = margin
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.hinge(self.margin)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return pair_loss(pos, neg, sample_weight, records.hinge(self.margin), self.reduction)
+
+
 class SampledSoftmaxLoss(RecordLoss):
     """Softmax cross-entropy over the positive and its K negatives, with logQ correction.
 
@@ -446,3 +478,36 @@ class HardestLoss(RecordLoss):
     def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss of the scores; arguments as for the function."""
         return row_loss(pos, neg, sample_weight, records.hardest(), self.reduction)
+
+
+class CCLLoss(RecordLoss):
+    """Cosine contrastive loss of SimpleX.
+
+    ``1 - p + weight / K sum_j max(0, n_j - margin)``, [MZW21]. The function is :func:`ccl_loss`.
+
+    Args:
+        margin: a negative that scores no higher costs nothing.
+        weight: of the negatives' part, >= 0.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["ccl"]
+
+    def __init__(
+        self,
+        margin: float = 0.0,
+        weight: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.margin = margin
+        self.weight = weight
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.ccl(self.margin, self.weight)
+
+    def forward(self, pos: Tensor, neg: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(pos, neg, sample_weight, records.ccl(self.margin, self.weight), self.reduction)

@@ -400,6 +400,22 @@ def macr(alpha: float, beta: float) -> Kernel:
     )
 
 
+# ---- more losses of a positive and a negative
+
+
+@loss(
+    class_name="HingeLoss",
+    summary="The hinge of a margin between the positive and the negative",
+    formula="max(0, margin - p + n)",
+    latex=r"\max(0, m - p + n)",
+    source="[WBU11]",
+    options={"margin": "by which the positive should score higher."},
+    checks=({"margin": 0.7},),
+)
+def hinge(margin: float = 1.0) -> Kernel:
+    return Kernel("hinge", require_finite_number("margin", margin))
+
+
 # ---- losses of all K negatives of a positive
 
 
@@ -490,3 +506,20 @@ def hardest() -> Kernel:
 
 
 _HARDEST = Kernel("hardest", 1.0)
+
+
+@loss(
+    class_name="CCLLoss",
+    summary="Cosine contrastive loss of SimpleX",
+    formula="1 - p + weight / K sum_j max(0, n_j - margin)",
+    latex=r"1 - p + \frac{w}{K} \sum_j \max(0, n_j - m)",
+    source="[MZW21]",
+    options={
+        "margin": "a negative that scores no higher costs nothing.",
+        "weight": "of the negatives' part, >= 0.",
+    },
+    checks=({"margin": 0.4, "weight": 1.5},),
+    note="The authors' scores are cosines of embeddings; the scores given are taken as they are.",
+)
+def ccl(margin: float = 0.0, weight: float = 1.0) -> Kernel:
+    return Kernel("ccl", require_finite_number("margin", margin), require_finite_number("weight", weight, minimum=0))

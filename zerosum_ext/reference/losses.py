@@ -9,6 +9,8 @@ Everything here is differentiable to any order and finite for every finite input
     IEEE Trans. Neural Networks 2008 (sampled softmax).
 [WCW24] Wu et al.: BSL: Understanding and Improving Softmax Loss for Recommendation. ICDE 2024.
 [YCX24] Yang et al.: PSL: Rethinking and Improving Softmax Loss from Pairwise Perspective. NeurIPS 2024.
+[WBU11] Weston, Bengio, Usunier: WSABIE: Scaling Up to Large Vocabulary Image Annotation. IJCAI 2011 (hinge).
+[MZW21] Mao et al.: SimpleX: A Simple and Strong Baseline for Collaborative Filtering. CIKM 2021 (CCL).
 [ZCW13] Zhang et al.: Optimizing Top-N Collaborative Filtering via Dynamic Negative Item Sampling. SIGIR 2013 (DNS).
 """
 
@@ -97,6 +99,12 @@ def pd(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, w: Kernel) -> Tensor:
     return softplus(f(n) * x_n - f(p) * x_p)
 
 
+@definition("pair")
+def hinge(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
+    """max(0, a - p + n) [WBU11]."""
+    return torch.relu(w.a - p + n)
+
+
 # ---- losses of two positives and two negatives of one user, [B, 2]
 
 
@@ -144,6 +152,12 @@ def hardest(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """sp(max_j n_j - p): BPR against the negative that scores highest [ZCW13]."""
     first = torch.argmax(n, -1, keepdim=True)
     return softplus(n.gather(-1, first) - p).squeeze(-1)
+
+
+@definition("row")
+def ccl(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
+    """1 - p + b mean_j max(0, n_j - a) [MZW21]."""
+    return 1 - p.squeeze(-1) + w.b * torch.relu(n - w.a).mean(-1)
 
 
 # ---- a loss with branches of its own
