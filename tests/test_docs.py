@@ -33,7 +33,8 @@ def blocks(document: Path) -> list[Block]:
 
 
 ALL = [block for document in DOCUMENTS for block in blocks(document)]
-WITH_PYTHON = sorted({b.document for b in ALL if b.language == "python"})
+# The steps of the guide to adding a loss go into several files: tests/test_adding_a_loss.py follows them.
+WITH_PYTHON = sorted({b.document for b in ALL if b.language == "python" and b.document.stem != "adding_a_loss"})
 COMMANDS = [
     pytest.param(line.removeprefix("$ "), id=f"{b.document.name}:{b.line + number}")
     for b in ALL
@@ -44,7 +45,7 @@ COMMANDS = [
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    # C++ is compiled by the test of adding a loss.
+    # C++ stands in the guide to adding a loss alone.
     assert {b.language for b in ALL} <= {"", "python", "toml", "cpp", "bash", "sh"}
     assert WITH_PYTHON
     assert COMMANDS
