@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerosum_ext as zx
-from zerosum_ext.models.backbones import _Graph, _Propagate
+from zerosum_ext.models.graph import Graph, propagate_once
 
 # data, width, share of entries dropped
 CASES = (("gowalla", 10, 0.1), ("gowalla", 64, 0.0), ("ml-1m", 10, 0.1))
@@ -57,7 +57,7 @@ class TorchSparse(nn.Module):
 
     def __init__(self, x: zx.Interactions, dim: int, dropout: float) -> None:
         super().__init__()
-        graph = _Graph(x, "row" if dropout else "symmetric", 0.0)
+        graph = Graph(x, "row" if dropout else "symmetric", 0.0)
         self.num_users, self.dropout = x.num_users, dropout
         nodes, half = sum(x.shape), len(graph.by_item)
         self.indptr = graph.indptr
@@ -138,7 +138,7 @@ def measure(name: str, x: zx.Interactions, dim: int, dropout: float, rounds: int
     both = torch.cat(tables)
     adjacency, matrices = model.graph.adjacency(), sparse.matrices()
     products: dict[str, Callable[[], object]] = {
-        "zerosum_ext": lambda: _Propagate.apply(*tables, *adjacency),
+        "zerosum_ext": lambda: propagate_once(*tables, *adjacency),
         "torch sparse": lambda: Product.apply(both, *matrices),
     }
     steps = {"zerosum_ext": step(model, x), "torch sparse": step(sparse, x)}

@@ -168,7 +168,7 @@ def eager(
     def run(steps: int) -> tuple[float, int]:
         start, triples = time.perf_counter(), 0
         for epoch, first, end in walk(steps):
-            users, positives, negatives = loader._between(first, end, epoch)
+            users, positives, negatives = loader.samples_between(first, end, epoch)
             stepper.zero_grad(set_to_none=True)
             objective(users, torch.stack((positives, negatives))).backward()
             stepper.step()

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.training.loop import EpochEnd, fit
+from zerosum_ext.training import EpochEnd, fit
 
 RESULT = Path(__file__).parent / "results" / "lightgcn_gowalla.json"
 

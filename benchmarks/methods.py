@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
+from zerosum_ext import models
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.experiments import runs
-from zerosum_ext.models import methods
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("bpr", "zerosum", "pos2neg2", "pos2", "neg2", "ipw", "pd", "pda", "macr", "pearson", "compensation")
@@ -36,7 +36,7 @@ def one(split: zx.data.interactions.Split, model_name: str, name: str, args: arg
     options = {"w": WEIGHTED[name]} if name in WEIGHTED else {}
     if name == "pearson":
         options = {"weight": args.pearson_weight, "every": args.pearson_every}
-    parts = methods.get_method(name, model, split.train, **options)
+    parts = models.get_method(name, model, split.train, **options)
     losses: list[float] = []
 
     def validation_loss(event: object) -> None:
@@ -58,7 +58,7 @@ def one(split: zx.data.interactions.Split, model_name: str, name: str, args: arg
     ranker = parts.inference(parts.model)
     chosen = {}
     if name == "macr":
-        methods.choose(ranker, runs.MACR_REFERENCES, split.train, split.valid)
+        models.choose(ranker, runs.MACR_REFERENCES, split.train, split.valid)
         chosen = {"c": float(ranker.c)}
     seen = split.train | split.valid
     popularity = split.train.popularity + split.valid.popularity + split.test.popularity
@@ -79,7 +79,7 @@ def one(split: zx.data.interactions.Split, model_name: str, name: str, args: arg
 
 
 @torch.no_grad()
-def held_out_loss(parts: methods.MethodParts, split: zx.data.interactions.Split) -> float:
+def held_out_loss(parts: models.MethodParts, split: zx.data.interactions.Split) -> float:
     """The method's own loss on the validation positives against fixed negatives."""
     model, loss = parts.model, parts.loss
     was_training = model.training

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.training.loop import EpochEnd, fit
+from zerosum_ext.training import EpochEnd, fit
 
 RESULT = Path(__file__).parent / "results" / "mf_yelp2018.json"
 
@@ -66,7 +66,7 @@ def main() -> None:
         values = zx.evaluate(event.model, train, test, metrics=("recall", "ndcg", "arp", "coverage"), k=(20,))
         point = {"epoch": epoch, "loss": event.history[-1], "seconds": sum(event.history.seconds), **values}
         result["curve"].append(point)
-        result["engine"] = event.history.path
+        result["engine"] = event.history.engine
         if output is not None:
             output.write_text(json.dumps(result, indent=2) + "\n")
         print({k: round(v, 4) for k, v in point.items()}, flush=True)

@@ -23,7 +23,7 @@ import torch
 
 import zerosum_ext as zx
 from zerosum_ext.evaluation import evaluate
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 RESULT = Path(__file__).parent / "results" / "pearson.json"
 METRICS = ("ndcg@10", "recall@10", "pri", "pop_q_at_1", "upo", "arp@10", "coverage@10")

@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerosum_ext as zx
-from zerosum_ext import losses
+from zerosum_ext import losses, models
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.experiments import runs
-from zerosum_ext.models import methods
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 RESULT = Path(__file__).parent / "results" / "released_methods.json"
 METRICS = ("ndcg@10", "recall@10", "pri", "pop_q_at_1", "arp@10", "coverage@10")
@@ -73,14 +72,14 @@ class ReleasedMACR(nn.Module):
         return (F.softplus(-pos) + (1 + self.alpha) * item + (1 + self.beta) * user).mean()
 
 
-def parts_of(name: str, model: zx.MatrixFactorization, train: zx.Interactions) -> methods.MethodParts:
+def parts_of(name: str, model: zx.MatrixFactorization, train: zx.Interactions) -> models.MethodParts:
     if name == "ipw released":
-        return methods.MethodParts(model, ReleasedIPW(train.popularity), None, lambda m: m)
+        return models.MethodParts(model, ReleasedIPW(train.popularity), None, lambda m: m)
     if name == "macr released":
-        return methods.MethodParts(methods.MACR(model), ReleasedMACR(), None, lambda m: m)
+        return models.MethodParts(models.MACR(model), ReleasedMACR(), None, lambda m: m)
     if name == "ipw clipped":
-        return methods.get_method("ipw", model, train, clip=2.0)
-    return methods.get_method(name, model, train)
+        return models.get_method("ipw", model, train, clip=2.0)
+    return models.get_method(name, model, train)
 
 
 def one(name: str, seed: int, split: zx.data.interactions.Split, epochs: int) -> dict[str, object]:
@@ -100,7 +99,7 @@ def one(name: str, seed: int, split: zx.data.interactions.Split, epochs: int) ->
     ranker = parts.inference(parts.model)
     chosen = {}
     if name.startswith("macr"):
-        methods.choose(ranker, runs.MACR_REFERENCES, split.train, split.valid)
+        models.choose(ranker, runs.MACR_REFERENCES, split.train, split.valid)
         chosen = {"c": float(ranker.c)}
     popularity = split.train.popularity + split.valid.popularity + split.test.popularity
     wanted = tuple(key.partition("@")[0] if "@" in key and key != "pop_q_at_1" else key for key in METRICS)

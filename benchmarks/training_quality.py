@@ -22,7 +22,7 @@ import torch
 import zerosum_ext as zx
 from zerosum_ext.data import datasets
 from zerosum_ext.evaluation import evaluate
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 METRICS = bench_training.QUALITY
 RATES = {

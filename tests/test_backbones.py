@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.models import presets
-from zerosum_ext.models.backbones import model_names
+from zerosum_ext.models import model_names, presets
 from zerosum_ext.models.base import Recommender
 
 NAMES = model_names()
@@ -119,7 +118,7 @@ def test_all_items_in_blocks_of_the_hidden_layer(train, monkeypatch):
     model = make("neumf", train)
     users = torch.arange(30)
     expected = model.score_all_items(users)
-    monkeypatch.setattr("zerosum_ext.models.backbones._HIDDEN_PER_CHUNK", 25 * 6 * 7)
+    monkeypatch.setattr("zerosum_ext.models.neural.HIDDEN_PER_CHUNK", 25 * 6 * 7)
     torch.testing.assert_close(model.score_all_items(users), expected)
 
 

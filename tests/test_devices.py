@@ -14,12 +14,12 @@ import torch
 import zerosum_ext as zx
 from zerosum_ext import _ops, reference
 from zerosum_ext.data import sampling
-from zerosum_ext.models import backbones
+from zerosum_ext.models.graph import Graph, propagate_once
 from zerosum_ext.reference import Kernel
 from zerosum_ext.reference import ranking as _ranking_reference
 from zerosum_ext.reference import sampling as _sampling_reference
+from zerosum_ext.training import fit
 from zerosum_ext.training.fused import FusedStep
-from zerosum_ext.training.loop import fit
 from zerosum_ext.training.regularizers import popularity_correlation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -325,7 +325,7 @@ def test_fused_training(device, loss, negatives, optimizer):
         model = zx.MatrixFactorization(61, 97, 20, item_bias=True, seed=1, init_std=0.3)
         options = {"epochs": 3, "batch_size": 256, "seed": 3, "negatives": negatives, "l2": 0.1, "progress": False}
         history = fit(model, x, loss, OPTIMIZERS[optimizer], engine=engine, device=place, **options)
-        assert history.path == engine
+        assert history.engine == engine
         results.append((model.cpu(), list(history)))
     (model, history), (wanted, losses) = results
     assert history == pytest.approx(losses, rel=1e-5)
@@ -498,7 +498,7 @@ def test_a_step_that_counts_on_the_host_is_not_captured(gpu, optimizer):
 @pytest.mark.parametrize("normalization", ["row", "symmetric"])
 def test_graphs_are_propagated_as_on_the_cpu(device, dim, normalization):
     """The product and its gradient, on lists that dropped entries are missing from, and these lists themselves."""
-    graph = backbones._Graph(matrix(), normalization, 0.3)
+    graph = Graph(matrix(), normalization, 0.3)
     here = copy.deepcopy(graph).to(device)
     seed = torch.tensor(11)
     lists = [
@@ -516,9 +516,7 @@ def test_graphs_are_propagated_as_on_the_cpu(device, dim, normalization):
     for g, (end, entries, transposed_end, transposed) in zip((graph, here), lists, strict=True):
         tables = [scores((n, dim), torch.float32, n).to(g.indptr.device).requires_grad_() for n in g.shape]
         column = g.scale if normalization == "symmetric" else None
-        out = backbones._Propagate.apply(
-            *tables, g.indptr, end, entries, g.scale, transposed_end, transposed, column, 2.0
-        )
+        out = propagate_once(*tables, g.indptr, end, entries, g.scale, transposed_end, transposed, column, 2.0)
         results.append((*out, *torch.autograd.grad([o.sin().sum() for o in out], tables)))
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y.cpu(), rtol=1e-5, atol=1e-5)

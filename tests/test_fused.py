@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
-from zerosum_ext.training import fused
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit, fused
 
 pytestmark = pytest.mark.skipif(not _ops.has_op("mf_update", torch.device("cpu")), reason="no compiled kernels")
 
@@ -40,7 +39,7 @@ def train(data, engine, optimizer="adam", loss="zerosum", bias=True, **options):
     model, kept = new_model(item_bias=bias), []
     options = OPTIONS | {"callbacks": [lambda end: kept.append(end.optimizer)]} | options
     history = fit(model, data, loss, OPTIMIZERS[optimizer], engine=engine, **options)
-    assert history.path == engine
+    assert history.engine == engine
     return model, history, kept[-1] if kept else None
 
 
@@ -96,7 +95,7 @@ def test_a_frozen_table_stays(triangle):
         model = new_model(item_bias=True)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         model.get_parameter(frozen).requires_grad_(False)
-        assert fit(model, triangle, engine="fused", **OPTIONS).path == "fused"
+        assert fit(model, triangle, engine="fused", **OPTIONS).engine == "fused"
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]) == (name == frozen)
 
@@ -165,13 +164,13 @@ def test_what_does_not_fit_is_named_and_goes_through_autograd(triangle, change, 
     arguments = {"model": new_model(), "interactions": triangle, "loss": "zerosum"} | change
     with pytest.raises(ValueError, match=message):
         fit(**arguments, **OPTIONS, engine="fused")
-    assert fit(**arguments, **OPTIONS | {"epochs": 1}).path == "autograd"
+    assert fit(**arguments, **OPTIONS | {"epochs": 1}).engine == "autograd"
 
 
 def test_what_fits_is_taken_unless_refused(triangle):
-    assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).path == "fused"
-    assert fit(new_model(), triangle, **OPTIONS).path == "fused"
-    assert fit(new_model(), triangle, engine="autograd", **OPTIONS).path == "autograd"
+    assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).engine == "fused"
+    assert fit(new_model(), triangle, **OPTIONS).engine == "fused"
+    assert fit(new_model(), triangle, engine="autograd", **OPTIONS).engine == "autograd"
     with pytest.raises(ValueError, match="engine: expected 'auto', 'fused', 'hogwild' or 'autograd', got 'fast'"):
         fit(new_model(), triangle, engine="fast", **OPTIONS)
 
@@ -235,7 +234,7 @@ def trained_both_ways(data, loss, number, batch_size=48, asynchronous=False, mak
                 if within:
                     total += step.draw_and_train(loader, begin, end, epoch)
                 else:
-                    total += step(*loader._between(begin, end, epoch), batch_size)
+                    total += step(*loader.samples_between(begin, end, epoch), batch_size)
             results.append([*model.state_dict().values(), total])
     return results
 
@@ -569,8 +568,8 @@ def test_hogwild_learns_what_exact_steps_learn(number):
         )
         exact = zx.MatrixFactorization(200, 200, 16, seed=1, item_bias=True)
         expected = fit(exact, data, "bpr", functools.partial(torch.optim.SGD, lr=0.05), batch_size=1, **options)
-    assert history.path == "hogwild"
-    assert expected.path == "fused"
+    assert history.engine == "hogwild"
+    assert expected.engine == "fused"
     assert history == pytest.approx(expected, rel=0.05)
     assert history[-1] < 0.5 * history[0]
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
-from zerosum_ext.models.backbones import _Graph, _Propagate
+from zerosum_ext.models.graph import Graph, propagate_once
 from zerosum_ext.reference import graph as _graph_reference
 
 USERS, ITEMS = 57, 43
@@ -28,8 +28,8 @@ def interactions(users: int = USERS, items: int = ITEMS, density: float = 0.2, s
     return zx.Interactions.from_arrays(*cells.nonzero(), shape=(users, items))
 
 
-def graph(x: zx.Interactions, normalization: str = "symmetric", dropout: float = 0.0) -> _Graph:
-    return _Graph(x, normalization, dropout)
+def graph(x: zx.Interactions, normalization: str = "symmetric", dropout: float = 0.0) -> Graph:
+    return Graph(x, normalization, dropout)
 
 
 def dense(x: zx.Interactions, normalization: str) -> torch.Tensor:
@@ -42,7 +42,7 @@ def dense(x: zx.Interactions, normalization: str) -> torch.Tensor:
     return adjacency / (degree if normalization == "row" else (degree * degree.T).sqrt())
 
 
-def pattern(g: _Graph, end: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
+def pattern(g: Graph, end: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
     """Which entries lists name, as a matrix of all nodes; entry by entry."""
     users, items = g.shape
     out = torch.zeros(users + items, users + items, dtype=torch.bool)
@@ -68,7 +68,7 @@ def test_products_are_those_of_the_dense_matrix(normalization, dtype, index, dim
     g = graph(x, normalization).to(dtype)
     g.indptr, g.indices = g.indptr.to(index), g.indices.to(index)
     users, items = tables(g.shape, dim, dtype)
-    got = torch.cat(_Propagate.apply(users, items, *g.adjacency()))
+    got = torch.cat(propagate_once(users, items, *g.adjacency()))
     assert got.dtype == dtype
     expected = dense(x, normalization) @ torch.cat([users, items]).double()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
@@ -92,7 +92,7 @@ def test_what_is_dropped_takes_no_part_there_and_back(normalization, dim):
     matrix = dense(x, normalization) * kept / 0.7
     assert bool((dense(x, normalization) != 0)[kept].all())
     users, items = (t.requires_grad_() for t in tables(g.shape, dim, torch.float64))
-    got = torch.cat(_Propagate.apply(users, items, *adjacency))
+    got = torch.cat(propagate_once(users, items, *adjacency))
     torch.testing.assert_close(got, matrix @ torch.cat([users, items]), atol=1e-13, rtol=1e-13)
     direction = torch.randn(got.shape, dtype=torch.float64)
     gradients = torch.autograd.grad((got * direction).sum(), (users, items))
@@ -105,8 +105,8 @@ def test_gradients_of_both_orders(normalization, dropout):
     g = graph(interactions(6, 5, 0.5), normalization, dropout).double()
     adjacency = g.adjacency()
     inputs = tuple(t.requires_grad_() for t in tables(g.shape, 3, torch.float64))
-    torch.autograd.gradcheck(lambda u, i: _Propagate.apply(u, i, *adjacency), inputs)
-    torch.autograd.gradgradcheck(lambda u, i: _Propagate.apply(u, i, *adjacency), inputs)
+    torch.autograd.gradcheck(lambda u, i: propagate_once(u, i, *adjacency), inputs)
+    torch.autograd.gradgradcheck(lambda u, i: propagate_once(u, i, *adjacency), inputs)
 
 
 @pytest.mark.parametrize("users", [1, 40])
@@ -115,11 +115,11 @@ def test_graphs_without_interactions(users, items):
     g = graph(interactions(users, items, 0.0), dropout=0.5)
     x = torch.ones(users, 10), torch.ones(items, 10)
     for training in (True, False):
-        out = _Propagate.apply(*x, *g.train(training).adjacency())
+        out = propagate_once(*x, *g.train(training).adjacency())
         assert [bool((t == 0).all()) and t.shape == s.shape for t, s in zip(out, x, strict=True)] == [True, True]
 
 
-def large() -> _Graph:
+def large() -> Graph:
     """More than one task, with rows longer than one."""
     rng = np.random.default_rng(0)
     items = np.concatenate([rng.integers(0, 3000, 60_000), np.zeros(20_000, dtype=np.int64)])
@@ -128,16 +128,16 @@ def large() -> _Graph:
     return graph(zx.Interactions.from_arrays(*pairs, shape=(20_000, 3000)), "row", 0.2)
 
 
-def everything(g: _Graph, dim: int) -> list[torch.Tensor]:
+def everything(g: Graph, dim: int) -> list[torch.Tensor]:
     torch.manual_seed(2)
     adjacency = g.adjacency()
     transposed = (adjacency[0], *adjacency[4:7], *adjacency[1:4], adjacency[7])
     x = tables(g.shape, dim, torch.float32)
     kept = [pattern_rows(g, adjacency[i], adjacency[i + 1 if i == 1 else 5]) for i in (1, 4)]
-    return [*kept, *_Propagate.apply(*x, *adjacency), *_Propagate.apply(*x, *transposed)]
+    return [*kept, *propagate_once(*x, *adjacency), *propagate_once(*x, *transposed)]
 
 
-def pattern_rows(g: _Graph, end: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def pattern_rows(g: Graph, end: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """The entries that are left, one row after another; -1 in place of those that are not."""
     place = torch.arange(len(indices))
     return torch.where(place < end.repeat_interleave(g.indptr.diff()), indices, -1)
@@ -266,7 +266,7 @@ def test_half_precision_is_summed_in_float32(dtype):
     x = interactions()
     g = graph(x, "row").to(dtype)
     users, items = tables(g.shape, 10, dtype)
-    got = torch.cat(_Propagate.apply(users, items, *g.adjacency()))
+    got = torch.cat(propagate_once(users, items, *g.adjacency()))
     assert got.dtype == dtype
     scale = g.scale.double()
     expected = scale[:, None] * ((dense(x, "row") != 0).double() @ torch.cat([users, items]).double())

@@ -9,10 +9,19 @@ import torch.nn.functional as F
 
 import zerosum_ext as zx
 from zerosum_ext.experiments import runs
-from zerosum_ext.models import backbones, methods
-from zerosum_ext.models.base import Recommender
-from zerosum_ext.models.methods import MACR, Compensated, PopularityAdjusted, choose, get_method
-from zerosum_ext.training.loop import fit
+from zerosum_ext.models import (
+    MACR,
+    Compensated,
+    MACRLoss,
+    PopularityAdjusted,
+    Recommender,
+    choose,
+    get_method,
+    method_names,
+    method_options,
+    model_names,
+)
+from zerosum_ext.training import fit
 
 
 def interactions(users=50, items=40, seed=0):
@@ -27,11 +36,11 @@ def interactions(users=50, items=40, seed=0):
 X = interactions()
 
 
-@pytest.mark.parametrize("method", methods.method_names())
-@pytest.mark.parametrize("name", backbones.model_names())
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("name", model_names())
 def test_every_method_lowers_its_loss_with_every_backbone(name, method):
     model = zx.get_model(name, X, embedding_dim=8, seed=0)
-    parts = get_method(method, model, X, **({"w": 0.8} if "w" in methods.method_options(method) else {}))
+    parts = get_method(method, model, X, **({"w": 0.8} if "w" in method_options(method) else {}))
     adam = lambda parameters: torch.optim.Adam(parameters, lr=0.02)  # noqa: E731
     options = {"batch_size": 256, "epochs": 6, "seed": 0}
     history = fit(parts.model, X, parts.loss, adam, regularizer=parts.regularizer, **options)
@@ -74,7 +83,7 @@ def test_macr_trains_its_branches_and_its_loss_is_the_functions():
 
 def test_macrs_loss_needs_branches():
     with pytest.raises(ValueError, match="branches"):
-        fit(random_model(), X, methods.MACRLoss(), epochs=1)
+        fit(random_model(), X, MACRLoss(), epochs=1)
 
 
 def test_a_larger_c_ranks_unpopular_items_higher():

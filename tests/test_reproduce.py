@@ -18,7 +18,7 @@ from zerosum_ext.cli import main as cli
 from zerosum_ext.data import datasets
 from zerosum_ext.experiments import frontier, reproduce, runs
 from zerosum_ext.experiments.reproduce import protocols, running
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 SYNTHETIC = """
 title = "Small"

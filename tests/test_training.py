@@ -151,7 +151,7 @@ def test_a_metric_that_is_none_is_refused_before_training(triangle, metric):
 def test_the_optimizer_is_the_third_argument_of_the_model_too(triangle):
     one, other = new_model(), new_model()
     one.fit(triangle, "bpr", lambda p: torch.optim.SGD(p, lr=0.1), **OPTIONS)
-    zx.training.loop.fit(other, triangle, "bpr", lambda p: torch.optim.SGD(p, lr=0.1), **OPTIONS)
+    zx.training.fit(other, triangle, "bpr", lambda p: torch.optim.SGD(p, lr=0.1), **OPTIONS)
     assert torch.equal(one.user_embedding, other.user_embedding)
 
 
@@ -275,7 +275,7 @@ def test_mixed_precision_trains_to_about_the_same_loss(triangle, name, method, p
         parts = zx.get_method(method, model, triangle)
         adam = lambda parameters: torch.optim.Adam(parameters, lr=0.02)  # noqa: E731
         options = dict(OPTIONS, engine="autograd", precision=kind, l2=1e-3, clip_row_norm=1.0)
-        losses[kind] = zx.training.loop.fit(parts.model, triangle, parts.loss, adam, **options)
+        losses[kind] = zx.training.fit(parts.model, triangle, parts.loss, adam, **options)
         assert all(p.dtype == torch.float32 for p in model.parameters())
     exact, mixed = losses.values()
     assert mixed[-1] < mixed[0]
@@ -304,7 +304,7 @@ def test_mixed_precision_reaches_the_model_and_not_the_loss(triangle):
             seen.append(pos.dtype)
             return nn.functional.softplus(neg - pos).mean()
 
-    zx.training.loop.fit(Linear(), triangle, Loss(), precision="bfloat16", **dict(OPTIONS, epochs=1))
+    zx.training.fit(Linear(), triangle, Loss(), precision="bfloat16", **dict(OPTIONS, epochs=1))
     assert set(seen[::2]) == {torch.bfloat16}
     assert set(seen[1::2]) == {torch.float32}
 
@@ -314,7 +314,7 @@ def test_the_scale_of_float16_is_kept_in_checkpoints(triangle, tmp_path):
         torch.manual_seed(0)
         model = zx.get_model("mlp", triangle, embedding_dim=8, seed=1)
         options = dict(OPTIONS, epochs=epochs, precision="float16", **options)
-        return model, zx.training.loop.fit(model, triangle, "bpr", **options)
+        return model, zx.training.fit(model, triangle, "bpr", **options)
 
     whole, expected = train(4)
     train(2, checkpoint=tmp_path / "run.pt")
@@ -331,4 +331,4 @@ def test_mixed_precision_is_refused_where_it_is_not(triangle):
         new_model().fit(triangle, precision="half", **OPTIONS)
     with pytest.raises(ValueError, match=r"does not fit this run\. precision: expected 'float32'"):
         new_model().fit(triangle, precision="bfloat16", engine="fused", **OPTIONS)
-    assert new_model().fit(triangle, precision="bfloat16", **OPTIONS).path == "autograd"
+    assert new_model().fit(triangle, precision="bfloat16", **OPTIONS).engine == "autograd"

@@ -21,11 +21,22 @@ from zerosum_ext.losses import CustomLoss, functional, get_loss, mf_loss
 from zerosum_ext.losses import modules as _modules
 from zerosum_ext.losses.functional import *  # noqa: F403
 from zerosum_ext.losses.modules import *  # noqa: F403
-from zerosum_ext.models.backbones import GMF, MLP, NGCF, LightGCN, NeuMF, get_model
-from zerosum_ext.models.base import Recommender
-from zerosum_ext.models.methods import MACR, Compensated, MACRLoss, PopularityAdjusted, get_method
-from zerosum_ext.models.mf import MatrixFactorization
-from zerosum_ext.training.regularizers import PearsonRegularizer, popularity_correlation
+from zerosum_ext.models import (
+    GMF,
+    MACR,
+    MLP,
+    NGCF,
+    Compensated,
+    LightGCN,
+    MACRLoss,
+    MatrixFactorization,
+    NeuMF,
+    PopularityAdjusted,
+    Recommender,
+    get_method,
+    get_model,
+)
+from zerosum_ext.training import PearsonRegularizer, fit, popularity_correlation
 
 __all__ = [
     "GMF",
@@ -48,6 +59,7 @@ __all__ = [
     "build_info",
     "datasets",
     "evaluate",
+    "fit",
     "functional",
     "get_loss",
     "get_method",
@@ -67,15 +79,12 @@ __all__ += _modules.__all__
 # Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
 _LAZY = {
     "callbacks": "training.callbacks",
-    "methods": "models.methods",
     "plots": "experiments.plots",
     "presets": "models.presets",
-    "regularizers": "training.regularizers",
     "reproduce": "experiments.reproduce",
     "runs": "experiments.runs",
     "significance": "evaluation.significance",
     "testing": "testing",
-    "training": "training",
 }
 
 

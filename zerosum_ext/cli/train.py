@@ -228,12 +228,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSearch | None]:
     """Return the method that the options describe, and the search for its weight with ``--weight auto``."""
     from zerosum_ext.experiments import runs
-    from zerosum_ext.models import methods
+    from zerosum_ext.models import method_names, method_options
 
     weight, loss_options = arguments.weight, named_values("loss-option", arguments.loss_option)
     if "w" in loss_options:
         raise ValueError(f"--loss-option: expected w as --weight {loss_options['w']}, got w={loss_options['w']}")
-    if weight is None and arguments.loss in methods.method_names() and "w" in methods.method_options(arguments.loss):
+    if weight is None and arguments.loss in method_names() and "w" in method_options(arguments.loss):
         weight = 0.9
     search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
     method = runs.Method(

@@ -563,10 +563,10 @@ class TripletLoader:
         return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size
 
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self._between(*self._slice(step), epoch)
+        return self.samples_between(*self._slice(step), epoch)
 
-    def _between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The samples with the numbers [begin, end) of an epoch."""
+    def samples_between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the samples (users, positives, negatives) with the numbers [begin, end) of an epoch."""
         seed = self._signed_seed
         source = (*self._positives_source(begin, end), seed, epoch)
         users, positives = _ops.sample_positives(*source)
@@ -579,8 +579,8 @@ class TripletLoader:
         matrix = (data.indptr, data.indices, _hint(data), _HINT_SHIFT, self._gaps, self._active)
         return *matrix, self._order, self._kept, self._samples, begin, end - begin, self.positives
 
-    def _source(self, begin: int, end: int, epoch: int) -> tuple[Any, ...]:
-        """What ``_ops.mf_train`` needs to draw these samples by itself."""
+    def sample_source(self, begin: int, end: int, epoch: int) -> tuple[Any, ...]:
+        """Return what the fused training step needs to draw these samples by itself."""
         strategy, k = self._strategy, self.negatives
         negatives = (*strategy.source((end - begin) * k), k, self._signed_seed, epoch, strategy.replacement)
         return *self._positives_source(begin, end), *negatives

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from zerosum_ext import _ops
 from zerosum_ext._checks import require_positive_int
+from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.sources import (
     Factors,
     as_floating,
-    inference,
     require_interactions,
     require_same_shape,
     score_source,

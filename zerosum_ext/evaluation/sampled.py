@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zerosum_ext._checks import require_positive_int
+from zerosum_ext._inference import inference
 from zerosum_ext.data.sampling import sample_negatives
 from zerosum_ext.evaluation.ranking import Check, HeldOut, to_device
-from zerosum_ext.evaluation.sources import Factors, as_floating, inference, require_interactions, score_source
+from zerosum_ext.evaluation.sources import Factors, as_floating, require_interactions, score_source
 from zerosum_ext.metrics import inputs, tensors
 
 

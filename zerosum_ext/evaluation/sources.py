@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,20 +22,6 @@ def require_interactions(value: Any, name: str) -> Interactions:
 def require_same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
     if train != test:
         raise ValueError(f"test: expected the shape of the train or excluded interactions {train}, got {test}")
-
-
-@contextlib.contextmanager
-def inference(model: Any) -> Iterator[None]:
-    """No gradients, and evaluation mode for the time being where the model is a Module."""
-    training = isinstance(model, torch.nn.Module) and model.training
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if training:
-            model.train()
 
 
 Factors = tuple[Tensor, Tensor, "Tensor | None"]

@@ -106,7 +106,7 @@ def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) 
     """Draw validation metric and loss by epoch.
 
     Args:
-        histories: title -> :class:`zerosum_ext.training.loop.History`. All validation values share one
+        histories: title -> :class:`zerosum_ext.training.History`. All validation values share one
             panel. Losses of different methods cannot be compared, so each has a panel of its own.
         path: the PNG file to write.
     """

@@ -13,7 +13,7 @@ from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.full import evaluate
 from zerosum_ext.losses import get_loss
-from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.models import MatrixFactorization
 
 __all__ = ["SYNTHETIC_PUBLISHED", "Synthetic", "synthetic"]
 

@@ -1,1 +1,37 @@
-"""From parameters to scores: models, and methods that wrap them."""
+"""From parameters to scores: models, wrappers around them, and both by name."""
+
+from zerosum_ext.models.base import DotProductRecommender, Recommender
+from zerosum_ext.models.graph import NGCF, LightGCN
+from zerosum_ext.models.mf import MatrixFactorization
+from zerosum_ext.models.neural import GMF, MLP, NeuMF
+from zerosum_ext.models.registry import (
+    MethodParts,
+    get_method,
+    get_model,
+    method_names,
+    method_options,
+    model_names,
+)
+from zerosum_ext.models.wrappers import MACR, Compensated, MACRLoss, PopularityAdjusted, choose
+
+__all__ = [
+    "GMF",
+    "MACR",
+    "MLP",
+    "NGCF",
+    "Compensated",
+    "DotProductRecommender",
+    "LightGCN",
+    "MACRLoss",
+    "MatrixFactorization",
+    "MethodParts",
+    "NeuMF",
+    "PopularityAdjusted",
+    "Recommender",
+    "choose",
+    "get_method",
+    "get_model",
+    "method_names",
+    "method_options",
+    "model_names",
+]

@@ -1,12 +1,11 @@
-"""What every recommender here has in common: scores, recommendations, training, files."""
+"""The base classes of all models: scores, recommendations, training and files."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,24 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext import _ops
+from zerosum_ext._checks import require_choice, require_positive_int
 from zerosum_ext._files import replacing
+from zerosum_ext._inference import inference
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.training import History, fit
 
-if TYPE_CHECKING:
-    from zerosum_ext.training.loop import History
+__all__ = ["DotProductRecommender", "Recommender", "check_pairs", "index_tensor", "save_tensors"]
 
-__all__ = ["DotProductRecommender", "Recommender"]
+#: The similarity of two items' vectors.
+Similarity: TypeAlias = Literal["cosine", "dot"]
+# From users [B] to their best items and the scores of these, [B, k] each.
+_BestItems: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+_Model = TypeVar("_Model", bound="Recommender")
 
-# recommend and its like score this many (user, item) cells at a time: 64 MiB of fp32.
+# The number of (user, item) cells that recommend and its like score at once: 64 MiB of float32.
 CELLS_PER_CHUNK = 1 << 24
-# What the ranking kernel takes.
+# The dtypes that the ranking kernel takes.
 _RANKED = (torch.float32, torch.float64)
 
 
 def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Tensor:
-    """Checks ids against ``[0, size)`` and returns them as int64 on ``device``.
+    """Return ids as int64 on ``device``, after checking them against ``[0, size)``.
 
     Raises:
-        TypeError: values are not whole numbers.
+        TypeError: the values are no integers.
         ValueError: a value is out of range; the message names it.
     """
     index = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
@@ -46,33 +52,11 @@ def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Ten
     return index
 
 
-def positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__} {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
-
-
-@contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, and evaluation mode (no dropout) for the time being."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if training:
-            model.train()
-
-
 class Recommender(nn.Module):
-    """A model with one row of parameters a user and one an item, that scores (user, item) pairs.
+    """A model that scores (user, item) pairs, with one row of parameters for each user and each item.
 
-    A subclass sets ``num_users``, ``num_items``, ``user_embedding`` and ``item_embedding`` and says how rows become
-    scores: :meth:`score`, and where the rows are not simply looked up, :meth:`represent`.
+    A subclass sets ``num_users``, ``num_items``, ``user_embedding`` and ``item_embedding``. It defines :meth:`score`,
+    which turns rows into scores, and :meth:`represent` if the rows are not simply looked up.
 
     Attributes:
         user_embedding: Parameter [num_users, width].
@@ -87,49 +71,79 @@ class Recommender(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Which class a file belongs to is its name.
+        # A file names its class.
         Recommender._kinds[cls.__name__] = cls
+
+    @classmethod
+    def from_interactions(cls: type[_Model], interactions: Interactions, **options: Any) -> _Model:
+        """Return a new model for these training interactions.
+
+        Args:
+            interactions: the training interactions. Here only their shape counts; models on a graph use all of it.
+            options: keyword arguments of the class.
+        """
+        return cls(interactions.num_users, interactions.num_items, **options)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     # --- scores ------------------------------------------------------------------------------------------
 
     def embedding_rows(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the embedding tables: of ``users`` [B], [B, width], and of ``items``, [*items.shape, width]."""
+        """Return the rows of the embedding tables: [B, width] of ``users`` [B], [*items.shape, width] of ``items``."""
         return F.embedding(users, self.user_embedding), F.embedding(items, self.item_embedding)
 
     def represent(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors that scores are made of: of ``users`` [B], [B, D], and of ``items``, [*items.shape, D']."""
+        """Return the vectors that scores are made of: [B, D] of ``users`` [B], [*items.shape, D'] of ``items``."""
         return self.embedding_rows(users, items)
 
     def score(self, user_rows: Tensor, item_rows: Tensor) -> Tensor:
-        """Scores of vectors as ``represent`` gives them: [B, D] with [B, D'] or [B, K, D'] to [B] or [B, K]."""
+        """Return the scores of vectors from :meth:`represent`.
+
+        Args:
+            user_rows: [B, D].
+            item_rows: [B, D'] or [B, K, D'].
+
+        Returns:
+            [B] or [B, K].
+        """
         raise NotImplementedError
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of ``users`` [B] for ``items`` [B] or [B, K]; the result has the shape of ``items``.
+        """Return the scores of users for items, differentiable.
 
-        Both are integer tensors on the model's device. Differentiable.
+        Args:
+            users: an integer tensor [B] on the model's device.
+            items: an integer tensor [B] or [B, K] on the model's device.
+
+        Returns:
+            A tensor of the shape of ``items``.
 
         Raises:
-            ValueError: users is not one-dimensional, or items does not have users' length.
-            IndexError: an id out of range, on the CPU (torch's embedding says so).
+            ValueError: ``users`` is not one-dimensional, or ``items`` has another length.
+            IndexError: an id is out of range. On a GPU nothing checks the ids.
         """
         check_pairs(users, items)
         return self.score(*self.represent(users, items))
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
+        """Return the scores of all items for ``users`` [B], [B, num_items], without gradient or dropout."""
         raise NotImplementedError
 
     def l2_penalty(self, users: Tensor, items: Tensor) -> Tensor:
-        """Half the mean over the batch of the summed squared norms of the rows it gathers ([BPR09] eq. 4).
+        """Return half the mean over the batch of the summed squared norms of the gathered rows ([BPR09] eq. 4).
 
-        Of the embedding rows alone; biases and layers are left out. ``users`` [B], ``items`` [B] or [B, J]; returns a
-        scalar, which ``training.fit(l2=...)`` multiplies by l2 and adds to the loss.
+        Only embedding rows count, not biases and layers. ``fit(l2=...)`` multiplies the value by l2 and adds it to the
+        loss.
+
+        Args:
+            users: [B].
+            items: [B] or [B, J].
+
+        Returns:
+            A scalar.
         """
         if users.shape[0] == 0:
             return self.user_embedding.sum() * 0.0
@@ -137,42 +151,48 @@ class Recommender(nn.Module):
         return 0.5 * (user_rows.square().sum() + item_rows.square().sum()) / users.shape[0]
 
     def predict(self, users: Any, items: Any) -> Tensor:
-        """Scores without gradient or dropout, with the ids checked.
+        """Return scores without gradient or dropout, after checking the ids.
 
         Args:
-            users: [B] or one id. Tensor, NumPy array or list of integers.
-            items: [B] or [B, K].
+            users: one id, or ids [B]: a tensor, a NumPy array or a list of integers.
+            items: ids [B] or [B, K].
+
+        Returns:
+            A tensor of the shape of ``items``.
 
         Raises:
-            TypeError: ids that are not integers.
-            ValueError: ids out of range, or shapes that do not match.
+            TypeError: the ids are no integers.
+            ValueError: an id is out of range, or the shapes do not match.
         """
         user_index = index_tensor("users", users, self.num_users, self.device)
         item_index = index_tensor("items", items, self.num_items, self.device)
         with inference(self):
+            shape = item_index.shape
             if user_index.dim() == 0:
-                return self(user_index.expand(item_index.numel()), item_index.reshape(-1)).reshape(item_index.shape)
-            return self(user_index, item_index)
+                user_index, item_index = user_index.expand(item_index.numel()), item_index.reshape(-1)
+            scores: Tensor = self(user_index, item_index)
+            return scores.reshape(shape)
 
     # --- recommendations ---------------------------------------------------------------------------------
 
     def recommend(self, users: Any, k: int = 10, exclude: Any = None) -> tuple[Tensor, Tensor]:
-        """The k best items of each user, best first.
+        """Return the k best items of each user, best first.
 
         Args:
-            users: user ids [n], or one id. Tensor, NumPy array or list of integers.
-            k: items a user. Where fewer are left, the row is filled with item -1, score -inf.
-            exclude: interactions (or a scipy/torch CSR) of shape [num_users, num_items] whose items are not
-                recommended to their users: usually the training data.
+            users: one user id, or ids [n]: a tensor, a NumPy array or a list of integers.
+            k: the number of items of each user. If fewer are left, the row ends in item -1 with score -inf.
+            exclude: interactions of shape [num_users, num_items], or a scipy or torch CSR, whose items are not
+                recommended to their users. Usually the training data.
 
         Returns:
-            items int64 [n, k] and scores [n, k], on the model's device.
+            Items, int64 [n, k], and scores, [n, k], on the model's device.
 
         Raises:
-            TypeError, ValueError: bad ids, a k below 1, an ``exclude`` of another shape, or scores with NaN
-                (the model diverged).
+            TypeError: the ids or k are no integers.
+            ValueError: an id is out of range, k is below 1, ``exclude`` has another shape, or a score is NaN because
+                the model diverged.
         """
-        k = positive_int("k", k)
+        k = require_positive_int("k", k)
         index = index_tensor("users", users, self.num_users, self.device).reshape(-1)
         seen = None if exclude is None else self._as_interactions("exclude", exclude)
         width = min(k, self.num_items)
@@ -186,10 +206,8 @@ class Recommender(nn.Module):
                 scores[start : start + step, :width] = values
         return items, scores
 
-    def _best_items(
-        self, seen: Any, width: int, num_users: int
-    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int]:
-        """A function of users [B] that gives their best items and scores, and how many users it is to get."""
+    def _best_items(self, seen: Interactions | None, width: int, num_users: int) -> tuple[_BestItems, int]:
+        """Return a function from users [B] to their best items and scores, and the number of users to call it with."""
 
         def best(users: Tensor) -> tuple[Tensor, Tensor]:
             block = self.score_all_items(users)
@@ -197,15 +215,13 @@ class Recommender(nn.Module):
                 rows, columns = _csr_cells(seen, users)
                 block[rows, columns] = float("-inf")
             values, found = block.topk(width, dim=1)
-            # topk puts NaN first, so looking at the winners is enough.
+            # topk puts NaN first, so that a look at the winners is enough.
             _refuse_nan(bool(values.isnan().any()))
             return found.masked_fill(values == float("-inf"), -1), values
 
         return best, max(1, CELLS_PER_CHUNK // self.num_items)
 
-    def _as_interactions(self, name: str, value: Any) -> Any:
-        from zerosum_ext.data.interactions import Interactions
-
+    def _as_interactions(self, name: str, value: Any) -> Interactions:
         matrix = Interactions.from_any(value)
         if tuple(matrix.shape) != (self.num_users, self.num_items):
             raise ValueError(
@@ -222,56 +238,55 @@ class Recommender(nn.Module):
         optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
         **options: Any,
     ) -> History:
-        """Trains the model in place and returns the history: one mean loss per epoch.
-
-        ``options`` are those of :func:`zerosum_ext.training.loop.fit`: batch_size, epochs, device, seed, negatives,
-        draws,
-        validation, l2, callbacks, checkpoint, ...
+        """Train the model in place.
 
         Args:
             interactions: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR, [num_users, num_items].
-            loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module called as ``loss(pos, neg)``.
+            loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module that is called as ``loss(pos, neg)``.
             optimizer: a torch.optim.Optimizer, a callable that makes one from a list of parameters, or None for Adam.
-        """
-        from zerosum_ext.training.loop import fit
+            options: keyword arguments of :func:`zerosum_ext.training.fit`: batch_size, epochs, device, seed, negatives,
+                draws, validation, l2, callbacks, checkpoint, ...
 
+        Returns:
+            The history: one mean loss for each epoch, and more.
+        """
         return fit(self, interactions, loss, optimizer, **options)
 
     # --- files -------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """What ``save`` writes beside the tensors: the constructor's arguments."""
+        """Return the constructor's arguments, which ``save`` writes beside the tensors."""
         raise NotImplementedError
 
     def _extra_tensors(self) -> dict[str, Tensor]:
-        """Tensors a file needs beside the state dict, by names that are not in it."""
+        """Return the tensors that a file needs beside the state dict, by names that are not in it."""
         return {}
 
     @classmethod
     def _construct(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Recommender:
-        """A model of this class to load tensors into; the seed keeps torch's global generator out of it."""
+        """Return a model of this class to load tensors into. The seed spares torch's global generator."""
         return cls(**config, seed=0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the parameters as safetensors, the configuration in the file's metadata.
+        """Write the parameters as safetensors, with the configuration in the file's metadata.
 
-        The file is complete or not there: it is written beside and then moved into place.
+        The file is complete or not there: it is written under another name and then moved into place.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         metadata = {"format": _format(type(self)), "config": json.dumps(self.config())}
         save_tensors({**self.state_dict(), **self._extra_tensors()}, path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Any:
-        """Reads a model that ``save`` wrote, onto ``device`` (the CPU by default).
+        """Return a model that ``save`` wrote, on ``device`` (the CPU by default).
 
-        ``Recommender.load`` reads every kind of model, ``MatrixFactorization.load`` that one, and so on.
+        ``Recommender.load`` reads every kind of model; a subclass reads its own kind.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a file of such a model; the message says what is wrong.
+            FileNotFoundError: there is no such file.
+            ValueError: the file does not hold such a model; the message says what is wrong.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -295,7 +310,7 @@ class Recommender(nn.Module):
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Recommender:
-        """The model of a file's configuration and tensors."""
+        """Return the model of a file's configuration and tensors."""
         model = cls._construct(config, tensors)
         names = model.state_dict().keys()
         state = {name: value for name, value in tensors.items() if name in names}
@@ -307,7 +322,16 @@ class Recommender(nn.Module):
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes tensors as safetensors. OSError where that is not possible."""
+    """Write tensors as safetensors.
+
+    Args:
+        tensors: tensors by name.
+        path: the file.
+        metadata: further text in the file, by name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -321,13 +345,13 @@ def _refuse_nan(found: bool) -> None:
 
 
 class DotProductRecommender(Recommender):
-    """A recommender whose scores are dot products of one vector a user and one an item, plus an item's bias.
+    """A recommender whose scores are dot products of a user's and an item's vector, plus the item's bias.
 
-    A subclass defines :meth:`vectors`; evaluation then is a matrix product.
+    A subclass defines :meth:`vectors`. Evaluation is then a matrix product.
     """
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(user [U, d], item [I, d], item bias [I] or None), differentiable."""
+        """Return the vectors of users [U, d] and of items [I, d], and the bias of items [I] or None; differentiable."""
         raise NotImplementedError
 
     def represent(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,16 +367,14 @@ class DotProductRecommender(Recommender):
         return torch.bmm(item_rows, user_rows.unsqueeze(-1)).squeeze(-1)
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
+        """Return the scores of all items for ``users`` [B], [B, num_items], without gradient or dropout."""
         user, item, bias = self.factors()
         scores = user[users] @ item.T
         return scores if bias is None else scores + bias
 
-    def _best_items(
-        self, seen: Any, width: int, num_users: int
-    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int]:
-        # By the ranking kernel, where dot products decide alone and users are enough to prepare the item table for: no
-        # scores are stored, and most are not needed exactly.
+    def _best_items(self, seen: Interactions | None, width: int, num_users: int) -> tuple[_BestItems, int]:
+        # The ranking kernel stores no scores and needs most of them only roughly. It is used where dot products alone
+        # decide, for enough users to make up for preparing the item table.
         alone = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
         factors = self.factors() if alone else None
         if factors is None or factors[0].dtype not in _RANKED or not _ops.has_op("rank_factors", factors[0].device):
@@ -369,26 +391,29 @@ class DotProductRecommender(Recommender):
         return best, 1 << 16
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What :meth:`vectors` gives, without gradient or dropout."""
+        """Return :meth:`vectors` without gradient or dropout."""
         with inference(self):
             user, item, bias = self.vectors()
             return user.detach(), item.detach(), None if bias is None else bias.detach()
 
     @torch.no_grad()
-    def similar_items(self, items: Any, k: int = 10, *, metric: str = "cosine") -> tuple[Tensor, Tensor]:
-        """The k items whose vectors are nearest to each given item's, the item itself left out.
+    def similar_items(self, items: Any, k: int = 10, *, metric: Similarity = "cosine") -> tuple[Tensor, Tensor]:
+        """Return the k items whose vectors are most similar to each given item's, without the item itself.
 
         Args:
-            items: item ids [n], or one id.
-            k: neighbours an item; where the catalogue has fewer, filled with item -1, score -inf.
+            items: one item id, or ids [n].
+            k: the number of neighbours. If the catalogue has fewer, the row ends in item -1 with similarity -inf.
             metric: "cosine" or "dot".
 
         Returns:
-            items int64 [n, k] and similarities [n, k].
+            Items, int64 [n, k], and similarities, [n, k].
+
+        Raises:
+            TypeError: the ids or k are no integers.
+            ValueError: an id is out of range, k is below 1, or the metric is unknown.
         """
-        k = positive_int("k", k)
-        if metric not in ("cosine", "dot"):
-            raise ValueError(f"metric: expected 'cosine' or 'dot', got {metric!r}")
+        k = require_positive_int("k", k)
+        require_choice("metric", metric, ("cosine", "dot"))
         index = index_tensor("items", items, self.num_items, self.device).reshape(-1)
         table = self.factors()[1]
         if metric == "cosine":
@@ -408,7 +433,7 @@ class DotProductRecommender(Recommender):
 
 
 def check_pairs(users: Tensor, items: Tensor) -> None:
-    """Raises where ``users`` is not [B] or ``items`` neither [B] nor [B, K]."""
+    """Raise a ValueError if ``users`` is not [B], or ``items`` is neither [B] nor [B, K]."""
     if users.dim() != 1:
         raise ValueError(f"users: expected shape [B], got {list(users.shape)}")
     if items.dim() not in (1, 2) or items.shape[0] != users.shape[0]:
@@ -419,8 +444,8 @@ def _format(kind: type) -> str:
     return f"zerosum_ext.{kind.__name__}/1"
 
 
-def _csr_cells(matrix: Any, users: Tensor) -> tuple[Tensor, Tensor]:
-    """(row in users, item) of every interaction of ``users``: two int64 [n]."""
+def _csr_cells(matrix: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the position in ``users`` and the item of each of their interactions: two tensors, int64 [n]."""
     starts, counts = matrix.indptr[users], matrix.indptr[users + 1] - matrix.indptr[users]
     rows = torch.repeat_interleave(torch.arange(users.numel(), device=users.device), counts)
     first = torch.cumsum(counts, 0) - counts

@@ -1,4 +1,4 @@
-"""Matrix factorization: a user and an item embedding whose dot product is the score."""
+"""Matrix factorization: the score is the dot product of a user's and an item's embedding."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerosum_ext.models.base import DotProductRecommender, check_pairs, positive_int
+from zerosum_ext._checks import require_finite_number, require_positive_int
+from zerosum_ext.models.base import DotProductRecommender, check_pairs
 
 __all__ = ["MatrixFactorization"]
 
 
 class MatrixFactorization(DotProductRecommender):
-    """Scores ``y_ui = <P_u, Q_i> (+ b_i)`` ([BPR09] section 4.3.1, [RCS22] section 4.1).
+    """Score by ``y_ui = <P_u, Q_i> (+ b_i)`` ([BPR09] section 4.3.1, [RCS22] section 4.1).
 
     Args:
-        num_users: rows of ``user_embedding``.
-        num_items: rows of ``item_embedding``.
-        embedding_dim: width d of both tables.
-        item_bias: adds one learnt number an item to its scores. It starts at zero.
-        init_std: both tables start as N(0, init_std^2); the paper uses .01.
-        sparse: gradients of the tables are sparse tensors of the batch's rows, which SparseAdam needs and which
-            pays where a batch touches few of the rows. ``fit`` turns it on by itself for SparseAdam.
-        seed: makes the initial tables reproducible without touching torch's global generator; None draws from
-            the global generator, as torch.nn does.
-        device, dtype: of the parameters, as in torch.nn.
+        num_users: the number of rows of ``user_embedding``.
+        num_items: the number of rows of ``item_embedding``.
+        embedding_dim: the width d of both tables.
+        item_bias: whether a learnt number is added to the scores of each item. It starts at zero.
+        init_std: the standard deviation of the initial tables, N(0, init_std^2). [RCS22] uses .01.
+        sparse: whether the gradients of the tables are sparse tensors of the batch's rows. SparseAdam needs them, and
+            they are faster if a batch touches few of the rows. ``fit`` turns them on for SparseAdam.
+        seed: the seed of the initial tables; torch's global generator then stays as it was. None draws from the global
+            generator, as torch.nn does.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
 
     Attributes:
         user_embedding: Parameter [num_users, d].
         item_embedding: Parameter [num_items, d].
         item_bias: Parameter [num_items], or None.
 
-    Freeze a table by ``model.item_embedding.requires_grad_(False)``; training then leaves it as it is.
+    To freeze a table, call ``model.item_embedding.requires_grad_(False)``. Training then leaves it as it is.
 
     References:
         [BPR09] Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009.
@@ -54,12 +56,10 @@ class MatrixFactorization(DotProductRecommender):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_users = positive_int("num_users", num_users)
-        self.num_items = positive_int("num_items", num_items)
-        self.embedding_dim = positive_int("embedding_dim", embedding_dim)
-        if not 0.0 <= init_std < float("inf"):
-            raise ValueError(f"init_std: expected a finite number >= 0, got {init_std}")
-        self.init_std = float(init_std)
+        self.num_users = require_positive_int("num_users", num_users)
+        self.num_items = require_positive_int("num_items", num_items)
+        self.embedding_dim = require_positive_int("embedding_dim", embedding_dim)
+        self.init_std = require_finite_number("init_std", init_std, minimum=0)
         self.sparse = bool(sparse)
         kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         self.user_embedding = nn.Parameter(torch.empty(self.num_users, self.embedding_dim, **kwargs))
@@ -72,13 +72,13 @@ class MatrixFactorization(DotProductRecommender):
         self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draws both tables anew from N(0, init_std^2) and sets the biases to zero."""
+        """Draw both tables anew from N(0, init_std^2) and set the biases to zero."""
         with torch.no_grad():
             if seed is None:
                 nn.init.normal_(self.user_embedding, std=self.init_std)
                 nn.init.normal_(self.item_embedding, std=self.init_std)
             else:
-                # Drawn on the CPU in fp32, so that a seed means the same tables on every device.
+                # The CPU draws in float32, so that a seed means the same tables on every device.
                 generator = torch.Generator().manual_seed(int(seed))
                 for table in (self.user_embedding, self.item_embedding):
                     table.copy_(torch.randn(table.shape, generator=generator) * self.init_std)
@@ -105,11 +105,29 @@ class MatrixFactorization(DotProductRecommender):
         return user_rows, F.embedding(items, self.item_embedding, sparse=self.sparse)
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The tables that scores are dot products of: (user [U, d], item [I, d], item bias [I] or None)."""
+        """Return the tables themselves: of users [U, d], of items [I, d], and the bias of items [I] or None."""
         return self.user_embedding, self.item_embedding, self.item_bias
 
+    # --- training ----------------------------------------------------------------------------------------
+
+    def scores_from_tables(self) -> bool:
+        """Return whether scores are exactly the formula of this class, so that compiled training may stand for it.
+
+        They are not if a subclass, or this very object, replaces a method that scores or the L2 term are made of.
+        """
+        cls = type(self)
+        return all(
+            getattr(cls, name) is getattr(MatrixFactorization, name) and name not in self.__dict__
+            for name in ("__call__", "forward", "embedding_rows", "score", "l2_penalty")
+        )
+
+    def use_sparse_gradients(self, enabled: bool = True) -> None:
+        """Switch sparse gradients of the tables on or off, see ``sparse``."""
+        self.sparse = bool(enabled)
+
+    # --- files -------------------------------------------------------------------------------------------
+
     def config(self) -> dict[str, Any]:
-        """What ``save`` writes beside the tables: the constructor's arguments."""
         return {
             "num_users": self.num_users,
             "num_items": self.num_items,

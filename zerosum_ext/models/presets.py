@@ -1,12 +1,12 @@
 """Hyper-parameters of published experiments, as data.
 
-``MODELS[preset][model]`` are options of the model's class, ``TRAINING[preset][data]`` those of
-:func:`zerosum_ext.training.loop.fit` (``lr`` is that of Adam), ``METHODS[preset][method]`` those of the method.
+``MODELS[preset][model]`` holds options of the model's class. ``TRAINING[preset][data]`` holds keyword arguments of
+:func:`zerosum_ext.training.fit`, and ``lr``, which is Adam's.
 
-"paper" is [RCS22] section 5 and its released code, for the synthetic data ("synthetic") and for everything else
-("real"). What neither states, the hidden layers of NeuMF, is this library's choice. The released code's LightGCN does
-not propagate; the one here does. Its graph models are trained in batches of 256 unless told otherwise, which is what
-reproduces the published figures.
+"paper" is [RCS22] section 5 and its released code, for the synthetic data ("synthetic") and for all other data
+("real"). Neither states the hidden layers of NeuMF; they are this library's choice. The released code's LightGCN does
+not propagate; the one here does. The released code trains its graph models in batches of 256 unless told otherwise,
+which reproduces the published figures.
 "lightgcn" is [HDW20] section 4.1.2.
 
 References:
@@ -20,7 +20,7 @@ from typing import Any
 
 from zerosum_ext._checks import require_choice
 
-__all__ = ["METHODS", "MODELS", "TRAINING", "method_options", "model_options", "training_options"]
+__all__ = ["MODELS", "TRAINING", "model_options", "training_options"]
 
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
@@ -61,32 +61,22 @@ TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     "lightgcn": {"real": {"epochs": 1000, "batch_size": 2048, "draws": 1, "lr": 1e-3, "l2": 1e-4}},
 }
 
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {},
-}
-
 
 def model_options(preset: str, model: str) -> dict[str, Any]:
-    """The options of a model in a preset.
+    """Return the options of a model in a preset.
 
     Raises:
-        ValueError: an unknown preset, or one that has no such model.
+        ValueError: the preset is unknown, or has no such model.
     """
     require_choice("preset", preset, list(MODELS))
     return dict(MODELS[preset][require_choice(f"model of preset {preset!r}", model, list(MODELS[preset]))])
 
 
 def training_options(preset: str, data: str = "real") -> dict[str, Any]:
-    """The options of training in a preset, for "synthetic" or "real" data.
+    """Return the options of training in a preset, for "synthetic" or "real" data.
 
     Raises:
-        ValueError: an unknown preset or kind of data.
+        ValueError: the preset or the kind of data is unknown.
     """
     require_choice("preset", preset, list(TRAINING))
     return dict(TRAINING[preset][require_choice("data", data, list(TRAINING[preset]))])
-
-
-def method_options(preset: str, method: str) -> dict[str, Any]:
-    """The options of a method in a preset; none where the preset says nothing of it."""
-    require_choice("preset", preset, list(METHODS))
-    return dict(METHODS[preset].get(method, {}))

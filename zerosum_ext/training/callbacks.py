@@ -1,8 +1,8 @@
-"""Callbacks for ``fit(callbacks=[...])``: what an epoch brought, to a CSV file or to TensorBoard.
+"""Callbacks for ``fit(callbacks=[...])`` that log each epoch, to a CSV file or to TensorBoard.
 
     fit(model, train, "zerosum", callbacks=[CSVLogger("log.csv"), TensorBoardLogger("runs/tensorboard/zerosum")])
 
-Any function of an :class:`~zerosum_ext.training.loop.EpochEnd` is a callback; these are two that many want.
+Any function of an :class:`~zerosum_ext.training.EpochEnd` can be a callback.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from zerosum_ext._files import replacing
-from zerosum_ext.training.loop import EpochEnd, History
+from zerosum_ext.training.history import EpochEnd, History
 
 __all__ = ["CSVLogger", "TensorBoardLogger"]
 
 
 class CSVLogger:
-    """Writes a row for every epoch: epoch (from 1), loss, validation metric, seconds, samples a second, learning rate.
+    """Write a row for every epoch: epoch (from 1), loss, validation metric, seconds, samples a second, learning rate.
 
-    The file is complete after every epoch. A run that is resumed keeps the rows of its earlier epochs, those alone:
-    what an abandoned run had written after the checkpoint is gone.
+    The file is complete after every epoch. A resumed run keeps the rows of the epochs before its checkpoint. It removes
+    rows that an abandoned run had written after the checkpoint.
 
     Args:
-        path: of the file; its folder is made where it is not there.
+        path: the file; its folder is made if it does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,16 +51,16 @@ class CSVLogger:
 
 
 class TensorBoardLogger:
-    """Writes scalars of every epoch for TensorBoard: loss, validation metric, seconds, samples a second, learning rate.
+    """Write scalars of every epoch for TensorBoard: loss, validation metric, seconds, samples a second, learning rate.
+
+    The package tensorboard is imported at the first epoch.
 
     Args:
-        folder: of the event files. A resumed run goes on in it: what was written of its later epochs is purged.
-        hyperparameters: written once, as text.
-
-    Needs the package tensorboard, which is imported at the first epoch.
+        folder: the folder of the event files. A resumed run continues in it and purges the epochs after its checkpoint.
+        hyperparameters: settings that are written once, as text.
 
     Raises:
-        ValueError: at the first epoch, where tensorboard is not installed.
+        ValueError: tensorboard is not installed; raised at the first epoch.
     """
 
     def __init__(self, folder: str | os.PathLike[str], hyperparameters: Mapping[str, Any] | None = None) -> None:
@@ -84,7 +84,7 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the event file; everything of finished epochs is in it before that."""
+        """Close the event file. Finished epochs are in it without that."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -102,7 +102,7 @@ def _summary_writer() -> Any:
 
 
 def _learning_rate(event: EpochEnd) -> float:
-    """Of the first group of parameters, as the next epoch will have it."""
+    """Return the learning rate of the first parameter group, as the next epoch will have it."""
     return float(event.optimizer.param_groups[0]["lr"])
 
 
@@ -115,7 +115,7 @@ def _validation_name(history: History) -> list[str]:
 
 
 def _rates_in(path: Path, before: int) -> dict[int, str]:
-    """The learning rates that a file has of epochs before this one: the history does not keep them."""
+    """Return the learning rates of earlier epochs from a file, since the history does not hold them."""
     if before == 0 or not path.is_file():
         return {}
     with open(path, newline="") as file:

@@ -1,12 +1,12 @@
 """Terms of the objective that look at all training positives at once, not at a batch.
 
-A regularizer is given to ``fit(regularizer=...)``, which calls :meth:`Regularizer.add_gradients` at the times that its
-``every`` says.
+Pass one as ``fit(regularizer=...)``. Training then calls :meth:`Regularizer.add_gradients` as often as ``every`` says.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,39 @@ from torch import Tensor, nn
 from zerosum_ext import _ops, reference
 from zerosum_ext._checks import require_finite_number, require_positive_int
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.models.base import DotProductRecommender
 
 __all__ = ["PearsonRegularizer", "Regularizer", "popularity_correlation"]
 
 
+@runtime_checkable
+class VectorModel(Protocol):
+    """A model whose scores are dot products of one vector of the user and one of the item, plus an item's bias."""
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the vectors of users [U, d] and of items [I, d], and the bias of items [I] or None; differentiable."""
+
+
 class Regularizer:
-    """What ``fit`` asks of a regularizer.
+    """The interface that ``fit`` needs of a regularizer.
 
     Attributes:
-        every: n adds the term to the objective of every n-th training step; None makes it an optimizer step of its own
+        every: n adds the term to the objective of every n-th training step. None makes it an optimizer step of its own
             after each epoch.
     """
 
     every: int | None = None
 
     def add_gradients(self, model: nn.Module) -> Tensor:
-        """Adds the gradient of the weighted term to the ``.grad`` of the model's parameters.
+        """Add the gradient of the weighted term to the ``.grad`` of the model's parameters.
 
-        Returns the term's value, a scalar that carries no gradient.
+        Returns:
+            The value of the term, a scalar that carries no gradient.
         """
         raise NotImplementedError
 
 
 class _Positives:
-    """The positives by user and by item, and the items' popularity standardised over all positives."""
+    """Hold the positives by user and by item, and the items' popularity, standardised over all positives."""
 
     def __init__(self, interactions: Interactions) -> None:
         self.shape = interactions.shape
@@ -49,11 +57,11 @@ class _Positives:
         self.by_item = users[order].to(self.indices.dtype)
         self.item_indptr = torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)])
         self.size = len(self.indices)
-        # An item of popularity c is c of the positives.
+        # An item of popularity c occurs in c of the positives.
         c = counts.double()
         mean = (c * c).sum() / max(1, self.size)
         variance = (c * (c - mean).square()).sum() / max(1, self.size)
-        # Where all items are alike, correlation with popularity is no bias: it counts as 0.
+        # If all items are equally popular there is no bias, so the correlation counts as 0.
         self.popularity = (c - mean) / variance.sqrt() if float(variance) > 0 else torch.zeros_like(c)
 
     def to(self, device: torch.device) -> _Positives:
@@ -64,9 +72,9 @@ class _Positives:
 
 
 def _statistics(moments: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(correlation, mean, standard deviation) of the scores from their moments with standardised popularity."""
+    """Return correlation, mean and standard deviation of the scores, from moments with standardised popularity."""
     mean, square, product = (moments / size).unbind()
-    # All scores alike, up to rounding, have no correlation: standard deviation inf makes value and gradient 0.
+    # Scores that are equal up to rounding have no correlation: a deviation of inf makes value and gradient 0.
     variance = square - mean.square()
     flat = variance <= 1e-14 * square
     deviation = torch.where(flat, torch.inf, variance).sqrt()
@@ -74,11 +82,11 @@ def _statistics(moments: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Correlation(torch.autograd.Function):
-    """corr(score, popularity) over all positives of <user, item> (+ item bias), in three passes over them.
+    """Compute corr(score, popularity) over all positives of <user, item> (+ item bias), in three passes over them.
 
     One pass takes the moments. The correlation's derivative in a score s of an item of standardised popularity z is
-    ``z / (n sd) - r (s - mean) / (n sd^2)``, affine in s: a pass by user and one by item sum the vectors on the other
-    side with these as weights, computing each score again rather than keeping it.
+    ``z / (n sd) - r (s - mean) / (n sd^2)``. It is affine in s, so a pass by user and one by item sum the vectors of
+    the other side with these weights. They compute each score again instead of storing it.
     """
 
     @staticmethod
@@ -96,7 +104,7 @@ class _Correlation(torch.autograd.Function):
         user, item, bias = ctx.saved_tensors
         positives = ctx.positives
         if torch.is_grad_enabled():
-            # To be differentiated again: the definition, by autograd.
+            # The gradient is to be differentiated again: autograd takes it of the definition.
             tables = [t.view_as(t) for t in (user, item, bias) if t is not None]
             value = _definition(tables[0], tables[1], tables[2] if bias is not None else None, positives)
             grads = torch.autograd.grad(value, tables, grad_output, create_graph=True)
@@ -112,6 +120,10 @@ class _Correlation(torch.autograd.Function):
         return grad_user, grad_item, grad_bias if bias is not None else None, None
 
 
+# The function above with types.
+_correlation: Callable[..., Tensor] = _Correlation.apply
+
+
 def _definition(user: Tensor, item: Tensor, bias: Tensor | None, positives: _Positives) -> Tensor:
     z = positives.popularity.to(user.dtype)
     moments = reference.csr_score_moments(user, item, bias, positives.indptr, positives.indices, z)
@@ -119,18 +131,23 @@ def _definition(user: Tensor, item: Tensor, bias: Tensor | None, positives: _Pos
 
 
 def popularity_correlation(user: Tensor, item: Tensor, interactions: Any, item_bias: Tensor | None = None) -> Tensor:
-    """Pearson correlation of score and popularity over all interactions, differentiable.
+    """Return the Pearson correlation of score and popularity over all interactions, differentiable.
 
-    Scores are ``<user[u], item[i]> + item_bias[i]``, popularity the items' counts. None of the scores is stored: time
-    is O(nnz d), memory O(users d + items d). With all scores or all popularities alike the correlation counts as 0.
+    The scores are ``<user[u], item[i]> + item_bias[i]``; the popularity of an item is its number of interactions. No
+    score is stored: the time is O(nnz d), the memory O(users d + items d). The correlation counts as 0 if all scores or
+    all popularities are equal.
 
     Args:
-        user, item: vectors [num_users, d] and [num_items, d], float32 or float64.
-        interactions: :class:`~zerosum_ext.Interactions` or a scipy or torch CSR.
-        item_bias: [num_items].
+        user: vectors of the users [num_users, d], float32 or float64.
+        item: vectors of the items [num_items, d], of the same dtype.
+        interactions: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR.
+        item_bias: the bias of the items [num_items], or None.
 
     Returns:
         A scalar in [-1, 1]; 0 without interactions.
+
+    Raises:
+        ValueError: the interactions have another shape than the vectors.
     """
     positives = _Positives(Interactions.from_any(interactions)).to(user.device)
     expected = (user.shape[0], item.shape[0])
@@ -138,23 +155,23 @@ def popularity_correlation(user: Tensor, item: Tensor, interactions: Any, item_b
         raise ValueError(f"interactions: expected shape {expected}, the vectors', got {positives.shape}")
     if not positives.size:
         return (user.sum() + item.sum()) * 0
-    return _Correlation.apply(user, item, item_bias, positives)
+    return _correlation(user, item, item_bias, positives)
 
 
 class PearsonRegularizer(Regularizer):
-    """``weight * corr(score, popularity)^2`` over all training positives ([ZHZ21], "PO" in [RCS22]).
+    """Add ``weight * corr(score, popularity)^2`` over all training positives ([ZHZ21], "PO" in [RCS22]).
 
-    The code released with [RCS22] takes an outer product of scores and popularity where it means a product, so that its
-    term is about 0 and what it trains is BPR. This is the term itself.
+    The code released with [RCS22] takes an outer product of scores and popularity instead of a product. Its term is
+    about 0, so that it trains BPR. This class computes the term itself.
 
-    Models whose score is a dot product go through :func:`popularity_correlation`; others are scored in blocks of
-    positives, twice, so that memory stays that of a block.
+    Models with ``vectors()`` go through :func:`popularity_correlation`. Others are scored twice, in blocks of
+    positives, and need the memory of one block.
 
     Args:
         interactions: the training positives.
-        weight: of the term; 5 in [RCS22]'s synthetic experiment.
-        every: as for :class:`Regularizer`. None, one step after each epoch, is what [RCS22] does. A step of Adam is of
-            much the same length for any weight, so that to be able to trade accuracy for bias, give a number of steps.
+        weight: the weight of the term; [RCS22] uses 5 in the synthetic experiment.
+        every: as for :class:`Regularizer`. None, one step after each epoch, is what [RCS22] does. A step of Adam has
+            about the same length for any weight. To trade accuracy for bias by the weight, give a number of steps.
 
     References:
         [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering",
@@ -174,7 +191,7 @@ class PearsonRegularizer(Regularizer):
         return f"{type(self).__name__}(weight={self.weight}, every={self.every})"
 
     def correlation(self, model: nn.Module) -> float:
-        """The correlation of the model's scores with popularity now, dropout apart."""
+        """Return the correlation of the model's scores with popularity, without dropout."""
         training = model.training
         model.eval()
         try:
@@ -184,15 +201,15 @@ class PearsonRegularizer(Regularizer):
             model.train(training)
 
     def add_gradients(self, model: nn.Module) -> Tensor:
-        if isinstance(model, DotProductRecommender):
+        if isinstance(model, VectorModel):
             term = self.weight * self._dot_products(model).square()
             term.backward()
             return term.detach()
-        # Two passes: the statistics, then the scores again with a gradient that is known by then.
+        # The first pass takes the statistics. The second one scores again, when the gradient is known.
         random_state = torch.get_rng_state()
         with torch.no_grad():
             r, mean, deviation = self._correlation(model)
-        torch.set_rng_state(random_state)  # the same dropout in both, on the CPU
+        torch.set_rng_state(random_state)  # both passes have the same dropout, on the CPU
         z, n = self._positives.popularity, self._positives.size
         factor = 2 * self.weight * r / (n * deviation)
         for users, items in reference.csr_blocks(self._positives.indptr, self._positives.indices):
@@ -202,14 +219,14 @@ class PearsonRegularizer(Regularizer):
             scores.backward(gradient.to(scores.dtype))
         return self.weight * r.square()
 
-    def _dot_products(self, model: DotProductRecommender) -> Tensor:
+    def _dot_products(self, model: VectorModel) -> Tensor:
         user, item, bias = model.vectors()
-        return _Correlation.apply(user, item, bias, self._positives.to(user.device))
+        return _correlation(user, item, bias, self._positives.to(user.device))
 
     def _correlation(self, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """(correlation, mean, standard deviation) of the model's scores, float64."""
+        """Return correlation, mean and standard deviation of the model's scores, float64."""
         positives = self._positives.to(next(model.parameters()).device)
-        if isinstance(model, DotProductRecommender):
+        if isinstance(model, VectorModel):
             user, item, bias = model.vectors()
             z = positives.popularity.to(user.dtype)
             arguments = (user.contiguous(), item.contiguous(), bias, positives.indptr, positives.indices, z)

@@ -19,8 +19,8 @@ from zerosum_ext.evaluation.full import evaluate
 from zerosum_ext.experiments.reproduce.experiment import AT_INFERENCE, Cell, Experiment
 from zerosum_ext.experiments.reproduce.file import CUTOFFS
 from zerosum_ext.experiments.runs import MACR_REFERENCES, measure
-from zerosum_ext.models.methods import MACR, Compensated, MethodParts
-from zerosum_ext.training.loop import EpochEnd, fit
+from zerosum_ext.models import MACR, Compensated, MethodParts
+from zerosum_ext.training import EpochEnd, fit
 
 _EVALUATION_NEGATIVES = 100
 

@@ -18,7 +18,7 @@ from zerosum_ext._library import build_info
 from zerosum_ext.data.interactions import Interactions, Report, Split
 from zerosum_ext.data.readers import DAMAGED
 from zerosum_ext.experiments.runs.settings import todays_names
-from zerosum_ext.training.loop import History
+from zerosum_ext.training import History
 
 FORMAT = "zerosum_ext.run/1"
 # The files of one method, and those of the run itself: what ``remove_run`` removes.

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerosum_ext import models
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation.full import Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_history, write_json
 from zerosum_ext.experiments.runs.settings import Method
-from zerosum_ext.models import methods
 from zerosum_ext.models.base import Recommender, save_tensors
+from zerosum_ext.training import EpochEnd, History, fit
 from zerosum_ext.training.callbacks import CSVLogger, TensorBoardLogger
-from zerosum_ext.training.loop import EpochEnd, History, fit
 
 #: Reference scores c of MACR to choose from: [WFC21] search to 40; scores after a few epochs are smaller.
 MACR_REFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -40,11 +40,11 @@ def train_method(
         method: what to train.
         split: the interactions. ``train`` is trained on, and ``valid`` chooses the best epoch if it is not empty.
         folder: where model.safetensors and history.json go, and checkpoint.pt until these are complete.
-        exclude: further interactions that are never drawn as negatives, as in :func:`zerosum_ext.training.loop.fit`.
+        exclude: further interactions that are never drawn as negatives, as in :func:`zerosum_ext.training.fit`.
         resume: go on from the folder's checkpoint, or read its finished model, if there is one. Otherwise the method
             is trained from the start.
         progress: show a progress bar. None: on a terminal.
-        callbacks: as in :func:`zerosum_ext.training.loop.fit`.
+        callbacks: as in :func:`zerosum_ext.training.fit`.
 
     Returns:
         (the model, the history of its training).
@@ -79,15 +79,15 @@ def train_method(
         raise KeyboardInterrupt
     model = parts.inference(model)
     if method.loss == "macr" and split.valid.nnz > 0 and "c" not in method.loss_options:
-        methods.choose(model, MACR_REFERENCES, split.train, split.valid, method.metric)
+        models.choose(model, MACR_REFERENCES, split.train, split.valid, method.metric)
     _save_model(model, model_file)
     write_json(history_file, history.to_dict())
     checkpoint.unlink()
     return model, history
 
 
-def training_options(method: Method, parts: methods.MethodParts, split: Split) -> dict[str, Any]:
-    """Return the options of :func:`zerosum_ext.training.loop.fit` that the method sets."""
+def training_options(method: Method, parts: models.MethodParts, split: Split) -> dict[str, Any]:
+    """Return the options of :func:`zerosum_ext.training.fit` that the method sets."""
     validated = split.valid.nnz > 0
     return {
         "regularizer": parts.regularizer,

@@ -22,7 +22,7 @@ from zerosum_ext.experiments import plots
 from zerosum_ext.experiments.runs.files import read_config, read_history, read_json, read_split, write_json
 from zerosum_ext.experiments.runs.method import measure, popularity_of, read_model
 from zerosum_ext.experiments.runs.settings import DataSource, Method
-from zerosum_ext.training.loop import History
+from zerosum_ext.training import History
 
 # Score matrices are drawn up to this many cells. Beyond that a picture shows nothing.
 _CELLS_DRAWN = 2_000_000

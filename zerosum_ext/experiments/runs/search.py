@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zerosum_ext import models
 from zerosum_ext._checks import require_choice, require_finite_number
 from zerosum_ext.data.interactions import Split
 from zerosum_ext.evaluation.full import evaluate
 from zerosum_ext.experiments.runs.files import folder_of_weight, write_json
 from zerosum_ext.experiments.runs.method import loggers, train_method
 from zerosum_ext.experiments.runs.settings import Method
-from zerosum_ext.models import methods
-from zerosum_ext.training.loop import parse_metric
+from zerosum_ext.training import parse_metric
 
 # The value of each measure of bias if there is none.
 UNBIASED = {"pop_q_at_1": 0.5, "pri": 0.0, "upo": 0.0, "pcc": 0.0}
@@ -90,7 +90,7 @@ def choose_weight(
         ValueError: a method without w, no validation part, or one too small to measure the bias by.
     """
     search = search or WeightSearch()
-    if "w" not in methods.method_options(method.loss):
+    if "w" not in models.method_options(method.loss):
         raise ValueError(f"weight: expected none for loss {method.loss!r}, which has no w, got a search for it")
     if split.valid.nnz == 0:
         raise ValueError("split: expected a validation part to choose the weight by, got none")

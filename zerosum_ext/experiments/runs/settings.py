@@ -11,30 +11,29 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zerosum_ext import _legacy, models
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
-from zerosum_ext.models import backbones, methods
-from zerosum_ext.models.mf import MatrixFactorization
-from zerosum_ext.training.loop import parse_metric
+from zerosum_ext.training import parse_metric
 
 # A larger value of these is better, so training may keep the best epoch by them.
 _ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map", "auc", "pairwise_accuracy")
 
 
 def _matrix_factorization(train: Interactions, embedding_dim: int, seed: int, **options: Any) -> nn.Module:
-    return MatrixFactorization(train.num_users, train.num_items, embedding_dim, seed=seed, **options)
+    return models.MatrixFactorization(train.num_users, train.num_items, embedding_dim, seed=seed, **options)
 
 
 def _backbone(name: str, train: Interactions, embedding_dim: int, seed: int, **options: Any) -> nn.Module:
-    return backbones.get_model(name, train, embedding_dim=embedding_dim, seed=seed, **options)
+    return models.get_model(name, train, embedding_dim=embedding_dim, seed=seed, **options)
 
 
 #: Models by name. Each is a function of (train, embedding_dim, seed, **options). It returns a module that is called as
 #: ``model(users [B], items [B, J])`` and has ``score_all_items(users)`` and ``recommend(users, k, exclude)``.
 #: Add a line here to train another model in runs.
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{name: partial(_backbone, name) for name in backbones.model_names()},
+    **{name: partial(_backbone, name) for name in models.model_names()},
     "mf": _matrix_factorization,
 }
 
@@ -121,7 +120,7 @@ class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
 
     Attributes:
-        loss, loss_options: as in :func:`zerosum_ext.models.methods.get_method`: the name of a loss or of a
+        loss, loss_options: as in :func:`zerosum_ext.get_method`: the name of a loss or of a
             debiasing method.
             Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
             part.
@@ -130,7 +129,7 @@ class Method:
         embedding_dim: width of the embeddings.
         optimizer, lr, weight_decay: a name of :data:`OPTIMIZERS`, and what it is made with.
         l2, epochs, batch_size, negatives, draws, strategy, metric, patience: as in
-            :func:`zerosum_ext.training.loop.fit`.
+            :func:`zerosum_ext.training.fit`.
         restore_best: keep the weights of the best validation epoch, not those of the last. Without a validation part,
             the last are kept.
         seed: of the initial weights and of the samples.
@@ -159,7 +158,7 @@ class Method:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        require_choice("loss", self.loss, methods.method_names())
+        require_choice("loss", self.loss, models.method_names())
         require_choice("model", self.model, list(MODELS))
         require_choice("optimizer", self.optimizer, list(OPTIMIZERS))
         require_choice("strategy", self.strategy, ("uniform", "popularity"))
@@ -189,7 +188,7 @@ class Method:
         for name in ("loss_options", "model_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name}: expected a mapping of names to values, got {describe(getattr(self, name))}")
-        known = methods.method_options(self.loss)
+        known = models.method_options(self.loss)
         for option in self.loss_options:
             if option not in known:
                 raise ValueError(f"loss_options: expected those of {self.loss!r}, {', '.join(known)}, got {option!r}")
@@ -209,14 +208,14 @@ class Method:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device: {self.device!r} was asked for, but this torch sees no GPU")
 
-    def make_parts(self, train: Interactions) -> methods.MethodParts:
+    def make_parts(self, train: Interactions) -> models.MethodParts:
         """Return the model to train, its loss, regularizer and inference. Popularities are those of ``train``."""
         options = dict(self.loss_options)
         if self.weight is not None:
             options["w"] = self.weight
         model: Any = self.make_model(train)
         try:
-            return methods.get_method(self.loss, model, train, **options)
+            return models.get_method(self.loss, model, train, **options)
         except TypeError as error:
             raise ValueError(f"loss_options: {error}") from error
 
@@ -245,22 +244,13 @@ class Method:
         return replace(self, loss="bpr", weight=None, loss_options={})
 
 
-# Options that 0.1.0 called otherwise: its name -> (today's name, from its value, to its value).
-_RENAMED: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "dim": ("embedding_dim", lambda value: value, lambda value: value),
-    "keep": ("restore_best", lambda value: value == "best", lambda value: "best" if value else "last"),
-}
 # Options that 0.1.0 did not have, by the class that has them now.
 _NEW: dict[type, frozenset[str]] = {DataSource: frozenset(), SplitRule: frozenset(), Method: frozenset()}
 
 
 def todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's settings, read from a file of any version, with the option names of today."""
-    result = {}
-    for name, value in settings.items():
-        new, convert, _ = _RENAMED.get(name, (name, lambda same: same, None))
-        result[new] = convert(value)
-    return result
+    return _legacy.todays_names(settings, _legacy.METHOD)
 
 
 def settings_of_0_1_0(settings: DataSource | SplitRule | Method) -> dict[str, Any]:
@@ -268,12 +258,10 @@ def settings_of_0_1_0(settings: DataSource | SplitRule | Method) -> dict[str, An
 
     Options that 0.1.0 did not have are left out as long as they have their default value.
     """
-    old = {new: (name, convert) for name, (new, _, convert) in _RENAMED.items()}
-    result = {}
-    for one in fields(settings):
-        value = getattr(settings, one.name)
-        if one.name in _NEW[type(settings)] and value == one.default:
-            continue
-        name, convert = old.get(one.name, (one.name, lambda same: same))
-        result[name] = convert(value)
-    return result
+    new = _NEW[type(settings)]
+    values = {
+        one.name: getattr(settings, one.name)
+        for one in fields(settings)
+        if one.name not in new or getattr(settings, one.name) != one.default
+    }
+    return _legacy.names_of_0_1_0(values, _legacy.METHOD)

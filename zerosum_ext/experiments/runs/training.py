@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zerosum_ext import models
 from zerosum_ext._checks import require_choice, require_positive_int
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.experiments.runs import files
@@ -17,8 +18,7 @@ from zerosum_ext.experiments.runs.method import loggers, measure, train_method, 
 from zerosum_ext.experiments.runs.run import Run
 from zerosum_ext.experiments.runs.search import WeightSearch, choose_weight
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule
-from zerosum_ext.models import methods
-from zerosum_ext.training.loop import fit
+from zerosum_ext.training import fit
 
 Note = Callable[[str], Any]
 
@@ -163,7 +163,7 @@ def _prepare(
     chosen[method.loss] = method
     for one in chosen.values():
         _try_out(one, split)
-    if search and ("w" not in methods.method_options(method.loss) or split.valid.nnz == 0):
+    if search and ("w" not in models.method_options(method.loss) or split.valid.nnz == 0):
         raise ValueError(
             f"weight: a search for it needs a loss that has a w, and a validation part, got loss {method.loss!r} and "
             f"{split.valid.nnz} validation interactions"

@@ -1,17 +1,4 @@
-"""Debiasing methods by name: what to train, with which loss and regularizer, and how to rank with the result.
-
-    parts = get_method("macr", model, train)
-    fit(parts.model, train, parts.loss, regularizer=parts.regularizer)
-    ranker = parts.inference(parts.model)
-
-Every loss of :func:`zerosum_ext.losses.get_loss` is a method. Beside these there are
-
-=============== =============================================================================================
-"macr"          user and item branch around any model, counterfactual scores at inference [WFC21]
-"pda"           the loss of "pd"; scores are multiplied by (predicted) popularity again at inference [ZFH21]
-"pearson"       BPR and ``weight corr(score, popularity)^2`` over all training positives [ZHZ21]
-"compensation"  BPR; scores of unpopular items are raised at inference [ZHZ21]
-=============== =============================================================================================
+"""Models around other models, which change what is ranked by: MACR, PDA and popularity compensation.
 
 References:
     [WFC21] Wei, Feng, Chen, Wu, Yi, He, "Model-Agnostic Counterfactual Reasoning for Eliminating Popularity Bias in
@@ -19,47 +6,38 @@ References:
     [ZFH21] Zhang, Feng, He, Wei, Song, Ling, Zhang, "Causal Intervention for Leveraging Popularity Bias in
         Recommendation", SIGIR 2021.
     [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering", WSDM 2021.
-    [RCS22] Rhee, Cho, Suh, "Countering Popularity Bias by Regularizing Score Differences", RecSys 2022.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext import losses
-from zerosum_ext._checks import describe, require_choice, require_finite_number
+from zerosum_ext._checks import describe, require_finite_number
+from zerosum_ext._inference import inference
 from zerosum_ext._types import Reduction
-from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.evaluation.full import evaluate
-from zerosum_ext.models.base import Recommender, inference
-from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer
+from zerosum_ext.evaluation import evaluate
+from zerosum_ext.models.base import Recommender
+from zerosum_ext.training import parse_metric
 
-__all__ = [
-    "MACR",
-    "Compensated",
-    "MACRLoss",
-    "MethodParts",
-    "PopularityAdjusted",
-    "choose",
-    "get_method",
-    "method_names",
-    "method_options",
-]
+__all__ = ["MACR", "Compensated", "MACRLoss", "PopularityAdjusted", "Wrapper", "choose"]
 
 
 class MACRLoss(losses.Loss):
-    """Module over :func:`zerosum_ext.macr_loss`, for a model that has branches (:class:`MACR`).
+    """The module of :func:`zerosum_ext.macr_loss`, for a model that has branches (:class:`MACR`).
 
     Args:
-        alpha, beta: weights of the item branch's and the user branch's own cross-entropy, >= 0.
+        alpha: the weight of the item branch's own cross-entropy, >= 0.
+        beta: the weight of the user branch's own cross-entropy, >= 0.
+        reduction: "none", "sum" or "mean".
     """
 
-    #: fit then calls ``model.branches(users, items)`` and passes what it returns.
+    #: Makes fit call ``model.branches(users, items)`` and pass on its results.
     needs_branches = True
 
     def __init__(self, alpha: float = 1e-3, beta: float = 1e-3, reduction: Reduction = "mean") -> None:
@@ -84,11 +62,8 @@ class MACRLoss(losses.Loss):
         )
 
 
-# ---- models around models
-
-
-class _Wrapper(Recommender):
-    """A recommender whose scores are made of another's."""
+class Wrapper(Recommender):
+    """A recommender that changes the scores of another one, its backbone."""
 
     def __init__(self, backbone: Recommender) -> None:
         super().__init__()
@@ -99,12 +74,12 @@ class _Wrapper(Recommender):
 
     @property
     def user_embedding(self) -> nn.Parameter:  # type: ignore[override]
-        """Of the backbone."""
+        """The backbone's table of users."""
         return self.backbone.user_embedding
 
     @property
     def item_embedding(self) -> nn.Parameter:  # type: ignore[override]
-        """Of the backbone."""
+        """The backbone's table of items."""
         return self.backbone.item_embedding
 
     def embedding_rows(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +89,7 @@ class _Wrapper(Recommender):
         return {"backbone": type(self.backbone).__name__, "options": self.backbone.config(), **self._own_config()}
 
     def _own_config(self) -> dict[str, Any]:
-        """The constructor's arguments but the backbone and what is among the tensors."""
+        """Return the constructor's arguments, without the backbone and without those that are among the tensors."""
         return {}
 
     def _extra_tensors(self) -> dict[str, Tensor]:
@@ -128,25 +103,24 @@ class _Wrapper(Recommender):
 
     @classmethod
     def _around(cls, backbone: Recommender, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Recommender:
+        """Return the wrapper around a backbone, from a file's configuration and tensors."""
         return cls(backbone, **config)
 
 
-class MACR(_Wrapper):
-    """A model with a user and an item branch, which take up what users and items score in general [WFC21].
+class MACR(Wrapper):
+    """A model with a user and an item branch, which learn what users and items score in general [WFC21].
 
-    The branches are linear in the vectors that the model's own scores are made of, as in the authors' code. Training
-    (:class:`MACRLoss`) fits ``s(y) s(u) s(i)``; ``model(users, items)`` and everything at inference is the
-    counterfactual ``(y - c) s(u) s(i)``: what is left of the match when the effect of the branches alone is taken
-    away.
+    The branches are linear in the vectors that the backbone's scores are made of, as in the authors' code. Training by
+    :class:`MACRLoss` fits ``s(y) s(u) s(i)``. The model itself, and everything at inference, scores by the
+    counterfactual ``(y - c) s(u) s(i)``: the match without the effect of the branches alone.
 
     Args:
-        backbone: any :class:`~zerosum_ext.Recommender`; it is trained along.
-        c: the reference score. Larger values rank unpopular items higher; :func:`choose` picks one by a validation
-            part.
-        seed: of the branches' initial weights, N(0, .01^2); None draws from torch's global generator.
+        backbone: any :class:`~zerosum_ext.Recommender`. It is trained together with the branches.
+        c: the reference score. Larger values rank unpopular items higher; :func:`choose` finds one by validation.
+        seed: the seed of the branches' initial weights, N(0, .01^2). None draws from torch's global generator.
 
     Attributes:
-        c: a buffer; set it with ``set_strength``.
+        c: a buffer; change it by ``set_strength``.
     """
 
     c: Tensor
@@ -166,11 +140,19 @@ class MACR(_Wrapper):
     item_branch: nn.Parameter
 
     def set_strength(self, value: float) -> None:
-        """Sets c."""
+        """Set c."""
         self.c.fill_(require_finite_number("c", value))
 
     def branches(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(scores like items, user branch [B], item branch like items): logits, for ``users`` [B]; differentiable."""
+        """Return the logits of the scores, the user branch and the item branch, differentiable.
+
+        Args:
+            users: [B].
+            items: [B] or [B, J].
+
+        Returns:
+            Scores of the shape of ``items``, the user branch [B], and the item branch of the shape of ``items``.
+        """
         user_rows, item_rows = self.backbone.represent(users, items)
         return self.backbone.score(user_rows, item_rows), user_rows @ self.user_branch, item_rows @ self.item_branch
 
@@ -180,7 +162,7 @@ class MACR(_Wrapper):
         return (scores - self.c.to(scores.dtype)) * torch.sigmoid(user) * torch.sigmoid(item)
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        """Counterfactual scores of every item for ``users`` [B]: [B, num_items], without gradient or dropout."""
+        """Return the counterfactual scores of all items for ``users`` [B], [B, num_items], without gradient."""
         with inference(self):
             items = torch.arange(self.num_items, device=self.device)
             user_rows, item_rows = self.backbone.represent(users, items)
@@ -189,14 +171,14 @@ class MACR(_Wrapper):
             return (scores - self.c.to(scores.dtype)) * factor
 
 
-class PopularityAdjusted(_Wrapper):
-    """PDA: ranks by ``(ELU(y) + 1) popularity^gamma`` [ZFH21], for a model trained with :class:`PDLoss`.
+class PopularityAdjusted(Wrapper):
+    """PDA: rank by ``(ELU(y) + 1) popularity^gamma`` [ZFH21], with a model trained by :class:`zerosum_ext.PDLoss`.
 
     Args:
         backbone: the trained model.
-        popularity: of the items, [num_items], divided by its maximum here: that of the training part, or a prediction
-            of what it will be when recommendations are made.
-        gamma: the exponent, >= 0; 0 ranks as the model does, which is PD.
+        popularity: the popularity of the items [num_items], which is divided by its maximum. Give that of the training
+            part, or a prediction for the time of the recommendations.
+        gamma: the exponent, >= 0. With 0 the ranking is the backbone's, which is PD.
     """
 
     popularity: Tensor
@@ -211,7 +193,7 @@ class PopularityAdjusted(_Wrapper):
         self.set_strength(gamma)
 
     def set_strength(self, value: float) -> None:
-        """Sets gamma."""
+        """Set gamma."""
         self.gamma.fill_(require_finite_number("gamma", value, minimum=0))
 
     def _factor(self, like: Tensor) -> Tensor:
@@ -230,17 +212,18 @@ class PopularityAdjusted(_Wrapper):
         return cls(backbone, tensors["popularity"], float(tensors["gamma"]))
 
 
-class Compensated(_Wrapper):
-    """Popularity compensation of finished scores, after [ZHZ21].
+class Compensated(Wrapper):
+    """Compensate finished scores for popularity, after [ZHZ21].
 
-    ``y + alpha n_u C`` with ``C = (beta y + 1 - beta) / popularity`` and ``n_u = |y_u| / |C_u|``, norms over all items,
-    so that alpha means the same for every user and model. An item that nobody has counts as popularity 1.
+    The score is ``y + alpha n_u C`` with ``C = (beta y + 1 - beta) / popularity`` and ``n_u = |y_u| / |C_u|``. The
+    norms are over all items, so that alpha means the same for every user and model. An item that nobody has counts as
+    popularity 1.
 
     Args:
         backbone: the trained model.
-        popularity: interaction counts of the items, [num_items].
-        alpha: strength, >= 0.
-        beta: in [0, 1]: 1 compensates in proportion to the score, 0 alike for all users.
+        popularity: the numbers of interactions of the items [num_items].
+        alpha: the strength, >= 0.
+        beta: a number in [0, 1]. 1 compensates in proportion to the score, 0 equally for all users.
     """
 
     popularity: Tensor
@@ -255,7 +238,7 @@ class Compensated(_Wrapper):
         self.set_strength(alpha)
 
     def set_strength(self, value: float) -> None:
-        """Sets alpha."""
+        """Set alpha."""
         self.alpha.fill_(require_finite_number("alpha", value, minimum=0))
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
@@ -267,7 +250,7 @@ class Compensated(_Wrapper):
         scores = self.backbone.score_all_items(users)
         compensation = (self.beta * scores + (1 - self.beta)) / self.popularity.to(scores.dtype)
         tiny = torch.finfo(scores.dtype).tiny
-        norm = scores.norm(dim=1, keepdim=True) / compensation.norm(dim=1, keepdim=True).clamp(min=tiny)
+        norm: Tensor = scores.norm(dim=1, keepdim=True) / compensation.norm(dim=1, keepdim=True).clamp(min=tiny)
         return scores + self.alpha.to(scores.dtype) * norm * compensation
 
     def _own_config(self) -> dict[str, Any]:
@@ -279,6 +262,7 @@ class Compensated(_Wrapper):
 
 
 def _item_vector(popularity: Tensor, num_items: int) -> Tensor:
+    """Return checked popularities as float64 [num_items]."""
     if not isinstance(popularity, Tensor) or popularity.shape != (num_items,):
         raise ValueError(f"popularity: expected a tensor of shape ({num_items},), got {describe(popularity)}")
     return popularity.detach().double()
@@ -291,100 +275,27 @@ def choose(
     valid: Any,
     metric: str = "ndcg@10",
 ) -> dict[float, float]:
-    """Sets the strength that a model has at inference (c, gamma or alpha) to the best of the candidates.
+    """Set the strength that a model has at inference (c, gamma or alpha) to the best of the candidates.
+
+    Args:
+        model: the model; it is changed in place.
+        candidates: the strengths to try.
+        train: the training interactions, whose items are no candidates of the ranking.
+        valid: the interactions that the metric is computed on.
+        metric: a key of :func:`zerosum_ext.evaluate` of which larger values are better.
 
     Returns:
-        {candidate: value of the metric on ``valid``}, larger being better; of equal ones the first is taken.
+        The value of the metric for each candidate. The first of equal candidates is taken.
+
+    Raises:
+        ValueError: there is no candidate, or the metric is unknown.
     """
-    name, _, cutoff = metric.partition("@")
+    name, cutoff = parse_metric(metric)
     values = {}
     for candidate in candidates:
         model.set_strength(candidate)
-        values[candidate] = evaluate(model, train, valid, metrics=(name,), k=(int(cutoff or 10),))[metric]
+        values[candidate] = evaluate(model, train, valid, metrics=(name,), k=(cutoff,))[metric]
     if not values:
         raise ValueError("candidates: expected at least one, got none")
     model.set_strength(max(values, key=values.__getitem__))
     return values
-
-
-# ---- by name
-
-
-class MethodParts(NamedTuple):
-    """What a method consists of.
-
-    Attributes:
-        model: what to train: the model given, or a wrapper around it.
-        loss: of :func:`zerosum_ext.training.loop.fit`.
-        regularizer: likewise, or None.
-        inference: from the trained model to the one to rank with; often the same.
-    """
-
-    model: Recommender
-    loss: nn.Module
-    regularizer: Regularizer | None
-    inference: Callable[[Recommender], Recommender]
-
-
-# The loss that each of the others trains with, and the options that go elsewhere, with their defaults.
-_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "macr": ("macr", {"c": 0.0}),
-    "pda": ("pd", {"popularity": None}),
-    "pearson": ("bpr", {"weight": 5.0, "every": None}),
-    "compensation": ("bpr", {"alpha": 0.1, "beta": 0.5}),
-}
-
-
-def method_names() -> list[str]:
-    """The names that :func:`get_method` knows."""
-    return [*losses.loss_names(), *_OTHERS]
-
-
-def method_options(name: str) -> list[str]:
-    """The names of the options of a method."""
-    require_choice("method", name, method_names())
-    loss, own = _OTHERS.get(name, (name, {}))
-    of_loss = ["alpha", "beta", "reduction"] if loss == "macr" else losses.loss_options(loss)
-    return [*of_loss, *(option for option in own if option not in of_loss)]
-
-
-def get_method(name: str, model: Recommender, train: Any, **options: Any) -> MethodParts:
-    """The parts of a method for a model and its training interactions.
-
-    Args:
-        name: one of :func:`method_names`.
-        model: any recommender, not trained yet.
-        train: the training interactions; popularities are theirs unless ``popularity`` is given.
-        options: of the loss (:func:`zerosum_ext.losses.get_loss`), and of "macr" c, of "pearson" weight and every, of
-            "compensation" alpha and beta.
-
-    Raises:
-        ValueError: an unknown name or option.
-    """
-    known = method_options(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(f"method {name!r}: expected options of {', '.join(known)}, got {option!r}")
-    train = Interactions.from_any(train)
-    loss_name, defaults = _OTHERS.get(name, (name, {}))
-    own = {**defaults, **{option: value for option, value in options.items() if option in defaults}}
-    of_loss = {option: value for option, value in options.items() if option not in defaults}
-    popularity = options.get("popularity")
-    popularity = train.popularity.cpu() if popularity is None else popularity
-    if name == "macr":
-        return MethodParts(MACR(model, own["c"]), MACRLoss(**of_loss), None, _same)
-    if "popularity" in losses.loss_options(loss_name):
-        of_loss["popularity"] = popularity
-    loss = losses.get_loss(loss_name, **of_loss)
-    if name == "pda":
-        gamma = getattr(loss, "gamma")  # noqa: B009  (mypy knows the base class alone)
-        return MethodParts(model, loss, None, lambda m: PopularityAdjusted(m, popularity, gamma))
-    if name == "pearson":
-        return MethodParts(model, loss, PearsonRegularizer(train, **own), _same)
-    if name == "compensation":
-        return MethodParts(model, loss, None, lambda m: Compensated(m, popularity, **own))
-    return MethodParts(model, loss, None, _same)
-
-
-def _same(model: Recommender) -> Recommender:
-    return model

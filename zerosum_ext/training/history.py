@@ -1,0 +1,88 @@
+"""The record of a training run, and the event that callbacks are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from zerosum_ext._legacy import HISTORY, todays_names
+
+__all__ = ["Callback", "EpochEnd", "History", "Stopped"]
+
+#: Why a run ended.
+Stopped: TypeAlias = Literal["completed", "early stopping", "callback", "interrupted"]
+_FIELDS = ("validation", "metric", "best_epoch", "stopped", "engine", "seconds", "samples")
+
+
+class History(list[float]):
+    """The mean loss of each epoch, as a list of floats, and what else is known of the run.
+
+    The loss is the value of the loss module, averaged over the samples of the epoch while the model changed. It does
+    not contain the L2 term.
+
+    Attributes:
+        validation: the validation metric of each epoch; empty without validation.
+        metric: the name of that metric, or None.
+        best_epoch: the index of the epoch with the best value, or None.
+        stopped: "completed", "early stopping", "callback" or "interrupted".
+        engine: the engine that ran: "fused", "hogwild" or "autograd".
+        seconds: the wall time of each epoch's training, without validation. A resumed run does not repeat these bits.
+        samples: the number of training samples of each epoch.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        super().__init__(losses)
+        self.validation: list[float] = []
+        self.metric: str | None = None
+        self.best_epoch: int | None = None
+        self.stopped: Stopped = "completed"
+        self.engine: str = "autograd"
+        self.seconds: list[float] = []
+        self.samples: list[int] = []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values that JSON can hold."""
+        return {
+            "loss": list(self),
+            "validation": list(self.validation),
+            "metric": self.metric,
+            "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
+            "engine": self.engine,
+            "seconds": list(self.seconds),
+            "samples": list(self.samples),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> History:
+        """Return the history that ``to_dict`` wrote, also that of version 0.1.0."""
+        values = todays_names(values, HISTORY)
+        history = cls(values["loss"])
+        for name in _FIELDS:
+            setattr(history, name, values[name])
+        return history
+
+
+@dataclass
+class EpochEnd:
+    """The argument of a callback, which is called after each epoch.
+
+    Attributes:
+        epoch: the index of the epoch that ended, from 0.
+        model: the model as it is now.
+        optimizer: the optimizer as it is now. A callback may change the learning rate.
+        history: the history, with the loss and the validation value of this epoch.
+    """
+
+    epoch: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: History
+
+
+#: A function that is called after each epoch; a true result stops training.
+Callback: TypeAlias = Callable[[EpochEnd], Any]

@@ -1,0 +1,72 @@
+"""The number that a run is validated by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
+
+__all__ = ["Evaluator", "make_evaluator", "matching_interactions", "parse_metric"]
+
+#: From a model to the value of the validation metric.
+Evaluator: TypeAlias = Callable[[nn.Module], float]
+
+
+def make_evaluator(source: Any, metric: str, train: Interactions) -> Evaluator | None:
+    """Return the function that validates a model, or None without validation.
+
+    Args:
+        source: interactions to evaluate on, a callable from the model to a number, or None.
+        metric: a key of :func:`zerosum_ext.evaluate`; not read where ``source`` is a callable.
+        train: the training interactions, whose items are no candidates.
+
+    Raises:
+        ValueError: the metric is unknown, or the shapes differ.
+    """
+    if source is None:
+        return None
+    if callable(source) and not hasattr(source, "indptr"):
+        return lambda model: float(source(model))
+    held_out = matching_interactions("validation", source, train)
+    name, cutoff = parse_metric(metric)
+    return lambda model: float(evaluate(model, train, held_out, metrics=(name,), k=(cutoff,))[metric])
+
+
+def matching_interactions(name: str, matrix: Any, train: Interactions) -> Interactions:
+    """Return further interactions on the device of the training interactions.
+
+    Args:
+        name: the name of the argument, for the message.
+        matrix: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR.
+        train: the training interactions.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    other = Interactions.from_any(matrix)
+    if other.shape != train.shape:
+        raise ValueError(f"{name}: expected shape {train.shape} as interactions, got {other.shape}")
+    return other.to(train.device)
+
+
+def parse_metric(metric: str) -> tuple[str, int]:
+    """Return the name and the cut-off of a metric such as "ndcg@10".
+
+    Metrics without a cut-off, such as "pri", get 10, which has no effect.
+
+    Raises:
+        ValueError: the metric is no key of :func:`zerosum_ext.evaluate`.
+    """
+    name, at, cutoff = metric.partition("@")
+    known, with_cutoff = (*METRICS, *SAMPLED_METRICS), (*AT_K_METRICS, *SAMPLED_METRICS)
+    if name not in known:
+        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+    if name not in with_cutoff and at:
+        raise ValueError(f"metric: expected {name!r}, which has no cut-off, got {metric!r}")
+    if name in with_cutoff and not (cutoff.isdecimal() and cutoff.isascii() and cutoff[0] != "0"):
+        raise ValueError(f"metric: expected a cut-off as in '{name}@10', got {metric!r}")
+    return name, int(cutoff or 10)
