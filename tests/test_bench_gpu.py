@@ -280,9 +280,13 @@ def test_bytes_are_those_of_the_roofline(bench):
     assert bench.sort_bytes(65_536) == 100
     batch = torch.tensor([0, 0, 1]), torch.tensor([4, 5, 6]), torch.tensor([4, 4, 7])
     shape = (10, 20)
-    gradients = bench.factorization_bytes(*shape, 3)
-    assert bench.step_bytes("SGD", shape, batch) == gradients + 12 * 64 * (2 + 4)
-    assert bench.step_bytes("Adam", shape, batch) == gradients + 24 * 64 * 30
+    # Six positions' rows, those of 2 users and 4 items, 2 users' gradients; 64 bytes for each of nine places.
+    gathers = 256 * (2 * 6 + 2 + 4 + 2 * 2)
+    assert bench.step_bytes("SGD", shape, batch) == 9 * 64 + gathers + 2 * 256 * (2 + 4)
+    assert bench.step_bytes("SparseAdam", shape, batch) == 9 * 64 + gathers + 6 * 256 * (2 + 4)
+    assert bench.step_bytes("Adam", shape, batch) == 9 * 64 + gathers + 6 * 256 * 30
+    three_passes = bench.step_bytes("SGD", (1 << 16, 1 << 16), batch)
+    assert three_passes == bench.step_bytes("SGD", shape, batch) + 2 * 16 * 9
 
 
 def test_verdicts(bench):

@@ -223,9 +223,13 @@ def test_one_device_for_matrix_factorization(fake, other):
     arguments = (coefficient, scale, 0.0, True, True, False, False)
     with pytest.raises(RuntimeError, match=f"user_embedding is on cuda:0, negatives on {other}"):
         torch.ops.zerosum_ext.mf_gradient(user, item, ids[0], ids[1], moved, *arguments)
-    counter = torch.empty((), device=other)
-    with pytest.raises(RuntimeError, match=f"table is on cuda:0, step_tensor on {other}"):
-        _ops.mf_update(user, None, None, ids[0], scores(7, 16), 0, 0.1, 0.0, 0.0, 0.0, 1.0, None, counter)
+    counter, nothing = torch.empty((), device=other), (None, None)
+    settings = torch.zeros(3, 6, dtype=torch.float64, device="cpu")
+    with pytest.raises(RuntimeError, match=f"user_embedding is on cuda:0, item_step on {other}"):
+        _ops.mf_step(
+            *((user, item, None), [nothing] * 3, ids, None, settings, [nothing, (None, counter), nothing], None, 0),
+            *(Kernel("bpr", 1.0, 0.0, 0.0), 0.0, 0.0, "mean"),
+        )
 
 
 @pytest.mark.parametrize("name", ["zerosum", "bpr", "pos2neg2", "bsl"])

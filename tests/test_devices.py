@@ -317,7 +317,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(("loss", "negatives"), [("zerosum", 1), ("bpr", 3), ("pos2neg2", 2)])
 def test_fused_training(device, loss, negatives, optimizer):
     """fit with the fused step against fit with autograd on the CPU."""
-    if not _ops.has_op("mf_update", device):
+    if not _ops.has_op("mf_step", device):
         pytest.skip("no compiled kernels")
     x = matrix()
     results = []
@@ -337,7 +337,7 @@ def test_fused_training(device, loss, negatives, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_small_fused_steps(device, optimizer, capturable):
     """Two steps on the device against the same with autograd on the CPU."""
-    if not _ops.has_op("mf_update", device):
+    if not _ops.has_op("mf_step", device):
         pytest.skip("no compiled kernels")
     module = zx.ZerosumLoss()
     batches = [factorization("zerosum", rows, 20, torch.float32)[1] for rows in (300, 41)]

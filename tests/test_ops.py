@@ -91,14 +91,17 @@ def mf_gradient_arguments() -> Iterator[tuple[Any, ...]]:
     yield *tables()[:2], *samples(), coefficient, torch.ones(()), 0.1, True, True, True, True, True, True
 
 
-def mf_update_arguments() -> Iterator[tuple[Any, ...]]:
-    table, rows, values = tables()[0], ids([1, 4]), torch.randn(2, DIM)
-    yield table, None, None, rows, values, 0, 0.1, 0.0, 0.0, 0.0, 1.0
-    first, second = torch.zeros_like(table), torch.zeros_like(table)
-    for optimizer in (1, 2):
-        yield table, first, second, rows, values, optimizer, 0.1, 0.9, 0.999, 1e-8, 1.0
-    numbers = torch.tensor(0.1), torch.tensor(2.0, dtype=torch.float64)
-    yield table, first, second, rows, values, 3, 0.0, 0.9, 0.999, 1e-8, 0.0, *numbers
+def mf_step_arguments() -> Iterator[tuple[Any, ...]]:
+    user, item, bias = tables()
+    losses = _ops.LOSS_IDS["zerosum"], 1.0, 1.0, 0.0, 0.1, 0.0, 2
+    nothing = (None,) * 6
+    settings = torch.tensor([[1.0, 0.1, 0.9, 0.999, 1e-8, 1.0]] * 3, dtype=torch.float64)
+    yield user, item, bias, *nothing, *samples(), None, settings, *nothing, None, 0, *losses
+    states = tuple(torch.zeros_like(t) for t in (user, user, item, item, bias, bias))
+    numbers = tuple(torch.tensor(v, dtype=torch.float64) for v in (0.1, 2.0) * 3)
+    total = torch.zeros((), dtype=torch.float64)
+    for optimizer in (1, 2, 3):
+        yield user, item, bias, *states, *samples(), None, settings, *numbers, total, optimizer, *losses
 
 
 def mf_train_arguments() -> Iterator[tuple[Any, ...]]:
@@ -226,7 +229,7 @@ ARGUMENTS = {
     "macr_loss": macr_arguments,
     "mf_loss": mf_loss_arguments,
     "mf_gradient": mf_gradient_arguments,
-    "mf_update": mf_update_arguments,
+    "mf_step": mf_step_arguments,
     "mf_train": mf_train_arguments,
     "mf_train_sampled": mf_train_sampled_arguments,
     "sample_negatives": sample_negatives_arguments,

@@ -24,7 +24,7 @@ OPS = (
     "macr_loss",
     "mf_loss",
     "mf_gradient",
-    "mf_update",
+    "mf_step",
     "mf_train",
     "mf_train_sampled",
     "sample_negatives",

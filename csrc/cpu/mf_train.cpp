@@ -1,8 +1,9 @@
-// mf_train and mf_train_sampled on the CPU: many training steps of matrix factorization in one call, from the ids of
-// their samples, or from the matrix that these are drawn from, to updated tables. Exact steps: mf_exact.h; Hogwild:
-// mf_hogwild.h.
+// mf_step, mf_train and mf_train_sampled on the CPU: one or many training steps of matrix factorization in one call,
+// from the ids of their samples, or from the matrix that these are drawn from, to updated tables. Exact steps:
+// mf_exact.h; Hogwild: mf_hogwild.h.
 #include "cpu/mf_exact.h"
 #include "cpu/mf_hogwild.h"
+#include "step_checks.h"
 
 namespace zx::cpu {
 namespace {
@@ -169,9 +170,53 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                });
 }
 
+// One step, with numbers that may lie in memory.
+Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bias, MaybeTensor user_first,
+               MaybeTensor user_second, MaybeTensor item_first, MaybeTensor item_second, MaybeTensor bias_first,
+               MaybeTensor bias_second, const Tensor& users, const Tensor& positives, const Tensor& negatives,
+               MaybeTensor constants, const Tensor& settings, MaybeTensor user_lr, MaybeTensor user_step,
+               MaybeTensor item_lr, MaybeTensor item_step, MaybeTensor bias_lr, MaybeTensor bias_step,
+               MaybeTensor total, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
+               double longest, int64_t reduction) {
+  check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
+  Tensor now = new_tensor(settings, {3, 6}, ScalarType::Double), value = new_tensor(settings, {}, ScalarType::Double);
+  std::copy_n(data<double>(settings), 18, data<double>(now));
+  double* sum = data<double>(value);
+  *sum = 0;
+  const int64_t samples = users.size(0);
+  if (samples == 0) return value;
+  const MaybeTensor* rates[3] = {&user_lr, &item_lr, &bias_lr};
+  MaybeTensor* steps[3] = {&user_step, &item_step, &bias_step};
+  for (int64_t t = 0; t < 3; ++t) {
+    double* line = data<double>(now) + 6 * t;
+    line[1] = number_of(*rates[t], line[1], "lr").read();
+    if (*steps[t]) line[5] = number_of(*steps[t], 0, "step").read() + 1;
+  }
+  const Tensor losses = mf_train(user_embedding, item_embedding, item_bias, user_first, user_second, item_first,
+                                 item_second, bias_first, bias_second, users, positives, negatives, constants, now,
+                                 optimizer, loss, a, b, c, l2, longest, reduction, samples, false);
+  for (int64_t t = 0; t < 3; ++t) {
+    if (!*steps[t]) continue;
+    Tensor& step = **steps[t];
+    const double number = data<double>(now)[6 * t + 5];
+    if (step.scalar_type() == ScalarType::Double)
+      *data<double>(step) = number;
+    else
+      *data<float>(step) = static_cast<float>(number);
+  }
+  *sum = *data<double>(losses);
+  if (total) {
+    ZX_CHECK(total->scalar_type() == ScalarType::Double && total->numel() == 1, "total must be one float64 number");
+    const bool mean = static_cast<Reduction>(reduction) == Reduction::kMean;
+    *data<double>(*total) += *sum * (mean ? static_cast<double>(samples) : 1.0);
+  }
+  return value;
+}
+
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
+  m.impl("mf_step", TORCH_BOX(&zx::cpu::mf_step));
   m.impl("mf_train", TORCH_BOX(&zx::cpu::mf_train));
   m.impl("mf_train_sampled", TORCH_BOX(&zx::cpu::mf_train_sampled));
 }

@@ -14,6 +14,7 @@ from zerosum_ext._ops.losses import fake_loss_value, loss_number
 from zerosum_ext.reference import Kernel, compute_dtype
 
 _mf_loss = overload("mf_loss")
+_mf_step = overload("mf_step")
 _mf_train = overload("mf_train")
 _mf_train_sampled = overload("mf_train_sampled")
 
@@ -25,14 +26,6 @@ _mf_train_sampled = overload("mf_train_sampled")
 #: numbered as the table's end, whose values mean nothing. ``atomics``: on a GPU and in float32 or float64, dense
 #: gradients are summed in no certain order. Arguments: the schema in csrc/library.cpp.
 mf_gradient = overload("mf_gradient")
-
-#: One step of an optimizer on ``table`` in place, from what :data:`mf_gradient` returns with ``sparse``.
-#:
-#: All tensors are float32 and contiguous. ``optimizer`` and the meaning of x and y: csrc/common/optimizers.h. ``first``
-#: and ``second`` are torch.optim's state of the table. On a GPU rows beyond the table, with which ``padded`` fills up,
-#: are skipped. ``lr_tensor`` and ``step_tensor`` (one float32 or float64 number each, on the table's device) are read
-#: when the kernel runs, in place of ``lr`` and ``step``: a captured CUDA graph sees what they hold at each replay.
-mf_update = overload("mf_update")
 
 
 def mf_loss(
@@ -70,6 +63,41 @@ def mf_loss(
     tensors = (user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight)
     value, coefficient, failed = _mf_loss(*tensors, loss_number(name), a, b, c, l2, REDUCTIONS[reduction], grad)
     return value, coefficient, failed
+
+
+def mf_step(
+    tables: Sequence[Tensor | None],
+    states: Sequence[tuple[Tensor | None, Tensor | None]],
+    samples: tuple[Tensor, Tensor, Tensor],
+    constants: Tensor | None,
+    settings: Tensor,
+    numbers: Sequence[tuple[Tensor | None, Tensor | None]],
+    total: Tensor | None,
+    optimizer: int,
+    kernel: Kernel,
+    l2: float,
+    longest: float,
+    reduction: str,
+) -> Tensor:
+    """Train on one batch, in place, and return its reduced loss without L2, a float64 scalar.
+
+    An empty batch is no step.
+
+    Args:
+        tables, states, constants, optimizer, kernel, l2, longest, reduction: as for :func:`mf_train`.
+        samples: users, positives and negatives, int64, contiguous.
+        settings: float64 [3, 6] on the CPU: csrc/library.cpp.
+        numbers: of each table its learning rate and the number of the step before (float32 or float64 scalars on the
+            tables' device), or None for those of ``settings``. They are read when the kernels run, and the step's is
+            moved on: a captured CUDA graph goes on with what it finds.
+        total: a float64 scalar that the loss summed over the samples is added to, or None.
+    """
+    name, a, b, c = kernel
+    tensors = (*tables, *(t for state in states for t in state), *samples, constants, settings)
+    of_each = (t for pair in numbers for t in pair)
+    constant = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction])
+    value: Tensor = _mf_step(*tensors, *of_each, total, *constant)
+    return value
 
 
 # One argument above the limit: the op takes 24 or 43, which are grouped here.
@@ -164,6 +192,7 @@ def _fake_mf_gradient(given: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor, T
     )
 
 
-@fake_kernel("mf_update")
-def _fake_mf_update(given: SimpleNamespace) -> None:
-    return None
+@fake_kernel("mf_step", elsewhere=("settings",))
+def _fake_mf_step(given: SimpleNamespace) -> Tensor:
+    value: Tensor = given.user_embedding.new_empty((), dtype=torch.float64)
+    return value

@@ -185,9 +185,11 @@ class _Strategy:
         lookup = _filter(excluded, lookups)
         return excluded.indptr, excluded.indices, lookup, self.slots, self.masses, excluded.num_items
 
-    def draw(self, users: Tensor, k: int, seed: int, epoch: int, offset: int) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, users: Tensor, k: int, seed: int, epoch: int, offset: int, key: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         source = self.source(users.numel() * k)
-        return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement)
+        return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement, key)
 
 
 def _strategy(
@@ -565,12 +567,18 @@ class TripletLoader:
     def _batch(self, step: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.samples_between(*self._slice(step), epoch)
 
-    def samples_between(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the samples (users, positives, negatives) with the numbers [begin, end) of an epoch."""
+    def samples_between(
+        self, begin: int, end: int, epoch: int, key: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the samples (users, positives, negatives) with the numbers [begin, end) of an epoch.
+
+        ``key``, int64 [3] on the device of the interactions, holds seed, epoch and first number in place of these. It is
+        read when the kernels run, so that a captured CUDA graph draws anew at each replay.
+        """
         seed = self._signed_seed
-        source = (*self._positives_source(begin, end), seed, epoch)
+        source = (*self._positives_source(begin, end), seed, epoch, key)
         users, positives = _ops.sample_positives(*source)
-        negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin)[0]
+        negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
 
     def _positives_source(self, begin: int, end: int) -> tuple[Any, ...]:

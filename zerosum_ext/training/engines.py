@@ -229,9 +229,7 @@ def choose_engine(parts: Parts, settings: Settings) -> type[AutogradEngine]:
     Raises:
         ValueError: the engine that was asked for by name cannot run them; the message says why.
     """
-    # On a GPU the fused step has to be asked for: "auto" has not been decided there.
-    on_gpu = next(parts.model.parameters()).device.type == "cuda"
-    if settings.engine == "autograd" or (settings.engine == "auto" and on_gpu):
+    if settings.engine == "autograd":
         return AutogradEngine
     hogwild = settings.engine == "hogwild"
     obstacle = _settings_obstacle(settings, hogwild) or fused_obstacle(

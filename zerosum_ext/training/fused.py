@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -90,7 +92,7 @@ def _model_obstacle(model: nn.Module, asynchronous: bool) -> str | None:
             return f"model: expected contiguous float32 parameters on one device without hooks, got {describe(p)}"
     if asynchronous and device.type != "cpu":
         return f"model: expected parameters on the CPU, got {describe(parameters[0])}"
-    if not all(_ops.has_op(op, device) for op in ("mf_loss", "mf_gradient", "mf_update")):
+    if not _ops.has_op("mf_step", device):
         obstacle = _ops.gpu_obstacle(device.index) if device.type == "cuda" else ""
         return f"model: {obstacle or f'the compiled part of zerosum_ext for {device.type} is not loaded'}"
     return None
@@ -166,7 +168,8 @@ class FusedStep:
         device = model.user_embedding.device
         self.constants: Tensor | None = None if constants is None else constants.to(device).float().contiguous()
         self.kind, self.state_names = _OPTIMIZERS[type(optimizer)]
-        self.scale = torch.ones((), device=device)
+        self.device = device
+        self.graph: CapturedSteps | None = None
         self.capturable = capturable
         for table in self._tables():
             group = None if table is None else self._groups().get(id(table))
@@ -216,25 +219,29 @@ class FusedStep:
         size = batch_size or max(1, users.shape[0])
         if users.device.type == "cpu":
             return self._train((users, positives, negatives), False, users.shape[0], size, groups)
-        total: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in zip(users.split(size), positives.split(size), negatives.split(size), strict=True):
-            value = self._one(*batch, groups).double()
-            value = value if self.reduction == "sum" else value * batch[0].shape[0]
-            total = value if total is None else total + value
-        return self.scale.double() * 0 if total is None else total
+            if batch[0].shape[0] > 0:
+                self._one(*batch, groups, total)
+        return total
 
     @torch.no_grad()
     def draw_and_train(self, loader: TripletLoader, begin: int, end: int, epoch: int) -> Tensor:
         """Train on the loader's samples with the numbers [begin, end) of an epoch, in batches of the loader's size.
 
-        The result is that of a call with these samples. On the CPU one op draws the next batches while it trains.
+        The result is that of a call with these samples. On the CPU one op draws the next batches while it trains. On a
+        GPU a CUDA graph of drawing and training is replayed, where one can be captured.
 
         Returns:
             The summed loss of these samples, without L2, a float64 scalar.
         """
         size = loader.batch_size
-        if self.scale.device.type != "cpu":
-            return self(*loader.samples_between(begin, end, epoch), size)
+        if self.device.type != "cpu":
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            if self.graph is None or self.graph.loader is not loader:
+                self.graph = CapturedSteps(self, loader)
+            begin += size * self.graph.run(begin, (end - begin) // size, epoch, total)
+            return total + self(*loader.samples_between(begin, end, epoch), size) if begin < end else total
         return self._train(loader.sample_source(begin, end, epoch), True, end - begin, size, self._groups())
 
     def _train(
@@ -281,45 +288,55 @@ class FusedStep:
         last = count - (steps - 1) * batch_size
         return batch_size * values[:-1].sum() + last * values[-1]
 
-    def _one(self, users: Tensor, positives: Tensor, negatives: Tensor, groups: dict[int, dict[str, Any]]) -> Tensor:
-        """Do one step by the ops for its parts, and return its loss without L2."""
-        user, item, bias = self._tables()
-        ids = (users, positives, negatives)
-        value, coefficient, _ = _ops.mf_loss(
-            user, item, bias, *ids, self.constants, None, self.kernel, 0.0, self.reduction, True
-        )
-        wanted = (id(user) in groups, id(item) in groups, bias is not None and id(bias) in groups)
-        row_l2 = self.l2 / max(users.shape[0], 1) if self.reduction == "mean" else self.l2
-        # All gradients first: each table's is made of the other's rows.
-        user_rows, user_values, item_rows, item_values, bias_values = _ops.mf_gradient(
-            user, item, *ids, coefficient, self.scale, row_l2, *wanted, True, padded=True
-        )
-        tables = ((user, user_rows, user_values), (item, item_rows, item_values), (bias, item_rows, bias_values))
-        updates = [
-            (table, groups[id(table)], self._state(table, groups[id(table)]), rows, values)
-            for needed, (table, rows, values) in zip(wanted, tables, strict=True)
-            if needed and table is not None
-        ]
-        # Counters on the tables' device are advanced in one call, and read by the kernels.
-        counters = [step for table, _, state, _, _ in updates if _is_at(step := state.get("step"), table)]
-        if counters:
-            torch._foreach_add_(counters, 1)
-        for table, group, state, rows, values in updates:
-            if self.max_row_norm is not None:
-                clip_rows(values, self.max_row_norm)
+    def _one(
+        self,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        groups: dict[int, dict[str, Any]],
+        total: Tensor | None = None,
+        held: HeldNumbers | None = None,
+    ) -> Tensor:
+        """Do one step and return its loss without L2. What ``held`` holds is not counted on the host."""
+        tables = self._tables()
+        states: list[tuple[Tensor | None, Tensor | None]] = []
+        numbers: list[tuple[Tensor | None, Tensor | None]] = []
+        settings = []
+        for place, table in enumerate(tables):
+            group = None if table is None else groups.get(id(table))
+            if table is None or group is None:
+                states.append((None, None))
+                numbers.append((None, None))
+                settings.append([0.0] * 6)
+                continue
+            state = self._state(table, group)
             lr, step = group["lr"], state.get("step")
-            counter = step if _is_at(step, table) else None
+            rate, counter = (lr if _is_at(lr, table) else None), (step if _is_at(step, table) else None)
             number = 1.0
-            if step is not None and counter is None:
+            if held is not None:
+                rate = held.rates[place] if rate is None else rate
+                counter = held.steps[place] if counter is None and step is not None else counter
+            elif step is not None and counter is None:
                 self._refuse_to_be_captured(group, table)
                 number += float(step)
                 state["step"] += 1
-            rate = lr if _is_at(lr, table) else None
-            known = float(lr) if rate is None else 0.0
-            first, second = self._moments(state)
-            constants = _constants(group)
-            _ops.mf_update(table, first, second, rows, values, self.kind, known, *constants, number, rate, counter)
-        return value
+            states.append(self._moments(state))
+            numbers.append((rate, counter))
+            settings.append([1.0, float(lr) if rate is None else 0.0, *_constants(group), number])
+        return _ops.mf_step(
+            tables,
+            states,
+            (users, positives, negatives),
+            self.constants,
+            torch.tensor(settings, dtype=torch.float64),
+            numbers,
+            total,
+            self.kind,
+            self.kernel,
+            self.l2,
+            self.max_row_norm or 0.0,
+            self.reduction,
+        )
 
     def _state(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Return the optimizer's state of a table, and make it where there is none yet. SGD has {}."""
@@ -372,3 +389,151 @@ def clip_rows(values: Tensor, max_norm: float) -> None:
     rows = values.reshape(values.shape[0], -1) if values.dim() else values.reshape(1, 1)
     norms = rows.norm(dim=1, keepdim=True)
     rows.mul_(torch.where(norms > max_norm, max_norm / norms, torch.ones_like(norms)))
+
+
+# ---- the same as a CUDA graph
+
+
+class HeldNumbers:
+    """Numbers that a captured step reads from the device: learning rates and steps' numbers, float64, of three tables.
+
+    The host knows what it has put there, and puts there only what changed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        def numbers(dtype: torch.dtype) -> list[Tensor]:
+            return list(torch.zeros(3, dtype=dtype, device=device).unbind())
+
+        self.rates, self.steps = numbers(torch.float64), numbers(torch.float64)
+        # Seed, epoch, and the number of the first sample: what a batch is drawn by.
+        self.key = torch.zeros(3, dtype=torch.int64, device=device)
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self._known: dict[int, float] = {}
+
+    def put(self, place: Tensor, value: float) -> None:
+        """Make ``place`` hold ``value``, without a transfer: the number travels in a kernel's arguments."""
+        if self._known.get(id(place)) != value:
+            place.fill_(value)
+            self._known[id(place)] = value
+
+    def moved(self, place: Tensor, by: float) -> None:
+        """Note that the device has added ``by`` to what ``place`` holds."""
+        self._known[id(place)] += by
+
+
+class CapturedSteps:
+    """Draw and train on full batches of a loader by one CUDA graph, which is replayed batch after batch.
+
+    The graph reads what changes from step to step from the device (:class:`HeldNumbers`) and moves it on itself, so
+    that the host does nothing between two steps but launch it. It is captured anew where the tensors that it works on
+    are others than those that it was captured with. Where it cannot be captured, steps are done one op at a time.
+    """
+
+    def __init__(self, step: FusedStep, loader: TripletLoader) -> None:
+        self.step, self.loader = step, loader
+        self.held = HeldNumbers(step.device)
+        self.by_batch = torch.tensor([0, 0, loader.batch_size]).to(step.device)
+        self._key = self.held.key.unbind()
+        self.replay: Callable[[], None] | None = None
+        self.captured_with: tuple[Any, ...] = ()
+        self.warm, self.refused = False, False
+
+    def run(self, begin: int, batches: int, epoch: int, total: Tensor) -> int:
+        """Train on full batches from sample number ``begin`` of an epoch on, and add their summed loss to ``total``.
+
+        Returns:
+            The number of batches that it did: all, or fewer (none) where it cannot go on.
+        """
+        if batches < 1 or self.refused or not can_capture(self.step.device):
+            return 0
+        size, done = self.loader.batch_size, 0
+        if not self.warm:
+            # One step as usual: what is made at first use, such as the optimizer's state, is made outside of the graph.
+            total += self.step(*self.loader.samples_between(begin, begin + size, epoch), size)
+            self.warm, done = True, 1
+        if done == batches:
+            return done
+        groups = self.step._groups()
+        identity = self._identity(groups)
+        counted = self._put(begin + done * size, epoch, groups)
+        if self.replay is None or identity != self.captured_with:
+            try:
+                self.replay = capture(lambda: self._one(groups), self.step.device)
+            except RuntimeError as error:
+                first = str(error).partition("\n")[0]
+                warnings.warn(f"training goes on without a CUDA graph: {first}", RuntimeWarning, stacklevel=2)
+                self.refused = True
+                return done
+            self.captured_with = identity
+        for _ in range(done, batches):
+            self.replay()
+        self.held.moved(self._key[2], (batches - done) * size)
+        for step, state in counted:
+            self.held.moved(step, batches - done)
+            state["step"] += batches - done
+        total += self.held.total
+        self.held.total.zero_()
+        return batches
+
+    def _one(self, groups: dict[int, dict[str, Any]]) -> None:
+        """Draw a batch, train on it, and go on to the next one: what the graph does."""
+        users, positives, negatives = self.loader.samples_between(0, self.loader.batch_size, 0, self.held.key)
+        if SHAPES[self.step.kernel.loss] == "row" and negatives.dim() == 1:
+            negatives = negatives.unsqueeze(1)
+        samples = (users, positives, negatives.contiguous())
+        self.step._one(*samples, groups, self.held.total, self.held)
+        self.held.key.add_(self.by_batch)
+
+    def _put(self, begin: int, epoch: int, groups: dict[int, dict[str, Any]]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Put the next batch's numbers on the device; return what counts steps there for a state on the host."""
+        held, counted = self.held, []
+        for place, number in zip(self._key, (self.loader._signed_seed, epoch, begin), strict=True):
+            held.put(place, number)
+        for number, table in enumerate(self.step._tables()):
+            if table is None or id(table) not in groups:
+                continue
+            group = groups[id(table)]
+            state = self.step._state(table, group)
+            if not _is_at(group["lr"], table):
+                held.put(held.rates[number], float(group["lr"]))
+            if "step" in state and not _is_at(state["step"], table):
+                held.put(held.steps[number], float(state["step"]))
+                counted.append((held.steps[number], state))
+        return counted
+
+    def _identity(self, groups: dict[int, dict[str, Any]]) -> tuple[Any, ...]:
+        """Return what a graph keeps of its capture: tensors, and numbers that do not lie in memory."""
+        parts: list[Any] = []
+        for table in self.step._tables():
+            if table is None or id(table) not in groups:
+                parts.append(None if table is None else (id(table), table.data_ptr()))
+                continue
+            group = groups[id(table)]
+            state = self.step._state(table, group)
+            tensors = [table, *self.step._moments(state), group["lr"], state.get("step")]
+            parts.append([(id(t), t.data_ptr()) for t in tensors if isinstance(t, Tensor) and t.device == table.device])
+            parts.append(_constants(group))
+        return tuple(map(repr, parts))
+
+
+def can_capture(device: torch.device) -> bool:
+    """Return whether CUDA graphs can be captured on this device."""
+    return device.type == "cuda"
+
+
+def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Capture what ``work`` does on the device, without doing it; return what does it.
+
+    Raises:
+        RuntimeError: something in it cannot be captured.
+    """
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            work()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay

@@ -130,7 +130,8 @@ def fit(
             torch.optim.SGD. Each sample is a step with the learning rate lr; ``batch_size`` only says how steps are
             counted. Threads write into the tables without waiting for each other, so runs with several threads differ
             a little. With one thread a run can be repeated bit for bit.
-            "auto": "fused" on the CPU where it is possible, otherwise "autograd".
+            "auto": "fused" where it is possible, otherwise "autograd". On a GPU the fused steps are replayed as a CUDA
+            graph.
         precision: "bfloat16" and "float16" run the model's forward pass under torch.autocast, which affects matrix
             products: models such as "mlp", "neumf" and "ngcf" spend their time there. Parameters, losses and updates
             stay float32. With "float16" the loss is scaled (torch.amp.GradScaler). Needs the engine "autograd".

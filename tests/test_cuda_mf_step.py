@@ -1,0 +1,516 @@
+"""The CUDA kernels of a whole training step, run on the host: against torch.optim in float64 on the same batches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import cuda_on_host
+import pytest
+import torch
+from cuda_on_host.losses import CONSTANTS, LOSSES, PAIR, REDUCTIONS, numbers
+from cuda_on_host.testing import counted_kernels_of, kernels_of, misaligned
+
+from zerosum_ext import reference
+
+kernels = kernels_of("mf_step")
+
+LR, BETAS, EPS, DECAY = 0.05, (0.8, 0.99), 1e-3, 0.01
+# The numbers of csrc/common/optimizers.h; torch's optimizer, x and y, and the names of its state.
+OPTIMIZERS = {
+    "sgd": (0, lambda p: torch.optim.SGD(p, lr=LR), (0.0, 0.0), (None, None)),
+    "adagrad": (1, lambda p: torch.optim.Adagrad(p, lr=LR, lr_decay=DECAY, eps=EPS), (DECAY, 0.0), (None, "sum")),
+    "adam": (2, lambda p: torch.optim.Adam(p, lr=LR, betas=BETAS, eps=EPS), BETAS, ("exp_avg", "exp_avg_sq")),
+    "lazy_adam": (
+        *(3, lambda p: torch.optim.SparseAdam(p, lr=LR, betas=BETAS, eps=EPS)),
+        *(BETAS, ("exp_avg", "exp_avg_sq")),
+    ),
+}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- the sort
+
+
+def joint_sort(kernels, users, positives, negatives, num_users, num_items):
+    n = users.numel() + positives.numel() + negatives.numel()
+    sizes = torch.zeros(4, dtype=torch.int64)
+    kernels.sort_sizes(n, num_users, num_items, sizes)
+    keys, order = (torch.full((2, n), -7, dtype=torch.int32) for _ in range(2))
+    zeros = torch.zeros(int(sizes[0]), dtype=torch.int32)
+    rules = torch.full((3, 7), torch.nan)
+    kernels.sort_batch(users, positives, negatives, num_users, num_items, keys, order, zeros, rules)
+    return keys[1], order[1]
+
+
+def check_sort(kernels, users, positives, negatives, num_users, num_items):
+    rows = users.shape[0]
+    items = torch.cat([positives.reshape(rows, -1), negatives.reshape(rows, -1)], 1).flatten() if rows else positives
+    bad_user, bad_item = (users < 0) | (users >= num_users), (items < 0) | (items >= num_items)
+    wanted = torch.cat(
+        [torch.where(bad_user, num_users, users), num_users + 1 + torch.where(bad_item, num_items, items)]
+    )
+    expected, places = torch.sort(wanted, stable=True)
+    keys, order = joint_sort(kernels, users, positives, negatives, num_users, num_items)
+    assert torch.equal(keys.long() & 0xFFFFFFFF, expected)
+    assert torch.equal(order.long(), places)
+
+
+def draw_ids(rows, k, num_users, num_items, seed=0, quad=False):
+    g = generator(seed)
+    users = torch.randint(0, num_users, (rows,), generator=g)
+    if quad:
+        return users, *(torch.randint(0, num_items, (rows, 2), generator=g) for _ in range(2))
+    shape = (rows,) if k is None else (rows, k)
+    return users, torch.randint(0, num_items, (rows,), generator=g), torch.randint(0, num_items, shape, generator=g)
+
+
+# One block's sort and that of several tiles; keys of one digit and of several.
+@pytest.mark.parametrize("rows", [0, 1, 11, 341, 1366, 5461, 5462, 8000])
+@pytest.mark.parametrize("tables", [(1, 1), (100, 150), (6040, 3706), (70_000, 90_000)])
+def test_users_and_items_are_sorted_together(kernels, rows, tables):
+    users, positives, negatives = draw_ids(rows, None, *tables, seed=rows)
+    skewed = ((negatives.double() / tables[1]) ** 8 * tables[1]).long()
+    check_sort(kernels, users, positives, skewed, *tables)
+
+
+@pytest.mark.parametrize("tables", [(1 << 24, 5), (3, (1 << 31) + 5), ((1 << 32) - 9, 6)])
+def test_keys_of_many_bits(kernels, tables):
+    for rows in (50, 5600):
+        users, positives, negatives = draw_ids(rows, None, *tables, seed=1)
+        check_sort(kernels, users, positives, negatives, *tables)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 64])
+def test_positions_of_several_items(kernels, k):
+    check_sort(kernels, *draw_ids(130, k, 40, 50), 40, 50)
+    check_sort(kernels, *draw_ids(130, 2, 40, 50, quad=True), 40, 50)
+
+
+def test_ids_out_of_range_stay_on_their_side(kernels):
+    for rows in (700, 6000):
+        users, positives, negatives = draw_ids(rows, 2, 20, 16, seed=2)
+        users[::7] += 20
+        users[3], negatives[5, 1], negatives[6, 0] = -(1 << 62), 1 << 40, -1
+        positives[::5] -= 16
+        check_sort(kernels, users, positives, negatives, 20, 16)
+    check_sort(kernels, users, positives, negatives, 0, 0)
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+@pytest.mark.parametrize("rows", [900, 5700])
+def test_sorting_in_any_schedule(kernels, settings, rows):
+    with cuda_on_host.schedule(settings):
+        check_sort(kernels, *draw_ids(rows, None, 300, 500, seed=3), 300, 500)
+
+
+# ---- steps
+
+
+class Step:
+    """Tables and state of one optimizer on the device that is played, and what a step needs of memory."""
+
+    def __init__(self, kernels, tables, optimizer, *, move=lambda t: t, chunks=(0, 0), in_memory=False):
+        self.kernels, self.name, self.chunks = kernels, optimizer, chunks
+        self.kind, self.make, (self.x, self.y), self.names = OPTIMIZERS[optimizer]
+        self.tables = [None if t is None else move(t.clone()) for t in tables]
+        self.state = [
+            [None if t is None or n is None else move(torch.zeros_like(t)) for n in self.names] for t in self.tables
+        ]
+        self.number = 1.0
+        self.lr = torch.tensor(LR, dtype=torch.float64) if in_memory else None
+        self.steps = [torch.zeros(()) for _ in tables] if in_memory else [None] * 3
+        self.total = torch.tensor(10.0, dtype=torch.float64)
+        self.plan = torch.zeros(8, dtype=torch.int64)
+
+    def __call__(self, loss, ids, constants=None, *, l2=0.0, longest=0.0, reduction="mean", wanted=(1, 1, 1)):
+        of_tables = torch.tensor(
+            [[float(w), -1.0 if self.lr is not None else LR, self.x, self.y, EPS, self.number] for w in wanted],
+            dtype=torch.float64,
+        )
+        options = torch.tensor(
+            [self.kind, *numbers(self.kernels, loss), REDUCTIONS[reduction], l2, longest, *self.chunks],
+            dtype=torch.float64,
+        )
+        value = torch.full((), torch.nan, dtype=torch.float64)
+        tables = [t for table, state in zip(self.tables, self.state, strict=True) for t in (table, *state)]
+        arguments = (*tables, *ids, constants, of_tables, self.lr, *self.steps, options, value, self.total)
+        self.kernels.mf_step(*arguments, None, self.plan)
+        # As the op finds it: full of something, and of the exact size.
+        memory = torch.full((int(self.plan[0]),), -7, dtype=torch.int32)
+        self.kernels.mf_step(*arguments, memory, None)
+        self.number += 1
+        return value
+
+
+def definition(loss, tables, ids, constants, l2, reduction):
+    """Value without L2, and the gradients, in float64."""
+    user, item, bias = tables
+    users, positives, negatives = ids
+    scores, norms = reference.mf_scores(user, item, bias, users, reference.mf_items(positives, negatives), False)
+    pos, neg = reference.split_scores(scores, positives, negatives)
+    aux = (None, None) if constants is None else (constants.double()[positives], constants.double()[negatives])
+    if loss not in PAIR and loss != "pos2neg2" and neg.dim() == 1:
+        neg = neg.unsqueeze(1)
+    value = reference.pair_loss_value(pos, neg, *aux, None, LOSSES[loss], reduction)
+    return value, value + l2 * reference.reduce(norms, reduction)
+
+
+def new_tables(num_users, num_items, dim, bias=True, seed=0):
+    g = generator(seed)
+    scale = 1.2 / max(dim, 1) ** 0.25
+    user, item = (torch.randn(n, dim, generator=g) * scale for n in (num_users, num_items))
+    return [user, item, torch.randn(num_items, generator=g) * 0.3 if bias else None]
+
+
+def new_constants(loss, num_items):
+    return torch.rand(num_items, generator=generator(5)) if loss in CONSTANTS else None
+
+
+def check(
+    kernels,
+    loss,
+    optimizer,
+    batches,
+    *,
+    num_users=23,
+    num_items=31,
+    dim=8,
+    bias=True,
+    l2=0.0,
+    longest=0.0,
+    reduction="mean",
+    wanted=(1, 1, 1),
+    rtol=2e-4,
+    **options,
+):
+    """Steps on some batches, against torch.optim in float64."""
+    start = new_tables(num_users, num_items, dim, bias)
+    constants = new_constants(loss, num_items)
+    step = Step(kernels, start, optimizer, **options)
+    doubles = [None if t is None else t.double().requires_grad_() for t in start]
+    trained = [t for t, w in zip(doubles, wanted, strict=True) if t is not None and w]
+    torchs = step.make(trained) if trained else None
+    total = 10.0
+    for ids in batches:
+        value, objective = definition(loss, doubles, ids, constants, l2, reduction)
+        gradients = (
+            torch.autograd.grad(objective, trained, allow_unused=True)
+            if trained and len(ids[0])
+            else [None] * len(trained)
+        )
+        occurring = {
+            id(doubles[0]): ids[0].unique(),
+            **{id(t): torch.cat([ids[1].flatten(), ids[2].flatten()]).unique() for t in doubles[1:] if t is not None},
+        }
+        for table, gradient in zip(trained, gradients, strict=True):
+            grad = torch.zeros_like(table) if gradient is None else gradient.clone()
+            if longest:
+                norms = grad.reshape(len(grad), -1).norm(dim=1)
+                factor = torch.where(norms > longest, longest / norms, 1.0)
+                grad *= factor.reshape(-1, *[1] * (grad.dim() - 1))
+            if optimizer == "lazy_adam":
+                rows = occurring[id(table)]
+                grad = torch.sparse_coo_tensor(rows.unsqueeze(0), grad[rows], grad.shape, check_invariants=True)
+            table.grad = grad
+        if torchs is not None:
+            torchs.step()
+        got = step(loss, ids, constants, l2=l2, longest=longest, reduction=reduction, wanted=wanted)
+        want = float(value.detach()) if len(ids[0]) else 0.0
+        assert float(got) == pytest.approx(want, rel=2e-5, abs=1e-6)
+        total += want * (len(ids[0]) if reduction == "mean" else 1)
+        assert float(step.total) == pytest.approx(total, rel=2e-5, abs=1e-6)
+    for got, want, state in zip(step.tables, doubles, step.state, strict=True):
+        if got is None:
+            continue
+        scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+        torch.testing.assert_close(got.double(), want.detach(), rtol=rtol, atol=2e-6 * scale)
+        for name, kept in zip(step.names, state, strict=True):
+            if name is not None and torchs is not None and want in torchs.state:
+                torch.testing.assert_close(kept.double(), torchs.state[want][name], rtol=5e-4, atol=1e-6)
+    return step
+
+
+def shape_of_negatives(loss, k):
+    return {"k": 2, "quad": True} if loss == "pos2neg2" else {"k": k}
+
+
+@pytest.mark.parametrize("k", [None, 1, 2, 5, 64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(kernels, loss, k):
+    if loss == "pos2neg2" and k != 2:
+        pytest.skip("two negatives")
+    if loss not in PAIR and k is None:
+        pytest.skip("losses of rows have [B, K]")
+    for dim in (8, 5, 64):
+        ids = draw_ids(50, num_users=23, num_items=31, seed=dim, **shape_of_negatives(loss, k))
+        check(kernels, loss, "sgd", [ids], dim=dim, l2=0.3)
+        check(kernels, loss, "sgd", [ids], dim=dim, bias=False, reduction="sum", rtol=2e-3)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 64, 65, 128, 200, 256, 257, 264, 300])
+@pytest.mark.parametrize("loss", ["bpr", "pos2neg2", "bsl", "hardest"])
+def test_widths(kernels, loss, dim):
+    k = {"bpr": None, "pos2neg2": 2, "bsl": 9, "hardest": 3}[loss]
+    batches = [draw_ids(30, k, 23, 31, seed=s, quad=loss == "pos2neg2") for s in range(2)]
+    for optimizer in ("sgd", "adam"):
+        check(kernels, loss, optimizer, batches, dim=dim, l2=0.2, longest=0.4, move=misaligned)
+        step = check(kernels, loss, optimizer, batches, dim=dim, l2=0.2, longest=0.4, chunks=(4, 8))
+        assert int(step.plan[4]) == (dim > (256 if dim % 4 == 0 else 64))
+
+
+@pytest.mark.parametrize("wanted", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 0, 0)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers(kernels, optimizer, wanted):
+    batches = [draw_ids(40, None, 23, 31, seed=s) for s in range(3)]
+    for options in ({}, {"l2": 0.4, "longest": 0.05}, {"bias": False}, {"l2": 0.1, "reduction": "sum", "dim": 20}):
+        check(kernels, "zerosum", optimizer, batches, wanted=wanted, **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_numbers_in_memory(kernels, optimizer):
+    """One launch again and again, as a CUDA graph makes it: what is counted in memory moves on."""
+    batches = [draw_ids(20, 3, 23, 31, seed=s) for s in range(6)]
+    known = check(kernels, "bpr", optimizer, batches)
+    step = check(kernels, "bpr", optimizer, batches, in_memory=True)
+    assert [float(s) for s in step.steps] == [6.0] * 3
+    for a, b in zip(known.tables, step.tables, strict=True):
+        assert torch.equal(a, b)
+
+
+def worst_ids(rows, kind, num_users=23, num_items=31):
+    users, positives, negatives = draw_ids(rows, None, num_users, num_items, seed=4)
+    if kind == "one user":
+        users = torch.full_like(users, 5)
+    if kind == "one item":
+        positives = torch.full_like(positives, num_items - 1)
+    if kind == "one pair":
+        users, positives, negatives = (torch.full_like(t, t[0]) for t in (users, positives, negatives))
+    if kind == "equal":
+        negatives = positives.clone()
+    if kind == "distinct":
+        users = torch.arange(rows) % num_users
+        positives = torch.arange(rows) % num_items
+    return users, positives, negatives
+
+
+# Rows within a chunk, over an edge, over whole chunks, and over so many that a block adds up their parts.
+@pytest.mark.parametrize("chunks", [(1, 1), (2, 1), (4, 8), (16, 32), (32, 16), (0, 0)])
+@pytest.mark.parametrize("kind", ["drawn", "one user", "one item", "one pair", "equal", "distinct"])
+def test_chunks(kernels, kind, chunks):
+    for rows in (1, 16, 33, 150):
+        ids = worst_ids(rows, kind)
+        for optimizer in ("sgd", "lazy_adam", "adam"):
+            check(kernels, "zerosum", optimizer, [ids], l2=0.2, longest=1.5, chunks=chunks)
+
+
+def test_chunks_of_many_samples(kernels):
+    """Chunks as a large batch has them, several blocks of them, and the sort of several tiles."""
+    ids = draw_ids(9000, None, 400, 300, seed=8)
+    ids[1][::3] = 7
+    ids[0][::5] = 11
+    for optimizer in ("adagrad", "adam"):
+        step = check(kernels, "zerosum", optimizer, [ids], num_users=400, num_items=300, l2=0.1, rtol=1e-3)
+        assert step.plan[1:3].tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_the_same_bits_in_any_schedule(kernels, settings):
+    for chunks, loss, k in (((1, 1), "zerosum", None), ((4, 16), "psl_tanh", 6)):
+        for optimizer in ("adam", "adagrad"):
+            results = []
+            for environment in ({}, settings):
+                with cuda_on_host.schedule(environment):
+                    step = Step(kernels, new_tables(19, 23, 12), optimizer, chunks=chunks)
+                    for seed in range(2):
+                        step(loss, draw_ids(140, k, 19, 23, seed=seed), l2=0.1, longest=0.5)
+                    results.append([*step.tables, *[t for s in step.state for t in s if t is not None], step.total])
+            for a, b in zip(*results, strict=True):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_to_do(kernels, optimizer):
+    batches = [draw_ids(20, 2, 23, 31), draw_ids(0, 2, 23, 31), draw_ids(20, 2, 23, 31, seed=1)]
+    check(kernels, "zerosum", optimizer, batches[:1] if optimizer == "lazy_adam" else batches)
+    before = Step(kernels, new_tables(23, 31, 4), optimizer)
+    before("bpr", draw_ids(0, None, 23, 31))
+    for got, was in zip(before.tables, new_tables(23, 31, 4), strict=True):
+        assert torch.equal(got, was)
+    # Tables without rows: every id is out of range.
+    none = Step(kernels, [torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0)], optimizer)
+    assert none("bpr", draw_ids(9, None, 5, 5)).isnan()
+
+
+def test_no_negatives(kernels):
+    users, positives, _ = draw_ids(20, None, 23, 31)
+    step = Step(kernels, new_tables(23, 31, 8), "sgd")
+    value = step("bpr", (users, positives, torch.empty(20, 0, dtype=torch.int64)))
+    assert float(value) == 0
+    for got, was in zip(step.tables, new_tables(23, 31, 8), strict=True):
+        assert torch.equal(got, was)
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (8, 8)])
+@pytest.mark.parametrize("loss", ["zerosum", "psl_tanh"])
+def test_ids_out_of_range_spoil_what_they_touch(kernels, loss, chunks):
+    users, positives, negatives = draw_ids(40, 3 if loss == "psl_tanh" else None, 23, 31, seed=6)
+    users[4], negatives.view(40, -1)[9, 0] = 23, -1
+    for optimizer in ("sgd", "adam"):
+        step = Step(kernels, new_tables(23, 31, 8), optimizer, chunks=chunks)
+        assert step(loss, (users, positives, negatives)).isnan()
+        spoiled = {int(positives[4]), *negatives[4:5].flatten().tolist()}
+        spoiled |= {int(positives[9]), *[i for i in negatives[9:10].flatten().tolist() if i >= 0]}
+        assert step.tables[0].isnan().any(1).nonzero().flatten().tolist() == [int(users[9])]
+        assert step.tables[1].isnan().any(1).nonzero().flatten().tolist() == sorted(spoiled)
+        assert step.tables[2].isnan().nonzero().flatten().tolist() == sorted(spoiled)
+
+
+# ---- the budget of launches and bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_launches(kernels, optimizer):
+    """At most 10 nodes of a CUDA graph, whatever the batch: 4 or 5 up to 16 K positions."""
+    kinds = {0: "small_sort_kernel", 1: "step_users_kernel", 2: "step_items_kernel", 3: "step_end_kernel"}
+    for rows, k in ((1, None), (300, 5), (5461, None)):
+        step = Step(kernels, new_tables(50, 60, 4), optimizer)
+        with kernels.count() as counts:
+            step("zerosum", draw_ids(rows, k, 50, 60), l2=0.1, longest=0.5)
+        names = [node.kernel for node in counts.nodes]
+        if optimizer == "adam":  # which looks rows up in a map
+            assert names.pop(0) == "memset"
+        assert len(names) == 4
+        assert all(kinds[i] in name for i, name in enumerate(names))
+    for tables in ((50, 60), (300, 500), (70_000, 90), *([((1 << 24) + 5, 6)] if optimizer == "sgd" else [])):
+        step = Step(kernels, new_tables(*tables, 1), optimizer)
+        with kernels.count() as counts:
+            step("bpr", draw_ids(5462, None, *tables))
+        passes = int(step.plan[7])
+        assert len(counts.nodes) == 5 + passes <= 9
+        assert counts.nodes[0].kernel == "memset"
+        assert sum("sort_pass_kernel" in node.kernel for node in counts.nodes) == passes
+
+
+counted = counted_kernels_of("mf_step")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "lazy_adam", "adam"])
+@pytest.mark.parametrize("rows", [1500, 6000])
+def test_bytes(counted, optimizer, rows):
+    """What instructions load and store in memory, against the arithmetic of benchmarks/ROOFLINE.md."""
+    num_users, num_items, dim, columns = 900, 700, 64, 2
+    ids = draw_ids(rows, None, num_users, num_items, seed=1)
+    step = Step(counted, new_tables(num_users, num_items, dim), optimizer)
+    with counted.count() as counts:
+        step("zerosum", ids, l2=0.1)
+    row, positions = 4 * dim, (1 + columns) * rows
+    states = {"sgd": 0, "adagrad": 1, "adam": 2, "lazy_adam": 2}[optimizer]
+    users, items = len(ids[0].unique()), len(torch.cat(ids[1:]).unique())
+    user_chunk, item_chunk = step.plan[1:3].tolist()
+    # A row's sum has a part in each chunk that it is in.
+    user_parts = users + -(-rows // user_chunk)
+    item_parts = items + -(-columns * rows // item_chunk)
+    if optimizer == "adam":
+        updates = (num_users + num_items) * row * 2 * (1 + states) + (user_parts + item_parts) * row * 2
+    else:
+        # Users: the sum is written and read, whole or in parts. Items: those that cross an edge.
+        updates = (users + items) * row * 2 * (1 + states) + user_parts * row * 2 + (item_parts - items) * row * 2 * 2
+    gathers = (columns * rows + columns * rows) * row  # each row of items once, each row of users once an item
+    own = (user_parts + item_parts) * row  # the row itself: to multiply by, and for L2
+    if positions <= 1 << 14:
+        sort = 16 * positions
+    else:
+        sort = positions * (8 + 8 + 8 + 16 * (int(step.plan[7]) - 1)) + 10_000 * 5 * int(step.plan[7])
+    places = positions * 48 + 24 * (num_users + num_items)
+    budget = gathers + own + updates + sort + places
+    assert counts.loaded + counts.stored <= budget
+    assert counts.loaded + counts.stored >= gathers  # (that something was counted)
+    # Users' gradients alone would be as much again, if items were read twice.
+    assert budget < 1.35 * (counts.loaded + counts.stored)
+
+
+# ---- what the tests above must notice
+
+
+BUGS = {
+    "joint key": ("cuda/batch_sort.cuh", "return num_users + 1 + in_range(", "return num_users + in_range("),
+    "unstable": ("cuda/batch_sort.cuh", "__popc(equals & ((1u << lane) - 1))", "__popc(equals & ~((2u << lane) - 1))"),
+    "look-back ends early": ("cuda/batch_sort.cuh", "if (said & kCountSoFar) break;", "break;"),
+    "no ticket": ("cuda/batch_sort.cuh", "const unsigned tile = taken[0],", "const unsigned tile = blockIdx.x,"),
+    "step not counted": ("cuda/batch_sort.cuh", "(counted ? 0 : 1)", "0"),
+    "edge twice": (
+        *("cuda/mf_step.cuh", "if (row == kNone || (chunk.keys[chunk.begin] == key && chunk.comes_in())) return none;"),
+        "if (row == kNone) return none;",
+    ),
+    "chunk lost": ("cuda/mf_step.cuh", "for (; step > 0; step /= 2)", "for (; step > 1; step /= 2)"),
+    "edge not seen": (
+        "cuda/mf_step.cuh",
+        "return end > 0 && end < s.size && keys[end - 1] == keys[end];",
+        "return false;",
+    ),
+    "parts in one place": ("cuda/mf_step.cuh", "2 + (came_in ? 0 : 1)", "2"),
+    "long row lost": ("cuda/mf_step.cuh", "if (sum.row != kNone) finish_long", "if (false) finish_long"),
+    "group counted twice": (
+        "cuda/mf_step.cuh",
+        "i < sum.parts; i += stride",
+        "i < sum.parts; i += stride - stride / 2",
+    ),
+    "users first": (
+        *("cuda/mf_step.cuh", "  if (p.samples > 0 && p.items_wanted()) {\n"),
+        "  step_end<kStepPack>(p.kind(), a, layout, stream);\n  if (p.samples > 0 && p.items_wanted()) {\n",
+    ),
+    "none": ("cuda/mf_step.cuh", "#pragma once", "#pragma once"),
+}
+
+
+def shortened(losses):
+    """csrc/common/losses.h with one loss under two names, so that compiling takes seconds."""
+    begin, end = losses.index("#define ZX_PAIR_LOSSES"), losses.index("#define ZX_ALL_LOSSES")
+    lists = '#define ZX_PAIR_LOSSES(X) X(kBpr, "bpr", Zerosum) X(kZerosum, "zerosum", Zerosum)\n'
+    rest = losses[end:]
+    for kind in ("Quad", "Row"):
+        rest = rest.replace(f"ZX_{kind.upper()}_LOSSES(ZX_SHAPE) return Shape::k{kind};", "")
+    return losses[:begin] + lists + "#define ZX_QUAD_LOSSES(X)\n#define ZX_ROW_LOSSES(X)\n" + rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_noticed(monkeypatch, tmp_path, bug):
+    if os.environ.get("CUDA_ON_HOST_SANITIZE"):
+        pytest.skip("a sanitizer would end the process")
+    source, right, wrong = BUGS[bug]
+    shutil.copytree(cuda_on_host.CSRC / "common", tmp_path / "common")
+    shutil.copytree(cuda_on_host.CSRC / "cuda", tmp_path / "cuda")
+    losses = tmp_path / "common" / "losses.h"
+    losses.write_text(shortened(losses.read_text()))
+    text = (tmp_path / source).read_text()
+    assert text.count(right) == 1
+    (tmp_path / source).write_text(text.replace(right, wrong))
+    monkeypatch.setattr(cuda_on_host, "CSRC", tmp_path)
+    monkeypatch.setitem(cuda_on_host.KERNEL_FLAGS, "plain", ("-O1",))
+    cuda_on_host._headers.cache_clear()
+    try:
+        wrong_kernels = cuda_on_host.load.__wrapped__("mf_step")
+    finally:
+        cuda_on_host._headers.cache_clear()
+
+    def look():
+        check_sort(wrong_kernels, *draw_ids(200, None, 30, 40, seed=1), 30, 40)
+        for settings in ({}, {"CUEMU_ORDER": "1", "CUEMU_RESIDENT": "2"}):
+            with cuda_on_host.schedule(settings):
+                check_sort(wrong_kernels, *draw_ids(7000, None, 30, 40, seed=1), 30, 40)
+        ids = worst_ids(150, "one item")
+        for chunks in ((1, 1), (4, 8)):
+            for kind in ("one user", "one item", "drawn"):
+                check(wrong_kernels, "zerosum", "lazy_adam", [worst_ids(150, kind)], chunks=chunks)
+        check(wrong_kernels, "zerosum", "adagrad", [ids] * 2, chunks=(4, 8), in_memory=True)
+
+    if bug == "none":
+        look()
+    else:
+        with pytest.raises((AssertionError, RuntimeError)):
+            look()

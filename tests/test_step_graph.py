@@ -1,0 +1,288 @@
+"""Training by a captured graph, on a GPU that is played: the same bits as without, whatever changes between batches."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from played_device import PLAYED, Played, PlayedDevice
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import zerosum_ext as zx
+from zerosum_ext import _library as _extension
+from zerosum_ext import _ops
+from zerosum_ext.training import fused
+
+if not _extension.CPU.loaded:
+    pytest.skip("the kernels that play those of a GPU are in _C, which is not loaded", allow_module_level=True)
+
+OPTIMIZERS = {
+    "sgd": functools.partial(torch.optim.SGD, lr=0.5),
+    "adagrad": functools.partial(torch.optim.Adagrad, lr=0.05, lr_decay=0.01, initial_accumulator_value=0.1),
+    "adam": functools.partial(torch.optim.Adam, lr=0.01, betas=(0.8, 0.99), eps=1e-6),
+    "sparse_adam": functools.partial(torch.optim.SparseAdam, lr=0.01, betas=(0.8, 0.99), eps=1e-6),
+}
+USERS, ITEMS, SIZE = 40, 40, 64
+
+
+class Capture(TorchDispatchMode):
+    """Keeps the operations of a call with the very tensors they work on, and leaves no other trace of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.found = [], {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        for tensor in tree_leaves((arguments, options)):
+            if isinstance(tensor, Played) and id(tensor) not in self.found:
+                self.found[id(tensor)] = tensor, tensor.held.clone()
+        out = function(*arguments, **(options or {}))
+        self.calls.append((function, arguments, options or {}, out))
+        return out
+
+    def undo(self):
+        for tensor, value in self.found.values():
+            tensor.held.copy_(value)
+
+    @torch.no_grad()
+    def replay(self):
+        for function, arguments, options, out in self.calls:
+            again = function(*arguments, **options)
+            for kept, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(kept, torch.Tensor) and kept is not new:
+                    kept.copy_(new)
+
+
+class Graphs:
+    """Plays the capturing: counts graphs and replays."""
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def capture(self, work, device):
+        assert device.type == PLAYED.type
+        graph = Capture()
+        with torch.no_grad(), graph:
+            work()
+        graph.undo()
+        self.captured += 1
+
+        def replay():
+            self.replayed += 1
+            graph.replay()
+
+        return replay
+
+
+@pytest.fixture
+def played(monkeypatch):
+    lacking = {"mf_train", "mf_train_sampled"}
+    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
+    with PlayedDevice() as device:
+        yield device
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    found = Graphs()
+    monkeypatch.setattr(fused, "can_capture", lambda device: device.type == PLAYED.type)
+    monkeypatch.setattr(fused, "capture", found.capture)
+    return found
+
+
+def new_model(sparse=False):
+    model = zx.MatrixFactorization(USERS, ITEMS, 6, seed=1, init_std=0.3, item_bias=True, sparse=sparse)
+    for name, parameter in list(model.named_parameters()):
+        setattr(model, name, torch.nn.Parameter(Played(parameter.detach().clone())))
+    return model
+
+
+def interactions():
+    x = zx.Interactions.from_any(zx.datasets.synthetic_triangle(USERS, ITEMS))
+    return x.to(PLAYED)
+
+
+class Run:
+    """A model in training, a graph at hand or not."""
+
+    def __init__(self, optimizer="adam", loss=None, negatives=1, capturable=False):
+        loss = zx.ZerosumLoss() if loss is None else loss
+        self.model = new_model(optimizer == "sparse_adam")
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        for group in self.optimizer.param_groups:
+            group["capturable"] = capturable
+        assert fused.fused_obstacle(self.model, loss, self.optimizer) is None
+        self.step = fused.FusedStep(self.model, loss, self.optimizer, 0.01, 0.5, capturable=capturable)
+        positives = getattr(loss, "num_positives", 1)
+        self.loader = zx.TripletLoader(
+            interactions(), SIZE, seed=3, positives=positives, negatives=negatives if positives == 1 else 2
+        )
+        self.totals = []
+
+    def train(self, epoch=0, begin=0, end=None):
+        end = self.loader.num_samples if end is None else end
+        self.totals.append(self.step.draw_and_train(self.loader, begin, end, epoch).held.clone())
+
+    def everything(self):
+        """All numbers that training leaves."""
+        found = {name: p.held.clone() for name, p in self.model.named_parameters()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                value = value.held.clone() if isinstance(value, Played) else value
+                found[f"{number} {key}"] = torch.as_tensor(value).double()
+        return found | {f"total {i}": total for i, total in enumerate(self.totals)}
+
+
+def same(first, second):
+    a, b = first.everything(), second.everything()
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def both(monkeypatch, graphs, work, **options):
+    """The run with a graph, after it has been found to be the one without."""
+    runs = []
+    for captured in (True, False):
+        if not captured:
+            monkeypatch.setattr(fused, "can_capture", lambda device: False)
+        run = Run(**options)
+        work(run)
+        runs.append(run)
+    same(*runs)
+    return runs[0]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_epochs(played, graphs, monkeypatch, optimizer, capturable):
+    """Whole epochs, of which the last batch is short: one graph for all full batches but the first."""
+
+    def work(run):
+        played.asked.clear()  # (the loader has looked for users without negatives)
+        for epoch in range(3):
+            run.train(epoch)
+        assert played.asked == []
+
+    run = both(monkeypatch, graphs, work, optimizer=optimizer, capturable=capturable)
+    full, rest = divmod(run.loader.num_samples, SIZE)
+    assert rest > 0
+    assert (graphs.captured, graphs.replayed) == (1, 3 * full - 1)
+    for state in run.optimizer.state.values():
+        if "step" in state:
+            assert float(state["step"].held if isinstance(state["step"], Played) else state["step"]) == 3 * (full + 1)
+
+
+@pytest.mark.parametrize("kind", ["pos2neg2", "softmax", "softmax of one"])
+def test_losses(played, graphs, monkeypatch, kind):
+    loss = zx.Pos2Neg2Loss() if kind == "pos2neg2" else zx.SampledSoftmaxLoss()
+    negatives = 1 if kind == "softmax of one" else 5
+
+    def work(run):
+        run.train(0)
+        run.train(1)
+
+    both(monkeypatch, graphs, work, loss=loss, negatives=negatives)
+    assert graphs.captured == 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_learning_rate_that_changes(played, graphs, monkeypatch, optimizer):
+    """A scheduler that advances with each step: calls of one batch."""
+
+    def work(run):
+        for batch in range(6):
+            run.train(0, batch * SIZE, (batch + 1) * SIZE)
+            for group in run.optimizer.param_groups:
+                group["lr"] *= 0.7
+
+    both(monkeypatch, graphs, work, optimizer=optimizer)
+    assert (graphs.captured, graphs.replayed) == (1, 5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam", "adagrad"])
+def test_a_state_that_is_loaded(played, graphs, monkeypatch, optimizer):
+    """Other tensors, which the graph does not know, and another count: it is captured anew."""
+
+    def work(run):
+        run.train(0)
+        saved = {
+            "state": {
+                number: {k: Played(v.held.clone()) if isinstance(v, Played) else v for k, v in state.items()}
+                for number, state in run.optimizer.state_dict()["state"].items()
+            },
+            "param_groups": run.optimizer.state_dict()["param_groups"],
+        }
+        run.train(1)
+        for p, state in zip(run.optimizer.param_groups[0]["params"], saved["state"].values(), strict=True):
+            run.optimizer.state[p] = state
+        run.train(2)
+
+    both(monkeypatch, graphs, work, optimizer=optimizer)
+    assert graphs.captured == 2
+
+
+def test_steps_between_that_no_graph_does(played, graphs, monkeypatch):
+    """Batches by a plain call in between: the numbers on the device are set anew, and the place in the epoch too."""
+
+    def work(run):
+        run.train(0, 0, 4 * SIZE)
+        run.step(*run.loader.samples_between(5, 77, 9), 30)
+        run.train(0, 7 * SIZE, 9 * SIZE)
+        run.train(4, SIZE, 3 * SIZE)
+
+    both(monkeypatch, graphs, work, optimizer="adam")
+    assert (graphs.captured, graphs.replayed) == (1, 7)
+
+
+def test_what_cannot_be_captured_is_done_step_by_step(played, graphs, monkeypatch):
+    def refuse(work, device):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(fused, "capture", refuse)
+    run = Run()
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph: operation not permitted when stream is capturing$"):
+        run.train(0)
+    run.train(1)  # (not tried again)
+    monkeypatch.setattr(fused, "can_capture", lambda device: False)
+    plain = Run()
+    plain.train(0)
+    plain.train(1)
+    same(run, plain)
+
+
+def test_parameters_that_are_not_trained(played, graphs, monkeypatch):
+    def work(run):
+        run.model.item_bias.requires_grad_(False)
+        run.train(0)
+        run.model.item_bias.requires_grad_(True)
+        run.train(1)
+
+    both(monkeypatch, graphs, work, optimizer="sgd")
+    assert graphs.captured == 2
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_fit_replays_a_graph(gpu, monkeypatch, optimizer):
+    """fit on a GPU: the fused engine by itself, its graph, and the bits of the steps without one."""
+    x = zx.Interactions.from_any(zx.datasets.synthetic_triangle(USERS, ITEMS))
+    results, captured = [], []
+    plain = fused.capture
+    monkeypatch.setattr(fused, "capture", lambda *a: captured.append(1) or plain(*a))
+    for graph in (True, True, False):
+        if not graph:
+            monkeypatch.setattr(fused, "can_capture", lambda device: False)
+        model = zx.MatrixFactorization(USERS, ITEMS, 20, seed=1, init_std=0.3, item_bias=True)
+        history = zx.fit(
+            model, x, "zerosum", OPTIMIZERS[optimizer], device=gpu, epochs=3, batch_size=SIZE, seed=3, progress=False
+        )
+        assert history.path == "fused"
+        results.append(([p.detach().cpu() for p in model.parameters()], list(history)))
+    assert len(captured) == 2
+    for tables, losses in results[1:]:
+        assert losses == results[0][1]
+        for got, want in zip(tables, results[0][0], strict=True):
+            assert torch.equal(got, want)
