@@ -425,7 +425,11 @@ def test_bytes(counted, optimizer, rows):
         sort = 16 * positions
     else:
         sort = positions * (8 + 8 + 8 + 16 * (int(step.plan[7]) - 1)) + 10_000 * 5 * int(step.plan[7])
-    places = positions * 48 + 24 * (num_users + num_items)
+    # Keys at a chunk's edges, and where dense Adam looks for a row's sum, are read by all of a group's lanes.
+    lanes = 4 * int(step.plan[3])
+    edges = lanes * 8 * (-(-rows // user_chunk) + -(-columns * rows // item_chunk))
+    lookups = lanes * 8 * (num_users + num_items) if optimizer == "adam" else 0
+    places = positions * 48 + 24 * (num_users + num_items) + edges + lookups
     budget = gathers + own + updates + sort + places
     assert counts.loaded + counts.stored <= budget
     assert counts.loaded + counts.stored >= gathers  # (that something was counted)
