@@ -79,7 +79,7 @@ class Graphs:
 @pytest.fixture
 def played(monkeypatch):
     lacking = {"mf_train", "mf_train_sampled"}
-    monkeypatch.setitem(_ops._KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
+    monkeypatch.setitem(_ops.KERNELS, PLAYED.type, frozenset(_extension.OPS) - lacking)
     with PlayedDevice() as device:
         yield device
 
