@@ -572,8 +572,8 @@ class TripletLoader:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the samples (users, positives, negatives) with the numbers [begin, end) of an epoch.
 
-        ``key``, int64 [3] on the device of the interactions, holds seed, epoch and first number in place of these. It is
-        read when the kernels run, so that a captured CUDA graph draws anew at each replay.
+        ``key``, int64 [3] on the device of the interactions, holds seed, epoch and first number in place of these. It
+        is read when the kernels run, so that a captured CUDA graph draws anew at each replay.
         """
         seed = self._signed_seed
         source = (*self._positives_source(begin, end), seed, epoch, key)
