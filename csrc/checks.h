@@ -1,12 +1,91 @@
 // What ops ask of their tensors, whichever device these are on.
 #pragma once
 
+#include "common/losses.h"
 #include "common/number.h"
 #include "common/optimizers.h"
 #include "common/ranking.h"
 #include "torch_stable.h"
 
 namespace zx {
+
+// ---- what several ops take
+
+inline Loss checked_loss(int64_t number) {
+  ZX_CHECK(number >= 0 && number < static_cast<int64_t>(Loss::kCount), "no loss has the number ", number);
+  return static_cast<Loss>(number);
+}
+
+inline Reduction checked_reduction(int64_t number) {
+  ZX_CHECK(number >= 0 && number <= static_cast<int64_t>(Reduction::kMean),
+           "reduction must be 0 (none), 1 (sum) or 2 (mean), not ", number);
+  return static_cast<Reduction>(number);
+}
+
+inline void check_vector(const Tensor& t, ScalarType dtype, const char* name) {
+  ZX_CHECK(t.dim() == 1 && t.scalar_type() == dtype && t.is_contiguous(), name, " must be a contiguous vector of ",
+           dtype == ScalarType::Long ? "int64" : "its dtype");
+}
+
+// The tensors of a CSR matrix. What they hold is checked by whoever reads it.
+inline void check_matrix(const Tensor& indptr, const Tensor& indices, const char* name) {
+  ZX_CHECK(
+      indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long && indptr.is_contiguous(),
+      name, " must have an indptr that is a contiguous int64 vector and not empty");
+  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous() &&
+               (indices.scalar_type() == ScalarType::Int || indices.scalar_type() == ScalarType::Long),
+           name, " must have indices that are a contiguous int32 or int64 vector");
+}
+
+// The items that samples must not be, or are drawn by: see sample_negatives in csrc/library.cpp.
+inline void check_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
+                            const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
+                            int64_t k) {
+  check_matrix(indptr, indices, "the matrix");
+  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536], not ", k);
+  ZX_CHECK(num_items > 0, "num_items must be positive, not ", num_items);
+  if (filter) {
+    check_vector(*filter, ScalarType::Short, "filter");
+    ZX_CHECK(filter->size(0) == indices.size(0) + 1, "filter must have one entry more than indices");
+  }
+  if (masses) {
+    check_vector(*masses, ScalarType::Long, "masses");
+    ZX_CHECK(masses->size(0) > 0, "masses must not be empty");
+  }
+  if (slots) {
+    ZX_CHECK(masses && masses->size(0) == num_items + 1, "slots need masses [num_items + 1]");
+    const int64_t size = slots->dim() == 1 ? slots->size(0) : 0;
+    ZX_CHECK(slots->scalar_type() == ScalarType::Long && slots->is_contiguous() && size > 0 &&
+                 (size & (size - 1)) == 0 && size <= int64_t{1} << 31,
+             "slots must be a contiguous int64 vector of a power of two, 2^0 to 2^31, of them");
+  }
+}
+
+// The interactions that samples are drawn from: see sample_positives in csrc/library.cpp.
+inline void check_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint, int64_t hint_shift,
+                            const std::optional<Tensor>& gaps, const std::optional<Tensor>& active, int64_t order,
+                            int64_t kept, int64_t total, int64_t positives) {
+  check_matrix(indptr, indices, "the matrix");
+  check_vector(hint, ScalarType::Long, "hint");
+  ZX_CHECK(hint_shift >= 0 && hint_shift < 63, "hint_shift must be in [0, 62], not ", hint_shift);
+  ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2, not ", positives);
+  ZX_CHECK(order >= 0 && order <= 3 && (order != 3 || active), "order must be 0 to 3, and 3 needs active");
+  ZX_CHECK(total >= 0 && total < int64_t{1} << 62, "total must be in [0, 2^62), not ", total);
+  ZX_CHECK(total == 0 || order == 3 || (kept > 0 && kept <= indices.size(0)), "kept must be in [1, interactions], not ",
+           kept);
+  if (gaps)
+    ZX_CHECK(gaps->dim() == 2 && gaps->size(0) == 2 && gaps->scalar_type() == ScalarType::Long && gaps->is_contiguous(),
+             "gaps must be contiguous int64 [2, G]");
+  if (active) {
+    check_vector(*active, ScalarType::Long, "active");
+    ZX_CHECK(total == 0 || order != 3 || active->size(0) > 0, "an epoch without users has no samples");
+  }
+}
+
+// Samples first .. first + rows of an epoch.
+inline void check_samples(int64_t first, int64_t rows, int64_t total) {
+  ZX_CHECK(first >= 0 && rows >= 0 && rows <= total && first <= total - rows, "the samples must lie within the epoch");
+}
 
 // ---- matrix factorization
 
@@ -25,6 +104,7 @@ inline void check_mf_tables(const Tensor& user, const Tensor& item) {
 inline void check_mf_tensors(const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& positives,
                              const Tensor& negatives) {
   check_mf_tables(user, item);
+  ZX_CHECK(users.dim() == 1, "users must be [B]");
   check_ids(users, users.size(0), "users");
   check_ids(positives, users.size(0), "positives");
   check_ids(negatives, users.size(0), "negatives");
@@ -57,7 +137,9 @@ inline void check_update(Optimizer kind, const Tensor& table, const std::optiona
   check(table, "table");
   check(values, "values");
   const int64_t dim = table.dim() == 2 ? table.size(1) : 1;
-  ZX_CHECK(values.numel() == rows.size(0) * dim && rows.scalar_type() == ScalarType::Long && rows.is_contiguous(),
+  ZX_CHECK(rows.dim() == 1 && rows.scalar_type() == ScalarType::Long && rows.is_contiguous() &&
+               values.dim() == table.dim() && values.size(0) == rows.size(0) &&
+               (values.dim() == 1 || values.size(1) == dim),
            "rows must be int64 [n], values [n, d]");
   check_state(kind, table, first, second);
 }
@@ -69,6 +151,20 @@ inline Number number_of(const std::optional<Tensor>& t, double value, const char
   ZX_CHECK(t->numel() == 1 && (wide || t->scalar_type() == ScalarType::Float), name,
            " must be one number, float32 or float64");
   return number_at(t->data_ptr(), wide, value);
+}
+
+// ---- rankings
+
+// The offsets of n users' positives, read; returns how many positives there are.
+inline int64_t check_offsets(const int64_t* offset, int64_t n) {
+  bool sound = offset[0] == 0;
+  for (int64_t u = 0; u < n; ++u) sound &= offset[u] <= offset[u + 1];
+  ZX_CHECK(sound, "offset must ascend from 0");
+  return offset[n];
+}
+
+inline void check_cutoffs(const int64_t* cutoffs, int64_t n) {
+  for (int64_t c = 0; c < n; ++c) ZX_CHECK(cutoffs[c] >= 1, "cutoffs must be at least 1, not ", cutoffs[c]);
 }
 
 // ---- metrics of rankings
@@ -104,9 +200,12 @@ inline void check_csr_scores(const Tensor& rows, const Tensor& columns, const Te
   ZX_CHECK(rows.dim() == 2 && columns.dim() == 2 && rows.size(1) == columns.size(1) && columns.scalar_type() == dtype &&
                rows.is_contiguous() && columns.is_contiguous(),
            "rows and columns must be contiguous matrices of one dtype and width");
-  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) == rows.size(0) + 1 && indptr.scalar_type() == ScalarType::Long &&
-               indptr.is_contiguous() && indices.dim() == 1 && indices.is_contiguous(),
-           "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector");
+  ZX_CHECK(
+      indptr.dim() == 1 && indptr.size(0) == rows.size(0) + 1 && indptr.scalar_type() == ScalarType::Long &&
+          indptr.is_contiguous() && indices.dim() == 1 && indices.is_contiguous() &&
+          (indices.scalar_type() == ScalarType::Int || indices.scalar_type() == ScalarType::Long),
+      "indptr must be a contiguous int64 vector, one entry more than rows; indices a contiguous vector of int32 or "
+      "int64");
 }
 
 // ---- the graph of users and items
@@ -136,6 +235,7 @@ inline void check_graph_dropout(const Tensor& indptr, const Tensor& indices, con
                                 const Tensor& seed, double share) {
   const ScalarType index = indices.scalar_type();
   const int64_t nodes = indptr.numel() - 1;
+  ZX_CHECK(nodes >= 0, "indptr must not be empty");
   check_graph_vector(indices, 2 * by_item.numel(), index, "indices");
   check_graph_vector(by_item, by_item.numel(), index, "by_item");
   check_graph_vector(indptr, nodes + 1, index, "indptr");

@@ -13,6 +13,8 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 namespace zx {
 
@@ -20,6 +22,61 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The bytes of an element; 0 for dtypes that no op takes.
+inline int64_t element_bytes(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+      return 1;
+    case ScalarType::Short:
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    case ScalarType::Int:
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Long:
+    case ScalarType::Double:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
+// A tensor's elements must lie in its storage. They do not after storage.resize_(), which sharded training calls.
+inline void check_memory(const Tensor& t) {
+  const int64_t count = t.numel();
+  if (count == 0) return;
+  int64_t last = t.storage_offset(), bytes = 0;
+  if (t.is_contiguous())
+    last += count - 1;
+  else
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  ZX_CHECK((last + 1) * element_bytes(t.scalar_type()) <= bytes && t.data_ptr() != nullptr, "a tensor of ", count,
+           " elements has a storage of ", bytes, " bytes, which does not hold them");
+}
+
+// What every op does before its own checks: looks whether the memory of its tensors is there.
+template <class Function, Function* kOp>
+struct CheckedOp;
+template <class Result, class... Args, Result (*kOp)(Args...)>
+struct CheckedOp<Result(Args...), kOp> {
+  static Result call(Args... args) {
+    (look(args), ...);
+    return kOp(std::forward<Args>(args)...);
+  }
+
+ private:
+  static void look(const Tensor& t) { check_memory(t); }
+  static void look(const std::optional<Tensor>& t) {
+    if (t) check_memory(*t);
+  }
+  template <class T>
+  static void look(const T&) {}
+};
+#define ZX_BOX(op) TORCH_BOX((&zx::CheckedOp<std::remove_pointer_t<decltype(op)>, (op)>::call))
 
 // A new uninitialised contiguous tensor on the device of `like`. (The dispatcher's empty costs three times as
 // much.)

@@ -14,6 +14,13 @@ struct Row {
   int64_t count;
 };
 
+ZX_HD bool is_item(int64_t item, int64_t num_items) {
+  return static_cast<uint64_t>(item) < static_cast<uint64_t>(num_items);
+}
+
+// Whether indptr's neighbours begin and end are a row of a matrix of so many entries.
+ZX_HD bool is_row(int64_t begin, int64_t end, int64_t entries) { return begin >= 0 && begin <= end && end <= entries; }
+
 // Number of entries of the ascending a[0 .. n) that are less than `value`.
 template <class T, class V>
 ZX_HD int64_t lower_bound(const T* a, int64_t n, V value) {

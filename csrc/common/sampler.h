@@ -20,7 +20,7 @@ namespace zx {
 constexpr uint32_t kRejectionBlocks = 16;
 
 // ---- Distributions over items ---------------------------------------------------------------------------------------
-// item(draw)         the item that a 64-bit draw stands for
+// item(draw)         the item that a 64-bit draw stands for; an item of the catalogue, whatever the tables hold
 // mass_below(i)      integer mass of the items below i
 // item_at(m)         the item that owns unit m of the mass
 // and, of the items outside a row: complement_mass(row), complement_item(row, m), the owner of unit m.
@@ -49,7 +49,7 @@ ZX_HD uint64_t walk_complement_mass(const Items& items, Row<Index> row) {
   uint64_t mass = items.mass_below(items.num_items);
   for (int64_t j = 0; j < row.count; ++j) {
     const int64_t item = static_cast<int64_t>(row.items[j]);
-    mass -= items.mass_below(item + 1) - items.mass_below(item);
+    if (is_item(item, items.num_items)) mass -= items.mass_below(item + 1) - items.mass_below(item);
   }
   return mass;
 }
@@ -59,6 +59,7 @@ ZX_HD int64_t walk_complement_item(const Items& items, Row<Index> row, uint64_t 
   uint64_t skipped = 0;  // mass of the row's items below the answer
   for (int64_t j = 0; j < row.count; ++j) {
     const int64_t item = static_cast<int64_t>(row.items[j]);
+    if (!is_item(item, items.num_items)) continue;
     const uint64_t below = items.mass_below(item);
     if (below - skipped > m) break;
     skipped += items.mass_below(item + 1) - below;
@@ -74,9 +75,12 @@ struct AliasItems {
   int bits;
   const int64_t* prefix;
 
-  ZX_HD int64_t item(uint64_t draw) const { return alias_item(slots, bits, draw); }
+  ZX_HD int64_t item(uint64_t draw) const {
+    const int64_t drawn = alias_item(slots, bits, draw);
+    return drawn < num_items ? drawn : num_items - 1;
+  }
   ZX_HD uint64_t mass_below(int64_t i) const { return static_cast<uint64_t>(prefix[i]); }
-  ZX_HD int64_t item_at(uint64_t m) const { return upper_bound(prefix + 1, num_items, static_cast<int64_t>(m)); }
+  ZX_HD int64_t item_at(uint64_t m) const { return upper_bound(prefix + 1, num_items - 1, static_cast<int64_t>(m)); }
   template <class Index>
   ZX_HD uint64_t complement_mass(Row<Index> row) const {
     return walk_complement_mass(*this, row);
@@ -94,11 +98,14 @@ struct CandidateItems {
   const int64_t* candidates;
   int64_t num_candidates;
 
-  ZX_HD int64_t item(uint64_t draw) const { return candidates[mulhi64(draw, static_cast<uint64_t>(num_candidates))]; }
+  ZX_HD int64_t item(uint64_t draw) const {
+    const int64_t drawn = candidates[mulhi64(draw, static_cast<uint64_t>(num_candidates))];
+    return is_item(drawn, num_items) ? drawn : num_items - 1;
+  }
   ZX_HD uint64_t mass_below(int64_t i) const {
     return static_cast<uint64_t>(lower_bound(candidates, num_candidates, i));
   }
-  ZX_HD int64_t item_at(uint64_t m) const { return candidates[m]; }
+  ZX_HD int64_t item_at(uint64_t m) const { return m < static_cast<uint64_t>(num_candidates) ? candidates[m] : -1; }
   template <class Index>
   ZX_HD uint64_t complement_mass(Row<Index> row) const {
     return walk_complement_mass(*this, row);

@@ -2,12 +2,15 @@
 // matrix: their moments, and sums of column vectors weighted by an affine function of the score. No score is kept, so
 // both take O(nnz d) time and no memory beside their results.
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
+#include "common/csr.h"
 #include "cpu/parallel.h"
+#include "cpu/ranges.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
 
@@ -28,7 +31,14 @@ struct CsrProblem {
   const T* column_bias;   // [C] or null
   const int64_t* indptr;  // [R + 1]
   const Index* indices;   // [nnz]
-  int64_t num_rows, dim;
+  int64_t num_rows, num_columns, num_entries, dim;
+
+  // Whether rows [begin, end) and their columns are those of a matrix. (Entries come to the cache where they are used.)
+  ZX_HD bool is_sound(int64_t begin, int64_t end) const {
+    bool sound = true;
+    for (int64_t row = begin; row < end; ++row) sound &= is_row(indptr[row], indptr[row + 1], num_entries);
+    return sound && AllBelow<Index>::run(indices + indptr[begin], indptr[end] - indptr[begin], num_columns);
+  }
 
   ZX_HD T score(int64_t row, int64_t column) const {
     const T* x = rows + row * dim;
@@ -65,7 +75,9 @@ struct CsrProblem {
 // Sums of s, s^2 and s x over the entries of some rows, x a constant of the column; in double, block by block.
 template <class T, class Index>
 struct Moments {
-  ZX_HD static void run(const CsrProblem<T, Index>* p, const T* column_x, int64_t begin, int64_t end, double* sums) {
+  // False, and nothing read, where the matrix is none.
+  ZX_HD static bool run(const CsrProblem<T, Index>* p, const T* column_x, int64_t begin, int64_t end, double* sums) {
+    if (!p->is_sound(begin, end)) return false;
     double s0 = 0, s1 = 0, s2 = 0;
     p->for_each_row_block(begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
       for (int64_t e = first; e < last; ++e) {
@@ -75,6 +87,7 @@ struct Moments {
       }
     });
     sums[0] = s0, sums[1] = s1, sums[2] = s2;
+    return true;
   }
 };
 
@@ -82,8 +95,9 @@ struct Moments {
 // a constant of the row or of the column.
 template <class T, class Index>
 struct WeightedColumns {
-  ZX_HD static void run(const CsrProblem<T, Index>* p, const T* row_x, const T* column_x, T slope, int64_t begin,
+  ZX_HD static bool run(const CsrProblem<T, Index>* p, const T* row_x, const T* column_x, T slope, int64_t begin,
                         int64_t end, T* out, T* out_bias) {
+    if (!p->is_sound(begin, end)) return false;
     const int64_t dim = p->dim;
     std::fill(out + begin * dim, out + end * dim, T(0));
     std::fill(out_bias + begin, out_bias + end, T(0));
@@ -97,6 +111,7 @@ struct WeightedColumns {
         out_bias[row] += g;
       }
     });
+    return true;
   }
 };
 
@@ -109,7 +124,8 @@ void with_problem(const Tensor& rows, const Tensor& columns, const std::optional
       using T = decltype(element);
       using Index = decltype(index);
       f(CsrProblem<T, Index>{data<T>(rows), data<T>(columns), data_or_null<T>(row_bias), data_or_null<T>(column_bias),
-                             data<int64_t>(indptr), data<Index>(indices), rows.size(0), rows.size(1)});
+                             data<int64_t>(indptr), data<Index>(indices), rows.size(0), columns.size(0),
+                             indices.size(0), rows.size(1)});
     };
     if (rows.scalar_type() == ScalarType::Double)
       call(double{});
@@ -118,10 +134,14 @@ void with_problem(const Tensor& rows, const Tensor& columns, const std::optional
   });
 }
 
+// Throws if one of the tasks says that the matrix is none.
 template <class F>
 void for_each_task(int64_t num_rows, const F& f) {
-  for_each_block((num_rows + kRowsPerTask - 1) / kRowsPerTask, 1,
-                 [&](int64_t task) { f(task, task * kRowsPerTask, std::min(num_rows, (task + 1) * kRowsPerTask)); });
+  std::atomic<bool> sound{true};
+  for_each_block((num_rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
+    if (!f(task, task * kRowsPerTask, std::min(num_rows, (task + 1) * kRowsPerTask))) sound = false;
+  });
+  ZX_CHECK(sound, "indptr does not ascend from 0 to at most the number of indices, or indices are out of range");
 }
 
 }  // namespace
@@ -139,7 +159,8 @@ Tensor csr_score_moments(const Tensor& rows, const Tensor& columns, std::optiona
     using T = std::decay_t<decltype(*problem.rows)>;
     using Index = std::decay_t<decltype(*problem.indices)>;
     for_each_task(problem.num_rows, [&](int64_t task, int64_t begin, int64_t end) {
-      simd<Moments<T, Index>>(&problem, static_cast<const T*>(data<T>(column_x)), begin, end, sums.data() + 3 * task);
+      return simd<Moments<T, Index>>(&problem, static_cast<const T*>(data<T>(column_x)), begin, end,
+                                     sums.data() + 3 * task);
     });
   });
   for (size_t i = 0; i < sums.size(); ++i) total[i % 3] += sums[i];
@@ -163,8 +184,8 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
     using T = std::decay_t<decltype(*problem.rows)>;
     using Index = std::decay_t<decltype(*problem.indices)>;
     for_each_task(problem.num_rows, [&](int64_t, int64_t begin, int64_t end) {
-      simd<WeightedColumns<T, Index>>(&problem, data_or_null<T>(row_x), data_or_null<T>(column_x),
-                                      static_cast<T>(slope), begin, end, data<T>(out), data<T>(out_bias));
+      return simd<WeightedColumns<T, Index>>(&problem, data_or_null<T>(row_x), data_or_null<T>(column_x),
+                                             static_cast<T>(slope), begin, end, data<T>(out), data<T>(out_bias));
     });
   });
   return {out, out_bias};
@@ -173,6 +194,6 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("csr_score_moments", TORCH_BOX(&zx::cpu::csr_score_moments));
-  m.impl("csr_weighted_columns", TORCH_BOX(&zx::cpu::csr_weighted_columns));
+  m.impl("csr_score_moments", ZX_BOX(&zx::cpu::csr_score_moments));
+  m.impl("csr_weighted_columns", ZX_BOX(&zx::cpu::csr_weighted_columns));
 }

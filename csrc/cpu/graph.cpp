@@ -4,14 +4,17 @@
 //
 // Nodes are users, then items; row r of the matrix lists r's neighbours by their numbers on the other side.
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <tuple>
 
 #include "checks.h"
+#include "common/csr.h"
 #include "common/philox.h"
 #include "cpu/intrinsics.h"
 #include "cpu/parallel.h"
 #include "cpu/philox_lanes.h"
+#include "cpu/ranges.h"
 #include "cpu/rows.h"
 
 namespace zx::cpu {
@@ -47,6 +50,30 @@ void for_each_range(const Index* indptr, int64_t rows, const F& f) {
     }
   });
 }
+
+// Throws if indptr [rows + 1] is not one of a matrix of so many entries.
+template <class Index>
+void check_indptr(const Index* indptr, int64_t rows, int64_t entries) {
+  bool sound = indptr[0] >= 0 && static_cast<int64_t>(indptr[rows]) <= entries;
+  for (int64_t r = 0; r < rows; ++r) sound &= indptr[r] <= indptr[r + 1];
+  ZX_CHECK(sound, "indptr must ascend from 0 to at most the number of indices");
+}
+
+// Whether the entries of rows [begin, end) end within their rows and name one of so many columns.
+template <class Index>
+struct RowsAreSound {
+  ZX_HD static bool run(const Index* first, const Index* last, const Index* indices, int64_t begin, int64_t end,
+                        int64_t columns) {
+    bool sound = true;
+    for (int64_t row = begin; row < end; ++row) sound &= (last[row] >= first[row]) & (last[row] <= first[row + 1]);
+    if (!sound) return false;
+    // All entries, where there is nothing between rows; else each row's, as what is between them means nothing.
+    if (last == first + 1) return AllBelow<Index>::run(indices + first[begin], last[end - 1] - first[begin], columns);
+    for (int64_t row = begin; row < end; ++row)
+      sound &= AllBelow<Index>::run(indices + first[row], last[row] - first[row], columns);
+    return sound;
+  }
+};
 
 // ---- The product ----------------------------------------------------------------------------------------------------
 
@@ -312,8 +339,13 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
         return s;
       };
       const Side<T, Index> sides[2] = {side(false), side(true)};
+      std::atomic<bool> sound{true};
       const auto sum = [&](const Side<T, Index>& s, int64_t columns, int64_t begin, int64_t last) {
         if (begin >= last) return;
+        if (!simd<RowsAreSound<Index>>(s.begin, s.end, s.indices, begin, last, columns)) {
+          sound = false;
+          return;
+        }
         const bool far = columns * stride * static_cast<int64_t>(sizeof(T)) > kFarBytes;
         if (s.column_scale)
           far ? simd<SumNeighbours<true, true, T, Index>>(&s, begin, last)
@@ -322,11 +354,13 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
           far ? simd<SumNeighbours<false, true, T, Index>>(&s, begin, last)
               : simd<SumNeighbours<false, false, T, Index>>(&s, begin, last);
       };
+      check_indptr(data<Index>(indptr), nodes, indices.size(0));
       for_each_range(data<Index>(indptr), nodes, [&](int64_t begin, int64_t last) {
         const int64_t middle = std::clamp(num_users, begin, last);
         sum(sides[0], num_items, begin, middle);
         sum(sides[1], num_users, middle - num_users, last - num_users);
       });
+      ZX_CHECK(sound, "indices must be nodes of the other side, and end must lie within the rows");
     };
     if (dtype == ScalarType::Double)
       call(double{});
@@ -342,6 +376,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_dropout(const Tensor& indptr, c
   const ScalarType dtype = indices.scalar_type();
   check_graph_dropout(indptr, indices, by_item, num_users, seed, share);
   const int64_t interactions = by_item.numel(), nodes = indptr.numel() - 1;
+  dispatch_index(dtype, [&](auto index) {
+    using Index = decltype(index);
+    const Index *start = data<Index>(indptr), *by = data<Index>(by_item);
+    check_indptr(start, nodes, 2 * interactions);
+    std::atomic<bool> sound{true};
+    for_each_block((interactions + kTaskCost - 1) / kTaskCost, 4, [&](int64_t block) {
+      const int64_t begin = block * kTaskCost, n = std::min(interactions - begin, kTaskCost);
+      if (!all_below(by + begin, n, interactions)) sound = false;
+    });
+    ZX_CHECK(sound && start[0] == 0 && static_cast<int64_t>(start[num_users]) == interactions &&
+                 static_cast<int64_t>(start[nodes]) == 2 * interactions,
+             "by_item must number the interactions, and indptr count them once for users and once for items");
+  });
   Tensor end = new_tensor(indptr, {nodes}, dtype), transposed_end = new_tensor(indptr, {nodes}, dtype);
   Tensor list = new_tensor(indptr, {2 * interactions}, dtype);
   Tensor transposed_list = new_tensor(indptr, {2 * interactions}, dtype);
@@ -368,6 +415,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_dropout(const Tensor& indptr, c
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("graph_propagate", TORCH_BOX(&zx::cpu::graph_propagate));
-  m.impl("graph_dropout", TORCH_BOX(&zx::cpu::graph_dropout));
+  m.impl("graph_propagate", ZX_BOX(&zx::cpu::graph_propagate));
+  m.impl("graph_dropout", ZX_BOX(&zx::cpu::graph_dropout));
 }

@@ -3,6 +3,7 @@
 
 #include "checks.h"
 #include "cpu/mf_block.h"
+#include "cpu/ranges.h"
 
 namespace zx::cpu {
 
@@ -12,12 +13,19 @@ inline ScalarType arithmetic_type(ScalarType dtype) {
 
 // First position of ids [0, n) that is not in [0, size), or -1.
 inline int64_t first_outside(const int64_t* ids, int64_t n, int64_t size) {
-  uint64_t bad = 0;
-  for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(size);
-  if (bad != 0)
+  if (!all_below(ids, n, size))
     for (int64_t i = 0; i < n; ++i)
       if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(size)) return i;
   return -1;
+}
+
+// Throws if samples name rows that the tables do not have.
+template <class S, class C>
+void check_ids_in_range(const MfInputs<S, C>& in, int64_t samples, int64_t num_users, int64_t num_items) {
+  ZX_CHECK(first_outside(in.users, samples, num_users) < 0 &&
+               first_outside(in.positives, samples * in.num_positives, num_items) < 0 &&
+               first_outside(in.negatives, samples * in.num_negatives, num_items) < 0,
+           "users, positives and negatives must be in range");
 }
 
 // The tables of a problem, without samples.

@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
                                            const Tensor& positives, const Tensor& negatives,
                                            std::optional<Tensor> constants, std::optional<Tensor> weight, int64_t loss,
                                            double a, double b, double c, double l2, int64_t reduction, bool grad) {
-  const Loss kind = static_cast<Loss>(loss);
+  const Loss kind = checked_loss(loss);
   const Shape shape = shape_of(kind);
-  const Reduction reduce = static_cast<Reduction>(reduction);
+  const Reduction reduce = checked_reduction(reduction);
   const bool keep = reduce == Reduction::kNone, planes = shape == Shape::kQuad;
   ZX_CHECK(!keep || l2 == 0, "l2 needs a reduction");
   const ScalarType dtype = user_embedding.scalar_type(), compute = arithmetic_type(dtype);
@@ -67,7 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
     ZX_CHECK(constants || !needs_constants(kind), "this loss needs constants");
     const bool weight_per_pair = weight && weight->dim() == 2;
     if (weight)
-      ZX_CHECK(weight->scalar_type() == compute && weight->is_contiguous() && weight->size(0) == rows &&
+      ZX_CHECK(weight->scalar_type() == compute && weight->is_contiguous() &&
+                   (weight->dim() == 1 || weight->dim() == 2) && weight->size(0) == rows &&
                    (!weight_per_pair || (shape == Shape::kPair && weight->size(1) == k)),
                "weight must be [B], or [B, K] for a loss of pairs");
     const int64_t values_per_row = shape == Shape::kPair ? k : 1;
@@ -208,7 +209,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
     ZX_CHECK(coefficient.is_contiguous() && coefficient.scalar_type() == arithmetic_type(dtype) &&
                  coefficient.dim() == 2 && coefficient.size(0) == samples && coefficient.size(1) == items,
              "coefficient must be [B, J], in the arithmetic's dtype");
-    ZX_CHECK(scale.scalar_type() == arithmetic_type(dtype), "scale must have the arithmetic's dtype");
+    ZX_CHECK(scale.scalar_type() == arithmetic_type(dtype) && scale.numel() == 1,
+             "scale must be one number of the arithmetic's dtype");
+    check_ids_in_range(in, samples, user_embedding.size(0), item_embedding.size(0));
     const C factor = *data<C>(scale);
     for (int side = 0; side < 2; ++side) {
       const bool by_user = side == 0;
@@ -260,6 +263,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("mf_loss", TORCH_BOX(&zx::cpu::mf_loss));
-  m.impl("mf_gradient", TORCH_BOX(&zx::cpu::mf_gradient));
+  m.impl("mf_loss", ZX_BOX(&zx::cpu::mf_loss));
+  m.impl("mf_gradient", ZX_BOX(&zx::cpu::mf_gradient));
 }

@@ -66,8 +66,8 @@ class MfSamples {
   static constexpr int64_t kDrawnTask = 4096;
 
   bool draw(int64_t begin, int64_t rows, int64_t* users, int64_t* positives, int64_t* negatives) const {
-    positives_(first_ + begin, rows, users, positives);
-    return negatives_(first_ + begin, rows, users, negatives) == kNoneFailed &&
+    return positives_(first_ + begin, rows, users, positives) &&
+           negatives_(first_ + begin, rows, users, negatives) == kNoneFailed &&
            first_outside(users, rows, num_users_) < 0 &&
            first_outside(positives, rows * in_.num_positives, num_items_) < 0 &&
            first_outside(negatives, rows * in_.num_negatives, num_items_) < 0;

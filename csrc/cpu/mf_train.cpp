@@ -26,8 +26,8 @@ struct Training {
 template <class F>
 Tensor train(Training t, Inputs in, const F& samples_of) {
   const Optimizer kind = checked_optimizer(t.optimizer);
-  const Loss which = static_cast<Loss>(t.loss);
-  const Reduction reduce = static_cast<Reduction>(t.reduction);
+  const Loss which = checked_loss(t.loss);
+  const Reduction reduce = checked_reduction(t.reduction);
   ZX_CHECK(reduce != Reduction::kNone, "training needs a reduction");
   ZX_CHECK(t.batch_size > 0, "batch_size must be positive");
   const MfLossCall call{shape_of(which), mf_loss_function<float, float, true>(which),
@@ -98,10 +98,7 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_b
                 double c, double l2, double longest, int64_t reduction, int64_t batch_size, bool asynchronous) {
   const Inputs ids = mf_inputs<float, float>(user_embedding, item_embedding, item_bias, users, positives, negatives);
   const int64_t samples = users.size(0), num_users = user_embedding.size(0), num_items = item_embedding.size(0);
-  ZX_CHECK(first_outside(ids.users, samples, num_users) < 0 &&
-               first_outside(ids.positives, samples * ids.num_positives, num_items) < 0 &&
-               first_outside(ids.negatives, samples * ids.num_negatives, num_items) < 0,
-           "users, positives and negatives must be in range");
+  check_ids_in_range(ids, samples, num_users, num_items);
   return train({user_embedding,
                 item_embedding,
                 item_bias,
@@ -136,7 +133,9 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                         int64_t epoch, bool replacement, MaybeTensor constants, const Tensor& settings,
                         int64_t optimizer, int64_t loss, double a, double b, double c, double l2, double longest,
                         int64_t reduction, int64_t batch_size, bool asynchronous) {
-  ZX_CHECK(begin >= 0 && samples >= 0 && begin + samples <= total, "the samples must lie within the epoch");
+  check_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives);
+  check_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k);
+  check_samples(begin, samples, total);
   ZX_CHECK(indptr.size(0) == excluded_indptr.size(0), "the matrices must have the same users");
   Inputs tables = mf_table_inputs<float, float>(user_embedding, item_embedding, item_bias);
   tables.num_positives = positives, tables.num_negatives = k;
@@ -216,7 +215,7 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("mf_step", TORCH_BOX(&zx::cpu::mf_step));
-  m.impl("mf_train", TORCH_BOX(&zx::cpu::mf_train));
-  m.impl("mf_train_sampled", TORCH_BOX(&zx::cpu::mf_train_sampled));
+  m.impl("mf_step", ZX_BOX(&zx::cpu::mf_step));
+  m.impl("mf_train", ZX_BOX(&zx::cpu::mf_train));
+  m.impl("mf_train_sampled", ZX_BOX(&zx::cpu::mf_train_sampled));
 }

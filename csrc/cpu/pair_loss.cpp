@@ -1,6 +1,7 @@
 // pair_loss and macr_loss on the CPU: every loss of csrc/common/losses.h.
 #include <tuple>
 
+#include "checks.h"
 #include "cpu/element_loss.h"
 #include "cpu/row_loss.h"
 
@@ -32,17 +33,19 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
                                              std::optional<Tensor> aux_neg, std::optional<Tensor> weight, int64_t loss,
                                              double a, double b, double c, int64_t reduction, bool grad) {
   const ScalarType dtype = pos.scalar_type(), compute = compute_type(dtype);
-  const Shape shape = shape_of(static_cast<Loss>(loss));
+  const Shape shape = shape_of(checked_loss(loss));
   ElementProblem problem;
   problem.rows = pos.size(0);
   problem.cols = shape != Shape::kQuad && neg.dim() == 2 ? neg.size(1) : 1;
-  problem.reduction = static_cast<Reduction>(reduction);
+  problem.reduction = checked_reduction(reduction);
   problem.grad = grad;
   problem.a = a, problem.b = b, problem.c = c;
   const int64_t rows = problem.rows, cols = problem.cols;
 
   if (weight) problem.weight = view_of(*weight, rows, shape == Shape::kPair ? cols : 1, compute, "weight");
   const bool keep = problem.keep_values();
+  ZX_CHECK((neg.dim() == 1 || neg.dim() == 2) && pos.dim() == (shape == Shape::kQuad ? 2 : 1),
+           "pos and neg must be [B] and [B] or [B, K], or both [B, 2] for losses of two pairs");
   Tensor value = !keep                   ? new_tensor(pos, {}, compute)
                  : shape == Shape::kPair ? new_like(neg, dtype)
                                          : new_tensor(pos, {rows}, dtype);
@@ -62,7 +65,6 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
     problem.grads[0] = problem.grads[1] = {grad_pos.data_ptr(), false, true};
     problem.grads[2] = problem.grads[3] = {grad_neg.data_ptr(), false, true};
   } else {
-    ZX_CHECK(pos.dim() == 1, "pos must be [B]");
     problem.scores[0] = view_of(pos, rows, cols, dtype, "pos");
     problem.scores[1] = view_of(neg, rows, cols, dtype, "neg");
     problem.grads[0] = {grad_pos.data_ptr(), cols != 1, false};
@@ -102,11 +104,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
   ElementProblem problem;
   problem.rows = pos.size(0);
   problem.cols = neg.dim() == 2 ? neg.size(1) : 1;
-  problem.reduction = static_cast<Reduction>(reduction);
+  problem.reduction = checked_reduction(reduction);
   problem.grad = grad;
   problem.a = alpha, problem.b = beta;
   const int64_t rows = problem.rows, cols = problem.cols;
   if (weight) problem.weight = view_of(*weight, rows, cols, compute, "weight");
+  ZX_CHECK(neg.dim() == 1 || neg.dim() == 2, "neg must be [B] or [B, K]");
   Tensor value = problem.keep_values() ? new_like(neg, dtype) : new_tensor(pos, {}, compute);
   problem.value = value.data_ptr();
   const std::array<const Tensor*, 5> inputs{&pos, &neg, &user_branch, &pos_branch, &neg_branch};
@@ -123,6 +126,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("pair_loss", TORCH_BOX(&zx::cpu::pair_loss));
-  m.impl("macr_loss", TORCH_BOX(&zx::cpu::macr_loss));
+  m.impl("pair_loss", ZX_BOX(&zx::cpu::pair_loss));
+  m.impl("macr_loss", ZX_BOX(&zx::cpu::macr_loss));
 }

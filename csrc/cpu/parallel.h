@@ -11,32 +11,6 @@
 
 namespace zx::cpu {
 
-// Calls f(block) for every block in [0, blocks), at least `grain` blocks a task. What a block is must not
-// depend on the number of threads: then neither do the results.
-template <class F>
-inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
-  if (blocks <= grain) {
-    for (int64_t b = 0; b < blocks; ++b) f(b);
-    return;
-  }
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) f(b);
-  });
-}
-
-// Calls work(next) once in each thread; next() gives a block that nobody has taken yet, or -1 after the last one. For
-// blocks of uneven cost, and for work that keeps scratch memory from block to block.
-template <class F>
-inline void share_blocks(int64_t blocks, const F& work) {
-  std::atomic<int64_t> taken{0};
-  const auto next = [&]() -> int64_t {
-    const int64_t block = taken.fetch_add(1);
-    return block < blocks ? block : -1;
-  };
-  const int64_t threads = std::min<int64_t>(blocks, torch::stable::get_num_threads());
-  for_each_block(threads, 1, [&](int64_t) { work(next); });
-}
-
 // The first exception of what threads do: it must not leave a parallel region, which goes through C.
 class Failure {
  public:
@@ -62,6 +36,35 @@ class Failure {
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 };
+
+// Calls f(block) for every block in [0, blocks), at least `grain` blocks a task. What a block is must not
+// depend on the number of threads: then neither do the results.
+template <class F>
+inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
+  if (blocks <= grain) {
+    for (int64_t b = 0; b < blocks; ++b) f(b);
+    return;
+  }
+  Failure failure;
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end && failure.guard([&] { f(b); }); ++b) {
+    }
+  });
+  failure.rethrow();
+}
+
+// Calls work(next) once in each thread; next() gives a block that nobody has taken yet, or -1 after the last one. For
+// blocks of uneven cost, and for work that keeps scratch memory from block to block.
+template <class F>
+inline void share_blocks(int64_t blocks, const F& work) {
+  std::atomic<int64_t> taken{0};
+  const auto next = [&]() -> int64_t {
+    const int64_t block = taken.fetch_add(1);
+    return block < blocks ? block : -1;
+  };
+  const int64_t threads = std::min<int64_t>(blocks, torch::stable::get_num_threads());
+  for_each_block(threads, 1, [&](int64_t) { work(next); });
+}
 
 // The loop of a thread that waits for others: a little at full speed, then it leaves the processor to whoever wants it.
 class Patience {

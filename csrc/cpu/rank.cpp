@@ -17,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "common/ranking.h"
 #include "cpu/parallel.h"
 #include "cpu/rank_coarse.h"
@@ -535,11 +536,43 @@ int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
   return -1;
 }
 
-void check_csr(const Tensor& indptr, const Tensor& indices, const char* name) {
+// Whether a user's row is one of the matrix: within its entries, and of ascending items.
+template <class Index>
+bool is_sound(const Csr<Index>& matrix, int64_t user, int64_t users, int64_t entries, int64_t num_items) {
+  if (matrix.indptr == nullptr) return true;
+  if (!is_item(user, users) || !is_row(matrix.indptr[user], matrix.indptr[user + 1], entries)) return false;
+  const Row<Index> row = matrix.row(user);
+  if (row.count == 0) return true;
+  bool ascending = true;
+  for (int64_t i = 1; i < row.count; ++i) ascending &= row.items[i - 1] < row.items[i];
+  return ascending && row.items[0] >= 0 && static_cast<int64_t>(row.items[row.count - 1]) < num_items;
+}
+
+// Reads the rows of all users once, and throws if a ranking could not rely on them. (They are a small part of what it
+// reads: a user's row beside the whole catalogue's scores.)
+template <class T, class Index>
+void check_rows(const RankProblem<T, Index>& p, int64_t users, const Tensor& indptr, const Tensor& indices,
+                const std::optional<Tensor>& excluded_indptr, const std::optional<Tensor>& excluded_indices) {
+  const int64_t rows = indptr.size(0) - 1, entries = indices.size(0);
+  const int64_t excluded_rows = excluded_indptr ? excluded_indptr->size(0) - 1 : 0;
+  const int64_t excluded_entries = excluded_indices ? excluded_indices->size(0) : 0;
+  std::atomic<int64_t> wrong{kNoFailure};
+  constexpr int64_t kRows = 256;
+  for_each_block((p.rows + kRows - 1) / kRows, 1, [&](int64_t block) {
+    for (int64_t r = block * kRows; r < std::min(p.rows, (block + 1) * kRows); ++r) {
+      const int64_t user = p.users[r];
+      if (is_item(user, users) && is_sound(p.positives, user, rows, entries, p.num_items) &&
+          is_sound(p.excluded, user, excluded_rows, excluded_entries, p.num_items) &&
+          p.positives.row(user).count == p.offset[r + 1] - p.offset[r])
+        continue;
+      wrong = r;
+      return;
+    }
+  });
+  const int64_t row = wrong.load();
   ZX_CHECK(
-      indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long && indptr.is_contiguous(),
-      name, " must have an int64 indptr");
-  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), name, " must have contiguous indices");
+      row == kNoFailure, "row ", row, " of users is ", p.users[row],
+      ": out of range, or its positives or excluded items are out of range or out of order, or do not go with offset");
 }
 
 using RankResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -548,7 +581,7 @@ using RankResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 template <class T, class Run>
 RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
                         const std::optional<Tensor>& excluded_indptr, const std::optional<Tensor>& excluded_indices,
-                        int64_t num_items, int64_t k, Run&& run) {
+                        int64_t num_users, int64_t num_items, int64_t k, Run&& run) {
   ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
            "users must be a contiguous int64 vector");
   const int64_t rows = users.size(0);
@@ -556,13 +589,15 @@ RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor&
                offset.is_contiguous(),
            "offset must be int64 [users + 1]");
   ZX_CHECK(k >= 0 && num_items >= 0, "k and num_items must not be negative");
-  check_csr(indptr, indices, "positives");
+  check_matrix(indptr, indices, "positives");
+  ZX_CHECK(excluded_indptr.has_value() == excluded_indices.has_value(),
+           "excluded needs both of indptr and indices, or neither");
   if (excluded_indptr) {
-    check_csr(*excluded_indptr, *excluded_indices, "excluded");
+    check_matrix(*excluded_indptr, *excluded_indices, "excluded");
     ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
              "positives and excluded must have indices of one dtype");
   }
-  const int64_t count = data<int64_t>(offset)[rows];
+  const int64_t count = check_offsets(data<int64_t>(offset), rows);
   Tensor scores = new_tensor(users, {count}, scalar_type_of<T>);
   Tensor greater = new_tensor(users, {count}, ScalarType::Long), equal = new_tensor(users, {count}, ScalarType::Long);
   Tensor candidates = new_tensor(users, {rows}, ScalarType::Long);
@@ -579,6 +614,7 @@ RankResult with_problem(const Tensor& users, const Tensor& offset, const Tensor&
     p.scores = data<T>(scores), p.greater = data<int64_t>(greater), p.equal = data<int64_t>(equal);
     p.candidates = data<int64_t>(candidates);
     p.top_items = data<int64_t>(top_items), p.top_scores = data<T>(top_scores);
+    check_rows(p, num_users, indptr, indices, excluded_indptr, excluded_indices);
     return run(p);
   });
   return {scores, greater, equal, candidates, top_items, failed, top_scores};
@@ -601,13 +637,14 @@ RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, 
              "item_bias must be [I], of the factors' dtype");
   const auto run = [&](auto type) {
     using T = decltype(type);
-    return with_problem<T>(
-        users, offset, indptr, indices, excluded_indptr, excluded_indices, num_items, k, [&](auto& p) {
-          p.top_only = top_only;
-          FactorScores<T> source{data<T>(user_factors), data<T>(item_factors),
-                                 item_bias ? data<T>(*item_bias) : nullptr, num_items, item_factors.size(1)};
-          return rank_all(p, source);
-        });
+    return with_problem<T>(users, offset, indptr, indices, excluded_indptr, excluded_indices, user_factors.size(0),
+                           num_items, k, [&](auto& p) {
+                             p.top_only = top_only;
+                             FactorScores<T> source{data<T>(user_factors), data<T>(item_factors),
+                                                    item_bias ? data<T>(*item_bias) : nullptr, num_items,
+                                                    item_factors.size(1)};
+                             return rank_all(p, source);
+                           });
   };
   switch (user_factors.scalar_type()) {
     case ScalarType::Float:
@@ -622,16 +659,18 @@ RankResult rank_factors(const Tensor& user_factors, const Tensor& item_factors, 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
     const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
     std::optional<Tensor> excluded_indptr, std::optional<Tensor> excluded_indices, int64_t k) {
-  ZX_CHECK(scores.dim() == 2 && scores.size(0) == users.size(0), "scores must have one row a user");
+  ZX_CHECK(scores.dim() == 2 && users.dim() == 1 && indptr.dim() == 1 && scores.size(0) == users.size(0),
+           "scores must have one row a user");
   auto [target, greater, equal, candidates, top_items, failed, _] =
       dispatch_floating(scores.scalar_type(), [&](auto type) {
         using In = decltype(type);
         using T = compute_t<In>;
-        return with_problem<T>(
-            users, offset, indptr, indices, excluded_indptr, excluded_indices, scores.size(1), k, [&](const auto& p) {
-              GivenScores<T, In> source{data<In>(scores), scores.stride(0), scores.stride(1), scores.size(1)};
-              return rank_all(p, source);
-            });
+        return with_problem<T>(users, offset, indptr, indices, excluded_indptr, excluded_indices, indptr.size(0) - 1,
+                               scores.size(1), k, [&](const auto& p) {
+                                 GivenScores<T, In> source{data<In>(scores), scores.stride(0), scores.stride(1),
+                                                           scores.size(1)};
+                                 return rank_all(p, source);
+                               });
       });
   return {target, greater, equal, candidates, top_items, failed};
 }
@@ -639,6 +678,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("rank_factors", TORCH_BOX(&zx::cpu::rank_factors));
-  m.impl("rank_scores", TORCH_BOX(&zx::cpu::rank_scores));
+  m.impl("rank_factors", ZX_BOX(&zx::cpu::rank_factors));
+  m.impl("rank_scores", ZX_BOX(&zx::cpu::rank_scores));
 }

@@ -1,12 +1,14 @@
 // Metrics of each user from the places of his held-out positives and from his list: what zerosum_ext/metrics.py
 // defines, for all users, all metrics and all cut-offs in one pass over the counts.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
+#include "common/csr.h"
 #include "cpu/parallel.h"
 #include "cpu/places.h"
 
@@ -48,8 +50,20 @@ struct Scratch {
   }
 };
 
-void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
+// Whether the counts of a user's n positives can be those of a ranking.
+bool is_sound(const UserProblem& p, int64_t u, int64_t first, int64_t n) {
+  const int64_t candidates = p.candidates[u];
+  bool sound = n <= candidates;
+  for (int64_t i = first; i < first + n; ++i)
+    sound &= (p.greater[i] >= 0) & (p.equal[i] >= 0) & (p.greater[i] < candidates) & (p.equal[i] < candidates) &
+             (p.popularity[i] == p.popularity[i]);
+  return sound;
+}
+
+// False, and nothing done, where the counts contradict each other.
+bool user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
   const int64_t first = p.offset[u], n = p.offset[u + 1] - first;
+  if (!is_sound(p, u, first, n)) return false;
   const double size = static_cast<double>(n);
   // Popularity among the positives, descending.
   double* values = scratch.places.start(n);
@@ -81,7 +95,7 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
       const double nth = static_cast<double>(j - begin + 1);
       const double rank = tied_rank(p.ties, g, nth, all, m, level_negatives);
       const int64_t whole = static_cast<int64_t>(rank);
-      const bool exact = static_cast<double>(whole) == rank;
+      const bool exact = static_cast<double>(whole) == rank && is_item(whole, static_cast<int64_t>(p.gain.size()));
       for (int64_t c = 0; c < p.num_cutoffs; ++c) {
         if (rank > static_cast<double>(p.cutoffs[c])) continue;
         if (at_k(kHit, c) == 0) at_k(kMrr, c) = 1 / rank;  // places ascend
@@ -114,6 +128,7 @@ void user_metrics_of(const UserProblem& p, int64_t u, Scratch& scratch) {
   p.correlation[u] = xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : kUndefined;
   p.top_quantile[u] =
       n > 1 ? (scratch.popularity_rank[static_cast<size_t>(scratch.member[0])] - 1) / (size - 1) : kUndefined;
+  return true;
 }
 
 }  // namespace
@@ -126,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   p.users = candidates.size(0);
   p.num_cutoffs = cutoffs.size(0);
   check_metric_vector(offset, p.users + 1, ScalarType::Long, "offset");
-  const int64_t count = data<int64_t>(offset)[p.users];
+  const int64_t count = check_offsets(data<int64_t>(offset), p.users);
   check_metric_vector(greater, count, ScalarType::Long, "greater");
   check_metric_vector(equal, count, ScalarType::Long, "equal");
   check_metric_vector(candidates, p.users, ScalarType::Long, "candidates");
@@ -145,6 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   p.correlation = data<double>(whole[2]), p.top_quantile = data<double>(whole[3]);
   // Ranks in use and numbers of positives are bounded by the candidates; a cut-off may be larger.
   int64_t longest = 0, most = 0;
+  check_cutoffs(p.cutoffs, p.num_cutoffs);
   for (int64_t c = 0; c < p.num_cutoffs; ++c) longest = std::max(longest, p.cutoffs[c]);
   for (int64_t u = 0; u < p.users; ++u) most = std::max(most, p.candidates[u]);
   p.last_cutoff = longest;
@@ -155,11 +171,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
     p.gain[r] = rank_gain(static_cast<double>(r));
     p.best[r] = p.best[r - 1] + p.gain[r];
   }
+  std::atomic<bool> sound{true};
   for_each_block((p.users + kUsersPerTask - 1) / kUsersPerTask, 1, [&](int64_t task) {
     Scratch scratch;
     const int64_t end = std::min(p.users, (task + 1) * kUsersPerTask);
-    for (int64_t u = task * kUsersPerTask; u < end; ++u) user_metrics_of(p, u, scratch);
+    for (int64_t u = task * kUsersPerTask; u < end; ++u)
+      if (!user_metrics_of(p, u, scratch)) sound = false;
   });
+  ZX_CHECK(sound, "greater, equal and candidates contradict each other, or a popularity is NaN");
   return {at_k, whole[0], whole[1], whole[2], whole[3], quantile};
 }
 
@@ -174,6 +193,8 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
   Tensor lengths = new_tensor(lists, {num_cutoffs, users}, ScalarType::Long);
   Tensor exposure = new_tensor(lists, {num_cutoffs, num_items}, ScalarType::Long);
   const int64_t *list = data<int64_t>(lists), *cut = data<int64_t>(cutoffs);
+  check_cutoffs(cut, num_cutoffs);
+  std::atomic<bool> sound{true};
   const double* value = data<double>(values);
   double* sum = data<double>(sums);
   int64_t *length = data<int64_t>(lengths), *seen = data<int64_t>(exposure);
@@ -182,7 +203,11 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
     for (int64_t u = task * kUsersPerTask; u < end; ++u) {
       const int64_t* items = list + u * width;
       int64_t filled = 0;
-      while (filled < width && items[filled] >= 0) ++filled;
+      while (filled < width && items[filled] >= 0 && items[filled] < num_items) ++filled;
+      if (filled < width && items[filled] >= 0) {
+        sound = false;
+        return;
+      }
       for (int64_t c = 0; c < num_cutoffs; ++c) {
         const int64_t n = std::min(filled, cut[c]);
         length[c * users + u] = n;
@@ -194,6 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
       }
     }
   });
+  ZX_CHECK(sound, "lists hold items that values have no column for");
   for_each_block(num_cutoffs, 1, [&](int64_t c) {
     int64_t* counts = seen + c * num_items;
     std::fill_n(counts, num_items, int64_t{0});
@@ -206,6 +232,6 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("user_metrics", TORCH_BOX(&zx::cpu::user_metrics));
-  m.impl("list_metrics", TORCH_BOX(&zx::cpu::list_metrics));
+  m.impl("user_metrics", ZX_BOX(&zx::cpu::user_metrics));
+  m.impl("list_metrics", ZX_BOX(&zx::cpu::list_metrics));
 }

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "common/sampler.h"
 #include "cpu/parallel.h"
 #include "cpu/philox_lanes.h"
@@ -16,6 +17,9 @@
 
 namespace zx::cpu {
 namespace {
+
+constexpr const char* kUnsound =
+    "indptr does not ascend from 0 to at most the number of indices, or indices are out of range";
 
 constexpr int kLanes = 128;
 constexpr int64_t kRowsPerTask = 4096;
@@ -49,7 +53,7 @@ template <class Items, class Index>
 struct NegativeProblem {
   Items items;
   SampleKey key;
-  int64_t num_users, k, offset;
+  int64_t num_users, num_entries, k, offset;
   bool replacement;
   const int64_t* users;
   const int64_t* indptr;
@@ -196,7 +200,8 @@ struct NegativeLanes {
   }
 };
 
-// Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or kNoneFailed.
+// Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or whose row of the
+// matrix is none, or kNoneFailed.
 template <class Items, class Index>
 struct NegativeRows {
   ZX_HD static int64_t run(const NegativeProblem<Items, Index>* problem, int64_t begin, int64_t end) {
@@ -213,17 +218,21 @@ struct NegativeRows {
       bool valid = true;
       for (int i = 0; i < n; ++i) valid &= exists(p, users[i]);
       if (valid) {
+        bool sound = true;
         for (int i = 0; i < n; ++i) {
+          const int64_t last = p.indptr[users[i] + 1];
           rows.begin[i] = p.indptr[users[i]];
-          rows.count[i] = p.indptr[users[i] + 1] - rows.begin[i];
+          rows.count[i] = last - rows.begin[i];
+          sound &= (rows.begin[i] >= 0) & (rows.begin[i] <= last) & (last <= p.num_entries);
         }
-      } else {  // users who do not exist are drawn for like users without items, and -1 is put in place afterwards
+        valid = sound;
+      }
+      if (!valid)  // rows that do not exist are drawn for like those of users without items, and -1 follows afterwards
         for (int i = 0; i < n; ++i) {
-          const bool known = exists(p, users[i]);
+          const bool known = has_row(p, users[i]);
           rows.begin[i] = known ? p.indptr[users[i]] : 0;
           rows.count[i] = known ? p.indptr[users[i] + 1] - rows.begin[i] : 0;
         }
-      }
       int64_t* out = p.out + row * p.k;
       for (int i = 0; i < n; ++i) rows.sample[i] = static_cast<uint64_t>(p.offset + row + i);
       if (p.filter != nullptr) {
@@ -235,21 +244,28 @@ struct NegativeRows {
       }
       if (!valid)
         for (int i = n - 1; i >= 0; --i)
-          if (!exists(p, users[i])) {
+          if (!has_row(p, users[i])) {
             std::fill_n(out + i * p.k, p.k, int64_t{-1});
             failed = std::min(failed, row + i);
           }
-      int64_t least = 0;
-      for (int64_t i = 0; i < n * p.k; ++i) least = std::min(least, out[i]);
-      if (least < 0)
+      // (-1, and what rows that are no rows of this catalogue lead to.)
+      const uint64_t items = static_cast<uint64_t>(p.items.num_items);
+      bool outside = false;
+      for (int64_t i = 0; i < n * p.k; ++i) outside |= static_cast<uint64_t>(out[i]) >= items;
+      if (outside)
         for (int64_t i = n * p.k - 1; i >= 0; --i)
-          if (out[i] < 0) failed = std::min(failed, row + i / p.k);
+          if (static_cast<uint64_t>(out[i]) >= items) out[i] = -1, failed = std::min(failed, row + i / p.k);
     }
     return failed;
   }
 
   ZX_HD static bool exists(const NegativeProblem<Items, Index>& p, int64_t user) {
     return static_cast<uint64_t>(user) < static_cast<uint64_t>(p.num_users);
+  }
+
+  // Whether the user exists and his row lies within the matrix.
+  ZX_HD static bool has_row(const NegativeProblem<Items, Index>& p, int64_t user) {
+    return exists(p, user) && is_row(p.indptr[user], p.indptr[user + 1], p.num_entries);
   }
 
   __attribute__((noinline)) static void one_by_one(const NegativeProblem<Items, Index>& p, Row<Index> row,
@@ -280,17 +296,15 @@ int64_t table_bits(const Tensor& table) {
 DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
                              const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
                              int64_t k, int64_t seed, int64_t epoch, bool replacement) {
-  ZX_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long,
-           "indptr must be an int64 vector");
-  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536]");
-  ZX_CHECK(num_items > 0, "num_items must be positive");
+  check_negatives(indptr, indices, filter, slots, masses, num_items, k);
   return dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     const auto drawer = [&](auto items) -> DrawNegatives {
       NegativeProblem<decltype(items), Index> p{};
       p.items = items, p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
-      p.num_users = indptr.size(0) - 1, p.k = k, p.replacement = replacement;
-      p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices), p.filter = data_or_null<uint16_t>(filter);
+      p.num_users = indptr.size(0) - 1, p.num_entries = indices.size(0), p.k = k, p.replacement = replacement;
+      p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
+      if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);  // (else it must not be believed: no row is)
       return [p](int64_t first, int64_t rows, const int64_t* users, int64_t* out) {
         auto task = p;
         task.offset = first, task.users = users, task.out = out;
@@ -337,7 +351,10 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
 // ---- The row filter -------------------------------------------------------------------------------------------------
 
 Tensor row_filter(const Tensor& indptr, const Tensor& indices, int64_t num_items) {
-  const int64_t num_users = indptr.size(0) - 1;
+  check_matrix(indptr, indices, "the matrix");
+  ZX_CHECK(num_items >= 0, "num_items must not be negative, but is ", num_items);
+  const int64_t num_users = indptr.size(0) - 1, entries = indices.size(0);
+  std::atomic<bool> sound{true};
   Tensor filter = new_tensor(indptr, {indices.size(0) + 1}, ScalarType::Short);
   uint16_t* bits = data<uint16_t>(filter);
   bits[indices.size(0)] = 0;
@@ -348,16 +365,25 @@ Tensor row_filter(const Tensor& indptr, const Tensor& indices, int64_t num_items
     for_each_block((num_users + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
       const int64_t last = std::min(num_users, (task + 1) * kRowsPerTask);
       for (int64_t u = task * kRowsPerTask; u < last; ++u) {
+        if (!is_row(start[u], start[u + 1], entries)) {
+          sound = false;
+          return;
+        }
         const int64_t begin = start[u], count = start[u + 1] - begin;
         std::fill_n(bits + begin, count, uint16_t{0});
         const uint64_t range = filter_range(count, num_items);
         for (int64_t e = begin; e < begin + count; ++e) {
+          if (!is_item(static_cast<int64_t>(items[e]), num_items)) {
+            sound = false;
+            return;
+          }
           const uint64_t bit = filter_bit(range, static_cast<int64_t>(items[e]));
           bits[begin + static_cast<int64_t>(bit >> 4)] |= static_cast<uint16_t>(1u << (bit & 15));
         }
       }
     });
   });
+  ZX_CHECK(sound, kUnsound);
   return filter;
 }
 
@@ -373,6 +399,9 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
   const int64_t rows = users.size(0), columns = items.dim() == 2 ? items.size(1) : items.size(0);
   const int64_t stride = items.dim() == 2 ? columns : 0;
   ZX_CHECK(items.dim() == 1 || items.size(0) == rows, "items must have one row a user");
+  check_negatives(indptr, indices, filter, std::nullopt, std::nullopt, num_items, 0);
+  const int64_t num_users = indptr.size(0) - 1, entries = indices.size(0);
+  std::atomic<bool> sound{true};
   Tensor result = new_tensor(users, {rows, columns}, ScalarType::Bool);
   bool* out = data<bool>(result);
   const int64_t* start = data<int64_t>(indptr);
@@ -381,15 +410,21 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
     const int64_t per_task = std::max<int64_t>(1, kRowsPerTask / std::max<int64_t>(columns, 1));
     for_each_block((rows + per_task - 1) / per_task, 1, [&](int64_t task) {
       for (int64_t r = task * per_task; r < std::min(rows, (task + 1) * per_task); ++r) {
-        const int64_t u = data<int64_t>(users)[r], begin = start[u];
+        const int64_t u = data<int64_t>(users)[r];
+        if (!is_item(u, num_users) || !is_row(start[u], start[u + 1], entries)) {
+          sound = false;
+          return;
+        }
+        const int64_t begin = start[u];
         const RowMembership<Index> contains{{data<Index>(indices) + begin, start[u + 1] - begin},
                                             filter ? data<uint16_t>(*filter) + begin : nullptr,
                                             num_items};
         const int64_t* item = data<int64_t>(items) + r * stride;
-        for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = contains(item[c]);
+        for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = is_item(item[c], num_items) && contains(item[c]);
       }
     });
   });
+  ZX_CHECK(sound, "users are out of range, or ", kUnsound);
   return result;
 }
 
@@ -403,7 +438,7 @@ template <class Index>
 struct PositiveProblem {
   SampleKey key;
   Order order;
-  int64_t num_users, offset, positives;
+  int64_t num_users, num_entries, offset, positives;
   int64_t kept;  // interactions of the users who take part
   const int64_t* indptr;
   const Index* indices;
@@ -422,7 +457,8 @@ struct PositiveProblem {
 
 template <class Index>
 struct PositiveRows {
-  ZX_HD static void run(const PositiveProblem<Index>* problem, int64_t begin, int64_t end) {
+  // False if the matrix, hint, gaps and active contradict each other: nothing outside of them is read.
+  ZX_HD static bool run(const PositiveProblem<Index>* problem, int64_t begin, int64_t end) {
     const PositiveProblem<Index>& p = *problem;
     for (int64_t row = begin; row < end; row += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
@@ -432,6 +468,7 @@ struct PositiveRows {
       if (p.order == Order::kUsers) {
         draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
         for (int i = 0; i < n; ++i) user[i] = p.active[mulhi64(first[i], static_cast<uint64_t>(p.num_active))];
+        if (!all_below(user, n, p.num_users)) return false;
         for (int i = 0; i < n; ++i) {
           const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
           edge[i] = start + static_cast<int64_t>(mulhi64(second[i], static_cast<uint64_t>(count)));
@@ -450,19 +487,30 @@ struct PositiveRows {
         }
         if (p.num_gaps > 0)
           for (int i = 0; i < n; ++i) edge[i] = kept_interaction(p.gap_start, p.gap_total, p.num_gaps, edge[i]);
-        find_owners(p, edge, n, user);
+        if (!all_below(edge, n, p.num_entries) || !find_owners(p, edge, n, user)) return false;
       }
+      if (!all_below(edge, n, p.num_entries)) return false;
       for (int i = 0; i < n; ++i) p.out_users[row + i] = user[i];
       int64_t* out = p.out_positives + row * p.positives;
       for (int i = 0; i < n; ++i) out[i * p.positives] = static_cast<int64_t>(p.indices[edge[i]]);
       if (p.positives == 2) {
         draw_lanes(p.key, sample, n, Stream::kSecondPositive, 0, 0, first, second);
+        bool sound = true;
+        for (int i = 0; i < n; ++i) sound &= is_row(p.indptr[user[i]], p.indptr[user[i] + 1], p.num_entries);
+        if (!sound) return false;
         for (int i = 0; i < n; ++i) {
           const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
           out[i * 2 + 1] = static_cast<int64_t>(p.indices[start + second_position(first[i], edge[i] - start, count)]);
         }
       }
     }
+    return true;
+  }
+
+  ZX_HD static bool all_below(const int64_t* numbers, int n, int64_t bound) {
+    bool below = true;
+    for (int i = 0; i < n; ++i) below &= static_cast<uint64_t>(numbers[i]) < static_cast<uint64_t>(bound);
+    return below;
   }
 
   // Consecutive samples are consecutive cells of the permutation's grid: no division for each of them.
@@ -499,8 +547,10 @@ struct PositiveRows {
           edge[i] = static_cast<int64_t>(permute(permutation, static_cast<uint64_t>(edge[i])));
   }
 
-  ZX_HD static void find_owners(const PositiveProblem<Index>& p, const int64_t* edge, int n, int64_t* user) {
-    int64_t first[kLanes], last[kLanes];
+  ZX_HD static bool find_owners(const PositiveProblem<Index>& p, const int64_t* edge, int n, int64_t* user) {
+    int64_t first[kLanes], last[kLanes], most = 0;
+    for (int i = 0; i < n; ++i) most = std::max(most, edge[i]);
+    if (most >> p.shift >= p.hint_size) return false;
     for (int i = 0; i < n; ++i) {
       const int64_t block = edge[i] >> p.shift;
       first[i] = p.hint[block];
@@ -508,6 +558,7 @@ struct PositiveRows {
       __builtin_prefetch(p.indptr + first[i]);
       __builtin_prefetch(p.indices + edge[i]);
     }
+    if (!all_below(first, n, p.num_users) || !all_below(last, n, p.num_users)) return false;
     // Mostly the owner is among the next few users: counted without branches. Else what is left is searched.
     constexpr int kNear = 4;
     for (int i = 0; i < n; ++i) {
@@ -517,6 +568,10 @@ struct PositiveRows {
     }
     for (int i = 0; i < n; ++i)
       if (user[i] == first[i] + kNear) user[i] = owner_between(p.indptr, user[i], last[i], edge[i]);
+    if (!all_below(user, n, p.num_users)) return false;
+    bool owns = true;
+    for (int i = 0; i < n; ++i) owns &= (p.indptr[user[i]] <= edge[i]) & (edge[i] < p.indptr[user[i] + 1]);
+    return owns;
   }
 };
 
@@ -525,15 +580,13 @@ struct PositiveRows {
 DrawPositives draw_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint, int64_t hint_shift,
                              const std::optional<Tensor>& gaps, const std::optional<Tensor>& active, int64_t order,
                              int64_t kept, int64_t total, int64_t positives, int64_t seed, int64_t epoch) {
-  ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
-  ZX_CHECK(hint.scalar_type() == ScalarType::Long && indptr.scalar_type() == ScalarType::Long,
-           "indptr and hint must be int64 vectors");
+  check_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives);
   return dispatch_index(indices.scalar_type(), [&](auto index) -> DrawPositives {
     using Index = decltype(index);
     PositiveProblem<Index> p{};
     p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
     p.order = static_cast<Order>(order);
-    p.num_users = indptr.size(0) - 1, p.positives = positives, p.kept = kept;
+    p.num_users = indptr.size(0) - 1, p.num_entries = indices.size(0), p.positives = positives, p.kept = kept;
     p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
     p.hint = data<int64_t>(hint), p.hint_size = hint.size(0), p.shift = static_cast<int>(hint_shift);
     if (gaps) {
@@ -543,10 +596,10 @@ DrawPositives draw_positives(const Tensor& indptr, const Tensor& indices, const 
     if (active) p.active = data<int64_t>(*active), p.num_active = active->size(0);
     make_permutation(p.key, static_cast<uint64_t>(total), p.permutation);
     return [p, total](int64_t first, int64_t rows, int64_t* users, int64_t* items) {
-      ZX_CHECK(first >= 0 && rows >= 0 && first + rows <= total, "the samples must lie within the epoch");
+      check_samples(first, rows, total);
       PositiveProblem<Index> task = p;
       task.offset = first, task.out_users = users, task.out_positives = items;
-      simd<PositiveRows<Index>>(static_cast<const PositiveProblem<Index>*>(&task), int64_t{0}, rows);
+      return simd<PositiveRows<Index>>(static_cast<const PositiveProblem<Index>*>(&task), int64_t{0}, rows);
     };
   });
 }
@@ -559,22 +612,24 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
   if (key) read_key(*key, seed, epoch, begin);
   const DrawPositives draw =
       draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives, seed, epoch);
-  ZX_CHECK(begin >= 0 && rows >= 0 && begin + rows <= total, "the samples must lie within the epoch");
+  check_samples(begin, rows, total);
+  std::atomic<bool> sound{true};
   Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
   Tensor items =
       positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long) : new_tensor(indptr, {rows}, ScalarType::Long);
   for_each_block((rows + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
     const int64_t first = task * kRowsPerTask, n = std::min(rows - first, kRowsPerTask);
-    draw(begin + first, n, data<int64_t>(users) + first, data<int64_t>(items) + first * positives);
+    if (!draw(begin + first, n, data<int64_t>(users) + first, data<int64_t>(items) + first * positives)) sound = false;
   });
+  ZX_CHECK(sound, "hint, gaps or active do not belong to this matrix, or ", kUnsound);
   return {users, items};
 }
 
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
-  m.impl("sample_negatives", TORCH_BOX(&zx::cpu::sample_negatives));
-  m.impl("sample_positives", TORCH_BOX(&zx::cpu::sample_positives));
-  m.impl("row_filter", TORCH_BOX(&zx::cpu::row_filter));
-  m.impl("has_items", TORCH_BOX(&zx::cpu::has_items));
+  m.impl("sample_negatives", ZX_BOX(&zx::cpu::sample_negatives));
+  m.impl("sample_positives", ZX_BOX(&zx::cpu::sample_positives));
+  m.impl("row_filter", ZX_BOX(&zx::cpu::row_filter));
+  m.impl("has_items", ZX_BOX(&zx::cpu::has_items));
 }

@@ -13,9 +13,10 @@ namespace zx::cpu {
 constexpr int64_t kNoneFailed = std::numeric_limits<int64_t>::max();
 
 // Write samples number first .. first + rows: their users [rows] and positives [rows, 1 or 2], and the negatives
-// [rows, k] of given users. Negatives return the first row whose user is out of range or lacks them, or kNoneFailed.
+// [rows, k] of given users. Positives return false if the matrix or its indices contradict each other: then some rows
+// are not written. Negatives return the first row whose user is out of range or lacks them, or kNoneFailed.
 // Threads may draw at the same time; the tensors must live as long as the functions.
-using DrawPositives = std::function<void(int64_t first, int64_t rows, int64_t* users, int64_t* items)>;
+using DrawPositives = std::function<bool(int64_t first, int64_t rows, int64_t* users, int64_t* items)>;
 using DrawNegatives = std::function<int64_t(int64_t first, int64_t rows, const int64_t* users, int64_t* items)>;
 
 // (Arguments: as those of sample_positives and sample_negatives in csrc/library.cpp.)

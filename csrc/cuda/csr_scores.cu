@@ -91,6 +91,6 @@ std::tuple<Tensor, Tensor> csr_weighted_columns(const Tensor& rows, const Tensor
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
-  m.impl("csr_score_moments", TORCH_BOX(&zx::cuda::csr_score_moments));
-  m.impl("csr_weighted_columns", TORCH_BOX(&zx::cuda::csr_weighted_columns));
+  m.impl("csr_score_moments", ZX_BOX(&zx::cuda::csr_score_moments));
+  m.impl("csr_weighted_columns", ZX_BOX(&zx::cuda::csr_weighted_columns));
 }

@@ -74,6 +74,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_dropout(const Tensor& indptr, c
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
-  m.impl("graph_propagate", TORCH_BOX(&zx::cuda::graph_propagate));
-  m.impl("graph_dropout", TORCH_BOX(&zx::cuda::graph_dropout));
+  m.impl("graph_propagate", ZX_BOX(&zx::cuda::graph_propagate));
+  m.impl("graph_dropout", ZX_BOX(&zx::cuda::graph_dropout));
 }

@@ -151,4 +151,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
 
 }  // namespace zx::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_gradient", TORCH_BOX(&zx::cuda::mf_gradient)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_gradient", ZX_BOX(&zx::cuda::mf_gradient)); }

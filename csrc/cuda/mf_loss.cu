@@ -76,4 +76,4 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
 
 }  // namespace zx::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_loss", TORCH_BOX(&zx::cuda::mf_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_loss", ZX_BOX(&zx::cuda::mf_loss)); }

@@ -104,6 +104,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
-  m.impl("pair_loss", TORCH_BOX(&zx::cuda::pair_loss));
-  m.impl("macr_loss", TORCH_BOX(&zx::cuda::macr_loss));
+  m.impl("pair_loss", ZX_BOX(&zx::cuda::pair_loss));
+  m.impl("macr_loss", ZX_BOX(&zx::cuda::macr_loss));
 }

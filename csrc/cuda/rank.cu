@@ -107,4 +107,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
 
 }  // namespace zx::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("rank_scores", TORCH_BOX(&zx::cuda::rank_scores)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("rank_scores", ZX_BOX(&zx::cuda::rank_scores)); }

@@ -71,6 +71,6 @@ std::tuple<Tensor, Tensor, Tensor> list_metrics(const Tensor& lists, const Tenso
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
-  m.impl("user_metrics", TORCH_BOX(&zx::cuda::user_metrics));
-  m.impl("list_metrics", TORCH_BOX(&zx::cuda::list_metrics));
+  m.impl("user_metrics", ZX_BOX(&zx::cuda::user_metrics));
+  m.impl("list_metrics", ZX_BOX(&zx::cuda::list_metrics));
 }

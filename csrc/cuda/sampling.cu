@@ -149,8 +149,8 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
-  m.impl("sample_negatives", TORCH_BOX(&zx::cuda::sample_negatives));
-  m.impl("sample_positives", TORCH_BOX(&zx::cuda::sample_positives));
-  m.impl("row_filter", TORCH_BOX(&zx::cuda::row_filter));
-  m.impl("has_items", TORCH_BOX(&zx::cuda::has_items));
+  m.impl("sample_negatives", ZX_BOX(&zx::cuda::sample_negatives));
+  m.impl("sample_positives", ZX_BOX(&zx::cuda::sample_positives));
+  m.impl("row_filter", ZX_BOX(&zx::cuda::row_filter));
+  m.impl("has_items", ZX_BOX(&zx::cuda::has_items));
 }
