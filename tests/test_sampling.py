@@ -432,7 +432,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones(skewed):
     lookup = _ops.row_filter(skewed.indptr, skewed.indices, NUM_ITEMS)
     args = (users, skewed.indptr, skewed.indices, lookup, None, None, NUM_ITEMS, 2, 0, 0, 0, True)
     torch.library.opcheck(torch.ops.zerosum_ext.sample_negatives.default, args, test_utils="test_faketensor")
-    hint = torch.zeros(10, dtype=torch.int64)
+    hint = torch.zeros(1, dtype=torch.int64)  # one block of 2^20 interactions, whose first is of user 0
     for positives in (1, 2):
         args = (skewed.indptr, skewed.indices, hint, 20, None, None, 1, skewed.nnz, skewed.nnz, 0, 7, positives, 0, 0)
         torch.library.opcheck(torch.ops.zerosum_ext.sample_positives.default, args, test_utils="test_faketensor")
