@@ -16,8 +16,6 @@ import fuzz
 
 pytestmark = pytest.mark.skipif(not _library.CPU.loaded, reason="the compiled library is not loaded")
 EXAMPLES = 20
-# Systematic calls take minutes; here every so many of them, others each time that the list changes.
-SHARE = 25
 
 
 def test_every_op_has_a_sound_call_that_it_takes():
