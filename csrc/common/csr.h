@@ -75,14 +75,6 @@ ZX_HD int64_t owner_between(const int64_t* indptr, int64_t first, int64_t last, 
   return first + upper_bound(indptr + first + 1, last - first, e);
 }
 
-// The same through a coarse index: hint[b] is the owner of interaction b << shift, so only the users between two
-// consecutive hints are searched.
-ZX_HD int64_t owner(const int64_t* indptr, int64_t num_users, const int64_t* hint, int64_t hint_size, int shift,
-                    int64_t e) {
-  const int64_t block = e >> shift;
-  return owner_between(indptr, hint[block], block + 1 < hint_size ? hint[block + 1] : num_users - 1, e);
-}
-
 // ---- Row filter -----------------------------------------------------------------------------------------------------
 // Sixteen bits for every interaction, at the interaction's own offset, that answer most membership questions with one
 // load. A row of c items owns 16 c bits. If that covers every item, the bits are the row's exact bitmap; otherwise each

@@ -81,10 +81,18 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
       tables[i]->deferred = &deferred[i];
     }
   }
-  ExactTrainer(in, call, kind, mean, t.l2, t.longest, user, item, bias, workspace)
-      .run(samples, batch_size, data<double>(losses));
-  for (const MfTable* of : tables)
-    if (of->deferred != nullptr) of->deferred->finish();
+  const auto settle = [&] {
+    for (const MfTable* of : tables)
+      if (of->deferred != nullptr) of->deferred->finish();
+  };
+  try {
+    ExactTrainer(in, call, kind, mean, t.l2, t.longest, user, item, bias, workspace)
+        .run(samples, batch_size, data<double>(losses));
+  } catch (...) {
+    settle();  // whoever goes on with the tables finds all rows at the last step that was done
+    throw;
+  }
+  settle();
   if (workspace.bytes() > kKeptBytes) workspace = {};
   return losses;
 }

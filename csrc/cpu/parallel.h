@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "cpu/interrupts.h"
 #include "torch_stable.h"
 
 namespace zx::cpu {
@@ -41,16 +42,22 @@ class Failure {
 // depend on the number of threads: then neither do the results.
 template <class F>
 inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
-  if (blocks <= grain) {
-    for (int64_t b = 0; b < blocks; ++b) f(b);
+  if (blocks <= 1) {
+    if (blocks == 1) f(0);
     return;
   }
-  Failure failure;
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end && failure.guard([&] { f(b); }); ++b) {
-    }
-  });
-  failure.rethrow();
+  Watch watch;
+  if (blocks <= grain) {
+    for (int64_t b = 0; b < blocks && !watch.stop(); ++b) f(b);
+  } else {
+    Failure failure;
+    torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end && !watch.stop() && failure.guard([&] { f(b); }); ++b) {
+      }
+    });
+    failure.rethrow();
+  }
+  watch.raise_if_stopped();
 }
 
 // Calls work(next) once in each thread; next() gives a block that nobody has taken yet, or -1 after the last one. For
@@ -58,12 +65,23 @@ inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
 template <class F>
 inline void share_blocks(int64_t blocks, const F& work) {
   std::atomic<int64_t> taken{0};
+  Watch watch;
   const auto next = [&]() -> int64_t {
+    if (watch.stop()) return -1;
     const int64_t block = taken.fetch_add(1);
     return block < blocks ? block : -1;
   };
   const int64_t threads = std::min<int64_t>(blocks, torch::stable::get_num_threads());
-  for_each_block(threads, 1, [&](int64_t) { work(next); });
+  if (threads <= 1) {
+    if (threads == 1) work(next);
+  } else {
+    Failure failure;
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) failure.guard([&] { work(next); });
+    });
+    failure.rethrow();
+  }
+  watch.raise_if_stopped();
 }
 
 // The loop of a thread that waits for others: a little at full speed, then it leaves the processor to whoever wants it.

@@ -21,11 +21,12 @@ void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& 
   std::atomic<bool> taken{false};
   Failure failure;
   Team team;
-  for_each_block(workers, 1, [&](int64_t worker) {
+  Watch watch;  // between units: those that were begun are finished
+  const auto work = [&](int64_t worker) {
     const bool leads = !taken.exchange(true);
     if (leads) Team::led() = &team;
     Patience patience;
-    while (!failure.failed()) {
+    while (!failure.failed() && !watch.stop()) {
       const int64_t done = finished.load(std::memory_order_acquire);
       if (done == units) break;
       if (leads && prepared[static_cast<size_t>(done % slots)].load(std::memory_order_acquire) == done + 1) {
@@ -46,8 +47,15 @@ void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& 
       }
     }
     if (leads) Team::led() = nullptr;
-  });
+  };
+  if (workers <= 1)
+    work(0);
+  else
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) work(worker);
+    });
   failure.rethrow();
+  watch.raise_if_stopped();
 }
 
 }  // namespace zx::cpu

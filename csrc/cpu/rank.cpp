@@ -207,6 +207,8 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
   const bool resumed = first_item > 0;
   // Where one tile is everything the positives' scores are read off it.
   const bool whole = p.num_items <= kTile<T>;
+  int64_t failed = kNoFailure;
+  bool alive[kBlockUsers];
   source.load(block, p.users + begin, begin, n);
   if (whole) source.tile(block, 0, p.num_items, n, tile);
   for (int64_t u = 0; u < n; ++u) {
@@ -222,19 +224,24 @@ int64_t rank_block(const RankProblem<T, Index>& p, const Source& source, typenam
         source.pairs(user, row, positives, scores);
       begin_counts(p, row, positives.count);
     }
-    if (!ranking.start(positives, p.excluded.row(user), scores, first_item, p.k, false)) return row;
-    if (resumed && p.k > 0) ranking.top.resume(p.top_scores + row * p.k, p.top_items + row * p.k);
+    alive[u] = ranking.start(positives, p.excluded.row(user), scores, first_item, p.k, false);
+    if (!alive[u]) failed = std::min(failed, row);
+    if (alive[u] && resumed && p.k > 0) ranking.top.resume(p.top_scores + row * p.k, p.top_items + row * p.k);
   }
-  int64_t failed = kNoFailure;
   for (int64_t first = first_item; first < last_item; first += kTile<T>) {
     const int64_t width = std::min(kTile<T>, last_item - first);
     if (!whole) source.tile(block, first, width, n, tile);
     for (int64_t u = 0; u < n; ++u)
-      if (!rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k, scratch))
+      if (alive[u] && !rankings[static_cast<size_t>(u)].add(tile + u * kTile<T>, width, first, p.k, scratch))
         failed = std::min(failed, begin + u);
   }
   for (int64_t u = 0; u < n; ++u) {
     const int64_t row = begin + u;
+    if (!alive[u]) {
+      std::fill_n(p.top_items + row * p.k, p.k, int64_t{-1});
+      std::fill_n(p.top_scores + row * p.k, p.k, -kInfinity<T>);
+      continue;
+    }
     UserRanking<T, Index>& ranking = rankings[static_cast<size_t>(u)];
     ranking.finish(p.greater + p.offset[row], p.equal + p.offset[row]);
     p.candidates[row] -= ranking.removed;
@@ -531,9 +538,8 @@ int64_t rank_all(const RankProblem<T, Index>& p, Source& source) {
         }
       }
     });
-    if (failed.load() != kNoFailure) return failed.load();
   }
-  return -1;
+  return failed.load() == kNoFailure ? -1 : failed.load();
 }
 
 // Whether a user's row is one of the matrix: within its entries, and of ascending items.

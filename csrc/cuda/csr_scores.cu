@@ -32,7 +32,8 @@ void with_problem(const Tensor& rows, const Tensor& columns, const Tensor& indpt
       CsrArgs<T, Index> a{};
       a.rows = data<T>(rows), a.columns = data<T>(columns);
       a.indptr = data<int64_t>(indptr), a.indices = data<Index>(indices);
-      a.num_rows = rows.size(0), a.shape.dim = rows.size(1);
+      a.num_rows = rows.size(0), a.num_columns = columns.size(0), a.num_entries = indices.size(0),
+      a.shape.dim = rows.size(1);
       f(a);
     };
     if (rows.scalar_type() == ScalarType::Double)

@@ -5,6 +5,7 @@
 // popular items, are made by a whole block. What is summed has one order: the same bits each time.
 #pragma once
 
+#include "common/csr.h"
 #include "cuda/loss_common.cuh"
 #include "cuda/rows.cuh"
 
@@ -24,7 +25,7 @@ struct CsrArgs {
   const int64_t* indptr;            // [num_rows + 1]
   const Index* indices;
   const T *row_x, *column_x;  // constants of rows or columns
-  int64_t num_rows;
+  int64_t num_rows, num_columns, num_entries;
   RowShape shape;
   double* partials;  // [3, blocks], for moments
   double* moments;   // [3]
@@ -46,18 +47,34 @@ __device__ __forceinline__ T csr_score(const CsrArgs<T, Index>& a, int lane, int
   return score;
 }
 
-// Sums of s, s^2 and s x, x a constant of the column.
+// Where a row's entries begin and end: nowhere, where the row is none or there is no column to name.
+struct CsrRow {
+  int64_t begin, end;
+  bool sound;
+};
+template <class T, class Index>
+__device__ __forceinline__ CsrRow csr_row(const CsrArgs<T, Index>& a, int64_t row) {
+  const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+  const bool sound = is_row(begin, end, a.num_entries) && (a.num_columns > 0 || begin == end);
+  return sound ? CsrRow{begin, end, true} : CsrRow{0, 0, false};
+}
+
+// Sums of s, s^2 and s x, x a constant of the column. They are NaN if the matrix names rows or columns that are none.
 template <class T, class Index>
 __global__ void __launch_bounds__(kCsrThreads, 4) csr_moments_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   double sums[3] = {};
   for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
-    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
-    for (int64_t first = begin; first < end; first += groups) {
-      const bool live = first + group < end;
-      const int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
-      const double s = csr_score(a, lane, row, column);
+    const CsrRow entries = csr_row(a, row);
+    if (!entries.sound) sums[0] = sums[1] = sums[2] = static_cast<double>(NAN);
+    for (int64_t first = entries.begin; first < entries.end; first += groups) {
+      const bool live = first + group < entries.end;
+      int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
+      const bool named = is_item(column, a.num_columns);
+      column = named ? column : 0;
+      double s = csr_score(a, lane, row, column);
+      if (!named) s = static_cast<double>(NAN);
       if (live && lane == 0) {
         sums[0] += s;
         sums[1] += s * s;
@@ -80,8 +97,11 @@ __device__ __forceinline__ void add_entries(const CsrArgs<T, Index>& a, int lane
                                             T& total) {
   for (int64_t first = begin; first < end; first += groups) {
     const bool live = first + group < end;
-    const int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
-    const T score = csr_score(a, lane, row, column);
+    int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
+    const bool named = is_item(column, a.num_columns);
+    column = named ? column : 0;
+    T score = csr_score(a, lane, row, column);
+    if (!named) score = static_cast<T>(NAN);
     if (!live) continue;
     const T g = a.slope * score + (a.row_x != nullptr ? a.row_x[row] : a.column_x[column]);
     add_row<N>(a.shape, lane, c0, a.columns + column * a.shape.dim, g, sums);
@@ -96,7 +116,8 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrAr
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
-    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+    const CsrRow entries = csr_row(a, row);
+    const int64_t begin = entries.begin, end = entries.end;
     if (end - begin > kCsrLong) continue;
     T total = 0;
     with_pack<T>(a.shape, [&](auto size) {
@@ -111,7 +132,7 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrAr
       }
     });
     total = warp_combine(total, kWarp, Add{});
-    if (threadIdx.x % kWarp == 0) a.out_bias[row] = total;
+    if (threadIdx.x % kWarp == 0) a.out_bias[row] = entries.sound ? total : static_cast<T>(NAN);
   }
 }
 
@@ -121,7 +142,8 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_long_columns_kernel(const 
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x / width, groups = kCsrThreads / width;
   for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
-    const int64_t begin = a.indptr[row], end = a.indptr[row + 1];
+    const CsrRow entries = csr_row(a, row);
+    const int64_t begin = entries.begin, end = entries.end;
     if (end - begin <= kCsrLong) continue;
     T total = 0;
     with_pack<T>(a.shape, [&](auto size) {

@@ -31,7 +31,8 @@ std::tuple<Tensor, Tensor> graph_propagate(const Tensor& users, const Tensor& it
       a.users = data<T>(users), a.items = data<T>(items);
       a.row_scale = data_or_null<T>(row_scale), a.column_scale = data_or_null<T>(column_scale);
       a.indptr = data<Index>(indptr), a.end = data_or_null<Index>(end), a.indices = data<Index>(indices);
-      a.num_users = users.size(0), a.num_items = items.size(0), a.shape.dim = users.size(1);
+      a.num_users = users.size(0), a.num_items = items.size(0), a.num_entries = indices.size(0),
+      a.shape.dim = users.size(1);
       a.factor = static_cast<T>(factor);
       a.user_out = data<T>(user_out), a.item_out = data<T>(item_out);
       graph_product(a, call.stream());

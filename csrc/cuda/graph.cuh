@@ -5,6 +5,7 @@
 // those of popular items, are summed by a whole block. What is summed has one order: the same bits each time.
 #pragma once
 
+#include "common/csr.h"
 #include "common/philox.h"
 #include "cuda/rows.cuh"
 
@@ -25,7 +26,7 @@ struct GraphArgs {
   const T *row_scale, *column_scale;  // [num_users + num_items] or null
   const Index *indptr, *end;          // [nodes + 1]; [nodes], or null for the next row's beginning
   const Index* indices;
-  int64_t num_users, num_items;
+  int64_t num_users, num_items, num_entries;
   RowShape shape;
   T factor;
   T *user_out, *item_out;
@@ -35,6 +36,7 @@ struct GraphArgs {
 template <class T, class Index>
 struct GraphRow {
   int64_t begin, end;
+  int64_t columns;  // rows of the table
   const T* table;
   const T* scale;  // of the table's rows, or null
   T factor;
@@ -45,9 +47,13 @@ struct GraphRow {
     begin = static_cast<int64_t>(a.indptr[row]);
     end = static_cast<int64_t>(a.end != nullptr ? a.end[row] : a.indptr[row + 1]);
     table = item ? a.users : a.items;
+    columns = item ? a.num_users : a.num_items;
     scale = a.column_scale == nullptr ? nullptr : a.column_scale + (item ? 0 : a.num_users);
     factor = a.row_scale == nullptr ? a.factor : a.factor * a.row_scale[row];
     out = item ? a.item_out + (row - a.num_users) * a.shape.dim : a.user_out + row * a.shape.dim;
+    // NaN says that the row is none, and nothing of it is read.
+    if (!is_row(begin, end, a.num_entries) || (columns == 0 && begin < end))
+      begin = end = 0, factor = static_cast<T>(NAN);
   }
 };
 
@@ -57,8 +63,10 @@ __device__ __forceinline__ void add_neighbours(const GraphArgs<T, Index>& a, con
                                                int group, int groups, int64_t c0, Sums<N, T>& sums) {
 #pragma unroll(kAtOnce)
   for (int64_t e = row.begin + group; e < row.end; e += groups) {
-    const int64_t column = static_cast<int64_t>(a.indices[e]);
-    const T scale = row.scale == nullptr ? T(1) : row.scale[column];
+    int64_t column = static_cast<int64_t>(a.indices[e]);
+    const bool named = is_item(column, row.columns);
+    column = named ? column : 0;
+    const T scale = !named ? static_cast<T>(NAN) : row.scale == nullptr ? T(1) : row.scale[column];
     add_row<N>(a.shape, lane, c0, row.table + column * a.shape.dim, scale, sums);
   }
 }
@@ -135,13 +143,17 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_dropout_kernel(const G
   const int64_t step = gridDim.x * int64_t(kGraphWarps);
   for (int64_t row = blockIdx.x * int64_t(kGraphWarps) + threadIdx.x / kWarp; row < a.nodes; row += step) {
     const bool item = row >= a.num_users;
-    const int64_t begin = static_cast<int64_t>(a.indptr[row]), last = static_cast<int64_t>(a.indptr[row + 1]);
+    int64_t begin = static_cast<int64_t>(a.indptr[row]), last = static_cast<int64_t>(a.indptr[row + 1]);
+    // A row that is none keeps nothing, and begins behind its end, which graph_product takes for one that is none.
+    const bool sound = is_row(begin, last, 2 * a.interactions) && begin >= (item ? a.interactions : 0);
+    if (!sound) begin = last = 0;
     int64_t at = begin, transposed_at = begin;
     for (int64_t first = begin; first < last; first += kWarp) {
       const int64_t e = first + lane;
       bool mine = false, mirrored = false;
       if (e < last) {
         const int64_t interaction = item ? static_cast<int64_t>(a.by_item[e - a.interactions]) : e;
+        // (An interaction that is none is drawn for as any number is: nothing is read at it.)
         const uint64_t block = static_cast<uint64_t>(interaction) / 2;
         const PhiloxBlock words = philox4x32(static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0,
                                              static_cast<uint32_t>(Stream::kNodeDropout) << 24,
@@ -159,8 +171,8 @@ __global__ void __launch_bounds__(kGraphThreads, 4) graph_dropout_kernel(const G
       transposed_at += __popc(transposed);
     }
     if (lane == 0) {
-      a.end[row] = static_cast<Index>(at);
-      a.transposed_end[row] = static_cast<Index>(transposed_at);
+      a.end[row] = sound ? static_cast<Index>(at) : Index(-1);
+      a.transposed_end[row] = sound ? static_cast<Index>(transposed_at) : Index(-1);
     }
   }
 }

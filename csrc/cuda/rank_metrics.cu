@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> user_metrics(const Te
   const Call call(offset);
   UserMetricsArgs a{};
   a.users = candidates.size(0), a.num_cutoffs = cutoffs.size(0);
-  const int64_t count = greater.size(0);
+  const int64_t count = a.positives = greater.size(0);
   check_vector(call, offset, a.users + 1, ScalarType::Long, "offset");
   check_vector(call, greater, count, ScalarType::Long, "greater");
   check_vector(call, equal, count, ScalarType::Long, "equal");

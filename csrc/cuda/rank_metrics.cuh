@@ -16,7 +16,7 @@ constexpr int kMetricWarps = kMetricThreads / kWarp;
 constexpr int64_t kMetricBlocks = 1 << 14;  // at most: more users are walked in strides
 
 struct UserMetricsArgs {
-  int64_t users, num_cutoffs;
+  int64_t users, num_cutoffs, positives;
   const int64_t *offset, *greater, *equal, *candidates, *cutoffs;
   const double* popularity;  // of the positives
   RankTies ties;
@@ -32,7 +32,10 @@ __global__ void __launch_bounds__(kMetricThreads, 3) user_metrics_kernel(const U
   const double undefined = static_cast<double>(NAN);
   for (int64_t user = blockIdx.x * int64_t(kMetricWarps) + threadIdx.x / kWarp; user < a.users;
        user += gridDim.x * int64_t(kMetricWarps)) {
-    const int64_t first = a.offset[user], n = a.offset[user + 1] - first;
+    const int64_t begin = a.offset[user], end = a.offset[user + 1];
+    // A user whose positives are none has results that are NaN, as if there were nothing.
+    const bool sound = is_row(begin, end, a.positives);
+    const int64_t first = sound ? begin : 0, n = sound ? end - begin : 0;
     const double size = static_cast<double>(n), middle = (size + 1) / 2;
     const double negatives = static_cast<double>(a.candidates[user] - n);
     double right = 0, level = 0, xy = 0, xx = 0, yy = 0;
@@ -70,6 +73,7 @@ __global__ void __launch_bounds__(kMetricThreads, 3) user_metrics_kernel(const U
       a.auc[user] = (right + level / 2) / (size * negatives);
       a.correlation[user] = xx > 0 && yy > 0 ? xy / sqrt(xx * yy) : undefined;
       if (n == 0) a.top_quantile[user] = undefined;
+      if (!sound) a.right[user] = undefined;
     }
 
     for (int64_t c = 0; c < a.num_cutoffs; ++c) {
@@ -117,8 +121,9 @@ __global__ void __launch_bounds__(kMetricThreads) list_metrics_kernel(const List
     const int64_t* const list = a.lists + user * a.width;
     const int64_t most = a.cutoffs[c] < a.width ? a.cutoffs[c] : a.width;
     int64_t n = 0;
-    for (; n < most && list[n] >= 0; ++n) atomicAdd(a.exposure + c * a.num_items + list[n], 1ull);
-    a.lengths[i] = n;
+    for (; n < most && is_item(list[n], a.num_items); ++n) atomicAdd(a.exposure + c * a.num_items + list[n], 1ull);
+    // A length of -1 says that the list holds an item that there is no column for.
+    a.lengths[i] = n < most && list[n] >= 0 ? -1 : n;
     for (int64_t v = 0; v < a.kinds; ++v) {
       double total = 0;
       for (int64_t j = 0; j < n; ++j) total += a.values[v * a.num_items + list[j]];

@@ -1,8 +1,10 @@
 // The sampling ops on CUDA tensors.
 #include "cuda/sampling.cuh"
 
+#include <algorithm>
 #include <tuple>
 
+#include "checks.h"
 #include "cuda/call.h"
 
 namespace zx::cuda {
@@ -35,9 +37,7 @@ int table_bits(const Tensor& table) {
 void check_matrix(const Call& call, const Tensor& indptr, const Tensor& indices) {
   call.require_here(indptr, "indptr");
   call.require_here(indices, "indices");
-  require_vector(indptr, "indptr");
-  ZX_CHECK(indptr.size(0) >= 1, "indptr must not be empty");
-  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), "indices must be a contiguous vector");
+  zx::check_matrix(indptr, indices, "the matrix");
 }
 
 }  // namespace
@@ -53,9 +53,7 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
   call.require_here(slots, "slots");
   call.require_here(masses, "masses");
   require_vector(users, "users");
-  ZX_CHECK(k >= 0 && k <= 65536, "k must be in [0, 65536]");
-  ZX_CHECK(num_items > 0, "num_items must be positive");
-  ZX_CHECK(!slots || masses, "slots need masses");
+  check_negatives(indptr, indices, filter, slots, masses, num_items, k);
   const int64_t rows = users.size(0);
   Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
@@ -64,9 +62,9 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
   dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     zx::sample_negatives<Index>(
-        {UniformItems{num_items}, origin_of(call, key, seed, epoch, offset), rows, k, indptr.size(0) - 1, replacement,
-         data<int64_t>(users), data<int64_t>(indptr), data<Index>(indices), filter ? data<uint16_t>(*filter) : nullptr,
-         data<int64_t>(out), data<unsigned long long>(failed)},
+        {UniformItems{num_items}, origin_of(call, key, seed, epoch, offset), rows, k, indptr.size(0) - 1,
+         indices.size(0), replacement, data<int64_t>(users), data<int64_t>(indptr), data<Index>(indices),
+         filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out), data<unsigned long long>(failed)},
         slots ? data<uint64_t>(*slots) : nullptr, slots ? table_bits(*slots) : 0,
         masses ? data<int64_t>(*masses) : nullptr, masses ? masses->size(0) : 0, call.stream());
   });
@@ -84,11 +82,9 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
   call.require_here(hint, "hint");
   call.require_here(gaps, "gaps");
   call.require_here(active, "active");
-  require_vector(hint, "hint");
-  ZX_CHECK(positives == 1 || positives == 2, "positives must be 1 or 2");
-  ZX_CHECK(rows >= 0 && (key || (begin >= 0 && begin + rows <= total)), "the samples must lie within the epoch");
-  ZX_CHECK(rows == 0 || (kept > 0 && total > 0), "an epoch without interactions has no samples");
-  ZX_CHECK(order >= 0 && order <= 3 && (order != 3 || active), "order must be 0 to 3, and 3 needs active");
+  check_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives);
+  check_samples(key ? 0 : begin, rows, key ? std::max(rows, total) : total);
+  ZX_CHECK(rows == 0 || total > 0, "an epoch without interactions has no samples");
   Tensor users = new_tensor(indptr, {rows}, ScalarType::Long);
   Tensor items =
       positives == 2 ? new_tensor(indptr, {rows, 2}, ScalarType::Long) : new_tensor(indptr, {rows}, ScalarType::Long);
@@ -97,7 +93,8 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
     PositiveArgs<Index> a{};
     a.origin = origin_of(call, key, seed, epoch, begin);
     a.order = static_cast<Order>(order);
-    a.rows = rows, a.positives = positives, a.num_users = indptr.size(0) - 1, a.total = total, a.kept = kept;
+    a.rows = rows, a.positives = positives, a.num_users = indptr.size(0) - 1, a.num_entries = indices.size(0),
+    a.total = total, a.kept = kept;
     a.indptr = data<int64_t>(indptr), a.indices = data<Index>(indices);
     a.hint = data<int64_t>(hint), a.hint_size = hint.size(0), a.shift = static_cast<int>(hint_shift);
     if (gaps) a.gaps = data<int64_t>(*gaps), a.num_gaps = gaps->size(1);
@@ -112,6 +109,7 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
 Tensor row_filter(const Tensor& indptr, const Tensor& indices, int64_t num_items) {
   const Call call(indptr);
   check_matrix(call, indptr, indices);
+  ZX_CHECK(num_items >= 0, "num_items must not be negative, but is ", num_items);
   const int64_t nnz = indices.size(0);
   Tensor filter = new_tensor(indptr, {nnz + 1}, ScalarType::Short);
   call.fill(filter.data_ptr(), 0, 2 * (nnz + 1));
@@ -131,6 +129,7 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
   call.require_here(items, "items");
   call.require_here(filter, "filter");
   require_vector(users, "users");
+  check_negatives(indptr, indices, filter, std::nullopt, std::nullopt, num_items, 0);
   ZX_CHECK((items.dim() == 1 || items.dim() == 2) && items.scalar_type() == ScalarType::Long && items.is_contiguous(),
            "items must be a contiguous int64 vector or matrix");
   const int64_t rows = users.size(0), columns = items.dim() == 2 ? items.size(1) : items.size(0);
@@ -139,8 +138,8 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
   dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
     zx::has_items(data<int64_t>(users), rows, data<int64_t>(items), columns, items.dim() == 2 ? columns : 0,
-                  data<int64_t>(indptr), data<Index>(indices), filter ? data<uint16_t>(*filter) : nullptr, num_items,
-                  data<bool>(result), call.stream());
+                  data<int64_t>(indptr), indptr.size(0) - 1, data<Index>(indices), indices.size(0),
+                  filter ? data<uint16_t>(*filter) : nullptr, num_items, data<bool>(result), call.stream());
   });
   Call::check();
   return result;

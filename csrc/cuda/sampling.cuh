@@ -33,7 +33,7 @@ template <class Items, class Index>
 struct NegativeArgs {
   Items items;
   SampleOrigin origin;
-  int64_t rows, k, num_users;
+  int64_t rows, k, num_users, num_entries;
   bool replacement;
   const int64_t* users;
   const int64_t* indptr;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const Nega
     const int64_t j0 = i - row * per_row;
     const int64_t user = a.users[row];
     int64_t* out = a.out + row * a.k;
-    bool lacking = static_cast<uint64_t>(user) >= static_cast<uint64_t>(a.num_users);
+    bool lacking = !is_item(user, a.num_users) || !is_row(a.indptr[user], a.indptr[user + 1], a.num_entries);
     if (lacking) {
       for (int64_t j = j0; j < j0 + each; ++j) out[j] = -1;
     } else {
@@ -65,8 +65,9 @@ __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const Nega
       for (int64_t j = j0; j < j0 + each; ++j) {
         const int64_t item = draw_negative(a.items, items, contains, key, static_cast<uint64_t>(first + row),
                                            static_cast<uint32_t>(j), out, a.replacement ? 0 : j);
-        out[j] = item;
-        lacking |= item < 0;
+        // (What a row that is none of this catalogue leads to is no item.)
+        out[j] = is_item(item, a.items.num_items) ? item : -1;
+        lacking |= out[j] < 0;
       }
     }
     if (lacking) atomicMin(a.failed, static_cast<unsigned long long>(row));
@@ -81,7 +82,7 @@ template <class Index>
 struct PositiveArgs {
   SampleOrigin origin;
   Order order;
-  int64_t rows, positives, num_users;
+  int64_t rows, positives, num_users, num_entries;
   int64_t total, kept;  // samples of the epoch; interactions of the users who take part
   const int64_t* indptr;
   const Index* indices;
@@ -95,6 +96,40 @@ struct PositiveArgs {
   int64_t* out_users;      // [rows]
   int64_t* out_positives;  // [rows, positives]
 };
+
+// Where an interaction is, and whose: -1 where the matrix, hint, gaps and active contradict each other.
+struct Interaction {
+  int64_t user, edge, begin, count;
+};
+
+template <class Index>
+__device__ __forceinline__ Interaction find_interaction(const PositiveArgs<Index>& a, const Draws& d, uint64_t sample,
+                                                        const Permutation& permutation) {
+  const Interaction none{-1, 0, 0, 0};
+  int64_t user, edge = 0;
+  if (a.order == Order::kUsers) {
+    user = a.active[mulhi64(d.first, static_cast<uint64_t>(a.num_active))];
+  } else {
+    if (a.order == Order::kReplacement) {
+      edge = static_cast<int64_t>(mulhi64(d.first, static_cast<uint64_t>(a.kept)));
+    } else {
+      edge = static_cast<int64_t>(a.order == Order::kShuffled ? permute(permutation, sample) : sample);
+      if (a.total > a.kept) edge %= a.kept;  // several draws of each interaction
+    }
+    edge = kept_interaction(a.gaps, a.gaps + a.num_gaps, a.num_gaps, edge);
+    const int64_t block = edge >> a.shift;
+    if (!is_item(edge, a.num_entries) || block >= a.hint_size) return none;
+    const int64_t first = a.hint[block], last = block + 1 < a.hint_size ? a.hint[block + 1] : a.num_users - 1;
+    if (!is_item(first, a.num_users) || !is_item(last, a.num_users)) return none;
+    user = owner_between(a.indptr, first, last, edge);
+  }
+  if (!is_item(user, a.num_users)) return none;
+  const int64_t begin = a.indptr[user], end = a.indptr[user + 1];
+  if (!is_row(begin, end, a.num_entries)) return none;
+  if (a.order == Order::kUsers)
+    edge = begin + static_cast<int64_t>(mulhi64(d.second, static_cast<uint64_t>(end - begin)));
+  return begin <= edge && edge < end ? Interaction{user, edge, begin, end - begin} : none;
+}
 
 template <class Index>
 __global__ void __launch_bounds__(kSampleThreads) positives_kernel(const PositiveArgs<Index> a) {
@@ -111,30 +146,17 @@ __global__ void __launch_bounds__(kSampleThreads) positives_kernel(const Positiv
     // epoch, which the host has not seen and cannot refuse, are the first ones again.
     const uint64_t number = static_cast<uint64_t>(first + row), total = static_cast<uint64_t>(a.total);
     const uint64_t sample = number < total ? number : number % total;
-    int64_t user, edge;
-    if (a.order == Order::kUsers) {
-      const Draws d = draws(key, sample, Stream::kReplacementPositive, 0, 0);
-      user = a.active[mulhi64(d.first, static_cast<uint64_t>(a.num_active))];
-      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
-      edge = begin + static_cast<int64_t>(mulhi64(d.second, static_cast<uint64_t>(count)));
-    } else {
-      if (a.order == Order::kReplacement) {
-        const Draws d = draws(key, sample, Stream::kReplacementPositive, 0, 0);
-        edge = static_cast<int64_t>(mulhi64(d.first, static_cast<uint64_t>(a.kept)));
-      } else {
-        edge = static_cast<int64_t>(a.order == Order::kShuffled ? permute(permutation[0], sample) : sample);
-        if (a.total > a.kept) edge %= a.kept;  // several draws of each interaction
-      }
-      edge = kept_interaction(a.gaps, a.gaps + a.num_gaps, a.num_gaps, edge);
-      user = owner(a.indptr, a.num_users, a.hint, a.hint_size, a.shift, edge);
-    }
-    a.out_users[row] = user;
+    Draws d{};
+    if (a.order == Order::kUsers || a.order == Order::kReplacement)
+      d = draws(key, sample, Stream::kReplacementPositive, 0, 0);
+    const Interaction at = find_interaction(a, d, sample, permutation[0]);
+    a.out_users[row] = at.user;
     int64_t* out = a.out_positives + row * a.positives;
-    out[0] = static_cast<int64_t>(a.indices[edge]);
+    out[0] = at.user < 0 ? -1 : static_cast<int64_t>(a.indices[at.edge]);
     if (a.positives == 2) {
-      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
-      const Draws d = draws(key, sample, Stream::kSecondPositive, 0, 0);
-      out[1] = static_cast<int64_t>(a.indices[begin + second_position(d.first, edge - begin, count)]);
+      d = draws(key, sample, Stream::kSecondPositive, 0, 0);
+      const int64_t second = second_position(d.first, at.edge - at.begin, at.count);
+      out[1] = at.user < 0 ? -1 : static_cast<int64_t>(a.indices[at.begin + second]);
     }
   }
 }
@@ -150,6 +172,10 @@ __global__ void __launch_bounds__(kSampleThreads)
   for (int64_t e = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; e < nnz; e += threads) {
     const int64_t user = owner_between(indptr, 0, num_users - 1, e);
     const int64_t begin = indptr[user], count = indptr[user + 1] - begin;
+    // (A bit of a matrix that is none is not set: whoever asks the filter is told that the item is absent.)
+    if (!is_row(begin, begin + count, nnz) || e < begin || e >= begin + count ||
+        !is_item(static_cast<int64_t>(indices[e]), num_items))
+      continue;
     const uint64_t bit = filter_bit(filter_range(count, num_items), static_cast<int64_t>(indices[e]));
     unsigned short* word = filter + begin + static_cast<int64_t>(bit >> 4);
     const unsigned short mask = static_cast<unsigned short>(1u << (bit & 15));
@@ -167,14 +193,19 @@ __global__ void __launch_bounds__(kSampleThreads)
 template <class Index>
 __global__ void __launch_bounds__(kSampleThreads)
     has_items_kernel(const int64_t* users, int64_t rows, const int64_t* items, int64_t columns, int64_t stride,
-                     const int64_t* indptr, const Index* indices, const uint16_t* filter, int64_t num_items,
-                     bool* out) {
+                     const int64_t* indptr, int64_t num_users, const Index* indices, int64_t nnz,
+                     const uint16_t* filter, int64_t num_items, bool* out) {
   const int64_t work = rows * columns, threads = gridDim.x * int64_t(kSampleThreads);
   for (int64_t i = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; i < work; i += threads) {
-    const int64_t row = i / columns, column = i - row * columns, user = users[row], begin = indptr[user];
+    const int64_t row = i / columns, column = i - row * columns, user = users[row];
+    const int64_t item = items[row * stride + column];
+    out[i] = false;
+    if (!is_item(user, num_users) || !is_item(item, num_items)) continue;
+    const int64_t begin = indptr[user], end = indptr[user + 1];
+    if (!is_row(begin, end, nnz)) continue;
     const RowMembership<Index> contains{
-        {indices + begin, indptr[user + 1] - begin}, filter != nullptr ? filter + begin : nullptr, num_items};
-    out[i] = contains(items[row * stride + column]);
+        {indices + begin, end - begin}, filter != nullptr ? filter + begin : nullptr, num_items};
+    out[i] = contains(item);
   }
 }
 
@@ -198,9 +229,10 @@ template <class Index>
 void sample_negatives(NegativeArgs<UniformItems, Index> a, const uint64_t* slots, int bits, const int64_t* masses,
                       int64_t num_masses, gpuStream stream) {
   const auto with = [&](auto items) {
-    sample_negatives(NegativeArgs<decltype(items), Index>{items, a.origin, a.rows, a.k, a.num_users, a.replacement,
-                                                          a.users, a.indptr, a.indices, a.filter, a.out, a.failed},
-                     stream);
+    sample_negatives(
+        NegativeArgs<decltype(items), Index>{items, a.origin, a.rows, a.k, a.num_users, a.num_entries, a.replacement,
+                                             a.users, a.indptr, a.indices, a.filter, a.out, a.failed},
+        stream);
   };
   const int64_t num_items = a.items.num_items;
   if (slots != nullptr) return with(AliasItems{num_items, slots, bits, masses});
@@ -217,18 +249,18 @@ void sample_positives(const PositiveArgs<Index>& a, gpuStream stream) {
 template <class Index>
 void row_filter(const int64_t* indptr, int64_t num_users, const Index* indices, int64_t nnz, int64_t num_items,
                 unsigned short* filter, gpuStream stream) {
-  if (nnz == 0) return;
+  if (nnz == 0 || num_users == 0) return;
   GPU_LAUNCH((row_filter_kernel<Index>), sample_blocks(nnz), kSampleThreads, 0, stream)
   (indptr, num_users, indices, nnz, num_items, filter);
 }
 
 template <class Index>
 void has_items(const int64_t* users, int64_t rows, const int64_t* items, int64_t columns, int64_t stride,
-               const int64_t* indptr, const Index* indices, const uint16_t* filter, int64_t num_items, bool* out,
-               gpuStream stream) {
+               const int64_t* indptr, int64_t num_users, const Index* indices, int64_t nnz, const uint16_t* filter,
+               int64_t num_items, bool* out, gpuStream stream) {
   if (rows == 0 || columns == 0) return;
   GPU_LAUNCH((has_items_kernel<Index>), sample_blocks(rows * columns), kSampleThreads, 0, stream)
-  (users, rows, items, columns, stride, indptr, indices, filter, num_items, out);
+  (users, rows, items, columns, stride, indptr, num_users, indices, nnz, filter, num_items, out);
 }
 
 }  // namespace GPU_NS

@@ -17,7 +17,8 @@ void with_problem(const Tensor& rows, const Tensor& columns, const Tensor& row_b
     a.row_bias = row_bias.ptr<T>(), a.column_bias = column_bias.ptr<T>();
     a.indptr = indptr.ptr<int64_t>(), a.indices = indices.ptr<Index>();
     a.row_x = row_x.ptr<T>(), a.column_x = column_x.ptr<T>();
-    a.num_rows = rows.size(0), a.shape.dim = rows.size(1);
+    a.num_rows = rows.size(0), a.num_columns = columns.size(0), a.num_entries = indices.size(0);
+    a.shape.dim = rows.size(1);
     f(a);
   };
   const bool wide = indices.dtype == hostcall::DType::i64;

@@ -15,7 +15,8 @@ hostcall::Function product("graph_product", [](Tensor users, Tensor items, Tenso
     a.users = users.ptr<T>(), a.items = items.ptr<T>();
     a.row_scale = row_scale.ptr<T>(), a.column_scale = column_scale.ptr<T>();
     a.indptr = indptr.ptr<Index>(), a.end = end.ptr<Index>(), a.indices = indices.ptr<Index>();
-    a.num_users = users.size(0), a.num_items = items.size(0), a.shape.dim = users.size(1);
+    a.num_users = users.size(0), a.num_items = items.size(0), a.num_entries = indices.size(0);
+    a.shape.dim = users.size(1);
     a.factor = T(factor), a.user_out = user_out.ptr<T>(), a.item_out = item_out.ptr<T>();
     zx::graph_product(a, nullptr);
   };

@@ -10,7 +10,7 @@ hostcall::Function user_metrics("user_metrics", [](Tensor offset, Tensor greater
                                                    Tensor auc, Tensor right, Tensor correlation, Tensor top_quantile,
                                                    Tensor quantile, Tensor rank, Tensor number) {
   zx::UserMetricsArgs a{};
-  a.users = candidates.size(0), a.num_cutoffs = cutoffs.size(0);
+  a.users = candidates.size(0), a.num_cutoffs = cutoffs.size(0), a.positives = greater.size(0);
   a.offset = offset.ptr<int64_t>(), a.greater = greater.ptr<int64_t>(), a.equal = equal.ptr<int64_t>();
   a.candidates = candidates.ptr<int64_t>(), a.cutoffs = cutoffs.ptr<int64_t>();
   a.popularity = popularity.ptr<double>(), a.ties = static_cast<zx::RankTies>(ties);

@@ -28,8 +28,8 @@ hostcall::Function negatives("sample_negatives", [](Tensor users, Tensor indptr,
     while (slots && (int64_t{1} << bits) < slots.size(0)) ++bits;
     zx::sample_negatives<Index>(
         {zx::UniformItems{num_items}, origin_of(key, seed, epoch, offset), users.size(0), out.size(1),
-         indptr.size(0) - 1, replacement, users.ptr<int64_t>(), indptr.ptr<int64_t>(), indices.ptr<Index>(),
-         filter.ptr<uint16_t>(), out.ptr<int64_t>(), failed.ptr<unsigned long long>()},
+         indptr.size(0) - 1, indices.size(0), replacement, users.ptr<int64_t>(), indptr.ptr<int64_t>(),
+         indices.ptr<Index>(), filter.ptr<uint16_t>(), out.ptr<int64_t>(), failed.ptr<unsigned long long>()},
         slots.ptr<uint64_t>(), bits, masses.ptr<int64_t>(), masses ? masses.size(0) : 0, nullptr);
   });
 });
@@ -44,7 +44,8 @@ hostcall::Function positives("sample_positives",
                                  a.origin = origin_of(key, seed, epoch, begin);
                                  a.order = zx::Order(order);
                                  a.rows = users.size(0), a.positives = items.sizes.size() == 2 ? items.size(1) : 1;
-                                 a.num_users = indptr.size(0) - 1, a.total = total, a.kept = kept;
+                                 a.num_users = indptr.size(0) - 1, a.num_entries = indices.size(0);
+                                 a.total = total, a.kept = kept;
                                  a.indptr = indptr.ptr<int64_t>(), a.indices = indices.ptr<Index>();
                                  a.hint = hint.ptr<int64_t>(), a.hint_size = hint.size(0), a.shift = shift;
                                  if (gaps) a.gaps = gaps.ptr<int64_t>(), a.num_gaps = gaps.size(1);
@@ -68,8 +69,8 @@ hostcall::Function has_items("has_items", [](Tensor users, Tensor items, Tensor 
     using Index = decltype(index);
     const int64_t columns = out.size(1);
     zx::has_items(users.ptr<int64_t>(), users.size(0), items.ptr<int64_t>(), columns,
-                  items.sizes.size() == 2 ? columns : 0, indptr.ptr<int64_t>(), indices.ptr<Index>(),
-                  filter.ptr<uint16_t>(), num_items, out.ptr<bool>(), nullptr);
+                  items.sizes.size() == 2 ? columns : 0, indptr.ptr<int64_t>(), indptr.size(0) - 1,
+                  indices.ptr<Index>(), indices.size(0), filter.ptr<uint16_t>(), num_items, out.ptr<bool>(), nullptr);
   });
 });
 

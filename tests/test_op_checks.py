@@ -1,0 +1,159 @@
+"""The compiled ops refuse what they cannot work on, by name; hostile calls in numbers are in tests/fuzz."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from zerosum_ext import _library, _ops
+
+pytestmark = pytest.mark.skipif(not _library.CPU.loaded, reason="the compiled library is not loaded")
+ops = torch.ops.zerosum_ext
+INDPTR, INDICES = torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1])
+USERS = torch.tensor([0, 1])
+INT = torch.int64
+
+
+def ints(*values):
+    return torch.tensor(values)
+
+
+NEGATIVES = (None, None, None, 3, 1, 0, 0, 0, True)
+RANKED = (torch.zeros(2, 4), torch.zeros(3, 4), None, USERS, ints(0, 2, 3), INDPTR, INDICES, None, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("lists hold items", lambda: ops.list_metrics(ints([0, 9]).reshape(1, 2), torch.ones(1, 3).double(), ints(1))),
+        ("at least 1", lambda: ops.list_metrics(torch.zeros(1, 2, dtype=INT), torch.ones(1, 3).double(), ints(0))),
+        (
+            "must be in range",
+            lambda: ops.mf_gradient(
+                *(torch.ones(2, 4), torch.ones(3, 4), ints(-1), ints(0), ints(1)),
+                *(torch.ones(1, 2), torch.tensor(1.0), 0.0, True, True, False, False),
+            ),
+        ),
+        ("indptr", lambda: ops.row_filter(ints(0, 9), INDICES, 3)),
+        ("indptr", lambda: ops.row_filter(ints(0, 2, 1), INDICES, 3)),
+        ("indptr", lambda: ops.row_filter(INDPTR, ints(0, 2, 7), 3)),
+        ("indptr", lambda: ops.sample_negatives(USERS, torch.arange(6)[::2], INDICES, *NEGATIVES)),
+        ("masses", lambda: ops.sample_negatives(USERS, INDPTR, INDICES, None, None, ints(), *NEGATIVES[3:])),
+        ("masses", lambda: ops.sample_negatives(USERS, INDPTR, INDICES, None, ints(0, 0), None, *NEGATIVES[3:])),
+        (
+            "slots",
+            lambda: ops.sample_negatives(
+                USERS, INDPTR, INDICES, None, torch.zeros(4, dtype=torch.int32), torch.arange(4), *NEGATIVES[3:]
+            ),
+        ),
+        ("kept", lambda: ops.sample_positives(INDPTR, INDICES, ints(0), 8, None, None, 0, 0, 3, 0, 3, 1, 0, 0)),
+        (
+            "within the epoch",
+            lambda: ops.sample_positives(INDPTR, INDICES, ints(0), 8, None, None, 0, 3, 3, 2**63 - 1, 3, 1, 0, 0),
+        ),
+        ("users are out of range", lambda: ops.has_items(ints(5), ints(0), INDPTR, INDICES, None, 3)),
+        ("row 1 of users is 2", lambda: ops.rank_factors(*RANKED[:3], ints(0, 2), *RANKED[4:])),
+        ("both of indptr and indices", lambda: ops.rank_factors(*RANKED[:7], INDPTR, None, 1)),
+        ("ascend", lambda: ops.rank_factors(*RANKED[:4], ints(0, 3, 2), *RANKED[5:])),
+        ("out of order", lambda: ops.rank_factors(*RANKED[:6], ints(2, 0, 1), *RANKED[7:])),
+        (
+            "contradict",
+            lambda: ops.user_metrics(ints(0, 1), ints(5), ints(0), ints(3), torch.ones(1).double(), ints(10), 0),
+        ),
+        (
+            "indptr",
+            lambda: ops.csr_score_moments(
+                torch.ones(2, 4), torch.ones(3, 4), None, INDPTR, ints(0, 2, 9), torch.ones(3)
+            ),
+        ),
+        (
+            "other side",
+            lambda: ops.graph_propagate(
+                torch.ones(1, 4), torch.ones(1, 4), ints(0, 1, 2), None, ints(0, 9), None, None, 1.0
+            ),
+        ),
+        ("by_item", lambda: ops.graph_dropout(ints(0, 1, 2), ints(0, 0), ints(5), 1, ints(1), 0.5)),
+        ("reduction", lambda: ops.pair_loss(torch.ones(2), torch.ones(2), None, None, None, 0, 1.0, 1.0, 1.0, 7, True)),
+        ("no loss", lambda: ops.pair_loss(torch.ones(2), torch.ones(2), None, None, None, 99, 1.0, 1.0, 1.0, 1, True)),
+    ],
+)
+def test_what_an_op_cannot_work_on_is_refused(message, call):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_a_tensor_without_memory_is_refused():
+    scores = torch.ones(1000)
+    scores.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="which does not hold them"):
+        ops.pair_loss(scores, torch.ones(1000), None, None, None, 0, 1.0, 1.0, 1.0, 1, False)
+
+
+def test_items_that_are_none_are_had_by_nobody():
+    items = ints(-1, 3, 2**40, 0)
+    for lookup in (None, ops.row_filter(INDPTR, INDICES, 3)):
+        assert ops.has_items(ints(0), items, INDPTR, INDICES, lookup, 3).tolist() == [[False, False, False, True]]
+
+
+def test_the_first_row_with_nan_is_named():
+    # Row 70 has a NaN among its positives, row 40 among the others; both are in one block of users or not.
+    n, items = 100, 500
+    indptr, indices = torch.arange(n + 1), torch.full((n,), 499)
+    for early, late in ((40, 70), (36, 37), (0, 99)):
+        scores = torch.randn(n, items, generator=torch.Generator().manual_seed(0))
+        scores[late, 499] = torch.nan
+        scores[early, 3] = torch.nan
+        failed = _ops.rank_scores(scores, torch.arange(n), indptr, indptr, indices, None, None, 5)[5]
+        assert failed.tolist() == [early]
+
+
+LONG = """
+import sys, torch, zerosum_ext, time
+torch.set_num_threads(2)
+n = 20_000
+user, item = torch.randn(n, 256), torch.randn(n, 256)
+nobody = torch.zeros(n + 1, dtype=torch.int64)
+print("begun", flush=True)
+try:
+    for _ in range(1000):
+        if sys.argv[1] == "rank_factors":
+            torch.ops.zerosum_ext.rank_factors(
+                user, item, None, torch.arange(n), nobody, nobody, nobody[:0], None, None, 10
+            )
+        else:
+            torch.ops.zerosum_ext.mf_train(
+                user, item, None, None, None, None, None, None, None, *torch.randint(n, (3, 8_000_000)), None,
+                torch.tensor([[1.0, 0.01, 0, 0, 0, 1]] * 3).double(), 0, 0, 1.0, 0.0, 0.0, 0.0, 0.0, 2, 4096, False,
+            )
+except KeyboardInterrupt:
+    pass
+except RuntimeError as error:
+    try:
+        (lambda: time.sleep(0.5))()  # the interpreter raises what the handler wants, as soon as it goes on
+    except KeyboardInterrupt:
+        print("interrupted", "interrupted" in str(error), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the interpreter is asked on Linux")
+@pytest.mark.parametrize("op", ["rank_factors", "mf_train"])
+def test_ctrl_c_ends_a_long_op_soon(tmp_path, op):
+    child = subprocess.Popen(
+        [sys.executable, "-c", LONG, op], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ
+    )
+    assert child.stdout.readline() == "begun\n"
+    time.sleep(2 if op == "rank_factors" else 6)
+    start = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=120)
+    took = time.monotonic() - start
+    assert child.returncode == 0
+    assert out in ("", "interrupted True\n")  # it may come between two ops
+    # A second at most on an idle machine; this test must also hold where others keep the processors busy.
+    assert took < 20
