@@ -6,8 +6,14 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+#: Longest list that is made for a user, most threads, and widest embedding: beyond is a slip, and memory for nothing.
+MOST_K = 1 << 20
+MOST_THREADS = 1024
+MOST_DIM = 1 << 16
 
 
 def describe(value: Any) -> str:
@@ -56,13 +62,48 @@ def require_finite_number(
     return number if torch.compiler.is_compiling() else float(number)
 
 
-def require_positive_int(name: str, value: Any, *, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name}: expected an integer >= {minimum}, got {describe(value)}")
+def require_positive_int(name: str, value: Any, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return the value as an int, or raise where it is no integer within the (closed) bounds."""
+    expected = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
     number = value.__index__()
-    if number < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {number}")
+    if number < minimum or (maximum is not None and number > maximum):
+        raise ValueError(f"{name}: expected {expected}, got {number}")
     return int(number)
+
+
+def require_ids(name: str, values: Any, size: int, device: torch.device | None = None) -> Tensor:
+    """Return users or items, of which there are ``size``, as int64 numbers on ``device``.
+
+    Args:
+        values: integers of any shape (tensor, array, list, pandas Series, one number), or a mask: booleans [size].
+
+    Raises:
+        TypeError: text, fractions or objects. ValueError: a mask of another shape, a number out of range.
+    """
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind in "OUS":
+            raise TypeError(
+                f"{name}: expected numbers from 0 to {size - 1}, got {describe(values)}; external ids become numbers "
+                "by Interactions.encode_users and encode_items"
+            )
+        # Torch has few unsigned dtypes, no strides below zero, and warns of arrays that cannot be written to.
+        values = torch.from_numpy(np.array(array, np.int64) if array.dtype.kind in "iu" else np.array(array))
+    if values.dtype == torch.bool:
+        if tuple(values.shape) != (size,):
+            raise ValueError(f"{name}: expected a mask of shape ({size},), got {tuple(values.shape)}")
+        return values.to(device).nonzero().flatten()
+    if values.numel() == 0:
+        return torch.empty(values.shape, dtype=torch.int64, device=device)
+    if values.is_floating_point() or values.is_complex():
+        raise TypeError(f"{name}: expected integers or a mask, got {values.dtype}")
+    index = values.to(device=device, dtype=torch.int64)
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name}: id {low if low < 0 else high} is out of range [0, {size})")
+    return index
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> str:

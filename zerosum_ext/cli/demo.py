@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerosum_ext._files import replacing
+from zerosum_ext._files import write_text
 
 if TYPE_CHECKING:
     from zerosum_ext.experiments.synthetic import Synthetic
@@ -52,8 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     seeds = {method: run.values for method, run in runs.items()}
     mean = {method: _mean(values) for method, values in seeds.items()}
     for file, content in (("metrics.json", mean), ("seeds.json", seeds)):
-        with replacing(folder / file) as part:
-            Path(part).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / file, json.dumps(content, indent=2) + "\n")
     plots.score_matrices({method: run.scores for method, run in runs.items()}, folder / "scores.png")
     plots.rank_curves({method: run.ranks for method, run in runs.items()}, folder / "ranks.png")
     plots.popq_histogram({method: run.pop_q for method, run in runs.items()}, folder / "popq.png")

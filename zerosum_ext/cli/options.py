@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zerosum_ext.experiments import runs
 
+from zerosum_ext._checks import MOST_THREADS, require_positive_int
+
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
     """Add the options of output and threads."""
@@ -94,8 +96,7 @@ def set_threads(arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
+        require_positive_int("--threads", arguments.threads, maximum=MOST_THREADS)
         torch.set_num_threads(arguments.threads)
 
 

@@ -7,8 +7,9 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from zerosum_ext._files import read_text
 
 _HEAD = ("user", "rank", "item", "score")
 
@@ -39,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     users = list(arguments.user)
     if arguments.user_file is not None:
-        text = sys.stdin.read() if arguments.user_file == "-" else Path(arguments.user_file).read_text("utf-8-sig")
+        text = sys.stdin.read() if arguments.user_file == "-" else read_text(arguments.user_file)
         users += [line.strip() for line in text.splitlines() if line.strip()]
     if not users:
         raise ValueError("no users: give --user ID or --user-file FILE")

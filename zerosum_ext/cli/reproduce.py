@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerosum_ext._files import replacing
+from zerosum_ext._files import read_text, same_name, write_text
 
 if TYPE_CHECKING:
     from zerosum_ext.experiments import reproduce
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     findings = Path(arguments.findings or Path(arguments.experiment[0]).parent / "FINDINGS.md")
     head = ["# Published experiments, run again", ""]
     if arguments.findings or findings.is_file():
-        head += [findings.read_text(encoding="utf-8").strip(), ""]
+        head += [read_text(findings).strip(), ""]
     experiments = {path: reproduce.read_experiment(path) for path in arguments.experiment}
     _check_names(experiments)
     if not arguments.no_run:
@@ -62,8 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
         sections.append(reproduce.report(results, figures))
         # The report is written after every experiment, so that an interrupted command has reported what it ran.
-        with replacing(report) as part:
-            Path(part).write_text("\n".join([*head, *sections]), encoding="utf-8")
+        write_text(report, "\n".join([*head, *sections]))
     print("\n".join(sections))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
@@ -91,7 +90,8 @@ def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Na
 def _check_names(experiments: Mapping[str, reproduce.Experiment]) -> None:
     """Raise if two experiments have one name, as their results would have one file."""
     for name in (experiment.name for experiment in experiments.values()):
-        files = [path for path, experiment in experiments.items() if experiment.name == name]
+        # (Some file systems take names for one that differ in case alone.)
+        files = [path for path, experiment in experiments.items() if same_name(experiment.name) == same_name(name)]
         if len(files) > 1:
             raise ValueError(
                 f"--experiment: expected files of different names, got {' and '.join(files)}: results of one file"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from zerosum_ext._files import replacing
+
 __all__ = [
     "frontier",
     "frontier_curves",
@@ -21,6 +23,11 @@ __all__ = [
 
 # Okabe and Ito's palette, which stays apart for every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def _save(figure: Any, path: str | os.PathLike[str], resolution: int) -> None:
+    with replacing(path) as part:
+        figure.savefig(part, dpi=resolution, format="png")
 
 
 def score_matrices(
@@ -42,7 +49,7 @@ def score_matrices(
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axes.set(title=title, xlabel=items, ylabel=users)
         figure.colorbar(image, ax=axes, label="score")
-    figure.savefig(path, dpi=_resolution(panels))
+    _save(figure, path, _resolution(panels))
 
 
 def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -65,7 +72,7 @@ def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         axes.spines[["top", "right"]].set_visible(False)
         if k % _COLUMNS == 0:
             axes.set_ylabel("share of users")
-    figure.savefig(path, dpi=_resolution(panels))
+    _save(figure, path, _resolution(panels))
 
 
 def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -91,7 +98,7 @@ def rank_curves(curves: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         axes.spines[["top", "right"]].set_visible(False)
         if k % _COLUMNS == 0:
             axes.set_ylabel("average rank of the item\n(0: top of the user's positives)")
-    figure.savefig(path, dpi=_resolution(panels))
+    _save(figure, path, _resolution(panels))
 
 
 def _binned_mean(x: np.ndarray, y: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +141,7 @@ def training_curves(histories: Mapping[str, Any], path: str | os.PathLike[str]) 
     for k, (axes, (title, history)) in enumerate(zip(row, histories.items(), strict=True)):
         axes.plot(np.arange(1, len(history) + 1), list(history), color=COLOURS[k % len(COLOURS)])
         axes.set(title=title, ylabel="mean training loss")
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)
 
 
 def frontier(
@@ -167,7 +174,7 @@ def frontier(
     axes.margins(0.15)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)
 
 
 def frontier_curves(
@@ -203,7 +210,7 @@ def frontier_curves(
         axes.spines[["top", "right"]].set_visible(False)
     row[0].set_ylabel(accuracy)
     row[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def pareto(points: Mapping[str, tuple[float, float]], ideal: float = 0.0) -> list[str]:
@@ -242,7 +249,7 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
     if breakdowns:
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)
 
 
 # Panels in a row. Further panels go below.

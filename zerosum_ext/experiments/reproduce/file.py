@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext._files import read_text
 from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS
 from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Pairing, slug
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule, todays_names
@@ -224,6 +225,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return dict(tomllib.loads(read_text(path)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not a TOML file: {error}") from None

@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not set(record) >= _NEEDED:
             raise ValueError(

@@ -13,11 +13,12 @@ import numpy as np
 import scipy
 import torch
 
-from zerosum_ext._files import replacing
+from zerosum_ext._files import LOCK, check_npz, read_text, replacing, write_text
 from zerosum_ext._library import build_info
 from zerosum_ext.data.interactions import Interactions, Report, Split
 from zerosum_ext.data.readers import DAMAGED
 from zerosum_ext.experiments.runs.settings import todays_names
+from zerosum_ext.models import method_names
 from zerosum_ext.training import History
 
 FORMAT = "zerosum_ext.run/1"
@@ -50,24 +51,33 @@ def to_json(values: Any) -> str:
 
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as JSON. A reader sees the old file or the whole new one."""
-    with replacing(path) as part:
-        Path(part).write_text(to_json(values) + "\n", encoding="utf-8")
+    write_text(path, to_json(values) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. A damaged file is a ValueError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Read the figures of a method. A damaged file is a ValueError that names it."""
+    values = read_json(path)
+    # (JSON knows no NaN: a figure without a value is null.)
+    if not isinstance(values, dict) or not all(v is None or isinstance(v, (int, float)) for v in values.values()):
+        raise ValueError(f"{path} is damaged: expected an object of numbers")
+    return values
 
 
 def read_history(path: Path) -> History:
     """Read the history of a training. A damaged file is a ValueError that names it."""
+    values = read_json(path)
     try:
-        return History.from_dict(read_json(path))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged, it is no history of a training: {error!r}") from None
+        return History.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is no history of a training: {error}") from None
 
 
 def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
@@ -75,7 +85,11 @@ def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder to write the run to")
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
+    for name in (*config["methods"], "weights"):
+        # A link could lead what is written, or removed, to anywhere.
+        if (folder / name).is_symlink():
+            raise ValueError(f"{folder / name} is a link, expected a folder of the run")
+    if all(entry.name == LOCK for entry in folder.iterdir()):
         return
     old = read_config(folder)
     if overwrite:
@@ -116,15 +130,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def remove_run(folder: Path, config: dict[str, Any]) -> None:
     """Remove the files that a run consists of, and nothing else."""
-    search = config.get("search") or {"weights": ()}
-    tried = [f"weights/{folder_of_weight(weight)}" for weight in (1.0, *search["weights"])]
+    weights = (config.get("search") or {}).get("weights", ())
+    linked = (folder / "weights").is_symlink()
+    tried = [] if linked else [f"weights/{folder_of_weight(weight)}" for weight in (1.0, *weights)]
     for name in (*config.get("methods", {}), *tried):
-        if (folder / name).is_dir():
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
             for file in _METHOD_FILES:
                 (folder / name / file).unlink(missing_ok=True)
-            for events in (folder / name / "tensorboard").glob("events.out.tfevents.*"):
-                events.unlink()
-    (folder / "weights" / "search.json").unlink(missing_ok=True)
+            if not (folder / name / "tensorboard").is_symlink():
+                for events in (folder / name / "tensorboard").glob("events.out.tfevents.*"):
+                    events.unlink()
+    if not linked:
+        (folder / "weights" / "search.json").unlink(missing_ok=True)
     for file in _RUN_FILES:
         (folder / file).unlink(missing_ok=True)
 
@@ -141,15 +158,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} is not the configuration of a run ({FORMAT})")
-    if not isinstance(config.get("search") or {}, dict):
-        raise ValueError(f"{path} is damaged: search: expected an object, got {config['search']!r}")
+    for name in ("search", "interactions", "evaluation"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise ValueError(f"{path} is damaged: {name}: expected an object, got {config[name]!r}")
+    weights = (config.get("search") or {}).get("weights", ())
+    if not isinstance(weights, (list, tuple)) or not all(_is_share(weight) for weight in weights):
+        raise ValueError(f"{path} is damaged: search: expected weights in [0, 1], got {weights!r}")
     methods = config.get("methods")
     if not isinstance(methods, dict) or not methods:
         raise ValueError(f"{path} is damaged: methods: expected an object, got {methods!r}")
     for name, settings in methods.items():
+        # Names become folders in which files are written and removed: only what this program writes is believed.
+        if name not in method_names():
+            raise ValueError(f"{path} is damaged: methods: expected names of methods, got {name!r}")
         if not isinstance(settings, dict):
             raise ValueError(f"{path} is damaged: methods: {name}: expected an object, got {settings!r}")
     return {**config, "methods": {name: todays_names(settings) for name, settings in methods.items()}}
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def digest(split: Split) -> str:
@@ -203,6 +231,7 @@ def read_split(path: Path) -> Split:
     if not path.is_file():
         raise ValueError(f"{path.parent} is a damaged run folder: it has no {path.name}")
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         parts = []
@@ -214,7 +243,7 @@ def read_split(path: Path) -> Split:
             ids = {name: arrays.get(name) for name in ("user_ids", "item_ids")}
             parts.append(part._replace(report=report, columns={}, **ids))
         return Split(*parts)
-    except (*DAMAGED, IndexError) as error:
+    except (*DAMAGED, IndexError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zerosum_ext import models
+from zerosum_ext._files import locked
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation.full import Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_history, write_json
@@ -54,7 +55,20 @@ def train_method(
         ValueError: settings that do not fit the data, training that diverged, or a checkpoint of another method.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        return _train_in(folder, method, split, exclude, resume, progress, callbacks)
+
+
+def _train_in(
+    folder: Path,
+    method: Method,
+    split: Split,
+    exclude: Any,
+    resume: bool,
+    progress: bool | None,
+    callbacks: Sequence[Callable[[EpochEnd], Any]],
+) -> tuple[nn.Module, History]:
+    """Do what :func:`train_method` says, in a folder that is locked."""
     checkpoint, model_file, history_file = (
         folder / name for name in ("checkpoint.pt", "model.safetensors", "history.json")
     )

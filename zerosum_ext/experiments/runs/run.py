@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from zerosum_ext import metrics
-from zerosum_ext._checks import require_choice, require_positive_int
+from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
 from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation.full import Ranking
 from zerosum_ext.experiments import plots
-from zerosum_ext.experiments.runs.files import read_config, read_history, read_json, read_split, write_json
+from zerosum_ext.experiments.runs.files import read_config, read_history, read_metrics, read_split, write_json
 from zerosum_ext.experiments.runs.method import measure, popularity_of, read_model
 from zerosum_ext.experiments.runs.settings import DataSource, Method
 from zerosum_ext.training import History
@@ -68,6 +68,10 @@ class Run:
             return cls(path, config, read_split(path / "interactions.npz"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is a damaged run folder: {error!r}") from None
+        except ValueError as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path / 'config.json'} is damaged: {error}") from None
 
     @property
     def main(self) -> str:
@@ -78,7 +82,7 @@ class Run:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return {name: {metric: value}} of the methods that are finished."""
         found = {name: self.folder / name / "metrics.json" for name in self.methods}
-        return {name: read_json(path) for name, path in found.items() if path.is_file()}
+        return {name: read_metrics(path) for name, path in found.items() if path.is_file()}
 
     @property
     def histories(self) -> dict[str, History]:
@@ -123,7 +127,8 @@ class Run:
             if new < test.nnz:
                 note(f"{test.nnz - new:,} of the {test.nnz:,} interactions to measure on were trained on")
             split = split._replace(test=test)
-        cutoffs = tuple(self.config["evaluation"]["k"]) if k is None else tuple(k)
+        wanted = self.config["evaluation"]["k"] if k is None else k
+        cutoffs = tuple(require_positive_int("k", value, maximum=MOST_K) for value in wanted)
         popularity = popularity_of(self.split)
         names = list(self.methods) if methods is None else [self._name(name) for name in methods]
         return {n: measure(self.model(n), split, k=cutoffs, popularity=popularity)[0] for n in names}, skipped
@@ -165,7 +170,7 @@ class Run:
         Raises:
             ValueError: a user that the run does not know, or scores with NaN.
         """
-        require_positive_int("k", k)
+        require_positive_int("k", k, maximum=MOST_K)
         train = self.split.train
         index = train.encode_users(np.asarray(list(users)))
         seen = None if include_seen else self.seen()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zerosum_ext import _legacy, models
-from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.training import parse_metric
@@ -115,6 +115,18 @@ class SplitRule:
         return split
 
 
+# The largest value of each integer of a method.
+_MOST = {
+    "embedding_dim": MOST_DIM,
+    "epochs": 2**31,
+    "batch_size": 2**31,
+    "negatives": 65536,
+    "draws": 65536,
+    "patience": 2**31,
+    "seed": 2**64 - 1,
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
@@ -172,13 +184,14 @@ class Method:
         self._check_device()
 
     def _check_numbers(self) -> None:
-        for name in ("embedding_dim", "epochs", "batch_size", "negatives", "draws"):
-            require_positive_int(name, getattr(self, name))
-        if self.patience is not None:
-            require_positive_int("patience", self.patience)
-        require_positive_int("seed", self.seed, minimum=0)
+        # NumPy's integers and fractions become plain ones, which JSON can hold.
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None or name != "patience":
+                least = 0 if name == "seed" else 1
+                object.__setattr__(self, name, require_positive_int(name, value, minimum=least, maximum=most))
         for name in ("lr", "weight_decay", "l2"):
-            require_finite_number(name, getattr(self, name), minimum=0)
+            object.__setattr__(self, name, require_finite_number(name, getattr(self, name), minimum=0))
         if not isinstance(self.restore_best, bool):
             raise TypeError(f"restore_best: expected True or False, got {describe(self.restore_best)}")
         if self.optimizer == "sparse_adam" and self.weight_decay:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from zerosum_ext import models
-from zerosum_ext._checks import require_choice, require_positive_int
+from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
+from zerosum_ext._files import locked, replacing
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.experiments.runs import files
 from zerosum_ext.experiments.runs.method import loggers, measure, train_method, training_options
@@ -70,6 +71,24 @@ def train(
     cutoffs = _check_settings(method, search, k, log)
     work = _prepare(data, split or SplitRule(), method, baseline, search, note)
     path = Path(folder)
+    with locked(path):
+        return _train_in(path, work, method, cutoffs, resume, overwrite, figures, log, progress, note)
+
+
+def _train_in(
+    path: Path,
+    work: _Work,
+    method: Method,
+    cutoffs: tuple[int, ...],
+    resume: bool,
+    overwrite: bool,
+    figures: bool,
+    log: Sequence[str],
+    progress: bool | None,
+    note: Note,
+) -> Run:
+    """Do what :func:`train` says, in a folder that is locked."""
+    search = work.search
     config = work.config(cutoffs)
     files.prepare(path, config, resume, overwrite)
     files.write_json(path / "config.json", config)
@@ -137,7 +156,7 @@ def _check_settings(
         raise ValueError(f"weight: expected None with a search for it, got {method.weight}")
     for kind in log:
         require_choice("log", kind, ("csv", "tensorboard"))
-    cutoffs = tuple(require_positive_int("k", value) for value in k)
+    cutoffs = tuple(require_positive_int("k", value, maximum=MOST_K) for value in k)
     if not cutoffs:
         raise ValueError("k: expected at least one cut-off, got none")
     return cutoffs
@@ -203,7 +222,8 @@ def _take_models_of_search(path: Path, chosen: dict[str, Method], loss: str, wei
         (path / name).mkdir(exist_ok=True)
         for kept in ("model.safetensors", "history.json", "log.csv"):
             if (tried / kept).is_file():
-                shutil.copyfile(tried / kept, path / name / kept)
+                with replacing(path / name / kept) as part:
+                    shutil.copyfile(tried / kept, part)
         if (tried / "tensorboard").is_dir():
             shutil.copytree(tried / "tensorboard", path / name / "tensorboard", dirs_exist_ok=True)
 

@@ -1,0 +1,205 @@
+"""How files are written, and folders locked."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext._files import locked, read_text, replacing, same_name, write_text
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks are those of POSIX")
+
+
+def start(code: str, *arguments: object, **options: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, **options)
+
+
+def test_writers_of_one_file_do_not_tear_it(tmp_path):
+    target = tmp_path / "numbers"
+
+    def write(digit: str) -> None:
+        for _ in range(50):
+            write_text(target, digit * 10_000)
+
+    threads = [threading.Thread(target=write, args=(digit,)) for digit in "0123"]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in threads):
+        if target.exists():
+            seen.add(read_text(target))
+    for thread in threads:
+        thread.join()
+    seen.add(read_text(target))
+    assert all(len(set(text)) == 1 and len(text) == 10_000 for text in seen)
+    assert [p.name for p in tmp_path.iterdir()] == ["numbers"]
+
+
+@posix
+def test_no_link_is_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("target", "target.part"):
+        (tmp_path / name).symlink_to(victim)
+    write_text(tmp_path / "target", "new")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "target").read_text() == "new"
+    assert not (tmp_path / "target").is_symlink()
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "text", "x")
+        model = zx.MatrixFactorization(3, 4, 2, seed=0)
+        model.save(tmp_path / "model.safetensors")
+        with replacing(tmp_path / "tensor") as part:
+            torch.save(torch.ones(2), part)
+    finally:
+        os.umask(before)
+    for name in ("text", "model.safetensors", "tensor"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@posix
+@pytest.mark.parametrize("limit", [0, 1, 4096, 100_000, 199_999])
+def test_a_full_disk_leaves_what_was_there(tmp_path, limit):
+    target = tmp_path / "data"
+    target.write_text("before")
+    # A limit on the size of files stands in for the disk's end: it stops a write in the middle in the same way.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="data") as error:
+            write_text(target, "x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert "\n" not in str(error.value)
+    assert target.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_that_vanished_is_named(tmp_path):
+    with pytest.raises(OSError, match="gone") as error, replacing(tmp_path / "gone" / "file"):
+        pass
+    assert isinstance(error.value, FileNotFoundError)
+    assert "part" not in str(error.value)
+
+
+def test_an_error_of_the_writer_leaves_no_file(tmp_path):
+    def write() -> None:
+        with replacing(tmp_path / "file") as part:
+            Path(part).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    code = (
+        "import sys; from zerosum_ext._files import *\n"
+        "text = 'Gr\\xf6\\xdfe \\u5008'; write_text(sys.argv[1], text); assert read_text(sys.argv[1]) == text"
+    )
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    child = start(code, tmp_path / "text", env=env, cwd=tmp_path, stderr=subprocess.PIPE)
+    assert child.wait() == 0, child.stderr.read()
+    assert (tmp_path / "text").read_bytes() == "Größe 倈".encode()
+
+
+def test_text_that_is_no_text_is_refused_with_its_place(tmp_path):
+    (tmp_path / "text").write_bytes(b"ab\xff")
+    with pytest.raises(ValueError, match=r"text is not UTF-8 text: byte 2"):
+        read_text(tmp_path / "text")
+    with pytest.raises(ValueError, match="not written"):
+        write_text(tmp_path / "other", "a\ud800")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("BPR.json", "bpr.json"), ("\u00e9", "e\u0301"), ("STRASSE", "stra\u00dfe")]
+)
+def test_names_that_some_file_system_takes_for_one(one, other):
+    assert same_name(one) == same_name(other)
+    assert same_name("a") != same_name("b")
+
+
+# ---- locks
+
+HOLD = """
+import sys
+from zerosum_ext._files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@posix
+def test_a_lock_names_its_owner_and_dies_with_it(tmp_path):
+    folder = tmp_path / "run"
+    child = start(HOLD, folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"run is in use by process {child.pid} on "), locked(folder):
+        pass
+    child.kill()
+    child.wait()
+    with locked(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lock_holds_within_one_process_too(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="in use by this process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):  # and was given back
+        pass
+
+
+@posix
+def test_a_lock_removes_what_a_killed_writer_left(tmp_path):
+    code = (
+        "import os, sys; from zerosum_ext._files import *\n"
+        "with replacing(sys.argv[1]) as part:\n    open(part, 'w').write('half'); os.kill(os.getpid(), 9)"
+    )
+    assert start(code, tmp_path / "file", cwd=tmp_path).wait() == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".file.*.part"))) == 1
+    with locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_two_processes_never_hold_one_lock(tmp_path):
+    # Both take and give back as fast as they can; whoever holds it makes a file that must not be there yet.
+    code = """
+import os, sys, time
+from zerosum_ext._files import locked
+folder, mark = sys.argv[1], sys.argv[2]
+held, end = 0, time.monotonic() + 2
+while time.monotonic() < end:
+    try:
+        with locked(folder):
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            os.unlink(mark)
+            held += 1
+    except ValueError:
+        pass
+assert held > 0
+"""
+    children = [start(code, tmp_path / "run", tmp_path / "mark", cwd=tmp_path) for _ in range(3)]
+    assert [child.wait(600) for child in children] == [0, 0, 0]
