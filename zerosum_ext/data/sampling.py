@@ -101,7 +101,9 @@ def _integer_weights(popularity: np.ndarray, alpha: float, total: int) -> np.nda
         powers = [math.pow(c / base, alpha) if c > 0 else 0.0 for c in counts.tolist()]
     sizes = np.bincount(inverse, minlength=len(counts)).tolist()
     scale = total / math.fsum(p * n for p, n in zip(powers, sizes, strict=True))
-    per_count = np.array([max(int(p * scale), 1) if p > 0 else 0 for p in powers], np.int64)
+    # (A power may be too small for a float; its item can be drawn all the same.)
+    drawn = [alpha == 0 or c > 0 for c in counts.tolist()]
+    per_count = np.array([max(int(p * scale), 1) if d else 0 for p, d in zip(powers, drawn, strict=True)], np.int64)
     weights = per_count[inverse.reshape(-1)]
     # What rounding left over is spread over the items of at least half the mean weight, which it does not change by
     # more than a few units in 2**30.

@@ -22,9 +22,22 @@ def by_group(ranking: Ranking, groups: Any, popularity: Any, **options: Any) -> 
         ranking, popularity, options: as in :func:`compute`.
         groups: [num_users], the group of each user: integers or text.
     """
-    labels = np.asarray(groups)
+    # (A list of text and NaN would become text alone.)
+    labels = np.asarray(groups, object) if isinstance(groups, (list, tuple)) else np.asarray(groups)
     if labels.shape != (ranking.num_users,):
         raise ValueError(f"groups: expected shape ({ranking.num_users},), got {labels.shape}")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(f"groups: user {int(np.flatnonzero(np.isnan(labels))[0])} has none: NaN is no group")
+    if labels.dtype.kind == "O":
+        for user, label in enumerate(labels.tolist()):
+            if label is None or label != label:
+                raise ValueError(f"groups: user {user} has none: {label!r} is no group")
+        try:
+            labels = np.array(labels.tolist())
+        except ValueError:
+            raise ValueError("groups: expected integers or text, one for each user") from None
+        if labels.shape != (ranking.num_users,) or labels.dtype.kind not in "iubU":
+            raise ValueError(f"groups: expected integers or text, one for each user, got {labels.dtype}")
     return {
         label.item(): compute(ranking.select(labels == label), popularity, **options) for label in np.unique(labels)
     }

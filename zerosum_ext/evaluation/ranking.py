@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _ops
-from zerosum_ext._checks import require_positive_int
+from zerosum_ext._checks import require_ids, require_positive_int
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.sources import (
@@ -73,13 +73,7 @@ class Ranking:
 
     def select(self, users: Any) -> Ranking:
         """The part of this ranking that belongs to the given users (integers, or a mask over all users)."""
-        chosen = np.asarray(users)
-        if chosen.dtype == bool:
-            if chosen.shape != (self.num_users,):
-                raise ValueError(f"users: expected a mask of shape ({self.num_users},), got {chosen.shape}")
-            keep = chosen[self.users]
-        else:
-            keep = np.isin(self.users, chosen)
+        keep = np.isin(self.users, require_ids("users", users, self.num_users).cpu().numpy())
         counts = np.diff(self.indptr)
         positive = np.repeat(keep, counts)
         return Ranking(
@@ -206,10 +200,7 @@ def evaluated_users(counts: np.ndarray, users: Any) -> np.ndarray:
     evaluated = np.flatnonzero(counts)
     if users is None:
         return evaluated
-    chosen = np.unique(np.asarray(users, dtype=np.int64))
-    if chosen.size and (chosen[0] < 0 or chosen[-1] >= counts.size):
-        raise ValueError(f"users: expected integers in [0, {counts.size}), got {chosen[0]} .. {chosen[-1]}")
-    return np.intersect1d(evaluated, chosen)
+    return np.intersect1d(evaluated, require_ids("users", users, counts.size).cpu().numpy())
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

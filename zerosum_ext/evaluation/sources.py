@@ -24,6 +24,36 @@ def require_same_shape(train: tuple[int, int], test: tuple[int, int]) -> None:
         raise ValueError(f"test: expected the shape of the train or excluded interactions {train}, got {test}")
 
 
+def forward_decides(model: torch.nn.Module) -> bool:
+    """Return whether a model's forward is overridden without what ranks all items: then its forward has to score them.
+
+    A class, or an object, that replaces ``forward`` (or ``score``, ``represent``, ``embedding_rows``, of which it is
+    made) but inherits ``vectors``, ``factors`` and ``score_all_items`` would be ranked by scores that it does not give.
+    """
+
+    def depth(*names: str) -> int:
+        if any(name in vars(model) for name in names):
+            return -1
+        classes = type(model).__mro__
+        return next((i for i, kind in enumerate(classes) if any(name in vars(kind) for name in names)), len(classes))
+
+    ranked = depth("vectors", "factors", "score_all_items")
+    return depth("forward", "score", "represent", "embedding_rows") < ranked
+
+
+def scores_by_forward(model: torch.nn.Module, users: Tensor, num_items: int) -> Tensor:
+    """Return the scores of every item for ``users`` [B], as the model's forward gives them: [B, num_items]."""
+    parameter = next(model.parameters(), None)
+    place = users.device if parameter is None else parameter.device
+    users = users.to(place)
+    scores = model(users, torch.arange(num_items, device=place).expand(users.numel(), num_items))
+    if tuple(scores.shape) != (users.numel(), num_items):
+        raise ValueError(
+            f"model: expected scores of shape {(users.numel(), num_items)} for all items, got {tuple(scores.shape)}"
+        )
+    return scores
+
+
 Factors = tuple[Tensor, Tensor, "Tensor | None"]
 
 
@@ -35,6 +65,9 @@ def as_floating(values: Any) -> Tensor:
 
 def score_source(model: Any, num_users: int, num_items: int) -> Factors | Callable[[Tensor], Any]:
     """Factors (user [U, d], item [I, d], item bias), or a function from users [B] to scores [B, num_items]."""
+    module = isinstance(model, torch.nn.Module)
+    if module and (forward_decides(model) or not (hasattr(model, "factors") or hasattr(model, "score_all_items"))):
+        return lambda users: scores_by_forward(model, users, num_items)
     if hasattr(model, "factors"):
         model = tuple(model.factors())
     elif hasattr(model, "score_all_items"):
@@ -63,7 +96,7 @@ def score_source(model: Any, num_users: int, num_items: int) -> Factors | Callab
             raise ValueError(f"model: expected scores [{num_users}, {num_items}], got {[*matrix.shape]}")
         return lambda users: matrix[users.to(matrix.device)]
     raise TypeError(
-        "model: expected an object with factors() or score_all_items(users), (user factors, item "
+        "model: expected an nn.Module, an object with factors() or score_all_items(users), (user factors, item "
         f"factors[, item bias]), or a matrix of scores, got {type(model).__name__}"
     )
 

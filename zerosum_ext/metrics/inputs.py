@@ -77,7 +77,7 @@ def popularity_counts(popularity: Any) -> np.ndarray:
     elif hasattr(popularity, "popularity"):
         popularity = popularity.popularity
     counts = as_numbers(popularity, "popularity")
-    if counts.size and (counts.min() < 0 or np.isinf(counts.max())):
+    if counts.size and not (counts.min() >= 0 and counts.max() < np.inf):  # (NaN is in no order)
         raise ValueError("popularity: expected finite counts >= 0")
     return counts
 

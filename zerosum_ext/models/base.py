@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext import _ops
-from zerosum_ext._checks import require_choice, require_positive_int
+from zerosum_ext._checks import MOST_K, require_choice, require_ids, require_positive_int
 from zerosum_ext._files import replacing
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
 from zerosum_ext.training import History, fit
 
 __all__ = ["DotProductRecommender", "Recommender", "check_pairs", "index_tensor", "save_tensors"]
@@ -40,16 +41,17 @@ def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Ten
         TypeError: the values are no integers.
         ValueError: a value is out of range; the message names it.
     """
-    index = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    if index.numel() == 0:
-        return torch.empty(index.shape, dtype=torch.int64, device=device)
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integer ids, got {index.dtype}")
-    index = index.to(device=device, dtype=torch.int64)
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name}: id {low if low < 0 else high} is out of range [0, {size})")
-    return index
+    if (values.dtype if isinstance(values, Tensor) else np.asarray(values).dtype) in (torch.bool, np.bool_):
+        raise TypeError(f"{name}: expected integer ids, got booleans")
+    return require_ids(name, values, size, device)
+
+
+def all_scores(model: Recommender, users: Tensor) -> Tensor:
+    """Return the scores of every item for ``users`` [B], by whatever the model says scores are: [B, num_items]."""
+    if forward_decides(model):
+        with inference(model):
+            return scores_by_forward(model, users, model.num_items)
+    return model.score_all_items(users)
 
 
 class Recommender(nn.Module):
@@ -61,8 +63,11 @@ class Recommender(nn.Module):
     Attributes:
         user_embedding: Parameter [num_users, width].
         item_embedding: Parameter [num_items, width].
+        epochs_trained: the number of epochs that ``fit`` has trained the model for. The next fit goes on counting
+            there. Model files and checkpoints keep it; ``reset_parameters`` sets it to 0.
     """
 
+    epochs_trained: int = 0
     num_users: int
     num_items: int
     user_embedding: nn.Parameter
@@ -179,8 +184,9 @@ class Recommender(nn.Module):
         """Return the k best items of each user, best first.
 
         Args:
-            users: one user id, or ids [n]: a tensor, a NumPy array or a list of integers.
-            k: the number of items of each user. If fewer are left, the row ends in item -1 with score -inf.
+            users: one user id, or ids [n], or a mask over all users: a tensor, a NumPy array or a list.
+            k: the number of items of each user, at most 2^20. If fewer are left, the row ends in item -1 with score
+                -inf.
             exclude: interactions of shape [num_users, num_items], or a scipy or torch CSR, whose items are not
                 recommended to their users. Usually the training data.
 
@@ -192,8 +198,8 @@ class Recommender(nn.Module):
             ValueError: an id is out of range, k is below 1, ``exclude`` has another shape, or a score is NaN because
                 the model diverged.
         """
-        k = require_positive_int("k", k)
-        index = index_tensor("users", users, self.num_users, self.device).reshape(-1)
+        k = require_positive_int("k", k, maximum=MOST_K)
+        index = require_ids("users", users, self.num_users, self.device).reshape(-1)
         seen = None if exclude is None else self._as_interactions("exclude", exclude)
         width = min(k, self.num_items)
         items = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
@@ -210,7 +216,7 @@ class Recommender(nn.Module):
         """Return a function from users [B] to their best items and scores, and the number of users to call it with."""
 
         def best(users: Tensor) -> tuple[Tensor, Tensor]:
-            block = self.score_all_items(users)
+            block = all_scores(self, users)
             if seen is not None:
                 rows, columns = _csr_cells(seen, users)
                 block[rows, columns] = float("-inf")
@@ -275,7 +281,11 @@ class Recommender(nn.Module):
         Raises:
             OSError: the file cannot be written.
         """
-        metadata = {"format": _format(type(self)), "config": json.dumps(self.config())}
+        metadata = {
+            "format": _format(type(self)),
+            "config": json.dumps(self.config()),
+            "epochs_trained": str(self.epochs_trained),
+        }
         save_tensors({**self.state_dict(), **self._extra_tensors()}, path, metadata)
 
     @classmethod
@@ -297,7 +307,7 @@ class Recommender(nn.Module):
             with safe_open(name, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{name!r} is not a safetensors file: {error}") from None
         kinds = {_format(kind): kind for kind in Recommender._kinds.values() if issubclass(kind, cls)}
         kind = kinds.get(metadata.get("format", ""))
@@ -305,7 +315,18 @@ class Recommender(nn.Module):
             raise ValueError(
                 f"{name!r}: expected a file of format {' or '.join(map(repr, kinds))}, got {metadata.get('format')!r}"
             )
-        model = kind._restore(json.loads(metadata["config"]), tensors)
+        try:
+            config = json.loads(metadata["config"])
+            if not isinstance(config, dict):
+                raise ValueError(f"config: expected an object, got {config!r}")
+            _check_size(config, tensors)
+            model = kind._restore(config, tensors)
+            trained = int(metadata.get("epochs_trained", 0))
+            model.epochs_trained = require_positive_int("epochs_trained", trained, minimum=0)
+        except KeyError as error:
+            raise ValueError(f"{name!r} is damaged: it lacks {error}") from None
+        except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
+            raise ValueError(f"{name!r} is damaged: {error}") from None
         return model.to(device) if device is not None else model
 
     @classmethod
@@ -314,9 +335,43 @@ class Recommender(nn.Module):
         model = cls._construct(config, tensors)
         names = model.state_dict().keys()
         state = {name: value for name, value in tensors.items() if name in names}
-        model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+        dtype = next((value.dtype for value in state.values() if value.is_floating_point()), None)
+        if dtype is None:
+            raise ValueError("it holds no parameters")
+        model.to(dtype)
         model.load_state_dict(state)
         return model
+
+
+# Numbers of a configuration that need no tensor to vouch for them: layers of such widths take little memory.
+_SMALL = 4096
+
+
+def _check_size(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise where a configuration asks for a model much larger than the tensors that are to fill it.
+
+    A file of some bytes must not make us take gigabytes before its tensors are looked at.
+    """
+    rows = {size for tensor in tensors.values() for size in tensor.shape[:1]}
+    rows |= {size - 1 for size in rows}  # (the graph's indptr has one entry more than there are users)
+    widths = {size for tensor in tensors.values() for size in tensor.shape[1:]}
+
+    def look(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                look(str(key), inner)
+        elif isinstance(value, list):
+            if len(value) > _SMALL:
+                raise ValueError(f"{name}: expected at most {_SMALL} entries, got {len(value)}")
+            for inner in value:
+                look(name, inner)
+        elif isinstance(value, int) and value > _SMALL:
+            known = rows if name in ("num_users", "num_items") else widths
+            if value not in known:
+                raise ValueError(f"{name} is {value:,}, and no tensor of the file has that size")
+
+    for name, value in config.items():
+        look(name, value)
 
 
 def save_tensors(
@@ -376,6 +431,7 @@ class DotProductRecommender(Recommender):
         # The ranking kernel stores no scores and needs most of them only roughly. It is used where dot products alone
         # decide, for enough users to make up for preparing the item table.
         alone = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
+        alone = alone and "score_all_items" not in vars(self) and not forward_decides(self)
         factors = self.factors() if alone else None
         if factors is None or factors[0].dtype not in _RANKED or not _ops.has_op("rank_factors", factors[0].device):
             return super()._best_items(seen, width, num_users)
@@ -401,7 +457,7 @@ class DotProductRecommender(Recommender):
         """Return the k items whose vectors are most similar to each given item's, without the item itself.
 
         Args:
-            items: one item id, or ids [n].
+            items: one item id, or ids [n], or a mask over all items.
             k: the number of neighbours. If the catalogue has fewer, the row ends in item -1 with similarity -inf.
             metric: "cosine" or "dot".
 
@@ -412,9 +468,9 @@ class DotProductRecommender(Recommender):
             TypeError: the ids or k are no integers.
             ValueError: an id is out of range, k is below 1, or the metric is unknown.
         """
-        k = require_positive_int("k", k)
+        k = require_positive_int("k", k, maximum=MOST_K)
         require_choice("metric", metric, ("cosine", "dot"))
-        index = index_tensor("items", items, self.num_items, self.device).reshape(-1)
+        index = require_ids("items", items, self.num_items, self.device).reshape(-1)
         table = self.factors()[1]
         if metric == "cosine":
             table = F.normalize(table, dim=1)

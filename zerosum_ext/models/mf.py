@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerosum_ext._checks import require_finite_number, require_positive_int
+from zerosum_ext._checks import MOST_DIM, require_finite_number, require_positive_int
 from zerosum_ext.models.base import DotProductRecommender, check_pairs
 
 __all__ = ["MatrixFactorization"]
@@ -58,7 +58,7 @@ class MatrixFactorization(DotProductRecommender):
         super().__init__()
         self.num_users = require_positive_int("num_users", num_users)
         self.num_items = require_positive_int("num_items", num_items)
-        self.embedding_dim = require_positive_int("embedding_dim", embedding_dim)
+        self.embedding_dim = require_positive_int("embedding_dim", embedding_dim, maximum=MOST_DIM)
         self.init_std = require_finite_number("init_std", init_std, minimum=0)
         self.sparse = bool(sparse)
         kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -72,7 +72,8 @@ class MatrixFactorization(DotProductRecommender):
         self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw both tables anew from N(0, init_std^2) and set the biases to zero."""
+        """Draw both tables anew from N(0, init_std^2), set the biases and the count of trained epochs to zero."""
+        self.epochs_trained = 0
         with torch.no_grad():
             if seed is None:
                 nn.init.normal_(self.user_embedding, std=self.init_std)

@@ -22,7 +22,7 @@ from zerosum_ext._checks import describe, require_finite_number
 from zerosum_ext._inference import inference
 from zerosum_ext._types import Reduction
 from zerosum_ext.evaluation import evaluate
-from zerosum_ext.models.base import Recommender
+from zerosum_ext.models.base import Recommender, all_scores
 from zerosum_ext.training import parse_metric
 
 __all__ = ["MACR", "Compensated", "MACRLoss", "PopularityAdjusted", "Wrapper", "choose"]
@@ -81,6 +81,15 @@ class Wrapper(Recommender):
     def item_embedding(self) -> nn.Parameter:  # type: ignore[override]
         """The backbone's table of items."""
         return self.backbone.item_embedding
+
+    @property
+    def epochs_trained(self) -> int:
+        """Those of the backbone."""
+        return self.backbone.epochs_trained
+
+    @epochs_trained.setter
+    def epochs_trained(self, count: int) -> None:
+        self.backbone.epochs_trained = count
 
     def embedding_rows(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         return self.backbone.embedding_rows(users, items)
@@ -167,7 +176,7 @@ class MACR(Wrapper):
             items = torch.arange(self.num_items, device=self.device)
             user_rows, item_rows = self.backbone.represent(users, items)
             factor = torch.sigmoid(user_rows @ self.user_branch)[:, None] * torch.sigmoid(item_rows @ self.item_branch)
-            scores = self.backbone.score_all_items(users)
+            scores = all_scores(self.backbone, users)
             return (scores - self.c.to(scores.dtype)) * factor
 
 
@@ -204,7 +213,7 @@ class PopularityAdjusted(Wrapper):
         return (F.elu(scores) + 1) * self._factor(scores)[items]
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        scores = self.backbone.score_all_items(users)
+        scores = all_scores(self.backbone, users)
         return (F.elu(scores) + 1) * self._factor(scores)
 
     @classmethod
@@ -247,7 +256,7 @@ class Compensated(Wrapper):
         return scores.gather(1, items.reshape(len(users), -1)).reshape(items.shape)
 
     def score_all_items(self, users: Tensor) -> Tensor:
-        scores = self.backbone.score_all_items(users)
+        scores = all_scores(self.backbone, users)
         compensation = (self.beta * scores + (1 - self.beta)) / self.popularity.to(scores.dtype)
         tiny = torch.finfo(scores.dtype).tiny
         norm: Tensor = scores.norm(dim=1, keepdim=True) / compensation.norm(dim=1, keepdim=True).clamp(min=tiny)

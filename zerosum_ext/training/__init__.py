@@ -1,7 +1,7 @@
 """From batches to updated parameters: ``fit``, its engines, and what can be added to a run."""
 
 from zerosum_ext.training.fused import FusedStep, fused_obstacle
-from zerosum_ext.training.history import Callback, EpochEnd, History
+from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
 from zerosum_ext.training.loop import fit
 from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer, popularity_correlation
 from zerosum_ext.training.validation import parse_metric
@@ -13,6 +13,7 @@ __all__ = [
     "History",
     "PearsonRegularizer",
     "Regularizer",
+    "StopTraining",
     "fit",
     "fused_obstacle",
     "parse_metric",

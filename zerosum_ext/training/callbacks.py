@@ -40,7 +40,7 @@ class CSVLogger:
             self._rates = _rates_in(self.path, before=event.epoch)
         self._rates[event.epoch] = repr(_learning_rate(event))
         history = event.history
-        with replacing(self.path) as part, open(part, "w", newline="") as file:
+        with replacing(self.path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["epoch", "loss", *_validation_name(history), "seconds", "samples_per_second", _RATE])
             for epoch, loss in enumerate(history):
@@ -118,6 +118,6 @@ def _rates_in(path: Path, before: int) -> dict[int, str]:
     """Return the learning rates of earlier epochs from a file, since the history does not hold them."""
     if before == 0 or not path.is_file():
         return {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = [(row.get("epoch") or "", row.get(_RATE) or "") for row in csv.DictReader(file)]
     return {int(epoch) - 1: rate for epoch, rate in rows if epoch.isdecimal() and int(epoch) <= before}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import pickle
+import zipfile
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.training.engines import Parts
-from zerosum_ext.training.settings import Settings
+from zerosum_ext.training.history import History
+from zerosum_ext.training.settings import MOST_EPOCHS, Settings
 
-__all__ = ["fingerprint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["check_moments", "fingerprint", "read_checkpoint", "write_checkpoint"]
 
 _FORMAT = "zerosum_ext.checkpoint/1"
 
@@ -68,12 +70,13 @@ def write_checkpoint(path: str, run: dict[str, Any], written_by: dict[str, Any])
         torch.save({"format": _FORMAT, "fingerprint": written_by, **run}, part)
 
 
-def read_checkpoint(path: str, this_run: dict[str, Any]) -> dict[str, Any]:
+def read_checkpoint(path: str, this_run: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the state that a run was written with, on the CPU.
 
     Args:
         path: the file.
         this_run: the :func:`fingerprint` of the run that is to go on.
+        steps: the number of steps of its epochs.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,20 +84,77 @@ def read_checkpoint(path: str, this_run: dict[str, Any]) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"resume: no checkpoint file {path!r}")
-    with open(path, "rb") as file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            first = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"resume: {path!r} is damaged, or no checkpoint of this program: {first}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
+    state = _read(path)
+    _check_position(path, state, steps)
     written_by = state["fingerprint"]
     for name in {**this_run, **written_by}:
         written, value = written_by.get(name), this_run.get(name)
         if written != value:
             raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")
     return state
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Read the file, without running code that it holds and without taking memory that it does not need."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > os.path.getsize(path):  # torch stores, and never compresses
+            raise ValueError(f"it would unpack to {unpacked:,} bytes")
+        with open(path, "rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever zipfile, pickle and torch make of bytes that are no checkpoint
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"resume: {path!r} is damaged, or no checkpoint of this program: {said}") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
+    kinds: dict[str, tuple[type, ...]] = {
+        **dict.fromkeys(("fingerprint", "model", "loss", "optimizer", "history"), (dict,)),
+        **dict.fromkeys(("epoch", "step", "epochs_since_best"), (int,)),
+        **dict.fromkeys(("loss_sum", "rng"), (Tensor,)),
+        **dict.fromkeys(("scheduler", "best_state"), (dict, type(None))),
+        "seconds": (int, float),
+        "best_value": (int, float, type(None)),
+        "cuda_rng": (Tensor, type(None)),
+    }
+    missing = object()
+    for name, allowed in kinds.items():
+        value = state.get(name, missing)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            expected = " or ".join(kind.__name__ for kind in allowed)
+            got = "nothing" if value is missing else type(value).__name__
+            raise ValueError(f"resume: {path!r} is damaged: {name}: expected {expected}, got {got}")
+    return state
+
+
+def _check_position(path: str, state: dict[str, Any], steps: int) -> None:
+    """Raise where a checkpoint's numbers cannot be those of a run whose epochs have so many steps."""
+    first, best = state.get("first_epoch", 0), state["best_state"]
+    try:
+        history = History.from_dict(state["history"])
+    except ValueError as error:
+        raise ValueError(f"resume: {path!r} is damaged: {error}") from None
+    sound = {
+        "epoch": state["epoch"] == len(history),
+        "step": 0 <= state["step"] <= steps,  # (the last one done, and the epoch not booked yet)
+        "seconds": 0 <= state["seconds"] < math.inf,
+        "loss_sum": state["loss_sum"].numel() == 1,
+        "epochs_since_best": 0 <= state["epochs_since_best"] <= len(history),
+        "first_epoch": isinstance(first, int) and 0 <= first < MOST_EPOCHS,
+        "best_state": best is None or all(isinstance(value, Tensor) for value in best.values()),
+    }
+    for name, holds in sound.items():
+        if not holds:
+            raise ValueError(f"resume: {path!r} is damaged: {name} is {state.get(name)!r}")
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise where an optimizer's state of a parameter does not have its shape."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
 
 
 def _digest(interactions: Interactions) -> str:

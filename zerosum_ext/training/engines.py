@@ -82,6 +82,8 @@ class AutogradEngine:
 
     def begin(self, epoch: int, first_step: int) -> None:
         """Go to a step of an epoch."""
+        # A callback may have changed the loss between epochs.
+        self.summed = getattr(self.loss, "reduction", "mean") == "sum"
         self.epoch, self.step = epoch, first_step
         self.position = epoch * self.steps + first_step
 
@@ -196,8 +198,21 @@ class FusedEngine(AutogradEngine):
         one = settings.schedule.each_step or objective.transform is not None
         # The number of steps between two looks at the progress bar and at Ctrl-C.
         self.steps_at_once = 1 if one else self.fused.steps_at_once(settings.sampling.batch_size)
+        self.only = settings.engine != "auto"  # the caller insists on it
+        self.obstacle: str | None = None
+
+    def begin(self, epoch: int, first_step: int) -> None:
+        super().begin(epoch, first_step)
+        # What a callback has changed since the last epoch counts here as it does for autograd.
+        self.obstacle = fused_obstacle(self.model, self.loss, self.optimizer, self.asynchronous)
+        if self.obstacle is None:
+            self.fused.refresh()
+        elif self.only or self.asynchronous:
+            raise ValueError(f"engine: {self.name!r} does not fit this run any longer. {self.obstacle}")
 
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
+        if self.obstacle is not None:
+            return super().advance(limit, loss_sum, after_step)
         steps = min(limit, self.steps_at_once)
         regularizer = self.objective.regularizer
         if regularizer is not None and regularizer.every is not None:

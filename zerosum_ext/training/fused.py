@@ -160,13 +160,9 @@ class FusedStep:
         self.model, self.optimizer = model, optimizer
         self.l2, self.max_row_norm = l2, max_row_norm
         self.asynchronous = asynchronous
-        kernel = compiled_loss(loss)
-        assert kernel is not None
-        assert isinstance(loss, Loss)
-        self.kernel, self.reduction = kernel, loss.reduction
-        constants = loss.item_constants()
+        self.loss = loss
         device = model.user_embedding.device
-        self.constants: Tensor | None = None if constants is None else constants.to(device).float().contiguous()
+        self.refresh()
         self.kind, self.state_names = _OPTIMIZERS[type(optimizer)]
         self.device = device
         self.graph: CapturedSteps | None = None
@@ -175,6 +171,17 @@ class FusedStep:
             group = None if table is None else self._groups().get(id(table))
             if table is not None and group is not None and self._counts_on_device(group):
                 self._state(table, group)
+
+    def refresh(self) -> None:
+        """Read the loss's options anew, after somebody may have changed them."""
+        loss = self.loss
+        kernel = compiled_loss(loss)
+        assert kernel is not None
+        assert isinstance(loss, Loss)
+        self.kernel, self.reduction = kernel, loss.reduction
+        constants = loss.item_constants()
+        device = self.model.user_embedding.device
+        self.constants: Tensor | None = None if constants is None else constants.to(device).float().contiguous()
 
     def steps_at_once(self, batch_size: int) -> int:
         """Return the number of steps a call should do: some hundredths of a second, since each call has a cost.

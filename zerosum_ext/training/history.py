@@ -11,7 +11,7 @@ from torch import nn
 
 from zerosum_ext._legacy import HISTORY, todays_names
 
-__all__ = ["Callback", "EpochEnd", "History", "Stopped"]
+__all__ = ["Callback", "EpochEnd", "History", "StopTraining", "Stopped"]
 
 #: Why a run ended.
 Stopped: TypeAlias = Literal["completed", "early stopping", "callback", "interrupted"]
@@ -59,12 +59,47 @@ class History(list[float]):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
-        """Return the history that ``to_dict`` wrote, also that of version 0.1.0."""
+        """Return the history that ``to_dict`` wrote, also that of version 0.1.0.
+
+        Raises:
+            ValueError: values that no history has; the message names the first of them.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"history: expected an object, got {type(values).__name__}")
         values = todays_names(values, HISTORY)
+        _check(values)
         history = cls(values["loss"])
         for name in _FIELDS:
             setattr(history, name, values[name])
         return history
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raise where plain values are not those of a history."""
+    lists = {name: values.get(name) for name in ("loss", "validation", "seconds", "samples")}
+    for name, numbers in lists.items():
+        if not isinstance(numbers, list) or not all(_is_number(number) for number in numbers):
+            raise ValueError(f"history: {name}: expected a list of numbers")
+    epochs = len(values["loss"])
+    for name, numbers in lists.items():
+        if len(values[name]) != epochs and (name != "validation" or numbers):
+            raise ValueError(f"history: {name}: expected {epochs} numbers, got {len(values[name])}")
+    if not isinstance(values.get("metric", 0), (str, type(None))):
+        raise ValueError(f"history: metric: expected text or null, got {values.get('metric')!r}")
+    for name in ("stopped", "engine"):
+        if not isinstance(values.get(name), str):
+            raise ValueError(f"history: {name}: expected text, got {values.get(name)!r}")
+    best = values.get("best_epoch", -1)
+    if best is not None and not (isinstance(best, int) and 0 <= best < epochs):
+        raise ValueError(f"history: best_epoch: expected an epoch of {epochs}, got {best!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class StopTraining(Exception):
+    """A callback raises this to stop training after the epoch that it is called for."""
 
 
 @dataclass
@@ -72,7 +107,7 @@ class EpochEnd:
     """The argument of a callback, which is called after each epoch.
 
     Attributes:
-        epoch: the index of the epoch that ended, from 0.
+        epoch: the index of the epoch that ended, from 0, within this call of ``fit``.
         model: the model as it is now.
         optimizer: the optimizer as it is now. A callback may change the learning rate.
         history: the history, with the loss and the validation value of this epoch.
@@ -84,5 +119,5 @@ class EpochEnd:
     history: History
 
 
-#: A function that is called after each epoch; a true result stops training.
+#: A function that is called after each epoch. Training stops if it returns True or raises StopTraining.
 Callback: TypeAlias = Callable[[EpochEnd], Any]

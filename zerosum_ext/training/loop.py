@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.losses import get_loss
-from zerosum_ext.training.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_checkpoint, write_checkpoint
 from zerosum_ext.training.console import Bar, Interrupt, deferred_interrupt, progress_bar
 from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
-from zerosum_ext.training.history import Callback, EpochEnd, History
+from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
 from zerosum_ext.training.regularizers import Regularizer
 from zerosum_ext.training.settings import (
     Engine,
@@ -42,6 +43,9 @@ from zerosum_ext.training.settings import (
 from zerosum_ext.training.validation import Evaluator, make_evaluator, matching_interactions
 
 __all__ = ["fit"]
+
+# Apart in torch's 64-bit seeds: seeds of fits that go on where others stopped.
+_LATER_SEEDS = 0x9E3779B97F4A7C15
 
 
 # Thirty keywords, since each is a setting that users give by name. They are sorted into dataclasses at once.
@@ -77,6 +81,7 @@ def fit(
     progress: bool | None = None,
     engine: Engine = "auto",
     precision: Precision = "float32",
+    first_epoch: int | None = None,
 ) -> History:
     """Train a model in place on sampled (user, positives, negatives).
 
@@ -116,7 +121,8 @@ def fit(
         maximize: whether larger values of the metric are better.
         patience: stop after this many epochs without a better value. None runs all epochs.
         restore_best: with validation, end with the weights of the best epoch. False keeps those of the last.
-        callbacks: are called with an :class:`EpochEnd` after each epoch. A true result stops training.
+        callbacks: are called with an :class:`EpochEnd` after each epoch. Training stops if one
+            of them returns True or raises :class:`~zerosum_ext.training.StopTraining`.
         checkpoint: the file that the whole state is written to after each epoch and on an interrupt.
         checkpoint_every: also write it each time after this many steps.
         resume: a checkpoint to continue from, with the same data and settings. ``epochs`` and ``patience`` may differ.
@@ -135,6 +141,9 @@ def fit(
         precision: "bfloat16" and "float16" run the model's forward pass under torch.autocast, which affects matrix
             products: models such as "mlp", "neumf" and "ngcf" spend their time there. Parameters, losses and updates
             stay float32. With "float16" the loss is scaled (torch.amp.GradScaler). Needs the engine "autograd".
+        first_epoch: the number of the first epoch, from which its samples follow. None goes on where the model's last
+            training stopped (``model.epochs_trained``, 0 for modules without it). So fits of one epoch each draw what a
+            single longer fit draws. A resumed run keeps the numbers of its checkpoint.
 
     Returns:
         The history. On Ctrl-C the current step is finished, a checkpoint is written if one was asked for, and the
@@ -153,6 +162,7 @@ def fit(
     """
     settings = Settings(
         epochs=epochs,
+        first_epoch=first_epoch,
         engine=engine,
         sampling=Sampling(batch_size, seed, negatives, draws, strategy),
         objective=Objective(l2, clip_row_norm, regularizer, transform, precision),
@@ -242,6 +252,15 @@ def _is_on_plateau(scheduler: Any) -> bool:
     return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
+def _asks_to_stop(callback: Callback, event: EpochEnd) -> bool:
+    try:
+        answer = callback(event)
+    except StopTraining:
+        return True
+    # A callback may return whatever its last line gives, as the length of a line that it has written.
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+
 # --- the loop ------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +270,12 @@ class _Run:
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts, self.settings = parts, settings
         validation = settings.validation
-        self.evaluator: Evaluator | None = make_evaluator(validation.source, validation.metric, parts.train)
+        self.evaluator: Evaluator | None = make_evaluator(
+            validation.source, validation.metric, parts.train, parts.model
+        )
+        # The number of the first epoch: that given, or where the model's last training stopped.
+        counted = int(getattr(parts.model, "epochs_trained", 0))
+        self.first_epoch = counted if settings.first_epoch is None else settings.first_epoch
         self.engine: AutogradEngine = choose_engine(parts, settings)(parts, settings)
         self.scheduler = _make_scheduler(settings.schedule, parts.optimizer)
         saving = settings.saving
@@ -274,7 +298,8 @@ class _Run:
         devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         was_training = model.training
         with torch.random.fork_rng(devices=devices), deferred_interrupt() as interrupt:
-            torch.manual_seed(settings.sampling.seed)
+            # What draws from torch's generators, as dropout, goes on where an earlier fit stopped, too.
+            torch.manual_seed((settings.sampling.seed + _LATER_SEEDS * self.first_epoch) % 2**64)
             if settings.saving.resume is not None:
                 self._load(os.fspath(settings.saving.resume))
             self.history.engine = self.engine.name
@@ -315,7 +340,7 @@ class _Run:
         """Train from where the run stands to the end of the epoch, or until Ctrl-C."""
         engine, every = self.engine, self.settings.saving.every
         start = time.perf_counter()
-        engine.begin(self.epoch, self.step)
+        engine.begin(self.first_epoch + self.epoch, self.step)
         while self.step < engine.steps and not interrupt.seen:
             limit = engine.steps - self.step
             if every is not None:
@@ -326,6 +351,11 @@ class _Run:
             if every is not None and self.step % every == 0 and self.step < engine.steps and not interrupt.seen:
                 self._save()
         self.seconds += time.perf_counter() - start
+
+    def _count_epochs(self) -> None:
+        """Tell the model how many epochs it has been trained for, if it keeps count of them."""
+        if hasattr(self.parts.model, "epochs_trained"):
+            setattr(self.parts.model, "epochs_trained", self.first_epoch + self.epoch)  # noqa: B010  (mypy)
 
     def _after_step(self) -> None:
         if self.settings.schedule.each_step:
@@ -353,10 +383,11 @@ class _Run:
         bar.set_postfix(shown, refresh=False)
         self._end_schedule(mean)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self._count_epochs()
         self.loss_sum.zero_()
         event = EpochEnd(self.epoch - 1, self.parts.model, self.parts.optimizer, history)
         # Every callback hears of every epoch, also where an earlier one asks to stop.
-        answers = [bool(callback(event)) for callback in self.settings.callbacks]
+        answers = [_asks_to_stop(callback, event) for callback in self.settings.callbacks]
         if any(answers):
             history.stopped, stop = "callback", True
         self._save()
@@ -398,6 +429,7 @@ class _Run:
         run = {
             "epoch": self.epoch,
             "step": self.step,
+            "first_epoch": self.first_epoch,
             "loss_sum": self.loss_sum.cpu(),
             "seconds": self.seconds,
             "model": parts.model.state_dict(),
@@ -417,26 +449,36 @@ class _Run:
     def _load(self, path: str) -> None:
         """Go to where a checkpoint was written."""
         parts = self.parts
-        state = read_checkpoint(path, self.fingerprint)
+        state = read_checkpoint(path, self.fingerprint, self.engine.steps)
+        first = state.get("first_epoch", 0)
+        if self.settings.first_epoch not in (None, first):
+            raise ValueError(f"first_epoch: {path!r} was written with {first}, this run has {self.first_epoch}")
         try:
             parts.model.load_state_dict(state["model"])
             parts.loss.load_state_dict(state["loss"])
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"resume: {path!r} was written with another model or loss: {error}") from None
-        parts.optimizer.load_state_dict(state["optimizer"])
         if (state["scheduler"] is None) != (self.scheduler is None):
             has = "no" if state["scheduler"] is None else "a"
             raise ValueError(f"resume: {path!r} was written with {has} scheduler; give the same to fit")
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if state.get("scaler"):
-            self.engine.scaler.load_state_dict(state["scaler"])
+        try:
+            parts.optimizer.load_state_dict(state["optimizer"])
+            check_moments(parts.optimizer)
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            if state.get("scaler"):
+                self.engine.scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["rng"])
+        except Exception as error:  # whatever torch makes of a state that is none
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"resume: {path!r} is damaged: {said}") from error
         self.history = History.from_dict(state["history"])
+        self.first_epoch = first
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.loss_sum.copy_(state["loss_sum"])
         self.best_value, self.epochs_since_best = state["best_value"], state["epochs_since_best"]
         if state["best_state"] is not None:
             self.best_state = {k: v.to(parts.device) for k, v in state["best_state"].items()}
-        torch.set_rng_state(state["rng"])
+        self._count_epochs()
         if state["cuda_rng"] is not None and parts.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], parts.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from zerosum_ext.training.history import Callback
 from zerosum_ext.training.regularizers import Regularizer
 
 __all__ = [
+    "MOST_EPOCHS",
     "Engine",
     "Interval",
     "Objective",
@@ -33,6 +33,8 @@ Interval: TypeAlias = Literal["epoch", "step"]
 #: From (users, positives, negatives) of a batch to those that are trained on.
 Transform: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+#: Epochs are counted in 32 bits where samples are drawn.
+MOST_EPOCHS = 2**32
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _INTERVALS = ("epoch", "step")
 
@@ -64,9 +66,11 @@ class Objective:
 
     def __post_init__(self) -> None:
         _set(self, "l2", require_finite_number("l2", self.l2, minimum=0))
-        clip = self.clip_row_norm
-        if clip is not None and not 0.0 < clip < math.inf:
-            raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
+        if self.clip_row_norm is not None:
+            clip = require_finite_number("clip_row_norm", self.clip_row_norm)
+            if clip <= 0:
+                raise ValueError(f"clip_row_norm: expected None or a finite number > 0, got {clip}")
+            _set(self, "clip_row_norm", clip)
         if self.regularizer is not None and not isinstance(self.regularizer, Regularizer):
             raise TypeError(f"regularizer: expected a Regularizer or None, got {type(self.regularizer).__name__}")
         if self.transform is not None and not callable(self.transform):
@@ -154,6 +158,7 @@ class Settings:
     """All that :func:`zerosum_ext.training.fit` is told beside the model, the data, the loss and the optimizer."""
 
     epochs: int = 20
+    first_epoch: int | None = None
     engine: Engine = "auto"
     sampling: Sampling = field(default_factory=Sampling)
     objective: Objective = field(default_factory=Objective)
@@ -164,7 +169,10 @@ class Settings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        _set(self, "epochs", require_positive_int("epochs", self.epochs, minimum=0))
+        _set(self, "epochs", require_positive_int("epochs", self.epochs, minimum=0, maximum=MOST_EPOCHS))
+        if self.first_epoch is not None:
+            most = MOST_EPOCHS - self.epochs
+            _set(self, "first_epoch", require_positive_int("first_epoch", self.first_epoch, minimum=0, maximum=most))
         if self.engine not in ("auto", "fused", "hogwild", "autograd"):
             raise ValueError(f"engine: expected 'auto', 'fused', 'hogwild' or 'autograd', got {self.engine!r}")
         _set(self, "callbacks", tuple(self.callbacks))

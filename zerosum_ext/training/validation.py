@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
+from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
+from zerosum_ext.evaluation.sources import score_source
 
 __all__ = ["Evaluator", "make_evaluator", "matching_interactions", "parse_metric"]
 
@@ -16,16 +19,17 @@ __all__ = ["Evaluator", "make_evaluator", "matching_interactions", "parse_metric
 Evaluator: TypeAlias = Callable[[nn.Module], float]
 
 
-def make_evaluator(source: Any, metric: str, train: Interactions) -> Evaluator | None:
+def make_evaluator(source: Any, metric: str, train: Interactions, model: nn.Module) -> Evaluator | None:
     """Return the function that validates a model, or None without validation.
 
     Args:
         source: interactions to evaluate on, a callable from the model to a number, or None.
         metric: a key of :func:`zerosum_ext.evaluate`; not read where ``source`` is a callable.
         train: the training interactions, whose items are no candidates.
+        model: the model that is going to be validated.
 
     Raises:
-        ValueError: the metric is unknown, or the shapes differ.
+        ValueError: the metric is unknown, the shapes differ, or the model cannot score all items of a user.
     """
     if source is None:
         return None
@@ -33,7 +37,23 @@ def make_evaluator(source: Any, metric: str, train: Interactions) -> Evaluator |
         return lambda model: float(source(model))
     held_out = matching_interactions("validation", source, train)
     name, cutoff = parse_metric(metric)
+    _try_scores(model, train)
     return lambda model: float(evaluate(model, train, held_out, metrics=(name,), k=(cutoff,))[metric])
+
+
+def _try_scores(model: nn.Module, train: Interactions) -> None:
+    """Raise where a model cannot be evaluated, before it is trained for an epoch."""
+    try:
+        with inference(model):
+            source = score_source(model, train.num_users, train.num_items)
+            if callable(source) and train.num_users:
+                source(torch.zeros(1, dtype=torch.int64, device=train.device))
+    except Exception as error:  # whatever the user's forward raises for a user and all items
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"validation: {type(model).__name__} cannot score all items of a user, as validation needs: {said}. "
+            "Give it score_all_items(users), or pass a callable as validation"
+        ) from error
 
 
 def matching_interactions(name: str, matrix: Any, train: Interactions) -> Interactions:

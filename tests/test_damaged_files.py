@@ -1,0 +1,343 @@
+"""What others wrote: a damaged or hostile file gives a ValueError that names it, and takes no memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import zerosum_ext as zx
+from zerosum_ext._files import check_npz
+from zerosum_ext.experiments import runs
+from zerosum_ext.models import Recommender
+from zerosum_ext.training import fit
+
+OPTIONS = {"batch_size": 64, "seed": 3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def triangle():
+    return zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(30, 30))
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """2 GB beyond what the process has: a file of some bytes that asks for more fails, and fails wrongly."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+# ---- models
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    zx.MatrixFactorization(30, 30, 8, seed=0, item_bias=True).save(path)
+    return path.read_bytes()
+
+
+CONFIG = {"num_users": 30, "num_items": 30, "embedding_dim": 8, "item_bias": False, "init_std": 0.01, "sparse": False}
+TENSORS = {"user_embedding": torch.zeros(30, 8), "item_embedding": torch.zeros(30, 8)}
+FORMAT = {"format": "zerosum_ext.MatrixFactorization/1"}
+DAMAGED_MODELS = {
+    "no configuration": (TENSORS, FORMAT),
+    "no JSON": (TENSORS, {**FORMAT, "config": "{"}),
+    "no object": (TENSORS, {**FORMAT, "config": "[1]"}),
+    "nested": (TENSORS, {**FORMAT, "config": "[" * 100_000}),
+    "another option": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "seed": 1, "why": 2})}),
+    "lacks an option": (TENSORS, {**FORMAT, "config": json.dumps({"num_users": 30})}),
+    "text": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "num_users": "30"})}),
+    "a billion users": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "num_users": 10**9})}),
+    "a billion items": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "num_items": 10**9})}),
+    "very wide": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "embedding_dim": 10**7})}),
+    "fewer users": (TENSORS, {**FORMAT, "config": json.dumps({**CONFIG, "num_users": 29})}),
+    "lacks a tensor": ({"user_embedding": torch.zeros(30, 8)}, {**FORMAT, "config": json.dumps(CONFIG)}),
+    "integers": ({n: t.long() for n, t in TENSORS.items()}, {**FORMAT, "config": json.dumps(CONFIG)}),
+    "nothing": ({"x": torch.zeros(1)}, {**FORMAT, "config": json.dumps(CONFIG)}),
+    "epochs": (TENSORS, {**FORMAT, "config": json.dumps(CONFIG), "epochs_trained": "-3"}),
+    "epochs of text": (TENSORS, {**FORMAT, "config": json.dumps(CONFIG), "epochs_trained": "x"}),
+    "another format": (TENSORS, {"format": "zerosum_ext.Nothing/1", "config": json.dumps(CONFIG)}),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_MODELS)
+def test_a_damaged_model_is_named(tmp_path, case):
+    tensors, metadata = DAMAGED_MODELS[case]
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        Recommender.load(path)
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 40, 200, -1])
+def test_a_model_that_was_cut_off_is_named(tmp_path, saved, at):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved[:at])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        Recommender.load(path)
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**40, 2**31])
+def test_a_header_that_claims_more_than_the_file_has_is_named(tmp_path, saved, length):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + saved[8:])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        Recommender.load(path)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_model_with_some_other_bytes_loads_or_is_named(tmp_path, saved, seed):
+    rng = np.random.default_rng(seed)
+    data = bytearray(saved)
+    for _ in range(int(rng.integers(1, 4))):
+        data[int(rng.integers(min(len(data), 600)))] = int(rng.integers(256))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    try:
+        Recommender.load(path)
+    except ValueError as error:
+        assert "model.safetensors" in str(error)  # noqa: PT017  (it may load as well)
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, triangle):
+    path = tmp_path_factory.mktemp("run") / "c.pt"
+    fit(zx.MatrixFactorization(30, 30, 8, seed=0), triangle, "bpr", epochs=2, checkpoint=path, **OPTIONS)
+    return path
+
+
+def resume(path, triangle):
+    return fit(zx.MatrixFactorization(30, 30, 8, seed=0), triangle, "bpr", epochs=3, resume=path, **OPTIONS)
+
+
+def _change(name, value):
+    def change(state):
+        state[name] = value
+
+    return change
+
+
+def _drop(name):
+    return lambda state: state.pop(name)
+
+
+def _moment(state):
+    first = state["optimizer"]["state"][0]
+    first["exp_avg"] = torch.zeros(3)
+
+
+DAMAGED_CHECKPOINTS = {
+    **{f"lacks {name}": _drop(name) for name in ("fingerprint", "epoch", "step", "model", "optimizer", "history")},
+    **{f"lacks {name}": _drop(name) for name in ("rng", "best_value", "best_state", "loss", "scheduler", "seconds")},
+    "epoch -5": _change("epoch", -5),
+    "epoch 10^12": _change("epoch", 10**12),
+    "epoch of text": _change("epoch", "2"),
+    "step": _change("step", 10**9),
+    "first epoch": _change("first_epoch", -1),
+    "first epoch of 2^40": _change("first_epoch", 2**40),
+    "seconds": _change("seconds", float("nan")),
+    "loss": _change("loss_sum", torch.zeros(7)),
+    "random numbers": _change("rng", torch.zeros(3, dtype=torch.uint8)),
+    "random floats": _change("rng", torch.zeros(5056)),
+    "model is a list": _change("model", [1]),
+    "model without tensors": _change("model", {"user_embedding": 3, "item_embedding": 4}),
+    "optimizer": _change("optimizer", {"state": {}, "param_groups": []}),
+    "optimizer of text": _change("optimizer", {"state": {0: 3}, "param_groups": "x"}),
+    "moments of another shape": _moment,
+    "history": _change("history", {"loss": [1.0]}),
+    "history of text": _change("history", {"loss": "ab"}),
+    "best": _change("best_state", {"user_embedding": 3}),
+    "patience": _change("epochs_since_best", -1),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_CHECKPOINTS)
+def test_a_damaged_checkpoint_is_named(tmp_path, triangle, checkpoint, case):
+    state = torch.load(checkpoint, weights_only=True)
+    DAMAGED_CHECKPOINTS[case](state)
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt"):
+        resume(tmp_path / "c.pt", triangle)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
+def test_a_checkpoint_that_was_cut_off_is_named(tmp_path, triangle, checkpoint, part):
+    data = checkpoint.read_bytes()
+    (tmp_path / "c.pt").write_bytes(data[: int(part * len(data))])
+    with pytest.raises(ValueError, match=r"c\.pt"):
+        resume(tmp_path / "c.pt", triangle)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_checkpoint_with_some_other_bytes_resumes_or_is_named(tmp_path, triangle, checkpoint, seed):
+    rng = np.random.default_rng(seed)
+    data = bytearray(checkpoint.read_bytes())
+    for _ in range(3):
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    (tmp_path / "c.pt").write_bytes(data)
+    try:
+        resume(tmp_path / "c.pt", triangle)
+    except ValueError as error:
+        assert "c.pt" in str(error) or "diverged" in str(error)  # noqa: PT017
+
+
+def test_a_checkpoint_that_would_unpack_to_much_more_is_refused(tmp_path, triangle, checkpoint):
+    with zipfile.ZipFile(checkpoint) as old, zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, data if "/data/" not in entry.filename else bytes(1 << 26))
+    with pytest.raises(ValueError, match=r"c\.pt.*unpack"):
+        resume(tmp_path / "c.pt", triangle)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, triangle):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"format": "zerosum_ext.checkpoint/1", "x": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt"):
+        resume(tmp_path / "c.pt", triangle)
+    assert not (tmp_path / "evil").exists()
+
+
+# ---- run folders
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, triangle):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    runs.train(triangle, folder, runs.Method(loss="bpr", embedding_dim=4, epochs=1), figures=False, progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _configured(change):
+    def damage(folder):
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        change(config)
+        file.write_text(json.dumps(config))
+
+    return damage
+
+
+def _methods(value):
+    return _configured(lambda config: config.update(methods=value))
+
+
+def _setting(name, value):
+    return _configured(lambda config: config["methods"]["bpr"].update({name: value}))
+
+
+DAMAGED_RUNS = {
+    "no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "deep JSON": lambda folder: (folder / "config.json").write_text("[" * 100_000),
+    "no UTF-8": lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xff"}'),
+    "a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "outside": _methods({"../victim": {}}),
+    "absolute": _methods({"/etc": {}}),
+    "unknown": _methods({"nothing": {}}),
+    "methods": _methods([1]),
+    "no methods": _configured(lambda config: config.pop("methods")),
+    "a wide model": _setting("embedding_dim", 10**9),
+    "a wide model of text": _setting("embedding_dim", "x"),
+    "another setting": _setting("why", 1),
+    "search": _configured(lambda config: config.update(search={"weights": ["../../x"]})),
+    "no interactions": lambda folder: (folder / "interactions.npz").unlink(),
+    "cut interactions": lambda folder: (folder / "interactions.npz").write_bytes(
+        (folder / "interactions.npz").read_bytes()[:-40]
+    ),
+    "text for interactions": lambda folder: (folder / "interactions.npz").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_RUNS)
+def test_a_damaged_run_is_named(run, case):
+    DAMAGED_RUNS[case](run)
+    with pytest.raises(ValueError, match="run"):
+        runs.Run.open(run).evaluate()
+
+
+@pytest.mark.parametrize("file", ["history.json", "metrics.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"loss": "x"}', b"\xff\xfe"])
+def test_a_damaged_part_of_a_run_is_named(run, file, content):
+    (run / "bpr" / file).write_bytes(content)
+    opened = runs.Run.open(run)
+    with pytest.raises(ValueError, match=file):
+        _ = opened.histories if file == "history.json" else opened.metrics if file == "metrics.json" else opened.model()
+
+
+def _npz_that_claims(shape):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        archive.writestr("user.npy", head.getvalue() + bytes(80))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (9,), (2**40, 2**40)])
+def test_interactions_that_claim_more_than_they_hold_are_named(run, shape):
+    (run / "interactions.npz").write_bytes(_npz_that_claims(shape))
+    with pytest.raises(ValueError, match=r"interactions\.npz is damaged: user\.npy claims"):
+        runs.Run.open(run)
+    with pytest.raises(ValueError, match="claims"):
+        check_npz(run / "interactions.npz")
+
+
+# ---- R1: nothing outside the folder
+
+
+def test_overwriting_removes_nothing_outside_of_the_folder(run, tmp_path, triangle):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for name in ("model.safetensors", "history.json", "metrics.json"):
+        (victim / name).write_text("mine")
+    for evil in ("../victim", str(victim)):
+        _configured(lambda config, evil=evil: config.update(methods={evil: config["methods"].get("bpr", {})}))(run)
+        with pytest.raises(ValueError, match=r"config\.json is damaged"):
+            runs.train(triangle, run, runs.Method(loss="bpr", embedding_dim=4, epochs=1), overwrite=True, figures=False)
+    assert {p.name for p in victim.iterdir()} == {"model.safetensors", "history.json", "metrics.json"}
+
+
+def test_a_link_in_a_run_folder_leads_nowhere(run, tmp_path, triangle):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "model.safetensors").write_text("mine")
+    shutil.rmtree(run / "bpr")
+    (run / "bpr").symlink_to(victim)
+    with pytest.raises(ValueError, match="is a link"):
+        runs.train(triangle, run, runs.Method(loss="bpr", embedding_dim=4, epochs=1), overwrite=True, figures=False)
+    assert (victim / "model.safetensors").read_text() == "mine"
+
+
+def test_a_run_that_another_process_writes_is_refused(run, triangle):
+    from zerosum_ext._files import locked
+
+    before = sorted(p.name for p in run.iterdir())
+    with locked(run), pytest.raises(ValueError, match="in use"):
+        runs.train(triangle, run, runs.Method(loss="bpr", embedding_dim=4, epochs=1), overwrite=True, figures=False)
+    assert sorted(p.name for p in run.iterdir()) == before
