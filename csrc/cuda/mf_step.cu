@@ -93,4 +93,4 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
 
 }  // namespace zx::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_step", TORCH_BOX(&zx::cuda::mf_step)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_step", ZX_BOX(&zx::cuda::mf_step)); }

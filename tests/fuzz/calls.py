@@ -153,9 +153,9 @@ def sound(op: str, seed: int) -> list[Any]:
             *(w["user"], w["item"], *samples, f32(9, 2), torch.tensor(1.0), 0.1),
             *(True, True, True, pick(False, True), False, False),
         ),
-        "mf_update": lambda: (
-            *(w["user"], torch.zeros(USERS, DIM), torch.zeros(USERS, DIM), torch.tensor([1, 4, 7]), f32(3, DIM)),
-            *(optimizer, 0.01, 0.9, 0.999, 1e-8, 1.0, None, None),
+        "mf_step": lambda: (
+            *(*_training(w, optimizer), *samples, None, _settings(), *(pick(None, torch.tensor(0.01)), None) * 3),
+            *(pick(None, torch.zeros((), dtype=torch.float64)), optimizer, 1, 1.0, 1.0, 1.0, 0.01, 0.0, 2),
         ),
         "mf_train": lambda: (*_training(w, optimizer), *samples, None, _settings(), *steps),
         "mf_train_sampled": lambda: (
