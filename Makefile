@@ -13,7 +13,7 @@ EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-m
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: fuzz reproduce demo test bench lint format types sanitize cuda-check wheel clean help
+.PHONY: fuzz mutate reproduce demo test bench lint format types sanitize cuda-check wheel clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
@@ -24,6 +24,7 @@ help:
 	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
 	@echo "make cuda-check  compiles the CUDA kernels for every architecture: registers, spills, occupancy (needs nvcc)"
 	@echo "make fuzz        hostile calls of every compiled op, 10 000 random ones each: none may end the process"
+	@echo "make mutate      makes small mistakes in the sources, which the tests must notice (hours)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
@@ -63,6 +64,10 @@ bench: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(RUN)/python tests/fuzz/fuzz.py --mode systematic
 	$(RUN)/python tests/fuzz/fuzz.py --mode random --examples 10000 $(FUZZ_ARGS)
+
+# Small mistakes in the sources, each of which its tests must notice; what is known of one is not tried again.
+mutate: $(VENV)/.dev
+	$(RUN)/python tools/mutate.py $(MUTATE_ARGS)
 
 sanitize: $(VENV)/.installed
 	$(RUN)/python tests/cuda_on_host/sanitize.py $(SANITIZE_ARGS)
