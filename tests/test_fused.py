@@ -167,6 +167,32 @@ def test_what_does_not_fit_is_named_and_goes_through_autograd(triangle, change, 
     assert fit(**arguments, **OPTIONS | {"epochs": 1}).engine == "autograd"
 
 
+class Named(zx.MatrixFactorization):
+    """Scores as its base class does."""
+
+
+class Halved(zx.MatrixFactorization):
+    def forward(self, users, items):
+        return super().forward(users, items) / 2
+
+
+def test_a_model_is_asked_whether_its_scores_come_from_its_tables(triangle):
+    plain, named, halved, changed = (
+        kind(40, 40, 8, seed=1, init_std=0.5)
+        for kind in (zx.MatrixFactorization, Named, Halved, zx.MatrixFactorization)
+    )
+    changed.forward = lambda users, items: zx.MatrixFactorization.forward(changed, users, items) / 2
+    models = {"fused": [plain, named], "autograd": [halved, changed]}
+    for engine, with_it in models.items():
+        for model in with_it:
+            assert model.scores_from_tables() == (engine == "fused")
+            assert fit(model, triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).engine == engine
+    # The two that halve their scores train alike, and not as the class itself does.
+    assert torch.equal(plain.user_embedding, named.user_embedding)
+    assert torch.equal(halved.user_embedding, changed.user_embedding)
+    assert not torch.allclose(halved.user_embedding, plain.user_embedding)
+
+
 def test_what_fits_is_taken_unless_refused(triangle):
     assert fit(new_model(), triangle, "zerosum", OPTIMIZERS["sgd"], **OPTIONS).engine == "fused"
     assert fit(new_model(), triangle, **OPTIONS).engine == "fused"

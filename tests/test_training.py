@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -167,6 +168,21 @@ def test_sparse_adam_needs_no_further_setting(triangle, item_bias, clip):
     model = new_model(item_bias=item_bias)
     history = model.fit(triangle, optimizer=torch.optim.SparseAdam, clip_row_norm=clip, **OPTIONS)
     assert history[-1] < history[0]
+
+
+def test_fit_asks_the_model_for_sparse_gradients(triangle):
+    model = new_model()
+    model.fit(triangle, optimizer=torch.optim.SparseAdam, engine="autograd", **dict(OPTIONS, epochs=1))
+    assert model.sparse
+    assert model.config()["sparse"]
+    users = torch.tensor([0, 3])
+    model.zero_grad(set_to_none=True)
+    model(users, users).sum().backward()
+    assert model.user_embedding.grad.is_sparse
+    model.use_sparse_gradients(False)
+    model.zero_grad(set_to_none=True)
+    model(users, users).sum().backward()
+    assert not model.user_embedding.grad.is_sparse
 
 
 def test_a_frozen_table_stays(triangle):
@@ -332,3 +348,50 @@ def test_mixed_precision_is_refused_where_it_is_not(triangle):
     with pytest.raises(ValueError, match=r"does not fit this run\. precision: expected 'float32'"):
         new_model().fit(triangle, precision="bfloat16", engine="fused", **OPTIONS)
     assert new_model().fit(triangle, precision="bfloat16", **OPTIONS).engine == "autograd"
+
+
+def test_integers_of_numpy_are_settings(triangle, tmp_path):
+    whole, given = new_model(), new_model()
+    whole.fit(triangle, **dict(OPTIONS, negatives=2))
+    numbers = {name: np.int64(OPTIONS[name]) for name in ("epochs", "batch_size", "seed", "draws")}
+    options = {**OPTIONS, **numbers, "negatives": np.int32(2), "checkpoint": tmp_path / "run.pt"}
+    given.fit(triangle, **options, checkpoint_every=np.int64(7))
+    assert torch.equal(whole.user_embedding, given.user_embedding)
+    assert len(new_model().fit(triangle, resume=tmp_path / "run.pt", **dict(OPTIONS, negatives=2))) == OPTIONS["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size: expected an integer"),
+        ({"epochs": True}, TypeError, "epochs: expected an integer"),
+        ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
+        ({"negatives": 0}, ValueError, "negatives"),
+        ({"draws": 0}, ValueError, "draws"),
+        ({"l2": -1.0}, ValueError, "l2: expected a number >= 0, got -1.0"),
+        ({"clip_row_norm": 0.0}, ValueError, "clip_row_norm: expected None or a finite number > 0, got 0.0"),
+        ({"scheduler_interval": "batch"}, ValueError, "scheduler_interval: expected 'epoch' or 'step', got 'batch'"),
+        ({"patience": 3}, ValueError, "patience: expected None without validation, got 3"),
+        ({"patience": 0, "validation": len}, ValueError, "patience: expected an integer >= 1, got 0"),
+        ({"checkpoint_every": 3}, ValueError, "checkpoint_every: expected None without checkpoint, got 3"),
+        ({"callbacks": [3]}, TypeError, "callbacks: expected callables, got int 3"),
+        ({"regularizer": 3}, TypeError, "regularizer: expected a Regularizer or None, got int"),
+    ],
+)
+def test_a_setting_that_is_none_is_named(triangle, change, error, message):
+    model = new_model()
+    before = model.user_embedding.clone()
+    with pytest.raises(error, match=message):
+        model.fit(triangle, **{**OPTIONS, **change})
+    assert torch.equal(model.user_embedding, before)
+
+
+def test_a_history_is_read_under_the_names_of_both_versions():
+    history = zx.training.History([0.5, 0.25])
+    history.engine, history.seconds, history.samples = "hogwild", [1.0, 2.0], [10, 10]
+    values = history.to_dict()
+    old = {"path" if name == "engine" else name: value for name, value in values.items()}
+    for one in (values, old):
+        read = zx.training.History.from_dict(one)
+        assert (list(read), read.engine, read.samples) == ([0.5, 0.25], "hogwild", [10, 10])

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled libraries, and says what is loaded and why something is not."""
+"""Find and load the compiled libraries, and say what is loaded and why something is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import torch
 _PACKAGE = Path(__file__).parent
 #: The command that builds the compiled libraries anew, in the source folder.
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
-# What the Python sources call; a library without one of them was built from other sources.
+#: The command that builds them into the source folder itself.
+BUILD_IN_PLACE = "python setup.py build_ext --inplace"
+# The ops that the Python sources call. A library that lacks one of them was built from other sources.
 OPS = (
     "loss_names",
     "cpu_isa",
@@ -43,45 +45,80 @@ OPS = (
 
 
 class Library:
-    """One compiled library: its file, whether it is loaded, and otherwise the reason and the remedy."""
+    """One compiled library, which may be missing or out of date.
+
+    Attributes:
+        file: the file, or None.
+        loaded: whether it is loaded and fits the Python sources.
+        reason: why it is not.
+        remedy: what to do about it.
+        archs: the architectures that CUDA kernels were compiled for: sm_90 (machine code), compute_90 (PTX).
+    """
 
     def __init__(self, stem: str) -> None:
         self.stem = stem
         self.loaded = False
         self.reason = ""
         self.remedy = ""
-        self.archs: tuple[str, ...] = ()  # what CUDA kernels were compiled for: sm_90 (machine code), compute_90 (PTX)
+        self.archs: tuple[str, ...] = ()
         files = sorted(_PACKAGE.glob(f"{stem}.*so")) + sorted(_PACKAGE.glob(f"{stem}.*pyd"))
         self.file: Path | None = files[0] if files else None
 
     def load(self) -> None:
+        """Load the file, or note why it does not load."""
         try:
             torch.ops.load_library(str(self.file))
             self.loaded = True
         except (OSError, RuntimeError) as error:
             self.reason = f"{self.file} does not load: {str(error).splitlines()[0]}"
-            self.remedy = f"rebuild it for this torch ({torch.__version__}): {REBUILD}"
+            self.remedy = f"rebuild it for this torch ({torch.__version__}), in the source folder: {REBUILD}"
 
     def require(self, ops: Sequence[str]) -> None:
-        """Takes a library that lacks one of these ops for one that is not loaded."""
+        """Treat a library that lacks one of these ops as not loaded: it is older than the Python sources."""
         missing = [op for op in ops if self.loaded and not hasattr(torch.ops.zerosum_ext, op)]
         if missing:
             self.loaded = False
             self.reason = f"{self.file} is older than the Python sources: it lacks {', '.join(missing)}"
-            self.remedy = f"rebuild it: {REBUILD}"
+            self.remedy = f"rebuild it, in the source folder: {REBUILD}"
 
     def describe(self) -> dict[str, Any]:
+        """Return what ``build_info`` says of this library."""
         out: dict[str, Any] = {"loaded": self.loaded, "file": str(self.file) if self.file else None}
         if not self.loaded:
             out |= {"reason": self.reason, "remedy": self.remedy}
         return out
 
 
+def explain_missing(package: Path, path: Sequence[str]) -> tuple[str, str]:
+    """Return why a package has no compiled library, and what to do.
+
+    Args:
+        package: the folder of the package that Python runs.
+        path: the folders that Python looks for packages in, ``sys.path``.
+    """
+    root = package.parent
+    if not ((root / "setup.py").is_file() and (root / "csrc").is_dir()):
+        reason = "the package was installed without its compiled part"
+        return reason, f"install a C++17 compiler (g++) and run, in the source folder: {REBUILD}"
+    for folder in path:
+        other = Path(folder or ".").resolve() / package.name
+        if other != package.resolve() and any(other.glob("_C.*")):
+            return (
+                f"Python runs the source folder {root}, which has no compiled library and hides the package that is "
+                f"installed in {other.parent}",
+                f"start Python in another folder, or build the library here: {BUILD_IN_PLACE}",
+            )
+    return (
+        f"Python runs the source folder {root}, which has no compiled library",
+        f"build it there: {BUILD_IN_PLACE}; or install the package ({REBUILD}) and start Python in another folder, "
+        "since the source folder hides an installed package",
+    )
+
+
 def _load_cpu() -> Library:
     library = Library("_C")
     if library.file is None:
-        library.reason = "the package was installed without its compiled part"
-        library.remedy = f"install a C++17 compiler (g++) and run, in the source folder: {REBUILD}"
+        library.reason, library.remedy = explain_missing(_PACKAGE, sys.path)
     else:
         library.load()
         library.require(OPS)
@@ -114,10 +151,10 @@ def _load_cuda(cpu: Library) -> Library:
 
 
 def runs_on(archs: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether something compiled for these architectures runs on a GPU of this compute capability.
+    """Return whether kernels for these architectures run on a GPU of this compute capability.
 
-    Machine code (sm_86) runs on later minor versions of its major one as well, PTX (compute_86) on all that is later.
-    What is compiled with features of one GPU (sm_90a) or of its family (sm_100f) runs nowhere else.
+    Machine code (sm_86) also runs on later minor versions of its major version. PTX (compute_86) runs on all later
+    GPUs. Code with the features of one GPU (sm_90a) or of one family (sm_100f) runs nowhere else.
     """
     for arch in archs:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
@@ -136,7 +173,7 @@ def runs_on(archs: Sequence[str], capability: tuple[int, int]) -> bool:
 
 
 def gpu_obstacle(index: int) -> str:
-    """Why the CUDA kernels, which are loaded, do not run on this GPU; nothing where they do."""
+    """Return why the loaded CUDA kernels cannot run on this GPU, or an empty string if they can."""
     if not CUDA.loaded:
         return ""
     capability = torch.cuda.get_device_capability(index)
@@ -149,7 +186,7 @@ def gpu_obstacle(index: int) -> str:
 
 
 def gpu_remedy(*indices: int) -> str:
-    """How kernels for these GPUs are had."""
+    """Return the command that builds kernels for these GPUs."""
     capabilities = sorted({torch.cuda.get_device_capability(index) for index in indices})
     archs = ";".join(f"{major}.{minor}" for major, minor in capabilities)
     return f'with nvcc on PATH, in the source folder: TORCH_CUDA_ARCH_LIST="{archs}" FORCE_CUDA=1 {REBUILD}'
@@ -160,20 +197,24 @@ CUDA = _load_cuda(CPU)
 
 
 def build_info() -> dict[str, Any]:
-    """What is installed and loaded.
+    """Return what is installed and loaded.
 
     Returns:
-        A dictionary with the versions of zerosum_ext, Python and torch; ``cpu`` and ``cuda``: whether that compiled
-        library is ``loaded``, its ``file``, and otherwise the ``reason`` and a ``remedy``; of CUDA kernels that are
-        loaded the ``archs`` that they were built for, and, where they run on some GPU not at all, ``reason`` and
-        ``remedy`` of that; ``isa``: the instruction set of the CPU kernels (``avx512``, ``avx2`` or ``baseline``; None
-        without them); ``losses``: the names of the compiled losses; ``threads``: torch's intra-op threads;
-        ``cuda_devices``: names of the GPUs torch sees.
+        A dictionary:
+
+        - ``zerosum_ext``, ``python``, ``platform``, ``torch``: versions.
+        - ``cpu``, ``cuda``: for each compiled library whether it is ``loaded`` and its ``file``. If it is not loaded,
+          also the ``reason`` and the ``remedy``. For loaded CUDA kernels also the ``archs`` they were built for, and
+          ``reason`` and ``remedy`` if they cannot run on one of the GPUs.
+        - ``isa``: the instruction set of the CPU kernels, ``avx512``, ``avx2`` or ``baseline``; None without them.
+        - ``losses``: the names of the compiled losses.
+        - ``threads``: the number of torch's intra-op threads.
+        - ``cuda_devices``: the names of the GPUs that torch sees.
     """
     try:
         version = importlib.metadata.version("zerosum-ext")
     except importlib.metadata.PackageNotFoundError:
-        from zerosum_ext import __version__ as version
+        version = sys.modules[__name__.partition(".")[0]].__version__
     ops, cuda, gpus = torch.ops.zerosum_ext, CUDA.describe(), range(torch.cuda.device_count())
     if CUDA.loaded:
         cuda["archs"] = list(CUDA.archs)
