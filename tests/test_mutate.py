@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-import mutate
+import mutate  # noqa: E402
 
 
 def test_every_mistake_can_be_made_once_and_names_tests_that_exist():
