@@ -98,7 +98,8 @@ def _summed(
 ) -> np.ndarray:
     """The sum of the weights of each pair's rows."""
     if len(place) == len(users):
-        return weights[place]
+        kept: np.ndarray = weights[place]
+        return kept
     order = np.lexsort((items, users))  # the pairs in the order of the matrix, equal ones side by side
     sorted_users, sorted_items = users[order], items[order]
     first = np.ones(len(order), bool)

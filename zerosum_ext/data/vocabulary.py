@@ -227,7 +227,7 @@ def _checked(name: str, ids: Any) -> np.ndarray | None:
     if len(column.words) < len(column.codes):
         repeated = int(np.flatnonzero(np.bincount(column.codes) > 1)[0])
         raise ValueError(f"{name}: expected distinct ids, got {column.words[repeated].item()!r} more than once")
-    array = column.words[column.codes]
+    array: np.ndarray = column.words[column.codes]
     array.flags.writeable = False
     return array
 

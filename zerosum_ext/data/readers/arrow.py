@@ -167,7 +167,19 @@ def _each_word(
         else:
             values[at] = value
     _report(codes, problems, bad)
-    return values[codes]
+    out: np.ndarray = values[codes]
+    return out
+
+
+def other_text(column: pa.ChunkedArray, what: str, bad: Bad) -> Coded | np.ndarray:
+    """Return a column that is no id, rating or time: numbers if each field is one, else text."""
+    coded = text_ids(column, what, "auto", bad)
+    if coded.words.dtype.kind != "U":
+        integers: np.ndarray = coded.words[coded.codes]
+        return integers
+    values = [times.number(word) for word in coded.words.tolist()]
+    found = [value for value in values if value is not None]
+    return np.array(found)[coded.codes] if found and len(found) == len(values) else coded
 
 
 def whole(values: np.ndarray) -> np.ndarray:
@@ -264,7 +276,8 @@ times_and_numbers = ("rating", "timestamp", "order")
 def _nulls(column: pa.ChunkedArray) -> list[int]:
     if not column.null_count:
         return []
-    return np.flatnonzero(column.is_null().to_numpy()).tolist()
+    rows: list[int] = np.flatnonzero(column.is_null().to_numpy()).tolist()
+    return rows
 
 
 def _filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -366,7 +379,7 @@ def numbers(column: pa.ChunkedArray, what: str, bad: Bad) -> np.ndarray:
         if pa.types.is_temporal(kind):
             return _times(column, bad)
         raise ValueError(f"the {what}s are {kind}, expected numbers")
-    values = column.to_numpy()
+    values: np.ndarray = column.to_numpy()
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         for row in np.flatnonzero(~np.isfinite(values)).tolist():
             bad.rows.setdefault(row, f"the {what} is {values[row]}, expected a finite number")
@@ -385,8 +398,8 @@ def _times(column: pa.ChunkedArray, bad: Bad) -> np.ndarray:
         kind = column.type
     if pa.types.is_timestamp(kind):  # with a zone the numbers are UTC, too
         per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000}[kind.unit]
-        numbers = column.cast(pa.int64()).to_numpy()
-        return numbers // 1000 / 1e6 if kind.unit == "ns" else numbers / per_second  # to the microsecond, as text is
+        since: np.ndarray = column.cast(pa.int64()).to_numpy()
+        return since // 1000 / 1e6 if kind.unit == "ns" else since / per_second  # to the microsecond, as text is
     if _is_text(kind):
         return times.to_numbers("timestamp", np.array(column.to_pylist(), object))
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):

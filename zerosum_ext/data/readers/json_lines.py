@@ -66,7 +66,7 @@ def _notes(choice: Choice, names: list[str], unread: tuple[str, ...]) -> tuple[s
 
 
 def _sample(path: Path, head: bytes) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(head.split(b"\n")[:_SAMPLE], 1):
         if line.strip():
             try:

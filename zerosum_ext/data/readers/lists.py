@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from zerosum_ext.data.ids import join
 from zerosum_ext.data.readers import arrow as _arrow
 from zerosum_ext.data.readers.sources import Lines
 from zerosum_ext.data.readers.table import Options, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["read_lists"]
 
@@ -57,8 +61,8 @@ def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) ->
         from zerosum_ext.data.ids import code
 
         user = code("user", np.concatenate([np.asarray(part) for part in users]))
-    for problem in bad.rows.values():
-        raise ValueError(f"{path}: {problem}")
+    if bad.rows:
+        raise ValueError(f"{path}: {next(iter(bad.rows.values()))}")
     what = "a user and items each" if users_first else "items each; users are the numbers of the lines"
     note = f"lists: lines of {what}"
     guesses = () if options.format else (note,)
@@ -78,7 +82,7 @@ class _Counter:
         self.users = self.empty = self.comments = 0
 
 
-def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[tuple[object, np.ndarray]]:
+def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[tuple[pa.Array, np.ndarray]]:
     """Yield (all ids of a block, how many each line has). Comments above the first line are left out."""
     import pyarrow as pa
     import pyarrow.compute as pc

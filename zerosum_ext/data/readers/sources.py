@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextvars
 import gzip
 import io
 import lzma
@@ -234,6 +235,9 @@ class Pipe(io.RawIOBase):
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._block, self._at = b"", 0
+        self._context = (
+            contextvars.copy_context()
+        )  # Arrow reads in a thread of its own; errors speak as the caller does
         self.error: BaseException | None = None
 
     def readable(self) -> bool:
@@ -244,7 +248,7 @@ class Pipe(io.RawIOBase):
         """Return the next bytes, at most size; fewer come at the end of a block."""
         while self._at >= len(self._block):
             try:
-                block = next(self._blocks, None)
+                block = self._context.run(next, self._blocks, None)
             except BaseException as error:
                 self.error = error
                 raise

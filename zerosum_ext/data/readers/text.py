@@ -202,7 +202,7 @@ def _convert(columns: dict[str, pa.ChunkedArray], layout: Layout, id_type: str, 
         elif key == "timestamp":
             out[key] = _arrow.text_times(column, key, {"time": "any"}.get(kind, kind), bad)
         else:
-            out[key] = _arrow.text_ids(column, key, "str", bad)
+            out[key] = _arrow.other_text(column, key, bad)
         if key == "timestamp" and kind == "number" and not bad.rows:
             values = out[key]
             assert isinstance(values, np.ndarray)
