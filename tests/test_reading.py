@@ -604,13 +604,13 @@ def whole(x: Interactions, parts) -> None:
 
 
 def test_k_core_is_the_fixed_point(timed):
-    x = timed.k_core(5, 6)
-    assert x.user_counts.min() >= 5
-    assert x.popularity.min() >= 6
+    x = timed.k_core(9, 11)
+    assert x.user_counts.min() >= 9
+    assert x.popularity.min() >= 11
     kept = {(u, i) for u, i in triples(timed)}
     while True:  # by the definition
-        users = {u for u, _ in kept if sum(v == u for v, _ in kept) >= 5}
-        items = {i for _, i in kept if sum(j == i for _, j in kept) >= 6}
+        users = {u for u, _ in kept if sum(v == u for v, _ in kept) >= 9}
+        items = {i for _, i in kept if sum(j == i for _, j in kept) >= 11}
         smaller = {(u, i) for u, i in kept if u in users and i in items}
         if smaller == kept:
             break
