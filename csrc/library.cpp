@@ -130,6 +130,13 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "csr_weighted_columns(Tensor rows, Tensor columns, Tensor? row_bias, Tensor? column_bias, Tensor indptr, "
       "Tensor indices, Tensor? row_x, Tensor? column_x, float slope) -> (Tensor out, Tensor out_bias)");
 
+  // ---- a CSR matrix from pairs of codes (csrc/cpu/csr_build.cpp): rows ascending, of equal pairs the last. indices
+  // and rows (the position of each entry among the pairs), int32, are as long as the pairs; indptr's end says how many
+  // are entries.
+  m.def(
+      "csr_build(Tensor users, Tensor items, int num_users, int num_items) -> (Tensor indptr, Tensor indices, "
+      "Tensor rows)");
+
   // ---- the graph of users and items (csrc/cpu/graph.cpp). Nodes are users, then items; row r of the square matrix has
   // the neighbours indices[indptr[r] .. indptr[r + 1]), or up to end[r], by their numbers on the other side. by_item:
   // the interactions in the order of the items' rows, by their numbers in that of the users'. seed: one int64 number.

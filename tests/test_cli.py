@@ -356,7 +356,11 @@ def test_a_user_who_owns_every_item(tmp_path, capsys):
         (b"\n\n", "has no rows"),
         (b"user,item\n", "a header but no rows"),
         (b"1\n2\n3\n", "at least two columns"),
-        (b"1,2\n3,x\n", "bad.csv:2: the item is 'x', expected an integer"),
+        (b"1,2\n3,\n", "bad.csv:2: the item is empty"),
+        (
+            b"order,sku\n1,2\n",
+            "cannot tell which column holds the users; the header has order, sku. Name it: --user-column",
+        ),
         (b"1,2\n3\n", "bad.csv:2: expected 2 fields"),
         (b"1,2,4\n1,3,good\n", "bad.csv:2: the rating is 'good', expected a finite number"),
         (b"1,2\n", "left for t"),

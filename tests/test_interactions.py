@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerosum_ext.data import readers as _readers
+from zerosum_ext import _ops
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.readers import sources
 
 
 def pairs_of(x: Interactions) -> list[tuple[int, int]]:
@@ -129,7 +130,7 @@ def test_indices_too_sparse_for_memory(monkeypatch):
     def no_memory(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(Interactions, "_from_pairs", no_memory)
+    monkeypatch.setattr(_ops, "csr_build", no_memory)
     with pytest.raises(ValueError, match=r"users: 1 rows have indices up to 99999, .* ids=True"):
         Interactions.from_arrays([99_999], [0])
 
@@ -310,7 +311,7 @@ def test_quoted_fields(tmp_path):
 
 
 def test_quotes_that_first_come_late(tmp_path, monkeypatch):
-    monkeypatch.setattr(_readers, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
     lines = [f"u{k},i{k % 7},{k % 5}" for k in range(100)] + ['"u100","i,9",4', "u101,i1,3"]
     x = Interactions.from_file(write(tmp_path, "\n".join(lines)))
     assert x.nnz == 102
@@ -370,8 +371,8 @@ def test_lines_of_a_quoted_field_that_look_like_rows(tmp_path):
     st.sampled_from([40, 1 << 20]),
 )
 def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows, block):
-    before = _readers.BLOCK_BYTES
-    _readers.BLOCK_BYTES = block
+    before = sources.BLOCK_BYTES
+    sources.BLOCK_BYTES = block
     rows = [(0, "the first row says that ids are integers"), *rows]
     try:
         path = tmp_path_factory.mktemp("rows") / "data.csv"
@@ -379,7 +380,7 @@ def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows, block):
             csv.writer(file).writerows([("user", "text", "item"), *((u, text, k) for k, (u, text) in enumerate(rows))])
         x = Interactions.from_file(path)
     finally:
-        _readers.BLOCK_BYTES = before
+        sources.BLOCK_BYTES = before
     users, items = x.pairs()
     assert x.report.rows == len(rows)
     got = zip(x.decode_users(users).tolist(), x.decode_items(items).tolist(), strict=True)
@@ -392,8 +393,8 @@ def test_header_with_an_unclosed_quote(tmp_path):
 
 
 def test_carriage_returns(tmp_path):
-    with pytest.raises(ValueError, match=r"data.csv: its lines end in carriage returns alone"):
-        Interactions.from_file(write(tmp_path, "user,item\r1,2\r2,3\r"))
+    x = Interactions.from_file(write(tmp_path, "user,item\r1,2\r2,3\r"))
+    assert (pairs_of(x), x.report.rows, x.item_ids.tolist()) == ([(0, 0), (1, 1)], 2, [2, 3])
     with pytest.raises(ValueError, match=r"data.csv:2: .*new-line"):  # in a file that goes through the csv module
         Interactions.from_file(write(tmp_path, 'user,item\n1,2\r3,4\n"5","6"\n'))
 
@@ -450,18 +451,26 @@ def test_a_missing_first_time_decides_nothing(tmp_path, missing):
 
 def test_notes_say_what_was_taken_for_what(tmp_path):
     x = Interactions.from_file(write(tmp_path, "user_id,item,when,created_at\n1,2,3,2023-01-03\n1,3,3,2022-01-03\n"))
-    assert x.report.notes == ("columns: user = user_id, item, timestamp = created_at",)
+    assert x.report.notes == ("columns: user = user_id, item, timestamp = created_at", "not read: when")
+    assert (x.report.unread, x.report.guesses) == (("when",), ())
     assert pairs_of(x.split_last().test) == [(0, 0)]
-    assert x.split_last().train.report.notes[1:] == ("last by timestamp",)
+    assert x.split_last().train.report.notes[2:] == ("last by timestamp",)
     x = Interactions.from_file(write(tmp_path, "1,2,3\n1,3,3\n"))
-    assert x.report.notes == ("columns: user = column 0, item = column 1, rating = column 2",)
-    assert x.split_last().test.report.notes[1:] == ("no column of times was recognised: last by the order of rows",)
+    assert x.report.notes == (
+        "columns: user = column 0, item = column 1, rating = column 2",
+        "no header: user, item, rating guessed by position",
+    )
+    assert x.report.guesses == x.report.notes[1:]
+    assert x.split_last().test.report.notes[2:] == ("no column of times was recognised: last by the order of rows",)
     # nothing says that the first line is a header but that it has no number
     path = write(tmp_path, "abc,x\n1,2\n3,4\n")
     x = Interactions.from_file(path)
     assert x.nnz == 2
     assert "first line is taken for a header: abc, x; if it is a row, say header=False" in x.report.notes[0]
-    assert Interactions.from_file(path, header=True).report.notes == ("columns: user = abc, item = x",)
+    assert Interactions.from_file(path, header=True).report.notes == (
+        "columns: user = abc, item = x",
+        "no name is known: users and items are taken for abc and x",
+    )
     np.savez(tmp_path / "x.npz", user=[0, 1], movie_id=[1, 0])
     assert Interactions.from_file(tmp_path / "x.npz").report.notes == ("columns: user, item = movie_id",)
 
@@ -512,14 +521,14 @@ def test_delimiters_that_occur_in_fields(tmp_path, text, users, items):
     st.sampled_from([40, 200, 1 << 20]),
 )
 def test_written_rows_come_back(tmp_path_factory, rows, block):
-    before = _readers.BLOCK_BYTES
-    _readers.BLOCK_BYTES = block
+    before = sources.BLOCK_BYTES
+    sources.BLOCK_BYTES = block
     try:
         path = tmp_path_factory.mktemp("rows") / "data.csv"
         path.write_text("user,item,rating\n" + "".join(f"{u},{i},{r!r}\n" for u, i, r in rows), encoding="utf-8")
         x = Interactions.from_file(path, id_type="str")
     finally:
-        _readers.BLOCK_BYTES = before
+        sources.BLOCK_BYTES = before
     expected = {(str(u), i): r for u, i, r in rows}
     users, items = x.pairs()
     got = dict(
@@ -543,8 +552,8 @@ def test_written_rows_come_back(tmp_path_factory, rows, block):
         ("1,2\n1\n", {}, r":2: expected 2 fields as in the first row, found 1"),
         (
             "1,2\n1,x\n",
-            {},
-            r":2: the item is 'x', expected an integer \(ids are integers as in the first row",
+            {"id_type": "int"},
+            r":2: the item is 'x', expected an integer$",
         ),
         ("1,2\n1,2.5\n", {"id_type": "int"}, r":2: the item is '2.5', expected an integer$"),
         ("1,2\n1,\n", {}, r":2: the item is empty"),
@@ -613,7 +622,9 @@ def test_bad_rows_are_skipped_only_on_request_and_counted(tmp_path):
     path = write(tmp_path, "1,2,3\n1,x,3\nbad\n2,2,?\n2,3,1\n")
     with pytest.raises(ValueError, match=r":2: the item is 'x'"):
         Interactions.from_file(path, id_type="int")
-    x = Interactions.from_file(path, skip_bad_rows=True)
+    as_text = Interactions.from_file(path, skip_bad_rows=True)
+    assert (as_text.report.rows, as_text.report.bad_rows, as_text.item_ids.tolist()) == (5, 2, ["2", "3", "x"])
+    x = Interactions.from_file(path, skip_bad_rows=True, id_type="int")
     assert (x.report.rows, x.report.bad_rows, x.nnz) == (5, 3, 2)
     assert x.item_ids.tolist() == [2, 3]
     assert [m.split(":")[1] for m in x.report.bad_row_messages] == ["2", "3", "4"]
@@ -663,7 +674,7 @@ def test_npz(tmp_path):
     assert Interactions.from_file(path, ids=True).shape == (2, 2)
     assert Interactions.from_file(path, shape=(9, 9)).shape == (9, 9)
     np.savez(path, user=[0, 1], item=[1, 2**44])
-    with pytest.raises(ValueError, match=r"x.npz: items: 2 rows have indices up to 17592186044416.*--ids external"):
+    with pytest.raises(ValueError, match=r"x.npz: items: 2 rows have indices up to 17592186044416.*ids=True"):
         Interactions.from_file(path)
     assert Interactions.from_file(path, ids=True).item_ids.tolist() == [1, 2**44]
     np.savez(path, user=[0, 1], item=[0, 1], timestamp=np.array(["2020-01-01", "NaT"], "M8[s]"))

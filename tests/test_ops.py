@@ -144,6 +144,13 @@ def sample_positives_arguments() -> Iterator[tuple[Any, ...]]:
         yield x.indptr, x.indices, ids([0] * 10), 20, None, None, 1, x.nnz, x.nnz, 0, 6, positives, 0, 0
 
 
+def csr_build_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.int32, torch.int64):
+        users, items = torch.tensor([3, 0, 3, 0, 2], dtype=dtype), torch.tensor([1, 4, 0, 4, 2], dtype=dtype)
+        yield users, items, 5, 6
+        yield users[:0], items[:0], 0, 0
+
+
 def row_filter_arguments() -> Iterator[tuple[Any, ...]]:
     yield matrix().indptr, matrix().indices, ITEMS
 
@@ -234,6 +241,7 @@ ARGUMENTS = {
     "mf_train_sampled": mf_train_sampled_arguments,
     "sample_negatives": sample_negatives_arguments,
     "sample_positives": sample_positives_arguments,
+    "csr_build": csr_build_arguments,
     "row_filter": row_filter_arguments,
     "has_items": has_items_arguments,
     "rank_factors": rank_factors_arguments,

@@ -31,6 +31,7 @@ OPS = (
     "mf_train_sampled",
     "sample_negatives",
     "sample_positives",
+    "csr_build",
     "row_filter",
     "has_items",
     "rank_factors",

@@ -1,6 +1,7 @@
 """How tensors reach kernels: one callable per op, compiled where the device has a kernel, else its definition."""
 
 from zerosum_ext._ops.common import GPU_OBSTACLES, KERNELS, REDUCTIONS, gpu_obstacle, has_op
+from zerosum_ext._ops.csr import csr_build
 from zerosum_ext._ops.csr_scores import csr_score_moments, csr_weighted_columns
 from zerosum_ext._ops.graph import graph_dropout, graph_propagate
 from zerosum_ext._ops.losses import LOSS_IDS, loss_number, macr_loss, pair_loss
@@ -15,6 +16,7 @@ __all__ = [
     "REDUCTIONS",
     "TIES",
     "best_items",
+    "csr_build",
     "csr_score_moments",
     "csr_weighted_columns",
     "gpu_obstacle",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zerosum_ext.cli import demo, doctor, evaluate, gradcheck, recommend, reproduce, train
+from zerosum_ext.data import wording
 
 __all__ = ["main"]
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)  # explicit options override the preset
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(arguments.run(arguments))
+        with wording.command_line():
+            return int(arguments.run(arguments))
     except KeyboardInterrupt as interrupt:
         print(f"zerosum-ext: interrupted{interrupt}", file=sys.stderr)
         return 130

@@ -44,12 +44,17 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
         "--id-type",
         choices=("auto", "int", "str"),
         default="auto",
-        help="(default: as in the first row)",
+        help="auto: integers if each id is the only spelling of one, else text (default: auto)",
     )
     reading.add_argument("--shape", type=int, nargs=2, metavar=("USERS", "ITEMS"), help="with --ids index")
     reading.add_argument("--min-rating", type=float, metavar="R", help="leave out ratings below R")
     reading.add_argument("--min-item-count", type=int, default=0, metavar="N", help="leave out rarer items")
     reading.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be read, and go on")
+    reading.add_argument(
+        "--format",
+        choices=("text", "adjacency", "item-lists", "jsonl", "npz", "parquet", "feather"),
+        help="adjacency: user item item ... on each line; item-lists: items alone (default: recognised)",
+    )
     reading.add_argument("--encoding", default="utf-8", metavar="NAME", help="encoding of the text (default: utf-8)")
 
 
@@ -74,6 +79,7 @@ def data_source(file: str, arguments: argparse.Namespace) -> runs.DataSource:
         skip_bad_rows=arguments.skip_bad_rows,
         encoding=arguments.encoding,
         min_item_count=arguments.min_item_count,
+        format=arguments.format,
     )
 
 

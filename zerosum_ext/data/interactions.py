@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from zerosum_ext.data import readers as _readers
+from zerosum_ext._checks import require_choice
+from zerosum_ext._files import replacing
+from zerosum_ext.data import building, preparing, readers, splits, times
+from zerosum_ext.data import ids as _ids
+from zerosum_ext.data.report import Report
+from zerosum_ext.data.splits import Split
+from zerosum_ext.data.vocabulary import Unknown, Vocabulary, check_range
 
 __all__ = ["Interactions", "Report", "Split"]
 
-
-@dataclass(frozen=True)
-class Report:
-    """What became of the rows that :class:`Interactions` were made from: used, merged or left out, nothing
-    else.
-    """
-
-    source: str
-    rows: int
-    """Rows (or stored entries) read."""
-    duplicates: int = 0
-    """Rows merged into another row of the same user and item."""
-    zeros: int = 0
-    """Explicitly stored zeros of a sparse matrix: no interactions."""
-    bad_rows: int = 0
-    bad_row_messages: tuple[str, ...] = ()
-    """The first of the bad rows, as "file:line: problem"."""
-    low_ratings: int = 0
-    """Rows rated below min_rating."""
-    rare_items: int = 0
-    """Items taken out by filter_items."""
-    rare_item_interactions: int = 0
-    """Interactions of these items."""
-    emptied_users: int = 0
-    """Users left with nothing by filter_items or min_rating, taken out too."""
-    notes: tuple[str, ...] = ()
-    """What was taken for granted, where one should look: which column of a file is which, a first line taken for a
-    header, what the order of a split goes by."""
-
-    def __str__(self) -> str:
-        parts = [f"{self.rows:,} rows read"]
-        for count, what in (
-            (self.bad_rows, "bad rows skipped"),
-            (self.zeros, "explicit zeros left out"),
-            (self.duplicates, "duplicates merged"),
-            (self.low_ratings, "low ratings left out"),
-            (self.rare_item_interactions, f"interactions of {self.rare_items:,} rare items left out"),
-            (self.emptied_users, "users left without any"),
-        ):
-            if count:
-                parts.append(f"{count:,} {what}")
-        return f"{self.source}: {', '.join(parts)}"
-
-
-class Split(NamedTuple):
-    """Parts of the same interactions, all with the shape and ids of the whole; ``valid`` is empty where none
-    was asked for.
-    """
-
-    train: Interactions
-    valid: Interactions
-    test: Interactions
+IdType = Literal["auto", "int", "str"]
+_NUMERIC = ("rating", "order")
 
 
 class Interactions:
@@ -97,6 +52,7 @@ class Interactions:
         "__weakref__",
         "_popularity",
         "_user_counts",
+        "_vocabulary",
         "columns",
         "indices",
         "indptr",
@@ -115,9 +71,10 @@ class Interactions:
     report: Report
     _popularity: torch.Tensor | None
     _user_counts: torch.Tensor | None
+    _vocabulary: Vocabulary | None
 
     def __init__(self) -> None:
-        raise TypeError("use Interactions.from_scipy, from_torch, from_arrays, from_file or from_any")
+        raise TypeError("use Interactions.from_scipy, from_torch, from_arrays, from_table, from_file or from_any")
 
     # ------------------------------------------------------------------------------------------------- making
 
@@ -148,47 +105,24 @@ class Interactions:
             ("report", report),
             ("_popularity", None),
             ("_user_counts", None),
+            ("_vocabulary", None),
         ):
             object.__setattr__(self, name, value)
         return self
 
     @classmethod
-    def _from_pairs(
-        cls,
-        users: np.ndarray,
-        items: np.ndarray,
-        shape: tuple[int, int],
-        columns: Mapping[str, np.ndarray],
-        user_ids: np.ndarray | None,
-        item_ids: np.ndarray | None,
-        report: Report,
-    ) -> Interactions:
-        """Sorts and merges valid 0-based pairs (int64); of duplicates, the last row's columns stay."""
-        order = _sort_pairs(users, items, shape)
-        if order is not None:
-            users, items = users[order], items[order]
-        if len(users) > 1:
-            last = np.append((users[1:] != users[:-1]) | (items[1:] != items[:-1]), True)
-            if not last.all():
-                report = replace(report, duplicates=report.duplicates + int((~last).sum()))
-                users, items = users[last], items[last]
-                order = np.flatnonzero(last) if order is None else order[last]
-        if order is not None:
-            columns = {name: values[order] for name, values in columns.items()}
+    def _from_parts(cls, parts: building.Parts) -> Interactions:
         return cls._build(
-            _indptr(users, shape[0]),
-            _index_tensor(items, shape[1]),
-            shape,
-            columns,
-            user_ids,
-            item_ids,
-            report,
+            parts.indptr, parts.indices, parts.shape, parts.columns, parts.user_ids, parts.item_ids, parts.report
         )
 
     @classmethod
     def from_any(cls, data: Any) -> Interactions:
-        """Interactions themselves, a scipy sparse matrix, a torch sparse tensor, a pair (users, items), or a
-        file's path.
+        """Return interactions of whatever holds them.
+
+        Args:
+            data: Interactions themselves, a scipy sparse matrix, a torch sparse tensor, a pair (users, items), a data
+                frame (see :meth:`from_table`) or a file's path.
         """
         if isinstance(data, Interactions):
             return data
@@ -200,18 +134,26 @@ class Interactions:
             return cls.from_file(data)
         if isinstance(data, tuple) and len(data) == 2:
             return cls.from_arrays(*data)
+        if hasattr(data, "__arrow_c_stream__") or hasattr(data, "to_arrow_table"):
+            return cls.from_table(data)
         raise TypeError(
-            "interactions: expected Interactions, a scipy sparse matrix, a torch sparse tensor, a tuple (users, items) "
-            f"or the path of a file, got {type(data).__name__}"
+            "interactions: expected Interactions, a scipy sparse matrix, a torch sparse tensor, a pair (users, "
+            f"items), a data frame or the path of a file, got {type(data).__name__}"
         )
 
     @classmethod
-    def from_scipy(cls, matrix: Any) -> Interactions:
-        """From a scipy.sparse matrix or array [num_users, num_items] of any format.
+    def from_scipy(cls, matrix: Any, *, weights: bool = False) -> Interactions:
+        """Return the interactions of a scipy.sparse matrix or array [num_users, num_items] of any format.
 
-        Each stored value that is not zero is one positive; the values themselves are not kept. Stored zeros
-        are left out and counted in ``report``; a negative value or NaN is a ValueError, as it cannot be read
-        as "interacted". The matrix is copied, never changed, and need not be sorted.
+        Each stored value that is not zero is one positive. Stored zeros are left out and counted in ``report``. The
+        matrix is copied, never changed, and need not be sorted.
+
+        Args:
+            matrix: of counts, ratings or ones.
+            weights: keep the values as :attr:`weights`, those of duplicates added up.
+
+        Raises:
+            ValueError: a value is negative or NaN, which cannot be read as "interacted".
         """
         if not sp.issparse(matrix):
             raise TypeError(f"matrix: expected a scipy.sparse matrix, got {type(matrix).__name__}")
@@ -227,14 +169,15 @@ class Interactions:
         else:
             coo = matrix.tocoo()
             users, items, values = coo.row, coo.col, coo.data
-        return cls._from_entries(users, items, values, shape, f"scipy {matrix.format} matrix")
+        return cls._from_entries(users, items, values, shape, f"scipy {matrix.format} matrix", weights)
 
     @classmethod
-    def from_torch(cls, tensor: torch.Tensor) -> Interactions:
-        """From a sparse torch tensor [num_users, num_items], CSR or COO, on any device; values as in
-        :meth:`from_scipy`.
+    def from_torch(cls, tensor: torch.Tensor, *, weights: bool = False) -> Interactions:
+        """Return the interactions of a sparse torch tensor [num_users, num_items], CSR or COO, on its device.
 
-        The result lies on the tensor's device.
+        Args:
+            tensor: values as in :meth:`from_scipy`.
+            weights: keep the values as :attr:`weights`.
         """
         if not isinstance(tensor, torch.Tensor) or tensor.layout not in (torch.sparse_csr, torch.sparse_coo):
             what = str(tensor.layout) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
@@ -252,16 +195,23 @@ class Interactions:
         values = values.float() if values.dtype == torch.bfloat16 else values
         shape = (int(tensor.shape[0]), int(tensor.shape[1]))
         kind = str(tensor.layout).removeprefix("torch.sparse_")
-        return cls._from_entries(users, items, values.numpy(), shape, f"torch {kind} tensor").to(tensor.device)
+        made = cls._from_entries(users, items, values.numpy(), shape, f"torch {kind} tensor", weights)
+        return made.to(tensor.device)
 
     @classmethod
     def _from_entries(
-        cls, users: np.ndarray, items: np.ndarray, values: np.ndarray, shape: tuple[int, int], source: str
+        cls,
+        users: np.ndarray,
+        items: np.ndarray,
+        values: np.ndarray,
+        shape: tuple[int, int],
+        source: str,
+        weights: bool,
     ) -> Interactions:
         report = Report(source, len(items))
         users, items = users.astype(np.int64, copy=False), items.astype(np.int64, copy=False)
-        _check_range("users", users, shape[0])
-        _check_range("items", items, shape[1])
+        check_range("users", users, shape[0])
+        check_range("items", items, shape[1])
         if values.dtype != bool:
             bad = ~(values >= 0)
             if bad.any():
@@ -273,8 +223,9 @@ class Interactions:
         zero = values == 0
         if zero.any():
             report = replace(report, zeros=int(zero.sum()))
-            users, items = users[~zero], items[~zero]
-        return cls._from_pairs(users, items, shape, {}, None, None, report)
+            users, items, values = users[~zero], items[~zero], values[~zero]
+        kept = values if weights else None
+        return cls._from_parts(building.from_pairs(users, items, shape, {}, (None, None), report, kept))
 
     @classmethod
     def from_arrays(
@@ -285,201 +236,248 @@ class Interactions:
         shape: tuple[int, int] | None = None,
         ids: bool = False,
         columns: Mapping[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
+        unknown: Unknown = "error",
+        weights: str | None = None,
     ) -> Interactions:
-        """From two aligned arrays, tensors or sequences [n], one entry per interaction.
+        """Return the interactions of two aligned arrays, tensors or sequences [n], one entry per interaction.
 
-        Parameters
-        ----------
-        users, items
-            0-based indices, kept as they are. With ``ids=True``: external ids, integers (also as floats) or
-            text, which are numbered in ascending order and kept as ``user_ids`` and ``item_ids``.
-        shape
-            (num_users, num_items); by default one more than the largest index. Not with ``ids=True``.
-        columns
-            Further arrays [n] such as ``{"rating": ..., "timestamp": ...}``, for splitting. Where a pair
-            occurs more than once, its last occurrence counts. The name ``row`` is taken: it holds the
-            position in these arrays.
+        Args:
+            users: 0-based indices, kept as they are. With ``ids=True`` or a vocabulary: external ids, integers (also
+                as integral floats below 2**53) or text.
+            items: as users.
+            shape: (num_users, num_items); by default one more than the largest index. Not with external ids.
+            ids: number the ids in ascending order and keep them as ``user_ids`` and ``item_ids``.
+            columns: further arrays [n] such as ``{"rating": ..., "timestamp": ...}``, for splitting. Where a pair
+                occurs more than once, its last occurrence counts. A timestamp may be numbers, dates or text; dates
+                become seconds since 1970. The name ``row`` is taken: it holds the position in these arrays.
+            vocabulary: numbers for the ids, such as ``train.vocabulary``.
+            unknown: what becomes of ids that the vocabulary lacks: "error", "skip" (counted in ``report``) or "grow"
+                (numbered after those it has).
+            weights: "count", or a name of ``columns``, to be kept as :attr:`weights`.
 
-        Raises
-        ------
-        ValueError
-            Lengths that differ, negative indices, indices beyond ``shape``; ids that are missing (None, NaN), not
-            integral or from 2**63; a missing rating, timestamp or order.
-        TypeError
-            Indices that are not integers.
+        Raises:
+            ValueError: lengths differ; indices are negative or beyond ``shape``; ids are missing, empty, not integral,
+                beyond int64, or of two kinds; a rating, timestamp or order is missing.
+            TypeError: indices are not integers.
         """
-        users, items = _as_array("users", users), _as_array("items", items)
-        if users.shape != items.shape:
-            raise ValueError(f"users and items: expected the same length, got {len(users)} and {len(items)}")
-        extra = {
-            name: _as_array(f"columns[{name!r}]", values, name in _readers.NUMERIC)
-            for name, values in (columns or {}).items()
-        }
-        for name, values in extra.items():
-            if values.shape != users.shape:
-                raise ValueError(f"columns[{name!r}]: expected length {len(users)} as users, got {len(values)}")
-        if ids:
-            if shape is not None:
-                raise ValueError("shape: not with ids=True, where the ids that occur define it")
-            table = {"user": _readers.Column(users), "item": _readers.Column(items)}
-        else:
-            table = {}
-            for name, values in (("users", users), ("items", items)):
-                if values.dtype.kind not in "iu" and len(values):
-                    raise TypeError(f"{name}: expected integer indices, got {values.dtype}; ids=True takes any ids")
-        return cls._from_columns(
-            table.get("user", _readers.Column(users)),
-            table.get("item", _readers.Column(items)),
-            extra,
-            ids,
-            shape,
-            Report("arrays", len(users)),
-        )
+        sides: list[np.ndarray] = [_as_array("users", users), _as_array("items", items)]
+        if sides[0].shape != sides[1].shape:
+            raise ValueError(f"users and items: expected the same length, got {len(sides[0])} and {len(sides[1])}")
+        table = readers.Table({}, len(sides[0]), numbered=not ids)
+        external = ids or vocabulary is not None
+        for name, values in zip(("user", "item"), sides, strict=True):
+            if not external and values.dtype.kind not in "iu" and len(values):
+                raise TypeError(f"{name}s: expected integer indices, got {values.dtype}; ids=True takes any ids")
+            table.columns[name] = _ids.code(f"{name}s", values) if external else values
+        for name, raw in (columns or {}).items():
+            values = _as_column(name, raw)
+            if values.shape != sides[0].shape:
+                raise ValueError(f"columns[{name!r}]: expected length {len(sides[0])} as users, got {len(values)}")
+            table.columns[name] = values
+        if ids and shape is not None:
+            raise ValueError("shape: not with ids=True, where the ids that occur define it")
+        plan = building.Plan(ids, shape, None, vocabulary, unknown, weights)
+        made = cls._from_parts(building.from_table("", table, plan)[0])
+        return made.with_report(replace(made.report, source="arrays"))
 
     @classmethod
-    def _from_columns(
+    def from_table(
         cls,
-        users: _readers.Column,
-        items: _readers.Column,
-        extra: dict[str, np.ndarray],
-        ids: bool,
-        shape: tuple[int, int] | None,
-        report: Report,
+        table: Any,
+        *,
+        columns: Mapping[str, str | int | None] | None = None,
+        ids: bool = True,
+        id_type: IdType = "auto",
+        shape: tuple[int, int] | None = None,
+        min_rating: float | None = None,
+        skip_bad_rows: bool = False,
+        vocabulary: Vocabulary | None = None,
+        unknown: Unknown = "error",
+        weights: str | None = None,
     ) -> Interactions:
-        if "row" in extra:
-            raise ValueError("columns: the name 'row' is taken (the position in the source)")
-        user_ids = item_ids = None
-        if ids:
-            user_ids, user_index = _readers.factorize(_checked_ids("users", users))
-            item_ids, item_index = _readers.factorize(_checked_ids("items", items))
-            shape = (len(user_ids), len(item_ids))
-            for array in (user_ids, item_ids):
-                array.flags.writeable = False
-        else:
-            user_index = users.values.astype(np.int64, copy=False)
-            item_index = items.values.astype(np.int64, copy=False)
-            if shape is None:
-                shape = (int(user_index.max(initial=-1)) + 1, int(item_index.max(initial=-1)) + 1)
-                if max(shape) > max(2**32, 1000 * len(user_index)):  # only a table of all would show it, much later
-                    raise ValueError(_too_sparse(shape, len(user_index)))
-            if len(shape) != 2 or min(shape) < 0:
-                raise ValueError(f"shape: expected (num_users, num_items), got {shape}")
-            shape = (int(shape[0]), int(shape[1]))
-            _check_range("users", user_index, shape[0])
-            _check_range("items", item_index, shape[1])
-        extra["row"] = np.arange(len(user_index), dtype=np.int32 if len(user_index) < 2**31 else np.int64)
-        try:
-            return cls._from_pairs(user_index, item_index, shape, extra, user_ids, item_ids, report)
-        except MemoryError:
-            if ids or max(shape) <= len(user_index):
-                raise
-            raise ValueError(_too_sparse(shape, len(user_index))) from None
+        """Return the interactions of a data frame with one interaction a row.
 
+        Takes everything with an Arrow stream (pandas, polars, pyarrow, duckdb and others), without a copy of the
+        columns where Arrow needs none.
+
+        Args:
+            table: the data frame; its columns are recognised as those of a file are.
+            columns: as in :meth:`from_file`.
+            ids: True: users and items are external ids. False: they are 0-based indices.
+            id_type: as in :meth:`from_file`; text of a table stays text, whatever it spells.
+            shape: as in :meth:`from_file`.
+            min_rating: as in :meth:`from_file`.
+            skip_bad_rows: leave out and count rows with nulls and the like, instead of raising.
+            vocabulary: as in :meth:`from_arrays`.
+            unknown: as in :meth:`from_arrays`.
+            weights: as in :meth:`from_file`.
+
+        Raises:
+            TypeError: the object is no data frame.
+            ValueError: as of :meth:`from_file`.
+        """
+        options = readers.Options(columns=dict(columns or {}), id_type=id_type, skip_bad_rows=skip_bad_rows)
+        readers.check_options(options)
+        read = readers.from_stream(table, options)
+        source = f"{type(table).__module__.split('.')[0]} table"
+        return cls._made(source, read, building.Plan(ids, shape, min_rating, vocabulary, unknown, weights))
+
+    # Its parameters are the options of a file that a caller may need; they are grouped by the objects they fill.
     @classmethod
     def from_file(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         columns: Mapping[str, str | int | None] | None = None,
         delimiter: str | None = None,
         header: bool | None = None,
         ids: bool | None = None,
-        id_type: _readers.IdType = "auto",
+        id_type: IdType = "auto",
         shape: tuple[int, int] | None = None,
         min_rating: float | None = None,
         skip_bad_rows: bool = False,
         encoding: str = "utf-8",
+        format: readers.Format | None = None,
+        vocabulary: Vocabulary | None = None,
+        unknown: Unknown = "error",
+        weights: str | None = None,
+        max_line_bytes: int = 1 << 28,
     ) -> Interactions:
-        """From a file with one interaction a row.
+        """Return the interactions of a file, or of several as one data set.
 
-        Reads text separated by commas, tabs, semicolons, ``|``, blanks or ``::`` (MovieLens), with or without
-        a header, also gzip'd; ``.npz`` archives of aligned arrays (``user``, ``item``, ...) or of
-        ``scipy.sparse.save_npz``; and parquet, where pyarrow is installed.
+        Reads delimited text (also RecBole's .inter), adjacency lists, JSON lines, ``.npz`` archives of aligned arrays
+        or of ``scipy.sparse.save_npz``, parquet files and folders, and feather. Text may be packed: gz, bz2, xz, zst,
+        or zip with one file in it. docs/data.md lists the formats with an example of each.
 
-        Times are numbers, or ISO 8601 dates (UTC where they have no offset), which become seconds since 1970. A
-        quoted field may go on over several lines; a quote that is never closed is text where it stands in a
-        column that is not read, and a bad row otherwise.
+        Times are numbers (since 1970 in s, ms, us or ns, by their size), or ISO 8601 dates (UTC where they have no
+        offset), which become seconds since 1970. A quoted field may go on over several lines; a quote that is never
+        closed is text where it stands in a column that is not read, and a bad row otherwise.
 
-        Parameters
-        ----------
-        columns
-            Which column is what, by name or by 0-based number: ``{"user": "reviewerID", "item": 3}``. Usual
-            names are recognised; without a header the first columns are user, item, rating, timestamp.
-            ``report.notes`` says what was taken for what.
-            ``None`` as the value leaves a recognised column out. Beyond user, item, rating, timestamp, order
-            and split any other name is kept, too.
-        delimiter, header
-            Recognised unless given. A blank stands for any run of blanks and tabs.
-        ids
-            True: users and items are external ids, numbered in ascending order. False: 0-based indices, kept.
-            By default True, except for ``.npz``.
-        id_type
-            "int", "str", or by default what the first row has. Ids such as ``007`` are text, so that they
-            come back as they were.
-        shape
-            With ``ids=False``, see :meth:`from_arrays`.
-        min_rating
-            Interactions rated lower are left out, and users and items that only have such. By default each
-            row is a positive, whatever its rating.
-        skip_bad_rows
-            Leave out and count rows that cannot be read (``report.bad_row_messages`` names the first),
-            instead of raising.
+        Args:
+            path: a file, a pattern such as "part-*.csv", a folder of parquet files, or a list of these.
+            columns: which column is what, by name or by 0-based number: ``{"user": "reviewerID", "item": 3}``. Usual
+                names are recognised; without a header the first columns are user and item, and a rating and a time
+                after them are taken where they look like such. ``report.notes`` says what was taken for what, and
+                ``report.unread`` what was not read. ``None`` as the value leaves a recognised column out. Beyond user,
+                item, rating, timestamp, order and split any other name is kept, too.
+            delimiter: recognised unless given. A blank stands for any run of blanks and tabs.
+            header: recognised unless given.
+            ids: True: users and items are external ids, numbered in ascending order. False: 0-based indices, kept. By
+                default True, except for ``.npz``.
+            id_type: "int", "str", or "auto": integers if each id is the only spelling of one, else text. Ids such as
+                ``007`` are text, so that they come back as they were.
+            shape: with ``ids=False``, see :meth:`from_arrays`.
+            min_rating: interactions rated lower are left out, and users and items that only have such. By default each
+                row is a positive, whatever its rating.
+            skip_bad_rows: leave out and count rows that cannot be read (``report.bad_row_messages`` names the first),
+                instead of raising.
+            encoding: of text, such as "latin-1" or "gb18030".
+            format: "text", "adjacency", "item-lists", "jsonl", "npz", "parquet" or "feather". By default it is
+                recognised; where lists could begin with a user or not, it must be said.
+            vocabulary: as in :meth:`from_arrays`, such as ``train.vocabulary``.
+            unknown: as in :meth:`from_arrays`.
+            weights: "count" (how many rows a pair has), or the name of a column such as "rating", summed over the rows
+                of a pair; kept as :attr:`weights`.
+            max_line_bytes: a longer line is an error.
 
-        Raises
-        ------
-        ValueError
-            For a bad row "file:line: what is wrong with it"; for a file that has no rows, or is of another
-            kind.
-        OSError
-            The file is missing or cannot be read.
+        Raises:
+            ValueError: for a bad row "file:line: what is wrong with it"; for a file that has no rows, is damaged, or
+                is of another kind.
+            OSError: the file is missing or cannot be read.
         """
-        path = Path(path)
-        if _is_scipy_archive(path):
-            given = {"columns": columns, "min_rating": min_rating, "shape": shape, "ids": ids}
+        paths = readers.expand(path)
+        options = readers.Options(
+            dict(columns or {}), delimiter, header, id_type, skip_bad_rows, encoding, format, max_line_bytes
+        )
+        readers.check_options(options)
+        source = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        if len(paths) == 1 and _is_scipy_archive(paths[0]):
+            given = {"columns": columns, "min_rating": min_rating, "shape": shape, "ids": ids, "vocabulary": vocabulary}
             for name, value in given.items():
                 if value is not None:
-                    raise ValueError(f"{name}: not for {path}, which holds a scipy sparse matrix")
-            try:
-                matrix = cls.from_scipy(sp.load_npz(path))
-            except _readers.DAMAGED as error:
-                raise ValueError(f"{path} cannot be read as a scipy sparse matrix: {error}") from None
-            return matrix._replace(report=replace(matrix.report, source=str(path)))
-        table = _readers.read_table(
-            path,
-            columns=columns,
-            delimiter=delimiter,
-            header=header,
-            id_type=id_type,
-            skip_bad_rows=skip_bad_rows,
-            encoding=encoding,
-        )
-        users, items = table.columns.pop("user"), table.columns.pop("item")
-        extra = {key: column.plain() for key, column in table.columns.items()}
-        if ids is None:
-            ids = not _is_zip(path)
-        if ids and shape is not None:
-            raise ValueError("shape: only with ids=False; the ids that occur define it")
-        if not ids:
-            for name, column in (("user", users), ("item", items)):
-                if column.vocabulary is not None or column.values.dtype.kind not in "iu":
-                    raise ValueError(f"{path}: the {name}s are not integers, as ids=False needs; ids=True maps any ids")
-        report = Report(
-            str(path), table.rows, bad_rows=table.bad_rows, bad_row_messages=table.bad_row_messages, notes=table.notes
-        )
+                    raise ValueError(f"{name}: not for {source}, which holds a scipy sparse matrix")
+            return cls._from_scipy_file(paths[0], weights)
+        table = readers.read_table(paths, options)
+        return cls._made(source, table, building.Plan(ids, shape, min_rating, vocabulary, unknown, weights))
+
+    @classmethod
+    def _made(cls, source: str, table: readers.Table, plan: building.Plan) -> Interactions:
         try:
-            result = cls._from_columns(users, items, extra, ids, shape, report)
+            parts, external = building.from_table(source, table, plan)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if min_rating is None:
-            return result
-        if "rating" not in result.columns:
-            raise ValueError(f"min_rating: {path} has no rating column; name it with columns={{'rating': ...}}")
-        rating = result.columns["rating"]
-        if rating.dtype.kind not in "iufb":
-            raise ValueError(f"min_rating: the ratings of {path} are not numbers")
-        keep = rating >= min_rating
-        kept = result._take(keep, replace(report, duplicates=result.report.duplicates, low_ratings=int((~keep).sum())))
-        return kept._drop_empty() if ids else kept
+            named = str(error).startswith(("min_rating:", "shape:", "unknown:", "weights:"))
+            raise error if named else ValueError(f"{source}: {error}") from None
+        made = cls._from_parts(parts)
+        if plan.min_rating is None:
+            return made
+        keep = made.columns["rating"] >= plan.min_rating
+        kept = made.take(keep, replace(made.report, low_ratings=int((~keep).sum())))
+        return kept.drop_empty() if external and plan.vocabulary is None else kept
+
+    @classmethod
+    def _from_scipy_file(cls, path: Path, weights: str | None) -> Interactions:
+        if weights is not None:
+            require_choice("weights", weights, ("values",))
+        try:
+            readers.load_arrays(path)  # refuses what claims more memory than it has data
+            made = cls.from_scipy(sp.load_npz(path), weights=weights is not None)
+        except readers.DAMAGED as error:
+            text = str(error).removeprefix(f"{path} cannot be read as .npz: ")
+            raise ValueError(f"{path} cannot be read as a scipy sparse matrix: {text}") from None
+        return made.with_report(replace(made.report, source=str(path)))
+
+    # ------------------------------------------------------------------------------------------------ keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the interactions with columns and ids to a file (.npz) that :meth:`load` reads back as they are.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        arrays: dict[str, np.ndarray] = {
+            "format": np.array("zerosum_ext interactions 1"),
+            "shape": np.array(self.shape, np.int64),
+            "indptr": self.indptr.cpu().numpy(),
+            "indices": self.indices.cpu().numpy(),
+            "source": np.array(self.report.source),
+        }
+        for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
+            if ids is not None:
+                arrays[name] = ids
+        arrays |= {f"column {name}": values for name, values in self.columns.items()}
+        with replacing(path) as part, open(part, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Interactions:
+        """Return the interactions in a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is damaged or of another kind.
+            OSError: it cannot be read.
+        """
+        with open(path, "rb"):  # a missing file raises here
+            arrays = readers.load_arrays(Path(path))
+        name = os.fspath(path)
+        if str(arrays.get("format")) != "zerosum_ext interactions 1":
+            raise ValueError(f"{name} holds no interactions that save() wrote; from_file() reads other archives")
+        try:
+            vocabulary = Vocabulary.load(path)
+            indptr, indices = arrays["indptr"], arrays["indices"]
+            columns = {key[7:]: values for key, values in arrays.items() if key.startswith("column ")}
+            _check_csr(indptr, indices, vocabulary.shape, columns)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name} is damaged: {error}") from None
+        return cls._build(
+            torch.from_numpy(indptr),
+            torch.from_numpy(indices),
+            vocabulary.shape,
+            columns,
+            vocabulary.user_ids,
+            vocabulary.item_ids,
+            Report(str(arrays.get("source", name)), len(indices)),
+        )
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -516,6 +514,12 @@ class Interactions:
             object.__setattr__(self, "_user_counts", self.indptr.diff())
         assert self._user_counts is not None
         return self._user_counts
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """Weights or counts of the interactions, float32 [nnz] in the order of ``indices``; None if none were kept."""
+        values = self.columns.get("weights")
+        return None if values is None else torch.from_numpy(values.astype(np.float32)).to(self.device)
 
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All interactions as (users, items), int64 [nnz] each, in the order of ``indices``."""
@@ -568,135 +572,192 @@ class Interactions:
 
     # ---------------------------------------------------------------------------------------------------- ids
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The ids of users and items by index, to read later data with or to keep beside a model."""
+        if self._vocabulary is None:
+            found = Vocabulary.trusted(self.user_ids, self.item_ids, self.shape)
+            object.__setattr__(self, "_vocabulary", found)
+        assert self._vocabulary is not None
+        return self._vocabulary
+
     def encode_users(self, ids: Any) -> np.ndarray:
-        """External user ids -> indices, int64 of the same shape. ValueError names an id that is not there."""
-        return _encode("user", ids, self.user_ids, self.num_users)
+        """Return indices of external user ids, int64 of the same shape. ValueError names an id that is not there."""
+        return self.vocabulary.encode_users(ids)
 
     def encode_items(self, ids: Any) -> np.ndarray:
-        """External item ids -> indices, int64 of the same shape. ValueError names an id that is not there."""
-        return _encode("item", ids, self.item_ids, self.num_items)
+        """Return indices of external item ids, int64 of the same shape. ValueError names an id that is not there."""
+        return self.vocabulary.encode_items(ids)
 
     def decode_users(self, indices: Any) -> np.ndarray:
-        """Indices of users -> their external ids, same shape. ValueError for an index out of range."""
-        return _decode("user", indices, self.user_ids, self.num_users)
+        """Return external ids of users by index, same shape. ValueError for an index out of range."""
+        return self.vocabulary.decode_users(indices)
 
     def decode_items(self, indices: Any) -> np.ndarray:
-        """Indices of items -> their external ids, same shape. ValueError for an index out of range."""
-        return _decode("item", indices, self.item_ids, self.num_items)
+        """Return external ids of items by index, same shape. ValueError for an index out of range."""
+        return self.vocabulary.decode_items(indices)
+
+    def grow(self, vocabulary: Vocabulary) -> Interactions:
+        """Return the same interactions with room for the users and items of a vocabulary that grew from this one.
+
+        Raises:
+            ValueError: the vocabulary does not begin with these users and items.
+        """
+        mine = self.vocabulary
+        for what, ids, theirs, size, larger in (
+            ("user", mine.user_ids, vocabulary.user_ids, mine.shape[0], vocabulary.shape[0]),
+            ("item", mine.item_ids, vocabulary.item_ids, mine.shape[1], vocabulary.shape[1]),
+        ):
+            same = ids is theirs or (ids is not None and theirs is not None and np.array_equal(ids, theirs[:size]))
+            if not same or larger < size:
+                raise ValueError(f"vocabulary: expected one that begins with these {size:,} {what}s, got {vocabulary}")
+        added = vocabulary.shape[0] - mine.shape[0]
+        return self._replace(
+            indptr=torch.cat((self.indptr, self.indptr[-1:].expand(added))),
+            indices=self.indices if vocabulary.shape[1] < 2**31 else self.indices.long(),
+            shape=vocabulary.shape,
+            user_ids=vocabulary.user_ids,
+            item_ids=vocabulary.item_ids,
+        )
+
+    def concat(self, *others: Interactions) -> Interactions:
+        """Return all pairs of several interactions, whose users and items may differ.
+
+        New users and items come after those that are known. Columns that all have are kept; of a pair that occurs
+        twice those of the last, and the sum of its weights.
+
+        Raises:
+            ValueError: one has integer ids and another text that spells none, or only one has ids.
+        """
+        grown = self.vocabulary
+        for other in others:
+            _require_interactions("others", other)
+            if (self.user_ids is None) != (other.user_ids is None) or (self.item_ids is None) != (
+                other.item_ids is None
+            ):
+                raise ValueError("others: expected all with external ids or all with indices")
+            if self.user_ids is None or self.item_ids is None:
+                shape = (max(grown.shape[0], other.shape[0]), max(grown.shape[1], other.shape[1]))
+                grown = Vocabulary.trusted(self.user_ids, self.item_ids, shape)
+            if other.user_ids is not None and other.item_ids is not None:
+                grown = grown.grow(other.user_ids, other.item_ids)
+        users, items = [], []
+        for one in (self, *others):
+            pairs = [side.cpu().numpy() for side in one.pairs()]
+            users.append(pairs[0] if one.user_ids is None else grown.find("user", one.user_ids)[pairs[0]])
+            items.append(pairs[1] if one.item_ids is None else grown.find("item", one.item_ids)[pairs[1]])
+        common = [name for name in self.columns if all(name in other.columns for other in others)]
+        columns = {name: np.concatenate([one.columns[name] for one in (self, *others)]) for name in common}
+        columns.pop("row", None)
+        weights = columns.pop("weights", None)
+        report = Report(" and ".join(one.report.source for one in (self, *others)), sum(map(len, users)))
+        ids = (grown.user_ids, grown.item_ids)
+        parts = building.from_pairs(
+            np.concatenate(users), np.concatenate(items), grown.shape, columns, ids, report, weights
+        )
+        return self._from_parts(parts).to(self.device)
 
     # ------------------------------------------------------------------------------------- filters and splits
 
     def filter_items(self, min_count: int) -> Interactions:
-        """Keeps items with at least min_count interactions; items and users left with none are taken out and
-        the rest renumbered.
+        """Return the interactions of items with at least min_count of them.
 
-        ``item_ids`` and ``user_ids`` of the result are the ids, or failing that the indices, that they had
-        before; ``report`` counts what went. Users are not filtered by their own counts. [RCS22] uses 10.
+        Items and users left with none are taken out and the rest renumbered. ``item_ids`` and ``user_ids`` of the
+        result are the ids, or failing that the indices, that they had before; ``report`` counts what went. Users are
+        not filtered by their own counts. [RCS22] uses 10.
         """
-        if min_count < 0:
-            raise ValueError(f"min_count: expected a number from 0, got {min_count}")
-        counts = self.popularity.cpu().numpy()
-        frequent = counts >= max(min_count, 1)
-        keep = frequent[self.indices.cpu().numpy()]
-        report = replace(
-            self.report,
-            rare_items=self.report.rare_items + int((~frequent & (counts > 0)).sum()),
-            rare_item_interactions=self.report.rare_item_interactions + int((~keep).sum()),
-        )
-        if not keep.any():
-            raise ValueError(
-                f"min_count: no item has {min_count} interactions (the most popular has {counts.max(initial=0)})"
-            )
-        return self._take(keep, report)._drop_empty()
+        return preparing.filter_items(self, min_count)
+
+    def k_core(self, min_user: int = 1, min_item: int = 1) -> Interactions:
+        """Return the largest part in which each user and each item has enough interactions.
+
+        Users and items with too few are taken out in turn until none is left; ids and report as of
+        :meth:`filter_items`.
+
+        Args:
+            min_user: interactions that a user must have, such as 5.
+            min_item: interactions that an item must have.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        return preparing.k_core(self, min_user, min_item)
+
+    def binarise(self, min_rating: float | None = None) -> Interactions:
+        """Return positives alone, without ratings and weights.
+
+        Args:
+            min_rating: leave out interactions rated lower, and users and items that only have such. None: each
+                interaction is a positive.
+        """
+        return preparing.binarise(self, min_rating, self.user_ids is not None and self.item_ids is not None)
+
+    def keep_last(self, count: int, *, by: str | None = None) -> Interactions:
+        """Return each user's last ``count`` interactions, such as the end of a session; order as of
+        :meth:`split_last`.
+        """
+        return preparing.keep_last(self, count, by)
 
     def split_random(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), *, seed: int = 0) -> Split:
-        """Splits all interactions at random into (train, valid, test), or with two ratios into (train, test).
+        """Split all interactions at random into (train, valid, test), or with two ratios into (train, test).
 
         The ratios must sum to 1 and are met to within one interaction. [RCS22] uses 60/20/20.
         """
-        ratios = tuple(float(r) for r in ratios)
-        if len(ratios) not in (2, 3) or not all(0 <= r <= 1 for r in ratios) or abs(sum(ratios) - 1) > 1e-6:
-            raise ValueError(f"ratios: expected two or three numbers from 0 to 1 that sum to 1, got {ratios}")
-        if seed < 0:
-            raise ValueError(f"seed: expected a number from 0, got {seed}")
-        order = np.random.default_rng(seed).permutation(self.nnz)
-        cuts = [round(self.nnz * ratios[0]), round(self.nnz * sum(ratios[:-1]))]
-        part = np.empty(self.nnz, np.int8)
-        for code, chosen in enumerate(np.split(order, cuts)):  # with two ratios both cuts are one: valid is empty
-            part[chosen] = code
-        return self._parts(part)
+        return splits.random(self, ratios, seed)
+
+    def folds(self, k: int = 5, *, seed: int = 0) -> Iterator[Split]:
+        """Yield k splits whose test parts are disjoint and together hold all interactions, drawn at random."""
+        return splits.folds(self, k, seed)
 
     def split_last(self, *, by: str | None = None, test: int = 1, valid: int = 0) -> Split:
-        """Leave-last-out: each user's last ``test`` interactions are for test, the ``valid`` before them for
-        validation.
+        """Split off each user's last ``test`` interactions for test and the ``valid`` before them for validation.
 
         Last is by column ``by``; by default by ``order``, else ``timestamp``, else the row in the file, and
         ``report.notes`` of the parts says by which; ties go by row. A user with no more than ``test + valid``
         interactions stays in train whole, so that each user can be learnt.
         """
-        if test < 1 or valid < 0:
-            raise ValueError(f"test, valid: expected at least 1 and 0 interactions, got {test} and {valid}")
-        note = f"last by {by}"
-        if not by:
-            by = next((name for name in ("order", "timestamp", "row") if name in self.columns), None)
-            note = "no column of times was recognised: last by the order of rows" if by == "row" else f"last by {by}"
-        if by is None:
-            raise ValueError(
-                "by: these interactions have no order; leave-last-out needs a column order or timestamp, or rows of a "
-                "file or of arrays"
-            )
-        last_by = self._column("by", by)
-        if last_by.dtype.kind == "U":
-            with contextlib.suppress(ValueError):  # other text, such as dates, is in the order of text
-                last_by = last_by.astype(np.float64)
-        if last_by.dtype.kind in "fM" and np.isnan(last_by).any():
-            row = int(np.flatnonzero(np.isnan(last_by))[0])
-            user = int(np.searchsorted(self.indptr.cpu().numpy(), row, side="right")) - 1
-            who, what = self.decode_users(user), self.decode_items(self.indices[row])
-            raise ValueError(f"by: column {by!r} has no value for user {who}, item {what}")
-        keys = [last_by]
-        if "row" in self.columns and by != "row":
-            keys.insert(0, self.columns["row"])
-        counts = np.diff(self.indptr.cpu().numpy())
-        users = np.repeat(np.arange(self.num_users), counts)
-        order = np.lexsort((*keys, users))
-        from_end = np.empty(self.nnz, np.int64)
-        from_end[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(self.nnz)
-        part = np.where(from_end < test, 2, np.where(from_end < test + valid, 1, 0))
-        part[counts[users] <= test + valid] = 0
-        report = replace(self.report, notes=(*self.report.notes, note))
-        return Split(*(one._replace(report=report) for one in self._parts(part)))
+        return splits.last(self, by, test, valid)
+
+    def split_last_share(self, ratios: Sequence[float] = (0.8, 0.1, 0.1), *, by: str | None = None) -> Split:
+        """Split each user's interactions by their order: the first share for train, the last for test.
+
+        Counts are rounded user by user; a user of whom nothing would be left to train on stays in train whole. Order
+        as of :meth:`split_last`.
+        """
+        return splits.last_share(self, ratios, by)
+
+    def split_time(
+        self,
+        ratios: Sequence[float] | None = None,
+        *,
+        cuts: Sequence[float] | None = None,
+        by: str | None = None,
+    ) -> Split:
+        """Split all interactions at moments that are the same for all users, so that no part knows the future.
+
+        Args:
+            ratios: shares of (train, valid, test) or (train, test). What happened at one moment stays together, so
+                shares are met as far as that allows; train never ends after test begins.
+            cuts: the times at which validation and test begin, or the one at which test begins.
+            by: the column of times; by default ``timestamp``, else ``order``.
+        """
+        return splits.by_time(self, ratios, cuts, by)
 
     def split_by(self, column: str = "split", *, train: Any = 0, valid: Any = 2, test: Any = 1) -> Split:
-        """Splits by a column's values, such as the split that a data set was published with.
+        """Split by a column's values, such as the split that a data set was published with.
 
         A value may be a tuple of values; for text columns say e.g. ``train="train", test="test"``. A value of
         the column that is none of these is a ValueError, so that nothing is left out unnoticed.
         """
-        values = self._column("column", column)
-        part = np.full(self.nnz, -1, np.int64)
-        for code, wanted in enumerate((train, valid, test)):
-            for one in wanted if isinstance(wanted, (tuple, list)) else (wanted,):
-                if (values.dtype.kind == "U") == isinstance(one, str):
-                    part[values == one] = code
-        if (part < 0).any():
-            other = ", ".join(map(repr, np.unique(values[part < 0])[:5].tolist()))
-            raise ValueError(
-                f"column {column!r}: {int((part < 0).sum())} interactions have the value {other}, "
-                f"expected train={train!r}, valid={valid!r} or test={test!r}"
-            )
-        if not (part == 0).any():
-            raise ValueError(f"column {column!r}: no interaction has train={train!r}")
-        return self._parts(part)
+        return splits.by_column(self, column, train, valid, test)
 
     def union(self, other: Interactions) -> Interactions:
-        """All pairs that are in either, such as train and validation together; also written ``a | b``.
+        """Return all pairs that are in either, such as train and validation together; also written ``a | b``.
 
         Both must have the same shape, and the same ids where both have ids: one without (a plain matrix) speaks of
         indices. Columns that both have are kept; of a pair in both, the other's.
         """
-        if not isinstance(other, Interactions):
-            raise TypeError(f"other: expected Interactions, got {type(other).__name__}")
+        _require_interactions("other", other)
         if self.shape != other.shape:
             raise ValueError(f"other: expected shape {self.shape}, got {other.shape}")
         ids = ((self.user_ids, other.user_ids), (self.item_ids, other.item_ids))
@@ -707,35 +768,56 @@ class Interactions:
         users, items = (torch.cat((a.cpu(), b.cpu())).numpy() for a, b in zip(self.pairs(), other.pairs(), strict=True))
         report = Report(f"union of {self.report.source} and {other.report.source}", len(users))
         user_ids, item_ids = (theirs if mine is None else mine for mine, theirs in ids)
-        return self._from_pairs(users, items, self.shape, columns, user_ids, item_ids, report).to(self.device)
+        parts = building.from_pairs(users, items, self.shape, columns, (user_ids, item_ids), report)
+        return self._from_parts(parts).to(self.device)
 
     __or__ = union
 
-    # ---------------------------------------------------------------------------------------------- internals
+    # ------------------------------------------------------------------------------------- parts and variants
 
-    def _column(self, argument: str, name: str) -> np.ndarray:
+    def column(self, argument: str, name: str) -> np.ndarray:
+        """Return a column, or raise a ValueError that names the argument that asked for it."""
         if name not in self.columns:
             have = ", ".join(self.columns) or "none"
             raise ValueError(f"{argument}: there is no column {name!r}; these interactions have {have}")
         return self.columns[name]
 
-    def _replace(self, **changes: Any) -> Interactions:
-        fields = ("indptr", "indices", "shape", "columns", "user_ids", "item_ids", "report")
-        return self._build(**{name: changes.get(name, getattr(self, name)) for name in fields})
+    def with_report(self, report: Report) -> Interactions:
+        """Return the same interactions with another report."""
+        return self._replace(report=report)
 
-    def _parts(self, part: np.ndarray) -> Split:
-        return Split(*(self._take(part == code, self.report) for code in range(3)))
+    def with_columns(self, columns: Mapping[str, np.ndarray]) -> Interactions:
+        """Return the same interactions with other columns, arrays [nnz] in the order of ``indices``.
 
-    def _take(self, keep: np.ndarray, report: Report) -> Interactions:
-        """The interactions where keep (bool [nnz]) holds; shape and ids stay."""
+        Raises:
+            ValueError: a column has another length.
+        """
+        for name, values in columns.items():
+            if np.shape(values) != (self.nnz,):
+                raise ValueError(f"columns[{name!r}]: expected length {self.nnz}, got shape {np.shape(values)}")
+        return self._replace(columns=columns)
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Interactions:
+        """Return the same interactions with other external ids by index.
+
+        Raises:
+            ValueError: the vocabulary has another number of users or items.
+        """
+        if vocabulary.shape != self.shape:
+            raise ValueError(f"vocabulary: expected shape {self.shape}, got {vocabulary.shape}")
+        return self._replace(user_ids=vocabulary.user_ids, item_ids=vocabulary.item_ids)
+
+    def take(self, keep: np.ndarray, report: Report | None = None) -> Interactions:
+        """Return the interactions where keep (bool [nnz], in the order of ``indices``) holds; shape and ids stay."""
         before = np.concatenate(([0], np.cumsum(keep)))
         indptr = torch.from_numpy(before[self.indptr.cpu().numpy()]).to(self.device)
         indices = self.indices[torch.from_numpy(keep).to(self.device)]
         columns = {name: values[keep] for name, values in self.columns.items()}
+        report = self.report if report is None else report
         return self._replace(indptr=indptr, indices=indices, columns=columns, report=report)
 
-    def _drop_empty(self) -> Interactions:
-        """Takes out users and items without interactions and renumbers the rest in the same order."""
+    def drop_empty(self) -> Interactions:
+        """Return the same without users and items that have no interaction, the rest renumbered in the same order."""
         counts = np.diff(self.indptr.cpu().numpy())
         users, items = np.flatnonzero(counts), np.flatnonzero(self.popularity.cpu().numpy())
         number = np.full(self.num_items, -1, np.int64)
@@ -745,138 +827,80 @@ class Interactions:
             ids.flags.writeable = False
         return self._replace(
             indptr=torch.from_numpy(np.concatenate(([0], np.cumsum(counts[users])))).to(self.device),
-            indices=_index_tensor(number[self.indices.cpu().numpy()], len(items)).to(self.device),
+            indices=building.index_tensor(number[self.indices.cpu().numpy()], len(items)).to(self.device),
             shape=(len(users), len(items)),
             user_ids=user_ids,
             item_ids=item_ids,
             report=replace(self.report, emptied_users=self.report.emptied_users + self.num_users - len(users)),
         )
 
+    def _replace(self, **changes: Any) -> Interactions:
+        fields = ("indptr", "indices", "shape", "columns", "user_ids", "item_ids", "report")
+        return self._build(**{name: changes.get(name, getattr(self, name)) for name in fields})
 
-def _as_array(name: str, values: Any, complete: bool = True) -> np.ndarray:
-    """A one-dimensional array; of objects, as text, where complete says that none may be missing."""
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+def _require_interactions(name: str, value: object) -> None:
+    if not isinstance(value, Interactions):
+        raise TypeError(f"{name}: expected Interactions, got {type(value).__name__}")
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    """A one-dimensional array; ids as Python objects and what else NumPy would turn into text stay objects."""
+    if isinstance(values, torch.Tensor):
+        array = values.detach().cpu().numpy()
+    elif isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values):
+        array = np.array(values, object)  # [1, "a"] must not become two texts
+    else:
+        array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
-    if array.dtype.kind == "O":
-        if complete:
-            for at, value in enumerate(array):
-                if _is_missing(value):
-                    raise ValueError(f"{name}: expected no missing values, got {value} at position {at}")
+    return array
+
+
+def _as_column(name: str, values: Any) -> np.ndarray:
+    """A column as numbers or text; a rating, timestamp or order must be complete."""
+    label = f"columns[{name!r}]"
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    if np.ndim(values) != 1:
+        raise ValueError(f"{label}: expected one dimension, got shape {np.shape(values)}")
+    if name == "timestamp":
+        return times.to_numbers(label, values, missing=True)
+    array = np.asarray(values)
+    if array.dtype.kind in "OT":
+        if name in _NUMERIC:
+            return times.to_numbers(label, array)
         array = array.astype(np.str_)
     return array
 
 
-def _is_missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value)  # NaN, NaT
-    except TypeError:  # pandas.NA is neither equal nor unequal
-        return True
-
-
-def _checked_ids(name: str, column: _readers.Column) -> _readers.Column:
-    """Ids as int64 where they are numbers: only these are found again by any integer."""
-    values = column.values
-    if values.dtype.kind not in "uf":
-        return column
-    bad = values >= 2**63 if values.dtype.kind == "u" else ~((values == np.floor(values)) & (np.abs(values) < 2**63))
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"{name}: expected ids that are text or integers below 2**63, got {values[at]} at position {at}"
-        )
-    return _readers.Column(values.astype(np.int64))
-
-
-def _too_sparse(shape: tuple[int, int], rows: int) -> str:
-    name = "users" if shape[0] > shape[1] else "items"
-    return (
-        f"{name}: {rows:,} rows have indices up to {max(shape) - 1}, and tables of all below would not fit in memory; "
-        "with ids=True (--ids external) only the ids that occur are numbered, and a shape says that they are meant"
-    )
-
-
-def _check_range(name: str, index: np.ndarray, size: int) -> None:
-    if not len(index):
-        return
-    low, high = index.min(), index.max()
-    if low < 0 or high >= size:
-        at = int(np.flatnonzero((index < 0) | (index >= size))[0])
-        raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {index[at]} at position {at}")
-
-
-def _sort_pairs(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
-    """Order that sorts by user, then item, equals staying in order; None where they are sorted already."""
-    if len(users) < 2:
-        return None
-    if shape[0] * shape[1] < 2**63:
-        key = users * shape[1] + items
-        if (key[1:] >= key[:-1]).all():
-            return None
-        return torch.sort(torch.from_numpy(key), stable=True).indices.numpy()
-    return np.lexsort((items, users))
-
-
-def _indptr(users: np.ndarray, num_users: int) -> torch.Tensor:
-    counts = np.bincount(users, minlength=num_users)
-    return torch.from_numpy(np.concatenate(([0], np.cumsum(counts))).astype(np.int64, copy=False))
-
-
-def _index_tensor(items: np.ndarray, num_items: int) -> torch.Tensor:
-    return torch.from_numpy(items.astype(np.int32 if num_items < 2**31 else np.int64))
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _is_scipy_archive(path: Path) -> bool:
-    if path.is_dir() or not _is_zip(path):
+    if path.is_dir():
         return False
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {"format", "shape", "data"} <= set(archive.files)
-    except _readers.DAMAGED:
+    except readers.DAMAGED:
         return False  # the reader says what is wrong with it
 
 
-def _encode(what: str, values: Any, ids: np.ndarray | None, size: int) -> np.ndarray:
-    wanted = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if wanted.dtype.kind == "O":
-        wanted = wanted.astype(np.str_)
-    numeric = ids is None or ids.dtype.kind in "iu"
-    if numeric and wanted.dtype.kind == "U":  # such as what was typed on a command line
-        try:
-            wanted = wanted.astype(np.int64)
-        except (ValueError, OverflowError):
-            wrong = next((text for text in wanted.ravel().tolist() if not _is_integer(text)), values)
-            raise ValueError(f"{what} ids: expected integers, got {wrong!r}") from None
-    if numeric != (wanted.dtype.kind in "iu") and wanted.size:
-        raise TypeError(f"{what} ids: expected {'integers' if numeric else 'text'}, got {wanted.dtype}")
-    if ids is None:
-        found = (wanted >= 0) & (wanted < size) if wanted.size else np.ones(wanted.shape, bool)
-        index = wanted.astype(np.int64)
-    else:
-        index = np.searchsorted(ids, wanted).astype(np.int64).reshape(wanted.shape)
-        found = (index < size) & (ids[np.minimum(index, size - 1)] == wanted) if size else np.zeros(wanted.shape, bool)
-    if not found.all():
-        missing = wanted[~found].ravel()[0].item()
-        raise ValueError(f"{what} ids: there is no {what} {missing!r} among these {size:,}")
-    return index
-
-
-def _is_integer(text: str) -> bool:
-    try:
-        return -(2**63) <= int(text) < 2**63
-    except ValueError:
-        return False
-
-
-def _decode(what: str, indices: Any, ids: np.ndarray | None, size: int) -> np.ndarray:
-    index = indices.detach().cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
-    if index.dtype.kind not in "iu" and index.size:
-        raise TypeError(f"{what} indices: expected integers, got {index.dtype}")
-    index = index.astype(np.int64)
-    _check_range(f"{what} indices", index.ravel(), size)
-    return index if ids is None else ids[index]
+def _check_csr(
+    indptr: np.ndarray, indices: np.ndarray, shape: tuple[int, int], columns: Mapping[str, np.ndarray]
+) -> None:
+    """Raise ValueError unless the arrays are a canonical CSR matrix with aligned columns."""
+    if indptr.dtype != np.int64 or indptr.shape != (shape[0] + 1,) or indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise ValueError("indptr is no row pointer of its shape")
+    expected = np.int32 if shape[1] < 2**31 else np.int64
+    if indices.dtype != expected or indices.shape != (int(indptr[-1]),):
+        raise ValueError("indices do not fit indptr")
+    check_range("indices", indices, shape[1])
+    inside = np.ones(len(indices), bool)
+    inside[indptr[:-1][np.diff(indptr) > 0]] = False
+    if (np.diff(indices)[inside[1:]] <= 0).any():
+        raise ValueError("indices are not ascending within a row")
+    for name, values in columns.items():
+        if values.shape != indices.shape:
+            raise ValueError(f"column {name!r} has shape {values.shape}, expected {indices.shape}")

@@ -132,7 +132,8 @@ def _alias_table(weights: np.ndarray, slots: int) -> np.ndarray:
         alias[light] = heavy[np.searchsorted(spare, before, side="right")]
         threshold[heavy] -= missing[np.searchsorted(missing, spare, side="left")] - spare
         alias[heavy[:-1]] = heavy[1:]
-    return (threshold.astype(np.uint64) << np.uint64(32) | alias.astype(np.uint64)).view(np.int64)
+    packed: np.ndarray = (threshold.astype(np.uint64) << np.uint64(32) | alias.astype(np.uint64)).view(np.int64)
+    return packed
 
 
 @dataclass(frozen=True)
@@ -249,13 +250,13 @@ def _numbers(name: str, values: Any, size: int, device: torch.device, *, check: 
         raise TypeError(f"{name}: expected integers, got {_checks.describe(values)}")
     if values.dim() != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {tuple(values.shape)}")
-    values = values.long().contiguous()
-    if check and values.numel():
-        wrong = ((values < 0) | (values >= size)).nonzero()
+    numbers: Tensor = values.long().contiguous()
+    if check and numbers.numel():
+        wrong = ((numbers < 0) | (numbers >= size)).nonzero()
         if wrong.numel():
             at = int(wrong[0])
-            raise ValueError(f"{name}: expected numbers from 0 to {size - 1}, got {int(values[at])} at position {at}")
-    return values
+            raise ValueError(f"{name}: expected numbers from 0 to {size - 1}, got {int(numbers[at])} at position {at}")
+    return numbers
 
 
 def _signed_seed(seed: Any) -> int:

@@ -1,5 +1,6 @@
 """The definition of every op in plain PyTorch: what compiled ops are tested against, and what runs without them."""
 
+from zerosum_ext.reference.csr import csr_build
 from zerosum_ext.reference.csr_scores import csr_blocks, csr_score_moments, csr_weighted_columns
 from zerosum_ext.reference.graph import graph_dropout, graph_propagate
 from zerosum_ext.reference.losses import (
@@ -44,6 +45,7 @@ __all__ = [
     "compute_dtype",
     "contains",
     "csr_blocks",
+    "csr_build",
     "csr_score_moments",
     "csr_weighted_columns",
     "definition",

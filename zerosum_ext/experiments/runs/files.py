@@ -17,6 +17,7 @@ from zerosum_ext._files import LOCK, check_npz, read_text, replacing, write_text
 from zerosum_ext._library import build_info
 from zerosum_ext.data.interactions import Interactions, Report, Split
 from zerosum_ext.data.readers import DAMAGED
+from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.experiments.runs.settings import todays_names
 from zerosum_ext.models import method_names
 from zerosum_ext.training import History
@@ -240,8 +241,8 @@ def read_split(path: Path) -> Split:
             shape = (int(arrays["shape"][0]), int(arrays["shape"][1]))
             part = Interactions.from_arrays(arrays["user"][chosen], arrays["item"][chosen], shape=shape)
             report = Report(str(path), int(chosen.sum()))
-            ids = {name: arrays.get(name) for name in ("user_ids", "item_ids")}
-            parts.append(part._replace(report=report, columns={}, **ids))
+            vocabulary = Vocabulary(arrays.get("user_ids"), arrays.get("item_ids"), shape=shape)
+            parts.append(part.with_columns({}).with_report(report).with_vocabulary(vocabulary))
         return Split(*parts)
     except (*DAMAGED, IndexError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None

@@ -66,6 +66,7 @@ class DataSource:
     skip_bad_rows: bool = False
     encoding: str = "utf-8"
     min_item_count: int = 0
+    format: str | None = None
 
     def read(self) -> Interactions:
         """Read the interactions. Errors are those of ``Interactions.from_file``."""

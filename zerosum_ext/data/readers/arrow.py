@@ -1,0 +1,408 @@
+"""Columns as Arrow hands them over, converted by our own rules: ids, numbers, times.
+
+Text is looked at once for each distinct value, not for each row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from zerosum_ext.data import times
+from zerosum_ext.data.ids import Coded, is_integer, sort_words, text_array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Bad", "ids", "numbers", "text_ids", "text_numbers", "text_times", "to_column"]
+
+Kind = Literal["id", "int id", "text", "number", "time"]
+
+
+@dataclass
+class Bad:
+    """Rows of a column that cannot be used: row -> what is wrong with it."""
+
+    rows: dict[int, str] = field(default_factory=dict)
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Codes int32 [n] and distinct values."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries()
+    else:
+        encoded = column.dictionary_encode()
+    if encoded.num_chunks == 0:
+        value = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        return np.zeros(0, np.int32), pa.array([], value)
+    words = encoded.chunk(encoded.num_chunks - 1).dictionary  # of all chunks
+    codes = np.empty(len(encoded), np.int32)
+    at = 0
+    for chunk in encoded.chunks:
+        codes[at : at + len(chunk)] = chunk.indices.to_numpy(zero_copy_only=False)
+        at += len(chunk)
+    return codes, words
+
+
+def _text(words: pa.Array) -> pa.Array:
+    """Words as plain strings."""
+    import pyarrow as pa
+
+    return words if pa.types.is_string(words.type) else words.cast(pa.string())
+
+
+def words_array(words: pa.Array) -> np.ndarray:
+    """Return Arrow strings as a NumPy array of text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.binary_length(words)
+    longest = pc.max(lengths).as_py() or 0
+    if not 0 < longest <= 64 or pc.sum(pc.utf8_length(words)).as_py() != pc.sum(lengths).as_py():
+        return text_array(words.to_pylist())
+    padded = pc.ascii_rpad(words, longest, padding="\0")  # ASCII alone: a character is a byte
+    buffer = padded.buffers()[2]
+    size = len(words) * longest
+    first = (
+        int(np.frombuffer(padded.buffers()[1], np.int32, 1, 4 * padded.offset)[0])
+        if pa.types.is_string(padded.type)
+        else 0
+    )
+    characters = np.frombuffer(buffer, np.uint8, size, first).astype(np.uint32)
+    return characters.view(f"<U{longest}").reshape(len(words))
+
+
+def _canonical(words: pa.Array) -> np.ndarray | None:
+    """Words as int64 if each is the only spelling of one, else None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not len(words) or not is_integer(words[0].as_py()):
+        return None
+    try:
+        values = words.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return values.to_numpy() if pc.all(pc.equal(values.cast(pa.string()), words)).as_py() is not False else None
+
+
+def text_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Coded:
+    """Return the ids of a column of text, blanks around them taken off.
+
+    Args:
+        column: strings or a dictionary of such, without nulls [n].
+        what: user or item, for messages.
+        id_type: "auto", "int" or "str".
+        bad: gets the rows without a usable id; their codes mean nothing.
+    """
+    import pyarrow.compute as pc
+
+    codes, words = _dictionary(column)
+    words = _text(words)
+    values = _canonical(words) if id_type != "str" else None
+    if values is not None:
+        order = np.argsort(values, kind="stable")
+        return Coded(_rank(order)[codes] if len(order) else codes, values[order])
+    if id_type == "int" or _have_blanks(words) or pc.index(words, "").as_py() >= 0:
+        trimmed = pc.utf8_trim(words, " \t\r")
+        return _trimmed_ids(codes, trimmed.to_pylist(), what, id_type, bad)
+    order = pc.array_sort_indices(words)  # bytes of UTF-8 are in the order of characters
+    return Coded(_rank(order.to_numpy())[codes], words_array(words.take(order)))
+
+
+def _have_blanks(words: pa.Array) -> bool:
+    """Whether there is a blank or a control character in any word."""
+    characters = words.buffers()[2]
+    return characters is not None and bool((np.frombuffer(characters, np.uint8) <= 32).any())
+
+
+def _rank(order: np.ndarray) -> np.ndarray:
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return rank
+
+
+def _trimmed_ids(codes: np.ndarray, words: list[str], what: str, id_type: str, bad: Bad) -> Coded:
+    """Ids of which some had blanks around them, are empty or are no integers where such are due."""
+    problems: dict[int, str] = {}
+    for at, word in enumerate(words):
+        if not word:
+            problems[at] = f"the {what} is empty"
+        elif id_type == "int" and not is_integer(word):
+            problems[at] = f"the {what} is {word[:60]!r}, expected an integer"
+    _report(codes, problems, bad)
+    good = [word for at, word in enumerate(words) if at not in problems]
+    integers = id_type != "str" and all(map(is_integer, good))
+    if integers:
+        array = np.array([0 if at in problems else int(word) for at, word in enumerate(words)], np.int64)
+    else:
+        array = text_array(words)
+    return sort_words(codes, array)
+
+
+def _report(codes: np.ndarray, problems: dict[int, str], bad: Bad) -> None:
+    if problems:
+        wrong = np.zeros(int(codes.max(initial=-1)) + 1, bool)
+        wrong[[at for at in problems if at < len(wrong)]] = True
+        for row in np.flatnonzero(wrong[codes]).tolist():
+            bad.rows.setdefault(row, problems[int(codes[row])])
+
+
+def _each_word(
+    column: pa.ChunkedArray, parse: Callable[[str], float | None], problem: Callable[[str], str], bad: Bad
+) -> np.ndarray:
+    codes, words = _dictionary(column)
+    values = np.zeros(max(len(words), 1))
+    problems: dict[int, str] = {}
+    for at, word in enumerate(_text(words).to_pylist()):
+        value = parse(word.strip())
+        if value is None:
+            problems[at] = problem(word.strip()[:60])
+        else:
+            values[at] = value
+    _report(codes, problems, bad)
+    out: np.ndarray = values[codes]
+    return out
+
+
+def other_text(column: pa.ChunkedArray, what: str, bad: Bad) -> Coded | np.ndarray:
+    """Return a column that is no id, rating or time: numbers if each field is one, else text."""
+    coded = text_ids(column, what, "auto", bad)
+    if coded.words.dtype.kind != "U":
+        integers: np.ndarray = coded.words[coded.codes]
+        return integers
+    values = [times.number(word) for word in coded.words.tolist()]
+    found = [value for value in values if value is not None]
+    return np.array(found)[coded.codes] if found and len(found) == len(values) else coded
+
+
+def whole(values: np.ndarray) -> np.ndarray:
+    """Return numbers as int64 if all are whole and below 2**53."""
+    if values.dtype.kind != "f" or not len(values):
+        return values
+    with np.errstate(invalid="ignore"):
+        integers = values.astype(np.int64)
+    exact = bool((integers == values).all()) and max(abs(int(integers.max())), abs(int(integers.min()))) < 2**53
+    return integers if exact else values
+
+
+def text_numbers(column: pa.ChunkedArray, what: str, decimal_comma: bool, bad: Bad) -> np.ndarray:
+    """Return a column of text as numbers; rows without one go to bad."""
+
+    def parse(text: str) -> float | None:
+        return times.number(text.replace(",", ".") if decimal_comma else text)
+
+    return whole(_each_word(column, parse, lambda text: f"the {what} is {text!r}, expected a finite number", bad))
+
+
+def text_times(column: pa.ChunkedArray, what: str, kind: str, bad: Bad) -> np.ndarray:
+    """Return a column of text as times; rows without one go to bad.
+
+    Args:
+        column: strings [n].
+        what: the column's name, for messages.
+        kind: "number", "date", or "any" if the first rows did not tell.
+        bad: gets the rows without a usable time.
+    """
+    if kind == "any":
+        kind = _time_kind(column)
+    parse = {"number": times.number, "date": times.iso_seconds}.get(kind, times.text_seconds)
+
+    def problem(text: str) -> str:
+        if kind == "number":
+            return f"the {what} is {text!r}, expected a finite number"
+        expected = "a number or an ISO 8601 date"
+        if times.number(text) is not None:
+            expected = "an ISO 8601 date as in other rows"
+        elif re.fullmatch(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}.*", text):
+            expected = "an ISO 8601 date such as 2020-12-31: which of these is the day and which the month"
+        return f"the {what} is {text!r}, expected {expected}"
+
+    values = _each_word(column, parse, problem, bad)
+    return whole(values) if kind == "number" else values
+
+
+def _time_kind(column: pa.ChunkedArray) -> str:
+    """What most of the fields are that can be read."""
+    sample = column.slice(0, 100_000).to_pylist()
+    numbers = [text for text in sample if times.number(text) is not None]
+    dates = sum(times.number(text) is None and times.iso_seconds(text.strip()) is not None for text in sample)
+    years = sum(times.iso_seconds(text.strip()) is not None for text in numbers)
+    if not numbers and not dates:
+        return "any"
+    return "number" if len(numbers) - years > dates or not dates else "date"
+
+
+# ---- columns with types: parquet, feather, data frames
+
+
+def to_column(column: pa.ChunkedArray, key: str, id_type: str, bad: Bad) -> Coded | np.ndarray:
+    """Return a typed column as ids (users, items, text) or numbers (all else).
+
+    Args:
+        column: of any type that can hold such [n].
+        key: user, item, rating, timestamp, order, or any other name.
+        id_type: "auto" or "str"; "int" demands integers.
+        bad: gets the rows with nulls and other values that cannot be used.
+
+    Raises:
+        ValueError: the column's type cannot hold what it should.
+    """
+    import pyarrow as pa
+
+    for row in _nulls(column):
+        bad.rows.setdefault(row, f"the {key} is missing (null)")
+    if column.null_count:
+        column = _filled(column)
+    if key in ("user", "item"):
+        return ids(column, key, id_type, bad)
+    if key == "timestamp":
+        return _times(column, bad)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if _is_text(kind):
+        return text_numbers(column, key, False, bad) if key in times_and_numbers else _plain_text(column)
+    return numbers(column, key, bad)
+
+
+times_and_numbers = ("rating", "timestamp", "order")
+
+
+def _nulls(column: pa.ChunkedArray) -> list[int]:
+    if not column.null_count:
+        return []
+    rows: list[int] = np.flatnonzero(column.is_null().to_numpy()).tolist()
+    return rows
+
+
+def _filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with a valid value in place of nulls, which are reported already."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    valid = column.drop_null()
+    if not len(valid):
+        kind = pa.string() if pa.types.is_null(column.type) else column.type
+        return pa.chunked_array(
+            [
+                pa.array(["missing"] * len(column), pa.string())
+                if pa.types.is_string(kind)
+                else pa.array(np.zeros(len(column), np.int64)).cast(kind)
+            ]
+        )
+    return pc.fill_null(column, valid[0])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    view = getattr(pa.types, "is_string_view", lambda kind: False)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind))
+
+
+def _plain_text(column: pa.ChunkedArray) -> Coded:
+    codes, words = _dictionary(column)
+    return sort_words(codes, text_array(_text(words).to_pylist()))
+
+
+def ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Coded:
+    """Return the ids of a typed column: integers as int64, text as it is."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        codes, words = _dictionary(column)
+        try:
+            values = _text(words).to_pylist()
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            raise ValueError(f"the {what}s are bytes that are not UTF-8") from None
+        problems = {}
+        for at, word in enumerate(values):
+            if not word or "\0" in word:
+                problems[at] = f"the {what} is {'empty' if not word else repr(word) + ', expected no NUL characters'}"
+            elif id_type == "int" and not is_integer(word):
+                problems[at] = f"the {what} is {word[:60]!r}, expected an integer"
+        _report(codes, problems, bad)
+        if id_type == "int":
+            array = np.array([0 if at in problems else int(word) for at, word in enumerate(values)], np.int64)
+            return sort_words(codes, array)
+        return sort_words(codes, text_array([word.rstrip("\0") for word in values]))
+    if pa.types.is_decimal(kind) or pa.types.is_floating(kind):
+        column = _integral(column, what, bad)
+    elif not pa.types.is_integer(kind):
+        raise ValueError(f"the {what}s are {kind}, expected integers or text")
+    codes, words = _dictionary(column)
+    array = words.to_numpy(zero_copy_only=False)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        _report(
+            codes,
+            {
+                at: f"the {what} is {array[at]}, expected an integer below 2**63"
+                for at in np.flatnonzero(array >= 2**63).tolist()
+            },
+            bad,
+        )
+    array = array.astype(np.int64)
+    return sort_words(codes, array.astype(np.str_) if id_type == "str" else array)
+
+
+def _integral(column: pa.ChunkedArray, what: str, bad: Bad) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    values = numbers(column, what, Bad())
+    with np.errstate(invalid="ignore"):
+        wrong = ~((values == np.floor(values)) & (np.abs(values) < 2**53))
+    for row in np.flatnonzero(wrong).tolist():
+        bad.rows.setdefault(
+            row, f"the {what} is {values[row]}, expected an integer (a float from 2**53 may be any of several)"
+        )
+    return pa.chunked_array([pa.array(np.where(wrong, 0, values).astype(np.int64))])
+
+
+def numbers(column: pa.ChunkedArray, what: str, bad: Bad) -> np.ndarray:
+    """Return a typed column as numbers; rows with NaN or infinity go to bad."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(kind)
+    if pa.types.is_decimal(kind):
+        column = column.cast(pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        if pa.types.is_temporal(kind):
+            return _times(column, bad)
+        raise ValueError(f"the {what}s are {kind}, expected numbers")
+    values: np.ndarray = column.to_numpy()
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        for row in np.flatnonzero(~np.isfinite(values)).tolist():
+            bad.rows.setdefault(row, f"the {what} is {values[row]}, expected a finite number")
+    return values
+
+
+def _times(column: pa.ChunkedArray, bad: Bad) -> np.ndarray:
+    """A typed column of times as numbers: dates as seconds since 1970."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(kind)
+    if pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("ms" if pa.types.is_date64(kind) else "s"))
+        kind = column.type
+    if pa.types.is_timestamp(kind):  # with a zone the numbers are UTC, too
+        per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000}[kind.unit]
+        since: np.ndarray = column.cast(pa.int64()).to_numpy()
+        return since // 1000 / 1e6 if kind.unit == "ns" else since / per_second  # to the microsecond, as text is
+    if _is_text(kind):
+        return times.to_numbers("timestamp", np.array(column.to_pylist(), object))
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise ValueError(f"the timestamps are {kind}, expected dates or numbers")
+    values = numbers(column, "timestamp", bad)
+    return values if bad.rows else times.to_numbers("timestamp", values)

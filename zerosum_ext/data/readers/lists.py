@@ -1,0 +1,109 @@
+"""Adjacency lists: a line for each user with all items, as LightGCN, NGCF and many others publish their data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zerosum_ext.data.ids import join
+from zerosum_ext.data.readers import arrow as _arrow
+from zerosum_ext.data.readers.sources import Lines
+from zerosum_ext.data.readers.table import Options, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["read_lists"]
+
+
+def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) -> Table:
+    """Return one row for each item of each list.
+
+    Args:
+        path: of the file, for messages.
+        lines: of the file; ids are separated by blanks, tabs or ``options.delimiter``.
+        options: how it is read.
+        users_first: whether a line begins with its user; else the user is the number of the line, from 0.
+
+    Raises:
+        ValueError: there is no item, or an id is no integer where such are due.
+    """
+    import pyarrow as pa
+
+    if options.columns:
+        raise ValueError("columns: expected none with lists, which have users and items alone")
+    users: list[np.ndarray | pa.Array] = []
+    items: list[pa.Array] = []
+    counter = _Counter()
+    for flat, counts in _tokens(lines, options.delimiter, counter):
+        ends = np.cumsum(counts)
+        starts = ends - counts
+        if users_first:
+            inner = np.ones(int(ends[-1]) if len(ends) else 0, bool)
+            inner[starts] = False
+            users.append(flat.take(pa.array(np.repeat(starts, counts - 1))))
+            items.append(flat.filter(pa.array(inner)))
+            counter.empty += int((counts == 1).sum())
+        else:
+            users.append(np.repeat(np.arange(counter.users, counter.users + len(counts)), counts))
+            items.append(flat)
+        counter.users += len(counts)
+    bad = _arrow.Bad()
+    item = _arrow.text_ids(pa.chunked_array(items, pa.string()), "item", options.id_type, bad)
+    if not len(item.codes) and not bad.rows:
+        raise ValueError(f"{path} has no rows: its lists are empty")
+    if users_first:
+        user = _arrow.text_ids(pa.chunked_array(users, pa.string()), "user", options.id_type, bad)
+    else:
+        from zerosum_ext.data.ids import code
+
+        user = code("user", np.concatenate([np.asarray(part) for part in users]))
+    if bad.rows:
+        raise ValueError(f"{path}: {next(iter(bad.rows.values()))}")
+    what = "a user and items each" if users_first else "items each; users are the numbers of the lines"
+    note = f"lists: lines of {what}"
+    guesses = () if options.format else (note,)
+    return Table(
+        {"user": join([user]), "item": join([item])},
+        len(item.codes),
+        notes=(note,),
+        guesses=guesses,
+        comments=counter.comments,
+        empty_lists=counter.empty,
+        used=(("user", "the first of a line" if users_first else "the line"), ("item", "the rest of a line")),
+    )
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.users = self.empty = self.comments = 0
+
+
+def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """Yield (all ids of a block, how many each line has). Comments above the first line are left out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    first = True
+    for block in lines:
+        rows = block.split(b"\n")[:-1]
+        while first and rows and (not rows[0].strip() or rows[0].lstrip()[:1] in (b"#", b"%")):
+            counter.comments += bool(rows[0].strip())
+            rows.pop(0)
+        first = first and not rows
+        text = pa.array(rows, pa.binary()).cast(pa.string())
+        if delimiter not in (None, " "):
+            text = pc.replace_substring(text, delimiter, " ")
+        text = pc.ascii_trim_whitespace(text)
+        split = pc.ascii_split_whitespace(text)
+        flat, counts = split.flatten(), split.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        blank = pc.equal(text, "").to_numpy(zero_copy_only=False)
+        if blank.any():  # splitting nothing gives one empty piece
+            keep = np.ones(len(flat), bool)
+            keep[(np.cumsum(counts) - counts)[blank & (counts > 0)]] = False
+            flat = flat.filter(pa.array(keep))
+            counts[blank] = 0
+        yield flat, counts

@@ -1,0 +1,176 @@
+"""How interactions are divided into train, validation and test. Every part has the shape and ids of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from zerosum_ext import _checks
+
+if TYPE_CHECKING:
+    from zerosum_ext.data.interactions import Interactions
+
+__all__ = ["Split", "by_column", "by_time", "folds", "last", "last_share", "random"]
+
+
+class Split(NamedTuple):
+    """Parts of the same interactions, all with the shape and ids of the whole; ``valid`` is empty where none
+    was asked for.
+    """
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+
+
+def _ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(r) for r in ratios)
+    if len(numbers) not in (2, 3) or not all(0 <= r <= 1 for r in numbers) or abs(sum(numbers) - 1) > 1e-6:
+        raise ValueError(f"ratios: expected two or three numbers from 0 to 1 that sum to 1, got {numbers}")
+    return numbers
+
+
+def _parts(data: Interactions, part: np.ndarray, note: str | None = None) -> Split:
+    """The interactions by the number of their part: 0 train, 1 valid, 2 test."""
+    report = data.report
+    if note is not None:
+        report = replace(report, notes=(*report.notes, note))
+    return Split(*(data.take(part == code, report) for code in range(3)))
+
+
+def random(data: Interactions, ratios: Sequence[float], seed: int) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_random`."""
+    numbers = _ratios(ratios)
+    if seed < 0:
+        raise ValueError(f"seed: expected a number from 0, got {seed}")
+    order = np.random.default_rng(seed).permutation(data.nnz)
+    cuts = [round(data.nnz * numbers[0]), round(data.nnz * sum(numbers[:-1]))]
+    part = np.empty(data.nnz, np.int8)
+    for code, chosen in enumerate(np.split(order, cuts)):  # with two ratios both cuts are one: valid is empty
+        part[chosen] = code
+    return _parts(data, part)
+
+
+def folds(data: Interactions, count: int, seed: int) -> Iterator[Split]:
+    """See :meth:`zerosum_ext.Interactions.folds`."""
+    count = _checks.require_positive_int("k", count, minimum=2)
+    if count > data.nnz:
+        raise ValueError(f"k: expected at most {data.nnz}, the number of interactions, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed: expected a number from 0, got {seed}")
+    fold = np.empty(data.nnz, np.int64)
+    fold[np.random.default_rng(seed).permutation(data.nnz)] = np.arange(data.nnz) % count
+
+    def each() -> Iterator[Split]:
+        for number in range(count):
+            yield _parts(data, np.where(fold == number, 2, 0), f"fold {number + 1} of {count}")
+
+    return each()
+
+
+def _order_column(data: Interactions, by: str | None) -> tuple[str, np.ndarray, str]:
+    """Which column the order goes by, its values as numbers, and a note of it."""
+    note = f"last by {by}"
+    if not by:
+        by = next((name for name in ("order", "timestamp", "row") if name in data.columns), None)
+        note = "no column of times was recognised: last by the order of rows" if by == "row" else f"last by {by}"
+    if by is None:
+        raise ValueError(
+            "by: these interactions have no order; leave-last-out needs a column order or timestamp, or rows of a "
+            "file or of arrays"
+        )
+    values = data.column("by", by)
+    if values.dtype.kind == "U":
+        with contextlib.suppress(ValueError):  # other text is in the order of text
+            values = values.astype(np.float64)
+    if values.dtype.kind in "fM" and np.isnan(values).any():
+        row = int(np.flatnonzero(np.isnan(values))[0])
+        user = int(np.searchsorted(data.indptr.cpu().numpy(), row, side="right")) - 1
+        who, what = data.decode_users(user), data.decode_items(data.indices[row])
+        raise ValueError(f"by: column {by!r} has no value for user {who}, item {what}")
+    return by, values, note
+
+
+def from_end(data: Interactions, by: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return how many of the user's interactions come after each one, the number of each one's user's, and a note."""
+    by, values, note = _order_column(data, by)
+    keys = [values]
+    if "row" in data.columns and by != "row":
+        keys.insert(0, data.columns["row"])
+    counts = np.diff(data.indptr.cpu().numpy())
+    users = np.repeat(np.arange(data.num_users), counts)
+    order = np.lexsort((*keys, users))
+    after = np.empty(data.nnz, np.int64)
+    after[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(data.nnz)
+    return after, counts[users], note
+
+
+def last(data: Interactions, by: str | None, test: int, valid: int) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_last`."""
+    if test < 1 or valid < 0:
+        raise ValueError(f"test, valid: expected at least 1 and 0 interactions, got {test} and {valid}")
+    after, of_user, note = from_end(data, by)
+    part = np.where(after < test, 2, np.where(after < test + valid, 1, 0))
+    part[of_user <= test + valid] = 0
+    return _parts(data, part, note)
+
+
+def last_share(data: Interactions, ratios: Sequence[float], by: str | None) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_last_share`."""
+    numbers = _ratios(ratios)
+    after, of_user, note = from_end(data, by)
+    test = np.round(of_user * numbers[-1])
+    held_out = np.round(of_user * (1 - numbers[0]))
+    part = np.where(after < test, 2, np.where(after < held_out, 1, 0))
+    part[(of_user == 1) | (held_out >= of_user)] = 0  # so that each user can be learnt
+    return _parts(data, part, note)
+
+
+def by_time(data: Interactions, ratios: Sequence[float] | None, cuts: Sequence[float] | None, by: str | None) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_time`."""
+    if (ratios is None) == (cuts is None):
+        raise ValueError("ratios, cuts: expected one of them")
+    name = by or next((name for name in ("timestamp", "order") if name in data.columns), None)
+    if name is None:
+        raise ValueError("by: these interactions have no times; expected a column timestamp")
+    _, values, _ = _order_column(data, name)
+    if values.dtype.kind not in "iufM":
+        raise ValueError(f"by: expected times as numbers, column {name!r} holds text")
+    if ratios is not None:
+        numbers = _ratios(ratios)
+        ordered = np.sort(values)
+        wanted = (round(data.nnz * numbers[0]), round(data.nnz * sum(numbers[:-1])))
+        # What happened at one moment is in one part: each cut moves to the next moment.
+        limits: list[Any] = [ordered[min(max(at, 1), data.nnz) - 1] for at in wanted] if data.nnz else [0, 0]
+        part = np.where(values <= limits[0], 0, np.where(values <= limits[1], 1, 2))
+        note = f"by {name}: train up to {limits[0]}, test after {limits[1]}"
+    else:
+        limits = sorted(cuts or ())
+        if len(limits) not in (1, 2):
+            raise ValueError(f"cuts: expected one or two times, got {len(limits)}")
+        part = np.where(values < limits[0], 0, np.where(values < limits[-1], 1, 2))
+        note = f"by {name}: train before {limits[0]}, test from {limits[-1]}"
+    return _parts(data, part, note)
+
+
+def by_column(data: Interactions, column: str, train: Any, valid: Any, test: Any) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_by`."""
+    values = data.column("column", column)
+    part = np.full(data.nnz, -1, np.int64)
+    for code, wanted in enumerate((train, valid, test)):
+        for one in wanted if isinstance(wanted, (tuple, list)) else (wanted,):
+            if (values.dtype.kind == "U") == isinstance(one, str):
+                part[values == one] = code
+    if (part < 0).any():
+        other = ", ".join(map(repr, np.unique(values[part < 0])[:5].tolist()))
+        raise ValueError(
+            f"column {column!r}: {int((part < 0).sum())} interactions have the value {other}, "
+            f"expected train={train!r}, valid={valid!r} or test={test!r}"
+        )
+    if not (part == 0).any():
+        raise ValueError(f"column {column!r}: no interaction has train={train!r}")
+    return _parts(data, part)
