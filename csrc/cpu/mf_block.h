@@ -68,48 +68,100 @@ struct MfScores {
   template <int kBytes>
   ZX_HD static void run(const MfInputs<S, C, Id>* inputs, const uint32_t* order, int64_t first, int64_t n,
                         int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
-    const MfInputs<S, C, Id>& in = *inputs;
-    const int64_t positives = in.num_positives, k = in.num_negatives, dim = in.dim;
+    const MfInputs<S, C, Id> in = *inputs;
+    const bool pairs = in.num_positives == 1 && in.num_negatives == 1 && in.constants == nullptr;
+    const auto score = [&](auto dim) __attribute__((always_inline)) {
+      if (pairs)
+        score_pairs<kBytes>(in, dim, order, first, n, limit, buffers);
+      else
+        score_items<kBytes>(in, dim, order, first, n, limit, planes, buffers);
+    };
+    if constexpr (std::is_same_v<S, float>)
+      with_width(in.dim, score);
+    else
+      score(in.dim);
+  }
+
+  // One positive and one negative.
+  template <int kBytes, class Dim>
+  ZX_HD static void score_pairs(const MfInputs<S, C, Id>& in, Dim dim, const uint32_t* order, int64_t first, int64_t n,
+                                int64_t limit, MfBlockBuffers<S, C>* buffers) {
+    const S** rows = buffers->rows.data();
+    C *pos = buffers->pos.data(), *neg = buffers->neg.data();
+    for (int64_t i = 0; i < n; ++i) {
+      if (i + kFar < limit) prefetch_pair<false>(in, dim, order != nullptr ? order[i + kFar] : first + i + kFar);
+      if (kWrite && i + kNear < limit)
+        prefetch_pair<true>(in, dim, order != nullptr ? order[i + kNear] : first + i + kNear);
+      const int64_t sample = order != nullptr ? order[i] : first + i;
+      const int64_t positive = in.positives[sample], negative = in.negatives[sample];
+      const S *x = in.item + positive * dim, *y = in.item + negative * dim;
+      const KeptRow<C, kBytes, S, Dim> user(in.user + static_cast<int64_t>(in.users[sample]) * dim, dim);
+      rows[2 * i] = x, rows[2 * i + 1] = y;
+      const C p = user.dot_with(x), q = user.dot_with(y);
+      pos[i] = p + (in.bias != nullptr ? static_cast<C>(in.bias[positive]) : C(0));
+      neg[i] = q + (in.bias != nullptr ? static_cast<C>(in.bias[negative]) : C(0));
+    }
+  }
+
+  template <int kBytes, class Dim>
+  ZX_HD static void score_items(const MfInputs<S, C, Id>& in, Dim dim, const uint32_t* order, int64_t first, int64_t n,
+                                int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
+    const int64_t positives = in.num_positives, k = in.num_negatives;
+    const bool plain = in.bias == nullptr && in.constants == nullptr;
     const S** rows = buffers->rows.data();
     C *pos = buffers->pos.data(), *neg = buffers->neg.data();
     C *aux_pos = buffers->aux_pos.data(), *aux_neg = buffers->aux_neg.data();
     for (int64_t i = 0; i < n; ++i) {
-      if (i + kFar < limit) prefetch<false>(in, order != nullptr ? order[i + kFar] : first + i + kFar);
-      if (kWrite && i + kNear < limit) prefetch<true>(in, order != nullptr ? order[i + kNear] : first + i + kNear);
+      if (i + kFar < limit) prefetch<false>(in, dim, order != nullptr ? order[i + kFar] : first + i + kFar);
+      if (kWrite && i + kNear < limit) prefetch<true>(in, dim, order != nullptr ? order[i + kNear] : first + i + kNear);
       const int64_t sample = order != nullptr ? order[i] : first + i;
-      const S* user = in.user + static_cast<int64_t>(in.users[sample]) * dim;
+      const KeptRow<C, kBytes, S, Dim> user(in.user + static_cast<int64_t>(in.users[sample]) * dim, dim);
       for (int64_t j = 0; j < positives; ++j) {
         const int64_t item = in.positives[sample * positives + j];
         const S* row = in.item + item * dim;
         *rows++ = row;
-        pos[j * n + i] = dot<C, kBytes>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        pos[j * n + i] = user.dot_with(row) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
         if (in.constants != nullptr) aux_pos[j * n + i] = in.constants[item];
       }
-      for (int64_t j = 0; j < k; ++j) {
-        const int64_t item = in.negatives[sample * k + j];
-        const S* row = in.item + item * dim;
-        const int64_t at = planes ? j * n + i : i * k + j;
-        *rows++ = row;
-        neg[at] = dot<C, kBytes>(user, row, dim) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
-        if (in.constants != nullptr) aux_neg[at] = in.constants[item];
+      const Id* negatives = in.negatives + sample * k;
+      const int64_t begin = planes ? i : i * k, stride = planes ? n : 1;
+      if (plain) {
+        for (int64_t j = 0; j < k; ++j) {
+          const S* row = in.item + static_cast<int64_t>(negatives[j]) * dim;
+          rows[j] = row;
+          neg[begin + j * stride] = user.dot_with(row) + C(0);  // (as if there were a bias: -0 becomes 0)
+        }
+      } else {
+        for (int64_t j = 0; j < k; ++j) {
+          const int64_t item = negatives[j], at = begin + j * stride;
+          const S* row = in.item + item * dim;
+          rows[j] = row;
+          neg[at] = user.dot_with(row) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+          if (in.constants != nullptr) aux_neg[at] = in.constants[item];
+        }
       }
+      rows += k;
     }
   }
 
-  // (Not a lambda: the compiler takes one that does nothing but fetch for one that does nothing.)
-  template <bool kFetchToWrite>
-  ZX_HD static void fetch_item(const MfInputs<S, C, Id>& in, int64_t item) {
-    prefetch_row<kFetchToWrite>(in.item + item * in.dim, in.dim);
+  // (Not lambdas: the compiler takes one that does nothing but fetch for one that does nothing.)
+  template <bool kFetchToWrite, class Dim>
+  ZX_HD static void prefetch_pair(const MfInputs<S, C, Id>& in, Dim dim, int64_t sample) {
+    prefetch_row<kFetchToWrite>(in.user + static_cast<int64_t>(in.users[sample]) * dim, dim);
+    prefetch_row<kFetchToWrite>(in.item + static_cast<int64_t>(in.positives[sample]) * dim, dim);
+    prefetch_row<kFetchToWrite>(in.item + static_cast<int64_t>(in.negatives[sample]) * dim, dim);
   }
 
-  template <bool kFetchToWrite>
-  ZX_HD static void prefetch(const MfInputs<S, C, Id>& in, int64_t sample) {
-    prefetch_row<kFetchToWrite>(in.user + static_cast<int64_t>(in.users[sample]) * in.dim, in.dim);
+  template <bool kFetchToWrite, class Dim>
+  ZX_HD static void prefetch(const MfInputs<S, C, Id>& in, Dim dim, int64_t sample) {
+    prefetch_row<kFetchToWrite>(in.user + static_cast<int64_t>(in.users[sample]) * dim, dim);
     for (int64_t j = 0; j < in.num_positives; ++j)
-      fetch_item<kFetchToWrite>(in, in.positives[sample * in.num_positives + j]);
+      prefetch_row<kFetchToWrite>(in.item + static_cast<int64_t>(in.positives[sample * in.num_positives + j]) * dim,
+                                  dim);
     // Of many negatives the hardware sees the first few coming; the others follow while these are worked on.
     for (int64_t j = 0; j < std::min<int64_t>(in.num_negatives, 4); ++j)
-      fetch_item<kFetchToWrite>(in, in.negatives[sample * in.num_negatives + j]);
+      prefetch_row<kFetchToWrite>(in.item + static_cast<int64_t>(in.negatives[sample * in.num_negatives + j]) * dim,
+                                  dim);
   }
 };
 

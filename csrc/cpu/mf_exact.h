@@ -47,26 +47,33 @@ struct RowEnd {
 };
 
 // The sums of the segments over entries [from, from + n) of all, `width` (factor, row) pairs each. `segment` is where
-// the last call stopped, of `count` in all. sum: scratch of a row, which keeps a segment's beginning between calls.
+// the last call stopped, of `count` in all. scratch: of a row, which keeps a segment's beginning between calls.
 template <Optimizer kKind>
 struct SegmentSums {
   template <int kBytes>
   ZX_HD static void run(const RowEnd* row_end, const Segment* segments, int64_t count, int64_t* segment, int64_t from,
-                        int64_t n, int64_t width, const float* factor, const float* const* rows, float* sum) {
-    const RowEnd& end = *row_end;
-    const int64_t dim = end.dim;
+                        int64_t n, int64_t width, const float* factor, const float* const* rows, float* scratch) {
+    with_width(row_end->dim, [&](auto dim) __attribute__((always_inline)) {
+      sum<kBytes>(*row_end, dim, segments, count, segment, from, n, width, factor, rows, scratch);
+    });
+  }
+
+  template <int kBytes, class Dim>
+  ZX_HD static void sum(const RowEnd& end, Dim dim, const Segment* segments, int64_t count, int64_t* segment,
+                        int64_t from, int64_t n, int64_t width, const float* factor, const float* const* rows,
+                        float* scratch) {
     int64_t s = *segment;
     for (int64_t at = from; at < from + n;) {
       const Segment& seg = segments[s];
       const int64_t stop = std::min(seg.end, from + n), skip = (at - from) * width;
-      float* to = end.out != nullptr ? end.out + s * dim : sum;
+      float* to = end.out != nullptr ? end.out + s * dim : scratch;
       weighted_sum<kBytes>(to, factor + skip, rows + skip, (stop - at) * width, dim, at > seg.begin);
       if (stop == seg.end) {
-        if (end.out == nullptr && s + kRowsAhead < count) fetch(end, segments[s + kRowsAhead].row * dim);
+        if (end.out == nullptr && s + kRowsAhead < count) fetch(end, dim, segments[s + kRowsAhead].row * dim);
         if (end.decay != 0)
           add_scaled(to, end.decay * static_cast<float>(seg.end - seg.begin), end.table + seg.row * dim, dim);
         if (end.longest > 0) clip<kBytes>(to, dim, end.longest);
-        if (end.out == nullptr) update(end, to, seg.row * dim);
+        if (end.out == nullptr) update(end, dim, to, seg.row * dim);
         ++s;
       }
       at = stop;
@@ -75,10 +82,11 @@ struct SegmentSums {
   }
 
   // The row that will be updated, and its state.
-  ZX_HD static void fetch(const RowEnd& end, int64_t at) {
-    prefetch_row<true>(end.values + at, end.dim);
-    if (end.first != nullptr) prefetch_row<true>(end.first + at, end.dim);
-    if (end.second != nullptr) prefetch_row<true>(end.second + at, end.dim);
+  template <class Dim>
+  ZX_HD static void fetch(const RowEnd& end, Dim dim, int64_t at) {
+    prefetch_row<true>(end.values + at, dim);
+    if (end.first != nullptr) prefetch_row<true>(end.first + at, dim);
+    if (end.second != nullptr) prefetch_row<true>(end.second + at, dim);
   }
 
   template <int kBytes>
@@ -88,9 +96,10 @@ struct SegmentSums {
       for (int64_t i = 0; i < dim; ++i) row[i] *= longest / norm;
   }
 
-  ZX_HD static void update(const RowEnd& end, const float* g, int64_t at) {
+  template <class Dim>
+  ZX_HD static void update(const RowEnd& end, Dim dim, const float* g, int64_t at) {
     const auto state = [&](float* base) { return base == nullptr ? base : base + at; };
-    UpdateRow<kKind>::run(&end.rule, g, end.values + at, state(end.first), state(end.second), end.dim);
+    UpdateRow<kKind>::run(&end.rule, g, end.values + at, state(end.first), state(end.second), dim);
   }
 };
 
@@ -104,11 +113,13 @@ struct Entry {
 struct EntryRows {
   ZX_HD static void run(const float* user, int64_t dim, const Entry* entries, int64_t n, float* factor,
                         const float** rows) {
-    for (int64_t i = 0; i < n; ++i) {
-      factor[i] = entries[i].coefficient;
-      rows[i] = user + entries[i].user * dim;
-      prefetch_row<false>(rows[i], dim);
-    }
+    with_width(dim, [&](auto width) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) {
+        factor[i] = entries[i].coefficient;
+        rows[i] = user + entries[i].user * width;
+        prefetch_row<false>(rows[i], width);
+      }
+    });
   }
 };
 
@@ -119,10 +130,11 @@ struct ExactBatch {
   std::vector<Segment> by_user, by_item;
   std::vector<uint32_t> order, users, positives, negatives;  // grouped by user
   std::vector<uint32_t> place;                               // of each position, among the entries
+  std::vector<uint32_t> items;                               // of each position, where a sample has more than two
 
   size_t bytes() const {
-    return sizeof(uint32_t) *
-               (order.capacity() + users.capacity() + positives.capacity() + negatives.capacity() + place.capacity()) +
+    return sizeof(uint32_t) * (order.capacity() + users.capacity() + positives.capacity() + negatives.capacity() +
+                               place.capacity() + items.capacity()) +
            sizeof(Segment) * (by_user.capacity() + by_item.capacity());
   }
 };
@@ -305,8 +317,15 @@ class ExactTrainer {
       groups.group(
           n, item_.rows, ascending,
           [&](int64_t at) { return (at & 1) != 0 ? in.negatives[at >> 1] : in.positives[at >> 1]; }, place);
-    else
-      groups.group(n, item_.rows, ascending, [&](int64_t at) { return in.item_at(at / items, at % items); }, place);
+    else {
+      // Written down first: finding a position's sample would take two divisions, each time.
+      batch.items.resize(static_cast<size_t>(n));
+      uint32_t* to = batch.items.data();
+      for (int64_t b = 0; b < samples; ++b)
+        for (int64_t j = 0; j < items; ++j) *to++ = static_cast<uint32_t>(in.item_at(b, j));
+      const uint32_t* rows = batch.items.data();
+      groups.group(n, item_.rows, ascending, [&](int64_t at) { return static_cast<int64_t>(rows[at]); }, place);
+    }
     groups.exchange(batch.by_item);
   }
 
@@ -377,8 +396,11 @@ class ExactTrainer {
         entries[place[at + 1]] = {c[2 * i + 1], users[i]};
       }
     } else {
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < items; ++j) entries[place[order[i] * items + j]] = {c[i * items + j], users[i]};
+      for (int64_t i = 0; i < n; ++i) {
+        const uint32_t *to = place + static_cast<int64_t>(order[i]) * items, user = users[i];
+        const float* from = c + i * items;
+        for (int64_t j = 0; j < items; ++j) entries[to[j]] = {from[j], user};
+      }
     }
   }
 

@@ -57,9 +57,18 @@ class RowSet {
 struct HogwildRows {
   ZX_HD static void run(const MfInputs<float, float>* in, int64_t first, int64_t n, const float* coefficient,
                         const float* const* rows, float user_rate, float item_rate, float l2, float* sum, RowSet* set) {
-    const int64_t items = in->items(), dim = in->dim;
+    with_width(in->dim, [&](auto dim) __attribute__((always_inline)) {
+      update(*in, dim, first, n, coefficient, rows, user_rate, item_rate, l2, sum, set);
+    });
+  }
+
+  template <class Dim>
+  ZX_HD static void update(const MfInputs<float, float>& in, Dim dim, int64_t first, int64_t n,
+                           const float* coefficient, const float* const* rows, float user_rate, float item_rate,
+                           float l2, float* sum, RowSet* set) {
+    const int64_t items = in.items();
     for (int64_t i = 0; i < n; ++i) {
-      float* user = const_cast<float*>(in->user) + in->users[first + i] * dim;
+      float* user = const_cast<float*>(in.user) + in.users[first + i] * dim;
       const float* c = coefficient + i * items;
       const float* const* q = rows + i * items;
       if (!set->distinct(q, items))

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/macros.h"
 
@@ -173,6 +174,62 @@ ZX_HD C dot(const S* __restrict__ x, const R* __restrict__ y, int64_t dim) {
     lanes.add(static_cast<const C*>(a), static_cast<const C*>(b));
   }
   return lanes.total();
+}
+
+// A row that is multiplied with several others; where its width is known and registers suffice, it stays in them.
+// Dim: int64_t, or a constant of that type. The same bits as dot's.
+template <class C, int kBytes, class S, class Dim>
+struct KeptRow {
+  const S* row;
+  int64_t dim;
+
+  ZX_HD KeptRow(const S* x, Dim d) : row(x), dim(d) {}
+  template <class R>
+  ZX_HD C dot_with(const R* y) const {
+    return dot<C, kBytes>(row, y, dim);
+  }
+};
+#ifdef ZX_VECTORS
+template <int kBytes, int64_t kDim>
+struct KeptRow<float, kBytes, float, std::integral_constant<int64_t, kDim>> {
+  using Sums = Lanes<float, kBytes>;
+  using Vector = typename Sums::Vector;
+  static constexpr int kVectors = static_cast<int>(kDim) / Sums::kWidth;
+  static constexpr bool kKept = kVectors <= 8;  // of the sixteen registers that AVX2 has
+  static_assert(kDim % kRowLanes == 0, "a width that is known is one of whole steps");
+
+  const float* row;
+  Vector part[kKept ? kVectors : 1];
+
+  ZX_HD KeptRow(const float* x, std::integral_constant<int64_t, kDim>) : row(x) {
+#pragma GCC unroll 8
+    for (int i = 0; kKept && i < kVectors; ++i) Sums::load(part[i], x + i * Sums::kWidth);
+  }
+  ZX_HD float dot_with(const float* y) const {
+    Sums sums;
+#pragma GCC unroll 32
+    for (int i = 0; i < kVectors; ++i) {
+      Vector a, b;
+      if constexpr (kKept)
+        a = part[i];
+      else
+        Sums::load(a, row + i * Sums::kWidth);
+      Sums::load(b, y + i * Sums::kWidth);
+      sums.sum[i % Sums::kPieces] += a * b;
+    }
+    return sums.total();
+  }
+};
+#endif
+
+// Calls f(dim), with a constant for widths that models often have: loops over such rows are unrolled as far as they go.
+// f is always inlined.
+template <class F>
+ZX_HD auto with_width(int64_t dim, const F& f) {
+  if (dim == 64) return f(std::integral_constant<int64_t, 64>{});
+  if (dim == 32) return f(std::integral_constant<int64_t, 32>{});
+  if (dim == 128) return f(std::integral_constant<int64_t, 128>{});
+  return f(dim);
 }
 
 // out = sum over e in [0, n) of f[e] * rows[e][at .. at + 16 kVectors), or out += it.

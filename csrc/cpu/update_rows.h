@@ -35,6 +35,21 @@ struct UpdateRow {
   }
 };
 
+// The same for rows[from .. to) of a table, each on its way to the cache before its turn.
+template <Optimizer kKind>
+struct UpdateListedRows {
+  ZX_HD static void run(const UpdateRule* rule, const int64_t* rows, int64_t from, int64_t to, const float* g, float* p,
+                        float* m, float* v, int64_t size) {
+    with_width(size, [&](auto dim) __attribute__((always_inline)) {
+      for (int64_t s = from; s < to; ++s) {
+        if (s + kRowsAhead < to) prefetch_row<true>(p + rows[s + kRowsAhead] * dim, dim);
+        const int64_t at = rows[s] * dim;
+        UpdateRow<kKind>::run(rule, g + s * dim, p + at, m == nullptr ? m : m + at, v == nullptr ? v : v + at, dim);
+      }
+    });
+  }
+};
+
 // Row rows[s] of the table [table, dim] has the gradient g[s]. Dense Adam sweeps over all rows, the others having a
 // gradient of zero. alone: by one thread, unless the sweep is long.
 template <Optimizer kKind>
@@ -64,10 +79,7 @@ void update_rows(const UpdateRule& rule, const int64_t* rows, int64_t count, con
     const int64_t few = std::max<int64_t>(1, piece / kPart), blocks = (count + few - 1) / few;
     deal_blocks(blocks, alone ? blocks : 1, [&](int64_t block) {
       const int64_t end = std::min(count, (block + 1) * few);
-      for (int64_t s = block * few; s < end; ++s) {
-        if (s + kRowsAhead < end) prefetch_row<true>(at(p, rows[s + kRowsAhead]), dim);
-        simd<UpdateRow<kKind>>(r, g + s * dim, at(p, rows[s]), at(m, rows[s]), at(v, rows[s]), dim);
-      }
+      simd<UpdateListedRows<kKind>>(r, rows, block * few, end, g, p, m, v, dim);
     });
   }
 }
