@@ -8,8 +8,8 @@ Data come from the folder that ZEROSUM_EXT_DATA names; absent ones are skipped. 
 OUTPUT has already, so that the parts can be measured one after another. --quick runs everything on little generated
 data.
 
-engines     whole epochs, sampling included: Hogwild and exact SGD, implicit's and cornac's BPR (each with its own
-            threads and sampling; a draw that they skip counts as a triple).
+engines     whole epochs, sampling included: Hogwild and exact SGD, implicit's, cornac's and buffalo's BPR (each with
+            its own threads and sampling; a draw that they skip counts as a triple; buffalo verifies its negatives).
 optimizers  the exact step of each optimizer and batch size against eager PyTorch (gradients as dense tensors with
             torch.optim's fused kernels, and as sparse ones) and torch.compile of its forward and backward pass.
             PyTorch is given the triples of zx.TripletLoader, which makes it faster than torch.randint and rejection
@@ -31,6 +31,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ NAMES = bench_sampling.NAMES
 PARTS = ("engines", "optimizers", "large")
 BATCHES = (256, 4096, 65_536)
 RATES = {"SGD": 0.05, "Adagrad": 0.01, "Adam": 1e-3, "SparseAdam": 1e-3}
-PEERS = ("implicit", "cornac")
+PEERS = ("implicit", "cornac", "buffalo")
 QUALITY = ("ndcg@10", "recall@20", "pri", "pop_q_at_1")
 LARGE = (10_000_000, 1_000_000, 100_000_000)
 TARGETS = {"hogwild": 4.0, "exact": 2.0, "eager": 10.0, "large": 3.0}
@@ -227,9 +228,44 @@ def cornac_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: in
     return method
 
 
+def buffalo_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int) -> Method:
+    """buffalo's BPR by SGD without biases and regularization, with verified negatives: the compiled part alone, which
+    its train calls for each piece of its data file. A call starts the threads and joins them, once for all epochs."""
+    from buffalo.algo._bpr import CyBPRMF
+    from buffalo.algo.options import BPRMFOption
+
+    tables = [t.detach().numpy() for t in (model.user_embedding, model.item_embedding)]
+    bias, popularity = np.zeros((matrix.shape[1], 1), np.float32), np.zeros(matrix.shape[1], np.int64)
+    users, items = matrix.shape
+    ends, keys = matrix.indptr[1:].astype(np.int64), matrix.indices.astype(np.int32)
+
+    def run(steps: int) -> tuple[float, int]:
+        options = dict(BPRMFOption().get_default_option(), lr=0.05, min_lr=0.05, use_bias=False, verify_neg=True)
+        options |= {"d": model.embedding_dim, "num_workers": threads, "num_iters": steps}
+        options |= {"reg_u": 0.0, "reg_i": 0.0, "reg_j": 0.0, "compute_loss_on_training": False}
+        peer = CyBPRMF()
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(options, file)
+            file.flush()
+            if not peer.init(file.name.encode()):
+                raise RuntimeError(f"buffalo does not take its options {options}")
+        peer.initialize_model(*tables, bias, matrix.nnz)
+        peer.set_cumulative_table(popularity, items)
+        start = time.perf_counter()
+        peer.launch_workers()
+        for _ in range(steps):
+            peer.add_jobs(0, users, ends, keys)
+            peer.update_parameters()
+            peer.wait_until_done()
+        peer.join()
+        return time.perf_counter() - start, steps * matrix.nnz
+
+    return Method(1, run)
+
+
 def peers(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int) -> dict[str, Method]:
-    """Those of implicit and cornac that are installed."""
-    makers = {"implicit": implicit_bpr, "cornac": cornac_bpr}
+    """Those of the peers that are installed."""
+    makers = {"implicit": implicit_bpr, "cornac": cornac_bpr, "buffalo": buffalo_bpr}
     return {name: makers[name](matrix, model, threads) for name in PEERS if importlib.util.find_spec(name)}
 
 

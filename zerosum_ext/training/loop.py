@@ -27,6 +27,7 @@ from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_che
 from zerosum_ext.training.console import Bar, Interrupt, deferred_interrupt, progress_bar
 from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
+from zerosum_ext.training.optimizers import make_optimizer, optimizer_state
 from zerosum_ext.training.regularizers import Regularizer
 from zerosum_ext.training.settings import (
     Engine,
@@ -226,7 +227,7 @@ def _make_optimizer(optimizer: Any, model: nn.Module, loss: nn.Module) -> torch.
     if not parameters:
         raise ValueError("model: expected a parameter that requires a gradient, got none")
     if optimizer is None:
-        return torch.optim.Adam(parameters, lr=1e-3)
+        return make_optimizer(torch.optim.Adam, parameters, lr=1e-3)
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(parameters)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -434,7 +435,7 @@ class _Run:
             "seconds": self.seconds,
             "model": parts.model.state_dict(),
             "loss": parts.loss.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": optimizer_state(parts.optimizer),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.engine.scaler.state_dict(),
             "history": self.history.to_dict(),

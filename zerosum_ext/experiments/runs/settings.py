@@ -16,6 +16,7 @@ from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_fini
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.training import parse_metric
+from zerosum_ext.training.optimizers import make_optimizer
 
 # A larger value of these is better, so training may keep the best epoch by them.
 _ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map", "auc", "pairwise_accuracy")
@@ -251,7 +252,7 @@ class Method:
         options: dict[str, Any] = {"lr": self.lr}
         if self.weight_decay:
             options["weight_decay"] = self.weight_decay
-        return OPTIMIZERS[self.optimizer](parameters, **options)
+        return make_optimizer(OPTIMIZERS[self.optimizer], parameters, **options)
 
     def plain_bpr(self) -> Method:
         """Return the same settings with BPR as the loss, to compare with."""
