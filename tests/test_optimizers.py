@@ -7,6 +7,9 @@ import sys
 import textwrap
 
 import pytest
+import torch
+
+from zerosum_ext import _ops
 
 
 def in_a_new_process(code: str) -> None:
@@ -15,6 +18,7 @@ def in_a_new_process(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not _ops.has_op("mf_train", torch.device("cpu")), reason="no compiled kernels")
 def test_fit_and_its_checkpoint_leave_the_compiler_alone(tmp_path):
     in_a_new_process(f"""
         import sys
@@ -22,7 +26,8 @@ def test_fit_and_its_checkpoint_leave_the_compiler_alone(tmp_path):
 
         model = zx.MatrixFactorization(40, 40, 8, seed=1)
         train = zx.datasets.synthetic_triangle(40, 40)
-        model.fit(train, epochs=2, batch_size=64, progress=False, checkpoint={str(tmp_path / "c.pt")!r})
+        options = dict(epochs=2, batch_size=64, progress=False, engine="fused")
+        model.fit(train, **options, checkpoint={str(tmp_path / "c.pt")!r})
         assert "torch._dynamo" not in sys.modules
     """)
 
