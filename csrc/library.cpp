@@ -37,6 +37,9 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "macr_loss(Tensor pos, Tensor neg, Tensor user_branch, Tensor pos_branch, Tensor neg_branch, Tensor? weight, "
       "float alpha, float beta, int reduction, bool grad) -> (Tensor value, Tensor grad_pos, Tensor grad_neg, "
       "Tensor grad_user, Tensor grad_pos_branch, Tensor grad_neg_branch)");
+  // Gradients times a factor of one number, in place (nothing is done where it is exactly 1) or to new tensors.
+  m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
+  m.def("scale_gradients(Tensor[] gradients, Tensor factor) -> Tensor[]");
 
   // ---- matrix factorization: a loss of dot products of embedding rows. constants [I] are those that a loss takes
   // beside each item. coefficient [B, J] (with grad): the derivative of the reduced value with respect to each score,

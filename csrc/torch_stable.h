@@ -15,6 +15,7 @@
 #include <optional>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace zx {
 
@@ -72,6 +73,9 @@ struct CheckedOp<Result(Args...), kOp> {
   static void look(const Tensor& t) { check_memory(t); }
   static void look(const std::optional<Tensor>& t) {
     if (t) check_memory(*t);
+  }
+  static void look(const std::vector<Tensor>& list) {
+    for (const Tensor& t : list) check_memory(t);
   }
   template <class T>
   static void look(const T&) {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cuda_on_host
 import pytest
 import torch
@@ -11,8 +13,8 @@ from cuda_on_host.testing import kernels_of, misaligned
 from zerosum_ext import reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-# The sum's first step has so many partial sums at most.
-BLOCKS = 2048
+# What a sum's workspace holds: a partial sum and a flag for each of at most 2048 tiles.
+WORKSPACE = 4096
 
 
 kernels = kernels_of("mf_loss")
@@ -24,8 +26,8 @@ def test_losses_are_numbered_as_in_the_library(kernels):
     if _ops.LOSS_IDS:
         assert list(_ops.LOSS_IDS) == kernels.loss_names()
     size = torch.zeros(1, dtype=torch.int64)
-    kernels.loss_blocks(size)
-    assert int(size) == BLOCKS
+    kernels.sum_workspace(size)
+    assert int(size) == WORKSPACE
 
 
 def problem(name, rows, k, dim, dtype, *, num_users=23, num_items=31, seed=0):
@@ -50,6 +52,9 @@ def problem(name, rows, k, dim, dtype, *, num_users=23, num_items=31, seed=0):
     return tables, (users, positives, negatives), constants
 
 
+TICKETS = itertools.count(1)
+
+
 def nan(shape, dtype):
     return torch.full(shape, torch.nan, dtype=dtype)
 
@@ -68,8 +73,8 @@ def run(kernels, name, tables, ids, constants=None, weight=None, *, l2=0.0, redu
     failed = torch.full((1,), -1)
     kernels.mf_loss(
         *(user, item, bias, *ids, constants, weight, value, coefficient),
-        *(nan((BLOCKS,), torch.float64) if reduction != "none" else None, failed),
-        *(*numbers(kernels, name), l2, REDUCTIONS[reduction], grad, each),
+        *(nan((WORKSPACE,), torch.float64) if reduction != "none" else None, failed),
+        *(*numbers(kernels, name), l2, REDUCTIONS[reduction], grad, each, next(TICKETS)),
     )
     return value, coefficient, int(failed)
 
@@ -217,6 +222,6 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
 
 @pytest.mark.slow
 def test_more_work_than_blocks(kernels):
-    rows = BLOCKS * 256 + 77  # one thread to a sample
+    rows = 2048 * 256 + 77  # one thread to a sample
     tables, ids, constants = problem("zerosum", rows, 0, 4, torch.float32)
     check(kernels, "zerosum", tables, ids, constants)

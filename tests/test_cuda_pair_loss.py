@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cuda_on_host
 import pytest
 import torch
 from cuda_on_host.losses import LOSSES, NEED_CONSTANTS, PAIR, REDUCTIONS, ROW, numbers
-from cuda_on_host.testing import kernels_of, misaligned
+from cuda_on_host.testing import counted_kernels_of, kernels_of, misaligned
 
 from zerosum_ext import reference
 
@@ -37,23 +39,26 @@ def nan(shape, dtype):
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
-def partials(kernels, rows, cols, reduction):
+def workspace(kernels, reduction="mean"):
+    """Memory for a sum as a launch finds it: full of something; and the launch's ticket."""
     size = torch.zeros(1, dtype=torch.int64)
-    kernels.loss_partials(rows, cols, REDUCTIONS[reduction], size)
-    return nan((int(size),), torch.float64)
+    kernels.sum_workspace(size)
+    return None if reduction == "none" else nan((int(size),), torch.float64)
+
+
+TICKETS = itertools.count(1)
 
 
 def run(kernels, loss, pos, neg, *, aux=(None, None), weight=None, reduction="mean", grad=True):
     dtype, compute = pos.dtype, reference.compute_dtype(pos.dtype)
-    cols = neg.shape[1] if neg.dim() == 2 and loss != "pos2neg2" else 1
     if reduction != "none":
         value = nan((), compute)
     else:
         value = nan(neg.shape if loss in PAIR else pos.shape[:1], dtype)
     grads = (nan(pos.shape, dtype), nan(neg.shape, dtype)) if grad else (None, None)
     kernels.pair_loss(
-        *(pos, neg, *aux, weight, value, *grads, partials(kernels, pos.shape[0], cols, reduction)),
-        *(*numbers(kernels, loss), REDUCTIONS[reduction]),
+        *(pos, neg, *aux, weight, value, *grads, workspace(kernels, reduction)),
+        *(*numbers(kernels, loss), REDUCTIONS[reduction], next(TICKETS)),
     )
     return value, *(grads if grad else ())
 
@@ -201,10 +206,9 @@ def check_macr(kernels, scores, *, weight=None, reduction="mean"):
     neg = scores[1]
     value = nan(neg.shape, dtype) if reduction == "none" else nan((), compute)
     grads = [nan(s.shape, dtype) for s in scores]
-    cols = neg.shape[1] if neg.dim() == 2 else 1
     kernels.macr_loss(
-        *(*scores, weight, value, *grads, partials(kernels, neg.shape[0], cols, reduction)),
-        *(0.3, 0.7, REDUCTIONS[reduction]),
+        *(*scores, weight, value, *grads, workspace(kernels, reduction)),
+        *(0.3, 0.7, REDUCTIONS[reduction], next(TICKETS)),
     )
     want = reference.macr_loss([s.double() for s in scores], double(weight), 0.3, 0.7, reduction, True)
     compare((value, *grads), want, dtype)
@@ -259,6 +263,198 @@ def test_sums_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
                 results.append(run(kernels, loss, pos, neg))
         for other in results[1:]:
             assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("clusters", ["0", "1"])
+def test_sums_are_the_same_bits_on_every_gpu(kernels, clusters):
+    """On any number of multiprocessors, and in clusters or through flags."""
+    cases = [
+        ("zerosum", normal(size, torch.float32, 0), normal(size, torch.float32, 1)) for size in (2048, 4099, 30001)
+    ]
+    cases += [
+        ("bpr", normal(1500, torch.float32, 0), normal((1500, 20), torch.float32, 1)),
+        ("bsl", normal(90, torch.float32, 0), normal((90, 33), torch.float32, 1)),
+        ("pos2neg2", normal((9000, 2), torch.float32, 0), normal((9000, 2), torch.float32, 1)),
+    ]
+    for loss, pos, neg in cases:
+        expected = run(kernels, loss, pos, neg)
+        for multiprocessors in ("1", "2", "7", "132"):
+            settings = {"CUEMU_SMS": multiprocessors, "CUEMU_CLUSTERS": clusters, "CUEMU_RESIDENT": "3"}
+            with cuda_on_host.schedule(settings):
+                got = run(kernels, loss, pos, neg)
+            assert all(torch.equal(x, y) for x, y in zip(expected, got, strict=True))
+
+
+# ---- the budget: launches, blocks and bytes
+
+
+def nodes_of(kernels, *args, **options):
+    with kernels.count() as counts:
+        run(kernels, *args, **options)
+    return counts.nodes
+
+
+@pytest.mark.parametrize("clusters", ["0", "1"])
+@pytest.mark.parametrize("size", [0, 16, 1024, 2048, 4096, 9000, 70000])
+def test_a_loss_and_its_derivatives_are_one_launch(kernels, size, clusters):
+    with cuda_on_host.schedule({"CUEMU_CLUSTERS": clusters, "CUEMU_RESIDENT": "2"}):
+        for dtype in (torch.float32, torch.bfloat16):
+            pos, neg = normal(size, dtype, 0), normal(size, dtype, 1)
+            for reduction in REDUCTIONS:
+                assert len(nodes_of(kernels, "zerosum", pos, neg, reduction=reduction)) == 1
+        rows = size // 16
+        pos, neg = normal(rows, torch.float32, 0), normal((rows, 16), torch.float32, 1)
+        assert len(nodes_of(kernels, "bpr", pos, neg)) == 1
+        assert len(nodes_of(kernels, "sampled_softmax", pos, neg)) == 1
+        pos, neg = normal((size, 2), torch.float32, 0), normal((size, 2), torch.float32, 1)
+        assert len(nodes_of(kernels, "pos2neg2", pos, neg)) == 1
+
+
+@pytest.mark.parametrize("size", [2048, 2049, 3000, 4096, 6001, 8192, 8193, 20000])
+def test_small_batches_keep_eight_blocks_busy(kernels, size):
+    pos, neg = normal(size, torch.float32, 0), normal(size, torch.float32, 1)
+    with cuda_on_host.schedule({"CUEMU_SMS": "132"}):
+        (node,) = nodes_of(kernels, "zerosum", pos, neg)
+    assert node.grid[0] >= 8
+    # Eight of them add up through each other's shared memory, more through memory.
+    assert node.cluster == (8 if size <= 8192 else 1)
+    with cuda_on_host.schedule({"CUEMU_SMS": "132", "CUEMU_CLUSTERS": "0"}):
+        (node,) = nodes_of(kernels, "zerosum", pos, neg)
+    assert node.grid[0] >= 8
+    assert node.cluster == 1
+
+
+def test_no_more_blocks_than_the_gpu_holds(kernels):
+    pos, neg = normal(300000, torch.float32, 0), normal(300000, torch.float32, 1)
+    for multiprocessors in (1, 3):
+        with cuda_on_host.schedule({"CUEMU_SMS": str(multiprocessors), "CUEMU_RESIDENT": "3"}):
+            (node,) = nodes_of(kernels, "bpr", pos, neg)
+        assert node.grid[0] == 4 * multiprocessors
+
+
+def test_a_graph_repeats_a_launch_with_its_ticket(kernels):
+    """The flags are down again after a launch, so that the next one waits for its own."""
+    memory, values = workspace(kernels), []
+    pos, neg = normal(20000, torch.float32, 0), normal(20000, torch.float32, 1)
+    for turn in range(3):
+        pos += turn
+        for settings in cuda_on_host.SCHEDULES:
+            value = nan((), torch.float32)
+            with cuda_on_host.schedule(settings):
+                kernels.pair_loss(*(pos, neg, None, None, None, value, None, None, memory, 0, 1.0, 0.0, 0.0, 2, 77))
+            values.append(float(value))
+            assert 77 not in memory.view(torch.int64).tolist()
+        assert len(set(values[-3:])) == 1
+        assert values[-1] == pytest.approx(float(torch.nn.functional.softplus(neg - pos).mean()), rel=1e-6)
+    assert len(set(values)) == 2 + (values[0] != values[3])
+
+
+counted = counted_kernels_of("pair_loss")
+SLACK = 2048  # bytes: partial sums, flags and the value
+
+
+@pytest.mark.parametrize("size", [4096, 50000])
+@pytest.mark.parametrize("loss", ["bpr", "zerosum"])
+def test_a_pair_moves_four_words(counted, loss, size):
+    pos, neg = normal(size, torch.float32, 0), normal(size, torch.float32, 1)
+    with counted.count() as counts:
+        run(counted, loss, pos, neg)
+    assert (counts.loaded - 8 * size, counts.stored - 8 * size) < (SLACK, SLACK)
+    assert 16 * size <= counts.moved < 16 * size + SLACK
+    with counted.count() as counts:
+        run(counted, loss, pos, neg, grad=False)
+    assert 8 * size <= counts.moved < 8 * size + SLACK
+
+
+def test_matrices_move_each_score_once(counted):
+    pos, neg = normal(500, torch.float32, 0), normal((500, 64), torch.float32, 1)
+    for loss in ("zerosum", "sampled_softmax"):
+        with counted.count() as counts:
+            run(counted, loss, pos, neg)
+        assert counts.moved < 8 * 500 * 65 + SLACK
+    pos, neg = normal((20000, 2), torch.float32, 0), normal((20000, 2), torch.float32, 1)
+    with counted.count() as counts:
+        run(counted, "pos2neg2", pos, neg)
+    assert counts.moved < 32 * 20000 + SLACK
+
+
+# ---- the backward pass
+
+
+def scaled(kernels, tensors, factor, *, in_place):
+    out = tensors if in_place else [nan(t.shape, t.dtype) for t in tensors]
+    kernels.scale_gradients(factor, tensors[0], out[0], *((tensors[1], out[1]) if len(tensors) > 1 else (None, None)))
+    return out
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("size", [0, 1, 7, 1025, 40000])
+def test_gradients_are_scaled(kernels, size, dtype, in_place):
+    compute = reference.compute_dtype(dtype)
+    for factor in (1.0, -0.3, torch.nan, torch.inf):
+        for prepare in (lambda t: t, misaligned):
+            tensors = [prepare(normal(size, dtype, 0)), prepare(normal((size, 3), dtype, 1))]
+            expected = [(t.to(compute) * factor).to(dtype) for t in tensors]
+            with kernels.count() as counts:
+                got = scaled(kernels, tensors, torch.tensor(factor, dtype=compute), in_place=in_place)
+            assert len(counts.nodes) == 1
+            assert all(torch.equal(x, y) or factor != factor for x, y in zip(expected, got, strict=True))
+            assert all(bool(t.isnan().all()) for t in got) or factor == factor
+            assert counts.nodes[0].grid[0] <= 4 * 4
+
+
+def test_a_factor_of_one_moves_nothing(counted):
+    tensors = [normal(30000, torch.float32, 0), normal(30000, torch.float32, 1)]
+    before = [t.clone() for t in tensors]
+    with counted.count() as counts:
+        scaled(counted, tensors, torch.ones(()), in_place=True)
+    assert counts.moved == 32
+    assert counts.stored == 0
+    assert all(torch.equal(x, y) for x, y in zip(before, tensors, strict=True))
+    with counted.count() as counts:
+        scaled(counted, tensors, torch.tensor(0.5), in_place=True)
+    assert 16 * 30000 <= counts.moved < 16 * 30000 + SLACK
+    with counted.count() as counts:
+        out = scaled(counted, tensors, torch.ones(()), in_place=False)
+    assert 16 * 30000 <= counts.moved < 16 * 30000 + SLACK
+    assert all(torch.equal(x, y) for x, y in zip(out, tensors, strict=True))
+
+
+# ---- the device's approximate functions
+
+
+@pytest.mark.parametrize("how", ["1", "-1", "2"])
+@pytest.mark.parametrize("loss", ["bpr", "zerosum", "pos2neg2", "ipw", "sampled_softmax", "hardest"])
+def test_the_bound_holds_with_the_largest_errors_of_the_device(kernels, loss, how):
+    """1e-6 max(1, |value|, |p| + |n|) for values (README), and the same for derivatives, which are at most about 2."""
+    steps = torch.cat([torch.logspace(-6, 4, 120, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    grid = torch.cat([steps, -steps])
+    generator = torch.Generator().manual_seed(0)
+    pos, neg = (grid[torch.randint(0, len(grid), (6000,), generator=generator)].float() for _ in range(2))
+    near = pos[:2000] * (1 + torch.linspace(-1, 1, 2000) * 1e-3)
+    neg = torch.cat([neg[:2000], near, -near])
+    aux = constants(loss, (6000,), torch.float32)
+    if loss == "pos2neg2":
+        pos, neg = pos.view(-1, 2), neg.view(-1, 2)
+    elif loss in ROW:
+        pos, neg = pos[:1000].contiguous(), neg.view(1000, 6)
+    with cuda_on_host.schedule({"CUEMU_ULP": how}):
+        got = run(kernels, loss, pos, neg, aux=aux, reduction="none")
+    want = reference.pair_loss(
+        *(pos.double(), neg.double(), double(aux[0]), double(aux[1]), None, LOSSES[loss], "none", True)
+    )
+    size = pos.abs().double() + neg.abs().double() if pos.shape == neg.shape else None
+    if loss == "pos2neg2":
+        size = size.sum(1)
+    elif size is None:
+        size = pos.abs().double() + neg.abs().double().amax(1)
+    bound = 1e-6 * torch.maximum(size, want[0].abs()).clamp(min=1)
+    factor = 2.0 if loss == "sampled_softmax" else 1.5 if loss == "bpr" else 1.0  # of the scores, in LOSSES
+    assert ((got[0].double() - want[0]).abs() / bound).max() < factor
+    for x, y in zip(got[1:], want[1:], strict=True):
+        margin = bound.view(-1, *(1,) * (y.dim() - 1)) if loss in ROW or loss == "pos2neg2" else bound
+        assert ((x.double() - y).abs() / margin).max() < factor
 
 
 def test_more_work_than_blocks(kernels):

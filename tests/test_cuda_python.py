@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerosum_ext as zx
 from zerosum_ext import _library as _extension
@@ -303,7 +304,108 @@ def test_users_must_be_where_the_interactions_are():
         zx.sample_negatives(data, torch.zeros(2, dtype=torch.int64, device="meta"))
 
 
-# ---- gradients computed again in the backward pass, as on CUDA
+# ---- the backward pass on a GPU: launches, and gradients that are scaled where they lie
+
+
+class Launches(TorchDispatchMode):
+    """The ops that are called: on a GPU each is a launch, as far as it is no view and only asks for memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split(".")[0]
+        if name.split("::")[1] not in ("empty", "empty_like", "new_empty", "view", "detach", "expand", "device"):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_one_launch_and_its_backward_pass_another(fake, kernels_on_cuda, monkeypatch, name, kept, dtype):
+    monkeypatch.setattr(_autograd, "_graph_is_kept", lambda: kept)
+    _, pos_shape, neg_shape = LOSSES[name]
+    loss = {"softmax": "sampled_softmax"}.get(name, name)
+    context = Context()
+    tensors = scores(*pos_shape, dtype=dtype), scores(*neg_shape, dtype=dtype)
+    with Launches() as launches, torch.no_grad():
+        value = _autograd._PlainPairLoss.forward(context, *tensors, Kernel(loss, 1.0, 1.0, 0.0), "mean")
+        torch.ones_like(value)  # what loss.backward() starts with
+        grads = _autograd._PlainPairLoss.backward(context, torch.empty_like(value))
+    scale = "zerosum_ext::scale_gradients" if kept else "zerosum_ext::scale_gradients_"
+    assert launches.names == ["zerosum_ext::pair_loss", "aten::ones_like", scale]
+    assert [(g.shape, g.dtype, g.device) for g in grads[:2]] == [(t.shape, dtype, CUDA) for t in tensors]
+
+
+def test_loss_and_grad_is_one_launch(fake, kernels_on_cuda):
+    for name, (_, pos_shape, neg_shape) in LOSSES.items():
+        loss = {"softmax": "sampled_softmax"}.get(name, name)
+        with Launches() as launches:
+            value, *grads = zx.loss_and_grad(scores(*pos_shape), scores(*neg_shape), loss)
+        assert launches.names == ["zerosum_ext::pair_loss"]
+        assert (value.shape, value.device) == ((), CUDA)
+        assert [g.shape for g in grads] == [pos_shape, neg_shape]
+
+
+def test_macr_scales_all_five_gradients_in_one_launch(fake, kernels_on_cuda, monkeypatch):
+    monkeypatch.setattr(_autograd, "_graph_is_kept", lambda: False)
+    context, branches = Context(), [scores(*s) for s in ((7,), (7, 5), (7,), (7,), (7, 5))]
+    with Launches() as launches, torch.no_grad():
+        value = _autograd._MacrLoss.forward(context, None, 0.1, 0.2, "mean", *branches)
+        _autograd._MacrLoss.backward(context, torch.empty_like(value))
+    assert launches.names == ["zerosum_ext::macr_loss", "zerosum_ext::scale_gradients_"]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The CPU's ops behind the GPU's backward pass."""
+
+    def scale(grads, grad_output):
+        return _ops.scale_gradients(grads, grad_output, not _autograd._graph_is_kept())
+
+    monkeypatch.setattr(_autograd, "_scale", scale)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_scaled_in_place_are_right_whatever_is_done_with_the_graph(as_on_a_gpu, name):
+    function, pos_shape, neg_shape = LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    pos, neg = (torch.randn(s, generator=generator, requires_grad=True) for s in (pos_shape, neg_shape))
+    one = torch.autograd.grad(function(pos, neg), (pos, neg))
+    for factor in (1.0, 2.5):
+        value = function(pos, neg) * factor
+        kept = torch.autograd.grad(value, (pos, neg), retain_graph=True)
+        for g in kept:
+            g.zero_()  # what was handed out is the caller's own
+        again = torch.autograd.grad(value, (pos, neg), retain_graph=True)
+        last = torch.autograd.grad(value, (pos, neg))
+        for expected, x, y in zip(one, again, last, strict=True):
+            torch.testing.assert_close(x, expected * factor)
+            assert torch.equal(x, y)
+    value = function(pos, neg)
+    value.backward()
+    assert torch.equal(pos.grad, one[0])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_op_that_scales(dtype, in_place):
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    for factor in (1.0, 0.3):
+        given = [torch.randn(5, dtype=torch.float64).to(dtype), torch.randn(3, 4, dtype=torch.float64).to(dtype)]
+        expected = [(g.to(compute) * torch.tensor(factor, dtype=compute)).to(dtype) for g in given]
+        got = _ops.scale_gradients(given, torch.tensor(factor, dtype=compute), in_place)
+        assert [torch.equal(x, y) for x, y in zip(expected, got, strict=True)] == [True, True]
+        assert all((x.data_ptr() == y.data_ptr()) == in_place for x, y in zip(given, got, strict=True))
+    with pytest.raises(RuntimeError, match="gradients must be contiguous"):
+        _ops.scale_gradients([torch.zeros(4, 4).T], torch.ones(()), True)
+    with pytest.raises(RuntimeError, match="factor one number"):
+        _ops.scale_gradients([torch.zeros(4)], torch.ones(2), True)
+
+
+# ---- gradients computed again in the backward pass, as in float16
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -318,8 +420,8 @@ def test_recomputed_gradients(monkeypatch, name, weighted, reduction):
         shape = function(pos, neg, reduction="none").shape
         weight = torch.rand(shape, generator=generator)
     results = []
-    for devices in ((), ("cpu",)):
-        monkeypatch.setattr(_autograd, "_RECOMPUTED", devices)
+    for keeps in (True, False):
+        monkeypatch.setattr(_autograd, "_keeps_derivatives", lambda _, how, keeps=keeps: keeps and how != "none")
         value = function(pos, neg, sample_weight=weight, reduction=reduction)
         upstream = torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
         results.append((value.detach(), *torch.autograd.grad(value, (pos, neg), upstream)))
@@ -332,8 +434,8 @@ def test_recomputed_gradients_of_macr(monkeypatch, reduction):
     generator = torch.Generator().manual_seed(0)
     branches = [torch.randn(s, generator=generator, requires_grad=True) for s in ((7,), (7, 5), (7,), (7,), (7, 5))]
     results = []
-    for devices in ((), ("cpu",)):
-        monkeypatch.setattr(_autograd, "_RECOMPUTED", devices)
+    for keeps in (True, False):
+        monkeypatch.setattr(_autograd, "_keeps_derivatives", lambda _, how, keeps=keeps: keeps and how != "none")
         value = zx.macr_loss(*branches, alpha=0.3, beta=0.7, reduction=reduction)
         upstream = torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
         results.append(torch.autograd.grad(value, branches, upstream))

@@ -47,7 +47,7 @@ def test_the_libraries_share_the_unwinder(library, setup_names):
 def exports_facets(library: Path) -> bool:
     """Whether a library offers the locale facets of its own libstdc++ to all others."""
     said = subprocess.run(["readelf", "--dyn-syms", "-W", str(library)], capture_output=True, text=True, check=True)
-    return any("_ZNSt7num_put" in line and " UND " not in line for line in said.stdout.splitlines())
+    return any("St7num_put" in line and " UND " not in line for line in said.stdout.splitlines())
 
 
 CALLS = """

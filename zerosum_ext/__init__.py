@@ -17,7 +17,7 @@ from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
 from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
-from zerosum_ext.losses import CustomLoss, functional, get_loss, mf_loss
+from zerosum_ext.losses import CustomLoss, functional, get_loss, loss_and_grad, mf_loss
 from zerosum_ext.losses import modules as _modules
 from zerosum_ext.losses.functional import *  # noqa: F403
 from zerosum_ext.losses.modules import *  # noqa: F403
@@ -66,6 +66,7 @@ __all__ = [
     "get_model",
     "hardest_negatives",
     "in_batch_mask",
+    "loss_and_grad",
     "metrics",
     "mf_loss",
     "popularity_correlation",

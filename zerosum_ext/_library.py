@@ -24,6 +24,8 @@ OPS = (
     "cpu_isa",
     "pair_loss",
     "macr_loss",
+    "scale_gradients_",
+    "scale_gradients",
     "mf_loss",
     "mf_gradient",
     "mf_step",

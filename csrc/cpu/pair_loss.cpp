@@ -123,9 +123,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
   return {value, grads[0], grads[1], grads[2], grads[3], grads[4]};
 }
 
+namespace {
+
+void scale(const std::vector<Tensor>& gradients, const std::vector<Tensor>& out, const Tensor& factor) {
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    const Tensor& g = gradients[i];
+    ZX_CHECK(g.dim() == 1 || g.dim() == 2, "gradients must be [B] or [B, K]");
+    ZX_CHECK(g.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == compute_type(g.scalar_type()),
+             "gradients must be contiguous, and factor one number in the arithmetic's dtype");
+    dispatch_floating(g.scalar_type(), [&](auto zero) {
+      using S = decltype(zero);
+      const auto by = *static_cast<const compute_t<S>*>(factor.data_ptr());
+      if (by == 1 && g.data_ptr() == out[i].data_ptr()) return;
+      const S* from = data<const S>(g);
+      S* to = data<S>(out[i]);
+      for (int64_t k = 0, n = g.numel(); k < n; ++k) to[k] = static_cast<S>(static_cast<compute_t<S>>(from[k]) * by);
+    });
+  }
+}
+
+}  // namespace
+
+void scale_gradients_(std::vector<Tensor> gradients, const Tensor& factor) { scale(gradients, gradients, factor); }
+
+std::vector<Tensor> scale_gradients(std::vector<Tensor> gradients, const Tensor& factor) {
+  std::vector<Tensor> out;
+  for (const Tensor& g : gradients) {
+    ZX_CHECK(g.dim() == 1 || g.dim() == 2, "gradients must be [B] or [B, K]");
+    out.push_back(new_like(g, g.scalar_type()));
+  }
+  scale(gradients, out, factor);
+  return out;
+}
+
 }  // namespace zx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
   m.impl("pair_loss", ZX_BOX(&zx::cpu::pair_loss));
   m.impl("macr_loss", ZX_BOX(&zx::cpu::macr_loss));
+  m.impl("scale_gradients_", ZX_BOX(&zx::cpu::scale_gradients_));
+  m.impl("scale_gradients", ZX_BOX(&zx::cpu::scale_gradients));
 }

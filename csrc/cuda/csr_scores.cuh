@@ -169,6 +169,15 @@ inline unsigned csr_blocks(int64_t num_rows) {
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kCsrBlocks ? blocks : kCsrBlocks);
 }
 
+// The second step of a sum: one block adds the partial sums of all others.
+__global__ void __launch_bounds__(kLossThreads, 2)
+    add_partials_kernel(const double* partials, int blocks, double scale, double* value) {
+  double total = 0;
+  for (int i = threadIdx.x; i < blocks; i += kLossThreads) total += partials[i];
+  total = block_combine<kLossThreads>(total, Add{});
+  if (threadIdx.x == 0) *value = total * scale;
+}
+
 // partials: 3 * csr_blocks(num_rows) numbers.
 template <class T, class Index>
 void csr_moments(CsrArgs<T, Index> a, gpuStream stream) {
@@ -176,7 +185,7 @@ void csr_moments(CsrArgs<T, Index> a, gpuStream stream) {
   const unsigned blocks = csr_blocks(a.num_rows);
   GPU_LAUNCH((csr_moments_kernel<T, Index>), blocks, kCsrThreads, 0, stream)(a);
   if (blocks == 1) return;
-  for (int i = 0; i < 3; ++i) GPU_LAUNCH((add_partials_kernel<double>), 1, kLossThreads, 0, stream)
+  for (int i = 0; i < 3; ++i) GPU_LAUNCH((add_partials_kernel), 1, kLossThreads, 0, stream)
   (a.partials + i * int64_t(blocks), static_cast<int>(blocks), 1.0, a.moments + i);
 }
 

@@ -14,6 +14,8 @@
 //     flags between blocks. A loop that waits for one needs nothing else to let other threads run.
 //   GPU_FILL(memory, byte, bytes, stream)
 //     cudaMemsetAsync, which counts as a launch.
+//   gpu_exp2(x), gpu_reciprocal(x)
+//     the device's approximations.
 //   gpu_multiprocessors()
 //     of the current device.
 // Kernels and launchers live in `inline namespace GPU_NS`, so that one process may hold both builds without
@@ -65,6 +67,18 @@ inline cudaError_t gpu_launch_cluster(void (*kernel)(Parameters...), dim3 grid, 
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// 2^x and 1 / x, approximately (csrc/common/math.h says how well); results too small for normal numbers are 0.
+__device__ __forceinline__ float gpu_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float gpu_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 constexpr int kGpusRemembered = 64;

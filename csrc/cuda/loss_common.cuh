@@ -1,6 +1,8 @@
-// What the kernels of pair_loss and of mf_loss share: sums in two steps, the passes over a row's negatives, and the
+// What the kernels of pair_loss and of mf_loss share: sums over tiles, the passes over a row's negatives, and the
 // choice of a loss and an element type.
 #pragma once
+
+#include "cuda/gpu.h"  // before the losses, which take the device's approximate functions from it
 
 #include "common/losses.h"
 #include "cuda/reduce.cuh"
@@ -9,38 +11,122 @@ namespace zx {
 inline namespace GPU_NS {
 
 constexpr int kLossThreads = 256;
-constexpr int kLossBlocks = 2048;  // at most: more work is walked in strides
+// Of a multiprocessor: enough loads are on their way then to keep the memory busy, and 64 registers are left to a
+// thread.
+constexpr int kLossResident = 4;
 
 // ---- sums -----------------------------------------------------------------------------------------------------------
 
-// A block's sum, to its place among the partial sums; the only block writes the result.
-template <class S>
-__device__ __forceinline__ void finish_block(double total, double* partials, void* value, double scale) {
-  total = block_combine<kLossThreads>(total, Add{});
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1)
-    *static_cast<arithmetic_t<S>*>(value) = static_cast<arithmetic_t<S>>(total * scale);
-  else
-    partials[blockIdx.x] = total;
-}
+// The work is cut into tiles by its size alone. Each tile has a partial sum of its own, and these are added in the
+// order of the tiles: the same input gives the same bits, whatever grid a GPU gets and whichever block takes a tile.
+// All this is one launch. Up to kClusterTiles blocks are a cluster (sm_90 and later), and the first of them reads the
+// others' sums from their shared memory. Else each block raises a flag when its tiles are done, and the last block
+// waits for all flags.
+//
+// Waiting ends: a block that others wait for waits for none itself, and blocks start in the order of their numbers, so
+// that all others run or are done when the last one starts.
+//
+// A flag is up when it holds the launch's ticket, a 64-bit number that no launch had before. So nothing has to be
+// cleared beforehand, which would be a launch of its own; and the last block takes the flags down again, for a CUDA
+// graph repeats the same ticket.
+constexpr int64_t kMostTiles = 2048;
+constexpr int64_t kClusterTiles = 8;
+constexpr int64_t kSumWorkspace = 2 * kMostTiles;  // doubles: a partial sum for each tile, a flag for each block
 
-// The second step of a sum: one block adds the partial sums of all others. C is the type of the result.
+struct TileSum {
+  int64_t tiles;
+  double* partials;  // null: there is nothing to sum
+  unsigned long long* flags;
+  unsigned long long ticket;
+  void* value;  // of arithmetic_t
+  double scale;
+  bool cluster;
+};
+
+// Leaves the sum of a tile, of which each thread has a part, with the first thread.
+__device__ __forceinline__ double tile_total(double part) { return block_sum_first<kLossThreads>(part); }
+
+// After the last tile of a block. C is the type of the result; own is what tile_total returned last.
 template <class C>
-__global__ void __launch_bounds__(kLossThreads, 2)
-    add_partials_kernel(const double* partials, int blocks, double scale, C* value) {
-  double total = 0;
-  for (int i = threadIdx.x; i < blocks; i += kLossThreads) total += partials[i];
-  total = block_combine<kLossThreads>(total, Add{});
-  if (threadIdx.x == 0) *value = static_cast<C>(total * scale);
+__device__ __forceinline__ void finish_tiles(const TileSum& sum, double own) {
+  C* value = static_cast<C*>(sum.value);
+  if (sum.tiles == 1) {
+    if (threadIdx.x == 0) *value = static_cast<C>(own * sum.scale);
+    return;
+  }
+  if (sum.cluster) {  // a block a tile
+    GPU_SHARED(double, mine, 1);
+    if (threadIdx.x == 0) mine[0] = own;
+    gpu_cluster_sync();
+    if (blockIdx.x == 0 && threadIdx.x < kWarp) {
+      double v = threadIdx.x < sum.tiles ? *gpu_cluster_peer(mine, threadIdx.x) : 0;
+      v = warp_combine(v, kClusterTiles, Add{});
+      if (threadIdx.x == 0) *value = static_cast<C>(v * sum.scale);
+    }
+    gpu_cluster_sync();  // until then the shared memory of all blocks must be there
+    return;
+  }
+  const unsigned last = gridDim.x - 1;
+  if (blockIdx.x != last) {
+    if (threadIdx.x == 0) gpu_store_release(sum.flags + blockIdx.x, sum.ticket);
+    return;
+  }
+  for (unsigned block = threadIdx.x; block < last; block += kLossThreads) {
+    while (gpu_load_acquire(sum.flags + block) != sum.ticket) {
+    }
+    sum.flags[block] = 0;
+  }
+  __syncthreads();  // orders what one thread has seen before what the others read
+  double part = 0;
+  for (int64_t tile = threadIdx.x; tile < sum.tiles; tile += kLossThreads) part += sum.partials[tile];
+  const double total = tile_total(part);
+  if (threadIdx.x == 0) *value = static_cast<C>(total * sum.scale);
 }
 
-template <class S>
-void finish_sum(unsigned blocks, bool keep_values, const double* partials, double scale, void* value,
-                gpuStream stream) {
-  using C = arithmetic_t<S>;
-  if (keep_values || blocks == 1) return;
-  GPU_LAUNCH((add_partials_kernel<C>), 1, kLossThreads, 0, stream)
-  (partials, static_cast<int>(blocks), scale, static_cast<C*>(value));
+// Calls work(tile), which returns a thread's part of the tile's sum, for each tile of this block. All threads are here.
+template <class C, class Work>
+__device__ __forceinline__ void for_each_tile(const TileSum& sum, const Work& work) {
+  double total = 0;
+  for (int64_t tile = blockIdx.x; tile < sum.tiles; tile += gridDim.x) {
+    const double part = work(tile);
+    if (sum.partials == nullptr) continue;
+    total = tile_total(part);
+    if (threadIdx.x == 0 && !sum.cluster) sum.partials[tile] = total;
+  }
+  if (sum.partials != nullptr) finish_tiles<C>(sum, total);
+}
+
+// Units of work (samples, or rows) of a tile, of which a block takes `turn` at a time. A single block does up to a
+// turn. Below kClusterTiles turns there is a tile for each block of a cluster, and each has a part of a turn: `grain`
+// units are the least that is worth a thread's while.
+inline int64_t tile_size(int64_t units, int64_t turn, int64_t grain) {
+  if (units <= turn) return turn;
+  if (units <= kClusterTiles * turn) {
+    const int64_t step = kClusterTiles * grain, share = (units + kClusterTiles - 1) / kClusterTiles;
+    return (share + step - 1) / step * step;
+  }
+  int64_t size = turn;
+  while ((units + size - 1) / size > kMostTiles) size *= 2;
+  return size;
+}
+
+// The rest of a launch whose tiles are known: partials is the workspace, or null where nothing is summed.
+inline TileSum tile_sum(int64_t units, int64_t size, double* workspace, unsigned long long ticket, void* value,
+                        double scale) {
+  const int64_t tiles = units > size ? (units + size - 1) / size : 1;
+  // Of a single tile nothing is written there, but it says that there is a sum.
+  return {tiles,
+          workspace,
+          workspace != nullptr ? reinterpret_cast<unsigned long long*>(workspace + kMostTiles) : nullptr,
+          ticket,
+          value,
+          scale,
+          workspace != nullptr && tiles > 1 && tiles <= kClusterTiles};
+}
+
+inline unsigned tile_blocks(int64_t tiles) {
+  const int64_t most = static_cast<int64_t>(gpu_multiprocessors()) * kLossResident;
+  return static_cast<unsigned>(tiles < most ? tiles : most);
 }
 
 // ---- a row loss ---------------------------------------------------------------------------------------------------
@@ -152,12 +238,16 @@ void with_element(Element element, F&& f) {
   }
 }
 
-// Blocks for some units of work: few units are left to one block, which then needs no second step.
-inline unsigned loss_blocks(int64_t work, int64_t per_block) {
-  if (work <= 4 * per_block) return 1;
-  const int64_t blocks = (work + per_block - 1) / per_block;
-  return static_cast<unsigned>(blocks > kLossBlocks ? kLossBlocks : blocks);
-}
+// Launches a kernel that takes a.sum among its arguments, in as many blocks as the GPU holds or as there are tiles.
+#define ZX_LAUNCH_TILES(K, a, stream)                                                                             \
+  do {                                                                                                            \
+    if ((a).sum.cluster && !GPU_HAS_CLUSTERS(K)) (a).sum.cluster = false;                                         \
+    const unsigned blocks_ = (a).sum.cluster ? static_cast<unsigned>((a).sum.tiles) : tile_blocks((a).sum.tiles); \
+    if ((a).sum.cluster)                                                                                          \
+      GPU_LAUNCH_CLUSTER(K, blocks_, kLossThreads, blocks_, 0, stream)(a);                                        \
+    else                                                                                                          \
+      GPU_LAUNCH(K, blocks_, kLossThreads, 0, stream)(a);                                                         \
+  } while (false)
 
 inline double loss_scale(Reduction reduction, double samples) {
   return reduction == Reduction::kMean && samples > 0 ? 1 / samples : 1;

@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
   // Where derivatives are not wanted, the losses of rows need the place for their scores all the same.
   const bool scratch = !grad && needs_scores(kind, grad);
   const Tensor scores = scratch ? new_tensor(users, {rows, items}, compute) : coefficient;
-  const Tensor partials = new_tensor(users, {keep ? 0 : kLossBlocks}, ScalarType::Double);
+  const Tensor workspace = new_tensor(users, {keep ? 0 : kSumWorkspace}, ScalarType::Double);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
   // All bits set: -1, and the largest of the unsigned numbers that the least is taken of.
   call.fill(failed.data_ptr(), 0xff, 8);
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
   p.users = data<int64_t>(users), p.positives = data<int64_t>(positives), p.negatives = data<int64_t>(negatives);
   p.rows = rows, p.k = k, p.weight_per_pair = weight_per_pair;
   p.value = value.data_ptr(), p.coefficient = grad || scratch ? scores.data_ptr() : nullptr, p.grad = grad;
-  p.partials = data<double>(partials), p.reduction = reduce;
+  p.workspace = keep ? nullptr : data<double>(workspace), p.ticket = new_ticket(), p.reduction = reduce;
   p.a = a, p.b = b, p.c = c, p.l2 = l2;
   p.failed = data<unsigned long long>(failed);
   zx::mf_loss(element_of(dtype), kind, p, call.stream());

@@ -31,10 +31,10 @@ struct MfArgs {
   bool weight_per_pair;
   C* coefficient;  // [rows, J]; row losses keep their scores here; else null where no derivatives are wanted
   bool grad;
-  void* value;  // one number, or with keep_values one for each sample
-  double* partials;
-  bool keep_values;
-  int each;  // samples that a group takes at a time, where it has one negative for each
+  void* values;  // one for each sample where nothing is summed, else null
+  int64_t tile;  // samples
+  TileSum sum;   // of value and decay, both scaled
+  int each;      // samples that a group takes at a time, where it has one negative for each
   Params<double> params;
   double scale;     // of value and derivatives: 1, or 1 / samples for the mean
   double decay;     // of the rows' squared norms in the value
@@ -69,60 +69,61 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_samples_kernel(const MfArgs<
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int64_t dim = a.shape.dim, per_block = kMfThreads / width * a.each;
   const Params<C> params{static_cast<C>(a.params.a), static_cast<C>(a.params.b), static_cast<C>(a.params.c)};
-  double total = 0;
-  // All threads take every turn, with or without a sample: the shuffles need them.
-  for (int64_t first = blockIdx.x * per_block; first < a.rows; first += gridDim.x * per_block) {
-    const int64_t group = first + threadIdx.x / width * a.each, mine = group + lane;
-    const bool live = lane < a.each && mine < a.rows;
-    int64_t user = 0, items[kItems] = {};
-    if (live) {
-      user = checked_id(a.users[mine], a.num_users, mine, a.failed);
+  for_each_tile<C>(a.sum, [&](int64_t tile) {
+    const int64_t end = (tile + 1) * a.tile < a.rows ? (tile + 1) * a.tile : a.rows;
+    double total = 0;
+    // All threads take every turn, with or without a sample: the shuffles need them.
+    for (int64_t first = tile * a.tile; first < end; first += per_block) {
+      const int64_t group = first + threadIdx.x / width * a.each, mine = group + lane;
+      const bool live = lane < a.each && mine < end;
+      int64_t user = 0, items[kItems] = {};
+      if (live) {
+        user = checked_id(a.users[mine], a.num_users, mine, a.failed);
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) {
-        const int64_t at = mine * kHalf + j % kHalf;
-        const int64_t id = j < kHalf ? a.positives[at] : a.negatives[at];
-        items[j] = checked_id(id, a.num_items, a.rows * (j < kHalf ? 1 : 1 + kHalf) + at, a.failed);
+        for (int j = 0; j < kItems; ++j) {
+          const int64_t at = mine * kHalf + j % kHalf;
+          const int64_t id = j < kHalf ? a.positives[at] : a.negatives[at];
+          items[j] = checked_id(id, a.num_items, a.rows * (j < kHalf ? 1 : 1 + kHalf) + at, a.failed);
+        }
       }
-    }
-    C s[kItems] = {}, squares = 0;
-    for (int i = 0; i < a.each; ++i) {
-      const S* row = row_at(a.user, __shfl_sync(kFullWarp, user, i, width), dim);
-      const S* others[kItems];
+      C s[kItems] = {}, squares = 0;
+      for (int i = 0; i < a.each; ++i) {
+        const S* row = row_at(a.user, __shfl_sync(kFullWarp, user, i, width), dim);
+        const S* others[kItems];
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) others[j] = row_at(a.item, __shfl_sync(kFullWarp, items[j], i, width), dim);
-      C products[kItems];
-      dots<kItems>(a.shape, lane, row, others, products);
+        for (int j = 0; j < kItems; ++j) others[j] = row_at(a.item, __shfl_sync(kFullWarp, items[j], i, width), dim);
+        C products[kItems];
+        dots<kItems>(a.shape, lane, row, others, products);
 #pragma unroll
-      for (int j = 0; j < kItems; ++j)
-        if (lane == i) s[j] = products[j];
-      if (a.decay != 0 && group + i < a.rows) {
-        squares += squared_part(a.shape, lane, row);
+        for (int j = 0; j < kItems; ++j)
+          if (lane == i) s[j] = products[j];
+        if (a.decay != 0 && group + i < end) {
+          squares += squared_part(a.shape, lane, row);
 #pragma unroll
-        for (int j = 0; j < kItems; ++j) squares += squared_part(a.shape, lane, others[j]);
+          for (int j = 0; j < kItems; ++j) squares += squared_part(a.shape, lane, others[j]);
+        }
       }
-    }
-    total += a.decay * static_cast<double>(squares);
-    if (!live) continue;
+      total += a.decay * static_cast<double>(squares);
+      if (!live) continue;
 
-    C x[Loss::kAux + 1], d[kItems];
+      C x[Loss::kAux + 1], d[kItems];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) s[j] = score_of(a, s[j], user, items[j]);
+      for (int j = 0; j < kItems; ++j) s[j] = score_of(a, s[j], user, items[j]);
 #pragma unroll
-    for (int j = 0; j < Loss::kAux; ++j) x[j] = constant_of(a, items[j]);
-    const C w = a.weight != nullptr ? a.weight[mine] : C(1);
-    const C value = w * Loss::eval(s, x, params, d);
-    if (a.keep_values)
-      static_cast<S*>(a.value)[mine] = narrow<S>(value);
-    else
+      for (int j = 0; j < Loss::kAux; ++j) x[j] = constant_of(a, items[j]);
+      const C w = a.weight != nullptr ? a.weight[mine] : C(1);
+      const C value = w * Loss::eval(s, x, params, d);
+      if (a.values != nullptr) static_cast<S*>(a.values)[mine] = narrow<S>(value);
       total += a.scale * static_cast<double>(value);
-    if (a.grad) {
-      Pack<C, kItems> out;
+      if (a.grad) {
+        Pack<C, kItems> out;
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) out.v[j] = static_cast<C>(a.scale) * w * d[j];
-      store_pack(a.coefficient + mine * kItems, out);
+        for (int j = 0; j < kItems; ++j) out.v[j] = static_cast<C>(a.scale) * w * d[j];
+        store_pack(a.coefficient + mine * kItems, out);
+      }
     }
-  }
-  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, 1.0);
+    return total;
+  });
 }
 
 // Scores that an element loss takes; 0 for a loss of a whole row.
@@ -141,91 +142,90 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArg
   const int64_t dim = a.shape.dim, per_block = kMfThreads / width;
   const Params<C> params{static_cast<C>(a.params.a), static_cast<C>(a.params.b), static_cast<C>(a.params.c)};
   const C scale = static_cast<C>(a.scale);
-  double total = 0;
-  for (int64_t first = blockIdx.x * per_block; first < a.rows; first += gridDim.x * per_block) {
-    const int64_t sample = first + threadIdx.x / width;
-    const bool live = sample < a.rows;
-    int64_t user = 0, positive = 0;
-    if (live) {
-      user = checked_id(a.users[sample], a.num_users, sample, a.failed);
-      positive = checked_id(a.positives[sample], a.num_items, a.rows + sample, a.failed);
-    }
-    const S* row = row_at(a.user, user, dim);
-    C squares = 0, p;
-    {
-      const S* const one[1] = {row_at(a.item, positive, dim)};
-      C product[1];
-      dots<1>(a.shape, lane, row, one, product);
-      p = score_of(a, product[0], user, positive);
-      if (a.decay != 0 && live) squares = squared_part(a.shape, lane, row) + squared_part(a.shape, lane, one[0]);
-    }
-    const C x_p = constant_of(a, positive);
-    const C w_row = live && a.weight != nullptr && !a.weight_per_pair ? a.weight[sample] : C(1);
-    C* scores = a.coefficient + (live ? sample : 0) * (a.k + 1) + 1;
-    C d_pos = 0;
-
-    for (int64_t j0 = 0; j0 < a.k; j0 += width) {
-      const int64_t j = j0 + lane, at = sample * a.k + j;
-      const bool mine = live && j < a.k;
-      const int64_t item = mine ? checked_id(a.negatives[at], a.num_items, 2 * a.rows + at, a.failed) : int64_t(0);
-      C score = 0;
-      const int turns = a.k - j0 < width ? int(a.k - j0) : width;
-      for (int i = 0; i < turns; i += kMfColumns) {
-        const S* others[kMfColumns];
-        C products[kMfColumns];
-#pragma unroll
-        for (int m = 0; m < kMfColumns; ++m)
-          others[m] = row_at(a.item, __shfl_sync(kFullWarp, item, i + m, width), dim);
-        dots<kMfColumns>(a.shape, lane, row, others, products);
-#pragma unroll
-        for (int m = 0; m < kMfColumns; ++m) {
-          if (lane == i + m) score = products[m];
-          if (a.decay != 0 && live && i + m < turns) squares += squared_part(a.shape, lane, others[m]);
-        }
+  for_each_tile<C>(a.sum, [&](int64_t tile) {
+    const int64_t end = (tile + 1) * a.tile < a.rows ? (tile + 1) * a.tile : a.rows;
+    double total = 0;
+    for (int64_t first = tile * a.tile; first < end; first += per_block) {
+      const int64_t sample = first + threadIdx.x / width;
+      const bool live = sample < end;
+      int64_t user = 0, positive = 0;
+      if (live) {
+        user = checked_id(a.users[sample], a.num_users, sample, a.failed);
+        positive = checked_id(a.positives[sample], a.num_items, a.rows + sample, a.failed);
       }
-      score = score_of(a, score, user, item);
-      if constexpr (kRow) {
-        if (mine) scores[j] = score;
-      } else if (mine) {
-        const C s[2] = {p, score}, x[2] = {x_p, constant_of(a, item)};
-        const C w = a.weight != nullptr && a.weight_per_pair ? a.weight[at] : w_row;
-        C d[2];
-        const C value = w * Loss::eval(s, x, params, d);
-        if (a.keep_values)
-          static_cast<S*>(a.value)[at] = narrow<S>(value);
-        else
+      const S* row = row_at(a.user, user, dim);
+      C squares = 0, p;
+      {
+        const S* const one[1] = {row_at(a.item, positive, dim)};
+        C product[1];
+        dots<1>(a.shape, lane, row, one, product);
+        p = score_of(a, product[0], user, positive);
+        if (a.decay != 0 && live) squares = squared_part(a.shape, lane, row) + squared_part(a.shape, lane, one[0]);
+      }
+      const C x_p = constant_of(a, positive);
+      const C w_row = live && a.weight != nullptr && !a.weight_per_pair ? a.weight[sample] : C(1);
+      C* scores = a.coefficient + (live ? sample : 0) * (a.k + 1) + 1;
+      C d_pos = 0;
+
+      for (int64_t j0 = 0; j0 < a.k; j0 += width) {
+        const int64_t j = j0 + lane, at = sample * a.k + j;
+        const bool mine = live && j < a.k;
+        const int64_t item = mine ? checked_id(a.negatives[at], a.num_items, 2 * a.rows + at, a.failed) : int64_t(0);
+        C score = 0;
+        const int turns = a.k - j0 < width ? int(a.k - j0) : width;
+        for (int i = 0; i < turns; i += kMfColumns) {
+          const S* others[kMfColumns];
+          C products[kMfColumns];
+#pragma unroll
+          for (int m = 0; m < kMfColumns; ++m)
+            others[m] = row_at(a.item, __shfl_sync(kFullWarp, item, i + m, width), dim);
+          dots<kMfColumns>(a.shape, lane, row, others, products);
+#pragma unroll
+          for (int m = 0; m < kMfColumns; ++m) {
+            if (lane == i + m) score = products[m];
+            if (a.decay != 0 && live && i + m < turns) squares += squared_part(a.shape, lane, others[m]);
+          }
+        }
+        score = score_of(a, score, user, item);
+        if constexpr (kRow) {
+          if (mine) scores[j] = score;
+        } else if (mine) {
+          const C s[2] = {p, score}, x[2] = {x_p, constant_of(a, item)};
+          const C w = a.weight != nullptr && a.weight_per_pair ? a.weight[at] : w_row;
+          C d[2];
+          const C value = w * Loss::eval(s, x, params, d);
+          if (a.values != nullptr) static_cast<S*>(a.values)[at] = narrow<S>(value);
           total += a.scale * static_cast<double>(value);
-        d_pos += scale * w * d[0];
-        if (a.grad) scores[j] = scale * w * d[1];
-      }
-    }
-    total += a.decay * static_cast<double>(squares);
-
-    if constexpr (kRow) {
-      const auto logit = [&](int64_t col) {
-        C x = 0;
-        if (a.constants != nullptr) {
-          const int64_t item = a.negatives[sample * a.k + col];
-          x = constant_of(a, static_cast<uint64_t>(item) < static_cast<uint64_t>(a.num_items) ? item : int64_t(-1));
+          d_pos += scale * w * d[0];
+          if (a.grad) scores[j] = scale * w * d[1];
         }
-        return Loss::logit(p, scores[col], x, params);
-      };
-      const auto store = [&](int64_t col, C g) { scores[col] = g; };
-      const RowResult<C> f = evaluate_row<Loss>(live ? a.k : int64_t(0), lane, width, logit, p, x_p, scale * w_row,
-                                                static_cast<C>(a.log_cols), params, a.grad, store);
-      d_pos = f.grad_pos;
-      if (live && lane == 0) {
-        if (a.keep_values)
-          static_cast<S*>(a.value)[sample] = narrow<S>(w_row * f.value);
-        else
-          total += a.scale * static_cast<double>(w_row * f.value);
       }
-    } else {
-      d_pos = warp_combine(d_pos, width, Add{});
+      total += a.decay * static_cast<double>(squares);
+
+      if constexpr (kRow) {
+        const auto logit = [&](int64_t col) {
+          C x = 0;
+          if (a.constants != nullptr) {
+            const int64_t item = a.negatives[sample * a.k + col];
+            x = constant_of(a, static_cast<uint64_t>(item) < static_cast<uint64_t>(a.num_items) ? item : int64_t(-1));
+          }
+          return Loss::logit(p, scores[col], x, params);
+        };
+        const auto store = [&](int64_t col, C g) { scores[col] = g; };
+        const RowResult<C> f = evaluate_row<Loss>(live ? a.k : int64_t(0), lane, width, logit, p, x_p, scale * w_row,
+                                                  static_cast<C>(a.log_cols), params, a.grad, store);
+        d_pos = f.grad_pos;
+        if (live && lane == 0) {
+          if (a.values != nullptr) static_cast<S*>(a.values)[sample] = narrow<S>(w_row * f.value);
+          total += a.scale * static_cast<double>(w_row * f.value);
+        }
+      } else {
+        d_pos = warp_combine(d_pos, width, Add{});
+      }
+      if (a.grad && live && lane == 0) scores[-1] = d_pos;
     }
-    if (a.grad && live && lane == 0) scores[-1] = d_pos;
-  }
-  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, 1.0);
+    return total;
+  });
 }
 
 // ---- launching ------------------------------------------------------------------------------------------------------
@@ -240,7 +240,8 @@ struct MfProblem {
   void* value = nullptr;
   void* coefficient = nullptr;  // row losses need it without grad too
   bool grad = false;
-  double* partials = nullptr;  // kLossBlocks numbers, for sums
+  double* workspace = nullptr;    // kSumWorkspace numbers, for sums
+  unsigned long long ticket = 0;  // of this launch: loss_common.cuh
   Reduction reduction = Reduction::kMean;
   double a = 1, b = 1, c = 1, l2 = 0;
   unsigned long long* failed = nullptr;  // -1 beforehand
@@ -263,7 +264,8 @@ void run_mf_loss(const MfProblem& p, gpuStream stream) {
   a.rows = p.rows, a.k = p.k;
   a.weight = static_cast<const C*>(p.weight), a.weight_per_pair = p.weight_per_pair;
   a.coefficient = static_cast<C*>(p.coefficient), a.grad = p.grad;
-  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
+  const bool keep = p.reduction == Reduction::kNone;
+  a.values = keep ? p.value : nullptr;
   a.params = {p.a, p.b, p.c};
   const double rows = static_cast<double>(p.rows), k = static_cast<double>(p.k);
   a.scale = loss_scale(p.reduction, kScores == 2 ? rows * k : rows);
@@ -274,13 +276,12 @@ void run_mf_loss(const MfProblem& p, gpuStream stream) {
   while (single && p.each == 0 && a.each < a.shape.width && a.rows * a.shape.width / (2 * a.each) >= kMfEnough)
     a.each *= 2;
   const int64_t per_block = kMfThreads / a.shape.width * (single ? a.each : 1);
-  const int64_t wanted = (a.rows + per_block - 1) / per_block;
-  const unsigned blocks = static_cast<unsigned>(wanted < 1 ? 1 : wanted > kLossBlocks ? kLossBlocks : wanted);
+  a.tile = tile_size(a.rows, per_block, 1);
+  a.sum = tile_sum(a.rows, a.tile, keep ? nullptr : p.workspace, p.ticket, p.value, 1.0);
   if constexpr (kScores != 0)
-    if (single) GPU_LAUNCH((mf_samples_kernel<Loss, S>), blocks, kMfThreads, 0, stream)(a);
+    if (single) ZX_LAUNCH_TILES((mf_samples_kernel<Loss, S>), a, stream);
   if constexpr (kScores != 4)
-    if (!single) GPU_LAUNCH((mf_negatives_kernel<Loss, S>), blocks, kMfThreads, 0, stream)(a);
-  finish_sum<S>(blocks, a.keep_values, a.partials, 1.0, a.value, stream);
+    if (!single) ZX_LAUNCH_TILES((mf_negatives_kernel<Loss, S>), a, stream);
 }
 
 inline void mf_loss(Element element, Loss loss, const MfProblem& p, gpuStream stream) {

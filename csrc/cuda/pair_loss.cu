@@ -2,6 +2,7 @@
 #include "cuda/pair_loss.cuh"
 
 #include <tuple>
+#include <vector>
 
 #include "cuda/tensors.h"
 
@@ -22,9 +23,9 @@ Tensor new_like(const Tensor& like, ScalarType dtype) {
                          : new_tensor(like, {like.size(0)}, dtype);
 }
 
-// The partial sums of a reduction; the tensor may be freed after the launch, as its memory is reused in stream order.
-Tensor new_partials(const Tensor& like, int64_t rows, int64_t cols, Reduction reduction) {
-  return new_tensor(like, {loss_partials(rows, cols, reduction)}, ScalarType::Double);
+// For a sum; the tensor may be freed after the launch, as its memory is reused in stream order.
+Tensor new_workspace(const Tensor& like, Reduction reduction) {
+  return new_tensor(like, {reduction == Reduction::kNone ? 0 : kSumWorkspace}, ScalarType::Double);
 }
 
 }  // namespace
@@ -63,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor> pair_loss(const Tensor& pos, const Tensor& ne
                                                  : new_tensor(pos, {rows}, dtype);
   Tensor grad_pos = grad ? new_like(pos, dtype) : new_tensor(pos, {0}, dtype);
   Tensor grad_neg = grad ? new_like(neg, dtype) : new_tensor(pos, {0}, dtype);
-  const Tensor partials = new_partials(pos, rows, cols, p.reduction);
-  p.value = value.data_ptr(), p.partials = data<double>(partials);
+  const Tensor workspace = new_workspace(pos, p.reduction);
+  p.value = value.data_ptr(), p.ticket = new_ticket();
+  if (p.reduction != Reduction::kNone) p.workspace = data<double>(workspace);
   if (grad) p.grad_pos = grad_pos.data_ptr(), p.grad_neg = grad_neg.data_ptr();
   zx::pair_loss(element_of(dtype), static_cast<Loss>(loss), p, call.stream());
   Call::check();
@@ -94,11 +96,48 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
     grads[i] = grad ? new_like(*inputs[i], dtype) : new_tensor(pos, {0}, dtype);
     if (grad) p.grads[i] = grads[i].data_ptr();
   }
-  const Tensor partials = new_partials(pos, rows, cols, p.reduction);
-  p.value = value.data_ptr(), p.partials = data<double>(partials);
+  const Tensor workspace = new_workspace(pos, p.reduction);
+  p.value = value.data_ptr(), p.ticket = new_ticket();
+  if (p.reduction != Reduction::kNone) p.workspace = data<double>(workspace);
   zx::macr_loss(element_of(dtype), p, call.stream());
   Call::check();
   return {value, grads[0], grads[1], grads[2], grads[3], grads[4]};
+}
+
+namespace {
+
+void scale(const std::vector<Tensor>& gradients, const std::vector<Tensor>& out, const Tensor& factor) {
+  ZX_CHECK(!gradients.empty() && gradients.size() <= kMostScaled, "expected 1 to ", kMostScaled, " gradients");
+  const Call call(gradients[0]);
+  const ScalarType dtype = gradients[0].scalar_type();
+  call.require_here(factor, "factor");
+  ZX_CHECK(factor.numel() == 1 && factor.scalar_type() == compute_type(dtype),
+           "factor must be one number in the arithmetic's dtype");
+  ScaleProblem p;
+  p.factor = factor.data_ptr();
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    call.require_here(gradients[i], "every gradient");
+    ZX_CHECK(gradients[i].scalar_type() == dtype && gradients[i].is_contiguous(),
+             "gradients must be contiguous and of one dtype");
+    p.from[i] = gradients[i].data_ptr(), p.to[i] = out[i].data_ptr(), p.size[i] = gradients[i].numel();
+  }
+  p.tensors = static_cast<int>(gradients.size());
+  zx::scale_gradients(element_of(dtype), p, call.stream());
+  Call::check();
+}
+
+}  // namespace
+
+void scale_gradients_(std::vector<Tensor> gradients, const Tensor& factor) { scale(gradients, gradients, factor); }
+
+std::vector<Tensor> scale_gradients(std::vector<Tensor> gradients, const Tensor& factor) {
+  std::vector<Tensor> out;
+  for (const Tensor& g : gradients) {
+    ZX_CHECK(g.dim() == 1 || g.dim() == 2, "gradients must be [B] or [B, K]");
+    out.push_back(new_like(g, g.scalar_type()));
+  }
+  scale(gradients, out, factor);
+  return out;
 }
 
 }  // namespace zx::cuda
@@ -106,4 +145,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> macr_loss(const Tenso
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("pair_loss", ZX_BOX(&zx::cuda::pair_loss));
   m.impl("macr_loss", ZX_BOX(&zx::cuda::macr_loss));
+  m.impl("scale_gradients_", ZX_BOX(&zx::cuda::scale_gradients_));
+  m.impl("scale_gradients", ZX_BOX(&zx::cuda::scale_gradients));
 }

@@ -1,9 +1,9 @@
 // Every loss of csrc/common/losses.h on the GPU: values, derivatives and reductions.
 //
-// These kernels do little arithmetic for each byte, so what counts is how memory is read: every input once, every
-// output once, 16 bytes to a thread wherever alignment allows it. Losses are summed in two steps without atomics. The
-// number of blocks depends on the size alone, and every sum has its order: the same input gives the same bits, run
-// after run and on GPUs of any size.
+// A loss is one launch: values, their sum and the derivatives. Every input is read once, every output written once, 16
+// bytes to a thread wherever alignment allows it. How sums are made, see loss_common.cuh: without atomics, in an order
+// that depends on the size alone. The backward pass scales the derivatives where they lie, or does nothing where the
+// factor is 1 (scale_kernel).
 #pragma once
 
 #include "cuda/loss_common.cuh"
@@ -18,7 +18,8 @@ struct LossInput {
   int64_t row, col, part;
 };
 
-template <int kTensors, int kAux>
+// C is the type of the arithmetic.
+template <class C, int kTensors, int kAux>
 struct ElementArgs {
   int64_t rows, cols;
   LossInput scores[kTensors];
@@ -26,21 +27,29 @@ struct ElementArgs {
   LossInput weight;        // data is null where there is none
   void* grads[kTensors];   // contiguous; null (all of them): no derivatives
   bool per_row[kTensors];  // the gradient is [rows]: summed over the columns
-  void* value;             // the sum or mean, one number; with keep_values [rows, cols]
-  double* partials;        // one per block, for sums
-  bool keep_values;
-  bool packed;  // 16-byte accesses are allowed
-  int width;    // threads that share a row (rows kernel): 1 .. 32, or the block
-  double a, b, c;
-  double scale;  // of value and derivatives: 1, or 1 / samples for the mean
+  void* values;            // [rows, cols] where nothing is summed, else null
+  bool packed;             // 16-byte accesses are allowed
+  int width;               // threads that share a row (rows kernel): 1 .. 32, or the block
+  int64_t tile;            // samples of a tile, or rows
+  TileSum sum;
+  Params<C> params;
+  C scale;  // of the derivatives: 1, or 1 / samples for the mean
 };
+
+// Blocks of a multiprocessor that the registers must allow. Packs of 8 half floats, sums of rows and five scores take
+// more than 64 registers; of doubles no speed is promised.
+template <class Loss, class S, bool kRows>
+constexpr int kResident = sizeof(S) == 8 || Loss::kScores > 4 || (kRows && sizeof(S) == 2) ? 2
+                          : kRows || sizeof(S) == 2                                        ? 3
+                                                                                           : kLossResident;
 
 // How a loss's scores are laid out in its tensors.
 template <class Loss>
 struct Layout {
   static constexpr int kParts = Loss::kScores == 4 ? 2 : 1;
   static constexpr int kTensors = Loss::kScores / kParts;
-  using Args = ElementArgs<kTensors, Loss::kAux>;
+  template <class S>
+  using Args = ElementArgs<arithmetic_t<S>, kTensors, Loss::kAux>;
   // Samples that a thread takes at once: as many as have their scores in 16 bytes of each tensor, or in 8 where there
   // are so many tensors that a thread would run out of registers.
   template <class S>
@@ -50,7 +59,8 @@ struct Layout {
 // N values along the columns, contiguous and aligned (or one value, repeated).
 template <class T, int N>
 __device__ __forceinline__ Pack<T, N> load_columns(const LossInput& in, int64_t row, int64_t col) {
-  const T* p = static_cast<const T*>(in.data) + row * in.row + col * in.col;
+  // A pack's columns are neighbours, or one: no multiplication is needed to find them.
+  const T* p = static_cast<const T*>(in.data) + row * in.row + (N > 1 ? (in.col != 0 ? col : 0) : col * in.col);
   if (N > 1 && in.col != 0) return load_pack<T, N>(p);
   Pack<T, N> pack;
   const T one = *p;
@@ -61,8 +71,8 @@ __device__ __forceinline__ Pack<T, N> load_columns(const LossInput& in, int64_t 
 // Evaluates N samples at (row, col ...), stores their gradients and values, adds the gradients of tensors with one
 // score a row to row_sums, and returns the sum of the (weighted, unscaled) values.
 template <class Loss, class S, int N>
-__device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a, int64_t row, int64_t col,
-                                           arithmetic_t<S>* row_sums) {
+__device__ __forceinline__ arithmetic_t<S> evaluate(const typename Layout<Loss>::template Args<S>& a, int64_t row,
+                                                    int64_t col, arithmetic_t<S>* row_sums) {
   using C = arithmetic_t<S>;
   constexpr int kTensors = Layout<Loss>::kTensors, kParts = Layout<Loss>::kParts;
   Pack<S, N * kParts> scores[kTensors], grads[kTensors];
@@ -77,7 +87,7 @@ __device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a,
     } else if constexpr (kParts == 1) {
       scores[t] = load_columns<S, N>(in, row, col);
     } else {
-      scores[t] = load_pack<S, N * kParts>(static_cast<const S*>(in.data) + row * in.row + col * in.col);
+      scores[t] = load_pack<S, N * kParts>(static_cast<const S*>(in.data) + row * in.row + col * kParts);
     }
   }
 #pragma unroll
@@ -85,8 +95,6 @@ __device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a,
   const bool weighted = a.weight.data != nullptr;
   if (weighted) weight = load_columns<C, N>(a.weight, row, col);
 
-  const Params<C> params{static_cast<C>(a.a), static_cast<C>(a.b), static_cast<C>(a.c)};
-  const C scale = static_cast<C>(a.scale);
   C total = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -96,75 +104,102 @@ __device__ __forceinline__ double evaluate(const typename Layout<Loss>::Args& a,
 #pragma unroll
     for (int k = 0; k < Loss::kAux; ++k) x[k] = aux[k].v[i];
     const C w = weighted ? weight.v[i] : C(1);
-    const C value = w * Loss::eval(s, x, params, d);
+    const C value = w * Loss::eval(s, x, a.params, d);
     total += value;
     values.v[i] = narrow<S>(value);
 #pragma unroll
     for (int k = 0; k < Loss::kScores; ++k) {
-      const C g = scale * w * d[k];
+      const C g = a.scale * w * d[k];
       grads[k / kParts].v[i * kParts + k % kParts] = narrow<S>(g);
       if constexpr (kParts == 1) row_sums[k] += g;
     }
   }
 
   const int64_t at = row * a.cols + col;
-  if (a.keep_values) store_pack(static_cast<S*>(a.value) + at, values);
+  if (a.values != nullptr) store_pack(static_cast<S*>(a.values) + at, values);
   if (a.grads[0] != nullptr) {
 #pragma unroll
     for (int t = 0; t < kTensors; ++t)
       if (!a.per_row[t]) store_pack(static_cast<S*>(a.grads[t]) + at * kParts, grads[t]);
   }
-  return static_cast<double>(total);
+  return total;
 }
+
+// A thread adds up so many turns in the arithmetic's own precision, and those sums in double: on most GPUs an addition
+// in double costs as much as 32 others, or 64.
+constexpr int kTurnsInC = 8;
 
 // Losses without a score that columns share: one long row, cols samples.
 template <class Loss, class S>
-__global__ void __launch_bounds__(kLossThreads, 2) flat_loss_kernel(const typename Layout<Loss>::Args a) {
+__global__ void __launch_bounds__(kLossThreads, (kResident<Loss, S, false>))
+    flat_loss_kernel(const typename Layout<Loss>::template Args<S> a) {
+  using C = arithmetic_t<S>;
   constexpr int kPack = Layout<Loss>::template kPack<S>;
-  const int64_t thread = blockIdx.x * int64_t(kLossThreads) + threadIdx.x;
-  const int64_t threads = gridDim.x * int64_t(kLossThreads);
-  arithmetic_t<S> unused[Loss::kScores] = {};
-  double total = 0;
-  int64_t done = 0;
-  if (a.packed) {
-    const int64_t packs = a.cols / kPack;
-    for (int64_t i = thread; i < packs; i += threads) total += evaluate<Loss, S, kPack>(a, 0, i * kPack, unused);
-    done = packs * kPack;
-  }
-  for (int64_t i = done + thread; i < a.cols; i += threads) total += evaluate<Loss, S, 1>(a, 0, i, unused);
-  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
+  for_each_tile<C>(a.sum, [&](int64_t tile) {
+    const int64_t begin = tile * a.tile, end = begin + a.tile < a.cols ? begin + a.tile : a.cols;
+    C unused[Loss::kScores] = {};
+    double total = 0;
+    int64_t rest = begin;
+    if (a.packed) {  // tiles begin at multiples of a pack
+      constexpr int64_t kTurn = kLossThreads * kPack;
+      rest = end - end % kPack;
+      for (int64_t first = begin; first < rest; first += kTurnsInC * kTurn) {
+        const int64_t stop = first + kTurnsInC * kTurn < rest ? first + kTurnsInC * kTurn : rest;
+        C some = 0;
+        for (int64_t at = first + threadIdx.x * kPack; at < stop; at += kTurn)
+          some += evaluate<Loss, S, kPack>(a, 0, at, unused);
+        total += static_cast<double>(some);
+      }
+    }
+    for (int64_t i = rest + threadIdx.x; i < end; i += kLossThreads)
+      total += static_cast<double>(evaluate<Loss, S, 1>(a, 0, i, unused));
+    return total;
+  });
 }
 
 // [rows, cols] with scores that all columns of a row share: a.width threads to a row.
 template <class Loss, class S>
-__global__ void __launch_bounds__(kLossThreads, 2) rows_loss_kernel(const typename Layout<Loss>::Args a) {
+__global__ void __launch_bounds__(kLossThreads, (kResident<Loss, S, true>))
+    rows_loss_kernel(const typename Layout<Loss>::template Args<S> a) {
   using C = arithmetic_t<S>;
   constexpr int kPack = Layout<Loss>::template kPack<S>;
   const int lane = threadIdx.x % a.width;
-  const int64_t rows_per_block = kLossThreads / a.width;
-  double total = 0;
-  // All threads take every turn, with or without a row: the combinations below need them.
-  for (int64_t first = blockIdx.x * rows_per_block; first < a.rows; first += gridDim.x * rows_per_block) {
-    const int64_t row = first + threadIdx.x / a.width;
-    C sums[Loss::kScores] = {};
-    if (row < a.rows) {
-      if (a.packed) {
-        for (int64_t col = lane * kPack; col < a.cols; col += a.width * kPack)
-          total += evaluate<Loss, S, kPack>(a, row, col, sums);
-      } else {
-        for (int64_t col = lane; col < a.cols; col += a.width) total += evaluate<Loss, S, 1>(a, row, col, sums);
+  const int64_t rows_per_turn = kLossThreads / a.width;
+  for_each_tile<C>(a.sum, [&](int64_t tile) {
+    const int64_t end = (tile + 1) * a.tile < a.rows ? (tile + 1) * a.tile : a.rows;
+    double total = 0;
+    // All threads take every turn, with or without a row: the combinations below need them.
+    for (int64_t first = tile * a.tile; first < end; first += rows_per_turn) {
+      const int64_t row = first + threadIdx.x / a.width;
+      C sums[Loss::kScores] = {};
+      if (row < end) {
+        C some = 0;
+        int turns = 0;
+        const auto add = [&](C value) {
+          some += value;
+          if (++turns % kTurnsInC != 0) return;
+          total += static_cast<double>(some);
+          some = 0;
+        };
+        if (a.packed) {
+          for (int64_t col = lane * kPack; col < a.cols; col += a.width * kPack)
+            add(evaluate<Loss, S, kPack>(a, row, col, sums));
+        } else {
+          for (int64_t col = lane; col < a.cols; col += a.width) add(evaluate<Loss, S, 1>(a, row, col, sums));
+        }
+        total += static_cast<double>(some);
       }
-    }
-    if (a.grads[0] != nullptr) {
+      if (a.grads[0] != nullptr) {
 #pragma unroll
-      for (int t = 0; t < Loss::kScores; ++t) {
-        if (!a.per_row[t]) continue;
-        const C sum = group_combine<kLossThreads>(sums[t], a.width, Add{});
-        if (lane == 0 && row < a.rows) static_cast<S*>(a.grads[t])[row] = narrow<S>(sum);
+        for (int t = 0; t < Loss::kScores; ++t) {
+          if (!a.per_row[t]) continue;
+          const C sum = group_combine<kLossThreads>(sums[t], a.width, Add{});
+          if (lane == 0 && row < end) static_cast<S*>(a.grads[t])[row] = narrow<S>(sum);
+        }
       }
     }
-  }
-  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
+    return total;
+  });
 }
 
 // ---- losses of a row ------------------------------------------------------------------------------------------------
@@ -174,48 +209,91 @@ struct RowArgs {
   LossInput pos, neg, aux_pos, aux_neg, weight;  // of aux and weight, data may be null
   void* grad_pos;                                // [rows], with grad_neg [rows, cols]; null: no derivatives
   void* grad_neg;
-  void* value;  // one number, or with keep_values [rows]
-  double* partials;
-  bool keep_values;
+  void* values;  // [rows] where nothing is summed, else null
   int width;
+  int64_t tile;  // rows
+  TileSum sum;
   double a, b, c;
   double scale, log_cols;
 };
 
 // Logits are recomputed in each pass, from scores that the first pass left in the L1 cache.
 template <class Loss, class S>
-__global__ void __launch_bounds__(kLossThreads, 2) softmax_loss_kernel(const RowArgs a) {
+__global__ void __launch_bounds__(kLossThreads, kLossResident) softmax_loss_kernel(const RowArgs a) {
   using C = arithmetic_t<S>;
   const Params<C> params{static_cast<C>(a.a), static_cast<C>(a.b), static_cast<C>(a.c)};
   const int lane = threadIdx.x % a.width;
-  const int64_t rows_per_block = kLossThreads / a.width;
-  double total = 0;
-  for (int64_t first = blockIdx.x * rows_per_block; first < a.rows; first += gridDim.x * rows_per_block) {
-    const int64_t row = first + threadIdx.x / a.width;
-    const bool mine = row < a.rows;
-    const int64_t at = mine ? row : 0;  // threads beyond the last row have no columns, and store nothing
-    const S* n = static_cast<const S*>(a.neg.data) + at * a.neg.row;
-    const C* x = a.aux_neg.data != nullptr ? static_cast<const C*>(a.aux_neg.data) + at * a.aux_neg.row : nullptr;
-    const C p = widen(static_cast<const S*>(a.pos.data)[at * a.pos.row]);
-    const C x_p = a.aux_pos.data != nullptr ? static_cast<const C*>(a.aux_pos.data)[at * a.aux_pos.row] : C(0);
-    const C w = a.weight.data != nullptr ? static_cast<const C*>(a.weight.data)[at * a.weight.row] : C(1);
-    const auto logit = [&](int64_t col) {
-      return Loss::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
-    };
-    S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
-    const auto store = [&](int64_t col, C g) { out[col] = narrow<S>(g); };
-    const RowResult<C> f =
-        evaluate_row<Loss>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
-                           static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
-    if (mine && lane == 0) {
-      if (a.keep_values)
-        static_cast<S*>(a.value)[row] = narrow<S>(w * f.value);
-      else
+  const int64_t rows_per_turn = kLossThreads / a.width;
+  for_each_tile<C>(a.sum, [&](int64_t tile) {
+    const int64_t end = (tile + 1) * a.tile < a.rows ? (tile + 1) * a.tile : a.rows;
+    double total = 0;
+    for (int64_t first = tile * a.tile; first < end; first += rows_per_turn) {
+      const int64_t row = first + threadIdx.x / a.width;
+      const bool mine = row < end;
+      const int64_t at = mine ? row : 0;  // threads beyond the last row have no columns, and store nothing
+      const S* n = static_cast<const S*>(a.neg.data) + at * a.neg.row;
+      const C* x = a.aux_neg.data != nullptr ? static_cast<const C*>(a.aux_neg.data) + at * a.aux_neg.row : nullptr;
+      const C p = widen(static_cast<const S*>(a.pos.data)[at * a.pos.row]);
+      const C x_p = a.aux_pos.data != nullptr ? static_cast<const C*>(a.aux_pos.data)[at * a.aux_pos.row] : C(0);
+      const C w = a.weight.data != nullptr ? static_cast<const C*>(a.weight.data)[at * a.weight.row] : C(1);
+      const auto logit = [&](int64_t col) {
+        return Loss::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
+      };
+      S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
+      const auto store = [&](int64_t col, C g) { out[col] = narrow<S>(g); };
+      const RowResult<C> f =
+          evaluate_row<Loss>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
+                             static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
+      if (mine && lane == 0) {
         total += static_cast<double>(w * f.value);
-      if (a.grad_pos != nullptr) static_cast<S*>(a.grad_pos)[row] = narrow<S>(f.grad_pos);
+        if (a.values != nullptr) static_cast<S*>(a.values)[row] = narrow<S>(w * f.value);
+        if (a.grad_pos != nullptr) static_cast<S*>(a.grad_pos)[row] = narrow<S>(f.grad_pos);
+      }
     }
+    return total;
+  });
+}
+
+// ---- the backward pass ----------------------------------------------------------------------------------------------
+
+constexpr int kMostScaled = 5;  // tensors
+
+struct ScaleArgs {
+  const void* factor;  // one number of arithmetic_t
+  const void* from[kMostScaled];
+  void* to[kMostScaled];  // from itself, or other memory
+  int64_t size[kMostScaled];
+  bool packed[kMostScaled];
+  int tensors;
+  bool in_place;
+};
+
+// Derivatives times the gradient of the loss. In place there is nothing to do where that is exactly 1, as it is in
+// loss.backward(): the kernel is launched all the same, as the number lies on the device, and returns.
+template <class S>
+__global__ void __launch_bounds__(kLossThreads, kLossResident) scale_kernel(const ScaleArgs a) {
+  using C = arithmetic_t<S>;
+  constexpr int kPack = 16 / int(sizeof(S));
+  const C factor = *static_cast<const C*>(a.factor);
+  if (a.in_place && factor == C(1)) return;
+  const int64_t thread = blockIdx.x * int64_t(kLossThreads) + threadIdx.x;
+  const int64_t threads = gridDim.x * int64_t(kLossThreads);
+  for (int t = 0; t < a.tensors; ++t) {
+    const S* from = static_cast<const S*>(a.from[t]);
+    S* to = static_cast<S*>(a.to[t]);
+    int64_t done = 0;
+    if (a.packed[t]) {
+      const int64_t packs = a.size[t] / kPack;
+      for (int64_t i = thread; i < packs; i += threads) {
+        Pack<S, kPack> v = load_pack<S, kPack>(from + i * kPack);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) v.v[k] = narrow<S>(widen(v.v[k]) * factor);
+        store_pack(to + i * kPack, v);
+      }
+      done = packs * kPack;
+    }
+    for (int64_t i = done + thread; i < a.size[t]; i += threads) to[i] = narrow<S>(widen(from[i]) * factor);
   }
-  if (!a.keep_values) finish_block<S>(total, a.partials, a.value, a.scale);
 }
 
 // ---- launching ------------------------------------------------------------------------------------------------------
@@ -235,7 +313,8 @@ struct PairProblem {
   TensorRef pos, neg, aux_pos, aux_neg, weight;
   void* value = nullptr;                          // one number, or a number for each sample
   void *grad_pos = nullptr, *grad_neg = nullptr;  // null: no derivatives
-  double* partials = nullptr;                     // loss_partials() numbers, for sums
+  double* workspace = nullptr;                    // kSumWorkspace numbers, for sums
+  unsigned long long ticket = 0;                  // of this launch: loss_common.cuh
   Reduction reduction = Reduction::kMean;
   double a = 1, b = 1, c = 1;
 };
@@ -246,16 +325,11 @@ struct MacrProblem {
   TensorRef scores[5], weight;
   void* value = nullptr;
   void* grads[5] = {};
-  double* partials = nullptr;
+  double* workspace = nullptr;
+  unsigned long long ticket = 0;
   Reduction reduction = Reduction::kMean;
   double a = 0, b = 0;
 };
-
-// How many numbers `partials` must hold.
-inline int64_t loss_partials(int64_t rows, int64_t cols, Reduction reduction) {
-  const int64_t threads = rows * (cols > 1 ? kLossThreads : 1);  // at most a block a row
-  return reduction == Reduction::kNone || threads <= 4 * kLossThreads ? 0 : kLossBlocks;
-}
 
 // Threads for a row of `items`: as many as have work, up to a warp, or the block where a warp would be at it for long.
 inline int row_width(int64_t items) {
@@ -276,10 +350,20 @@ inline bool packable(const LossInput& in, int64_t rows, int64_t step, int64_t si
   return in.col == step && in.part == 1 && aligned16(in.data) && (rows == 1 || in.row * size % 16 == 0);
 }
 
+// Where a launch's values go: into a sum, or one by one.
+template <class Args, class Problem>
+void set_sum(Args& a, int64_t units, const Problem& p, double scale) {
+  const bool keep = p.reduction == Reduction::kNone;
+  a.sum = tile_sum(units, a.tile, keep ? nullptr : p.workspace, p.ticket, p.value, scale);
+}
+
 // An element loss of rows x cols samples.
-template <class Loss, class S>
-void run_element_loss(typename Layout<Loss>::Args a, gpuStream stream) {
+template <class Loss, class S, class Problem>
+void run_element_loss(typename Layout<Loss>::template Args<S> a, const Problem& p, gpuStream stream) {
+  using C = arithmetic_t<S>;
   constexpr int kParts = Layout<Loss>::kParts, kPack = Layout<Loss>::template kPack<S>;
+  const double scale = loss_scale(p.reduction, static_cast<double>(p.rows) * static_cast<double>(p.cols));
+  a.scale = static_cast<C>(scale);
   const bool flat = a.cols == 1;
   if (flat) {  // one long row
     const auto turn = [](LossInput& in) {
@@ -294,39 +378,37 @@ void run_element_loss(typename Layout<Loss>::Args a, gpuStream stream) {
     a.rows = 1;
   }
   constexpr int64_t kSize = sizeof(S), kConstantSize = sizeof(arithmetic_t<S>);
-  a.packed = (flat || a.cols % kPack == 0) && packable(a.weight, a.rows, 1, kConstantSize) &&
-             (!a.keep_values || aligned16(a.value));
+  a.packed = (flat || a.cols % kPack == 0) && packable(a.weight, a.rows, 1, kConstantSize) && aligned16(a.values);
   for (const LossInput& in : a.scores) a.packed &= packable(in, a.rows, kParts, kSize);
   for (const LossInput& in : a.aux) a.packed &= packable(in, a.rows, 1, kConstantSize);
   for (const void* grad : a.grads) a.packed &= aligned16(grad);
 
-  const int64_t per_thread = a.packed ? kPack : 1;
-  unsigned blocks;
   if (flat) {
-    blocks = loss_blocks(a.cols, kLossThreads * per_thread);
-    GPU_LAUNCH((flat_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
-  } else {
-    a.width = row_width(a.cols / per_thread);
-    blocks = loss_blocks(a.rows, kLossThreads / a.width);
-    GPU_LAUNCH((rows_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
+    a.tile = tile_size(a.cols, kLossThreads * kPack, kPack);
+    set_sum(a, a.cols, p, scale);
+    ZX_LAUNCH_TILES((flat_loss_kernel<Loss, S>), a, stream);
+  } else if constexpr (kParts == 1) {  // losses of [B, 2] have one column
+    a.width = row_width(a.cols / (a.packed ? kPack : 1));
+    a.tile = tile_size(a.rows, kLossThreads / a.width, 1);
+    set_sum(a, a.rows, p, scale);
+    ZX_LAUNCH_TILES((rows_loss_kernel<Loss, S>), a, stream);
   }
-  finish_sum<S>(blocks, a.keep_values, a.partials, a.scale, a.value, stream);
 }
 
 template <class Loss, class S>
 void run_pair_loss(const PairProblem& p, gpuStream stream) {
   constexpr bool kParts = Layout<Loss>::kParts == 2;
-  typename Layout<Loss>::Args a{};
+  typename Layout<Loss>::template Args<S> a{};
   a.rows = p.rows, a.cols = p.cols;
   a.scores[0] = loss_input(p.pos, kParts), a.scores[1] = loss_input(p.neg, kParts);
   if constexpr (Loss::kAux == 2) a.aux[0] = loss_input(p.aux_pos), a.aux[1] = loss_input(p.aux_neg);
   a.weight = loss_input(p.weight);
   a.grads[0] = p.grad_pos, a.grads[1] = p.grad_neg;
   a.per_row[0] = true;
-  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
-  a.a = p.a, a.b = p.b, a.c = p.c;
-  a.scale = loss_scale(p.reduction, static_cast<double>(p.rows) * static_cast<double>(p.cols));
-  run_element_loss<Loss, S>(a, stream);
+  a.values = p.reduction == Reduction::kNone ? p.value : nullptr;
+  using C = arithmetic_t<S>;
+  a.params = {static_cast<C>(p.a), static_cast<C>(p.b), static_cast<C>(p.c)};
+  run_element_loss<Loss, S>(a, p, stream);
 }
 
 template <class Loss, class S>
@@ -336,19 +418,19 @@ void run_row_loss(const PairProblem& p, gpuStream stream) {
   a.pos = loss_input(p.pos), a.neg = loss_input(p.neg), a.weight = loss_input(p.weight);
   a.aux_pos = loss_input(p.aux_pos), a.aux_neg = loss_input(p.aux_neg);
   a.grad_pos = p.grad_pos, a.grad_neg = p.grad_neg;
-  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
+  a.values = p.reduction == Reduction::kNone ? p.value : nullptr;
   a.a = p.a, a.b = p.b, a.c = p.c;
   a.scale = loss_scale(p.reduction, static_cast<double>(p.rows));
   a.log_cols = std::log(static_cast<double>(p.cols));
   a.width = row_width((a.cols + 3) / 4);
-  const unsigned blocks = loss_blocks(a.rows, kLossThreads / a.width);
-  GPU_LAUNCH((softmax_loss_kernel<Loss, S>), blocks, kLossThreads, 0, stream)(a);
-  finish_sum<S>(blocks, a.keep_values, a.partials, a.scale, a.value, stream);
+  a.tile = tile_size(a.rows, kLossThreads / a.width, 1);
+  set_sum(a, a.rows, p, a.scale);
+  ZX_LAUNCH_TILES((softmax_loss_kernel<Loss, S>), a, stream);
 }
 
 template <class S>
 void run_macr_loss(const MacrProblem& p, gpuStream stream) {
-  Layout<Macr>::Args a{};
+  Layout<Macr>::template Args<S> a{};
   a.rows = p.rows, a.cols = p.cols;
   for (int t = 0; t < 5; ++t) {
     a.scores[t] = loss_input(p.scores[t]);
@@ -356,10 +438,10 @@ void run_macr_loss(const MacrProblem& p, gpuStream stream) {
     a.per_row[t] = p.scores[t].dim == 1;
   }
   a.weight = loss_input(p.weight);
-  a.value = p.value, a.partials = p.partials, a.keep_values = p.reduction == Reduction::kNone;
-  a.a = p.a, a.b = p.b;
-  a.scale = loss_scale(p.reduction, static_cast<double>(p.rows) * static_cast<double>(p.cols));
-  run_element_loss<Macr, S>(a, stream);
+  a.values = p.reduction == Reduction::kNone ? p.value : nullptr;
+  using C = arithmetic_t<S>;
+  a.params = {static_cast<C>(p.a), static_cast<C>(p.b), C(0)};
+  run_element_loss<Macr, S>(a, p, stream);
 }
 
 template <class S>
@@ -386,6 +468,32 @@ inline void pair_loss(Element element, Loss loss, const PairProblem& p, gpuStrea
 }
 inline void macr_loss(Element element, const MacrProblem& p, gpuStream stream) {
   with_element(element, [&](auto zero) { run_macr_loss<decltype(zero)>(p, stream); });
+}
+
+// Multiplies `tensors` contiguous tensors by a number on the device, in place or from `from` to `to`.
+struct ScaleProblem {
+  const void* factor = nullptr;
+  const void* from[kMostScaled] = {};
+  void* to[kMostScaled] = {};
+  int64_t size[kMostScaled] = {};
+  int tensors = 0;
+};
+
+inline void scale_gradients(Element element, const ScaleProblem& p, gpuStream stream) {
+  with_element(element, [&](auto zero) {
+    using S = decltype(zero);
+    ScaleArgs a{};
+    a.factor = p.factor, a.tensors = p.tensors, a.in_place = true;
+    int64_t largest = 1;
+    for (int t = 0; t < p.tensors; ++t) {
+      a.from[t] = p.from[t], a.to[t] = p.to[t], a.size[t] = p.size[t];
+      a.packed[t] = aligned16(p.from[t]) && aligned16(p.to[t]);
+      a.in_place &= p.from[t] == p.to[t];
+      largest = p.size[t] > largest ? p.size[t] : largest;
+    }
+    constexpr int64_t kTurn = kLossThreads * (16 / int64_t(sizeof(S)));
+    GPU_LAUNCH((scale_kernel<S>), tile_blocks((largest + kTurn - 1) / kTurn), kLossThreads, 0, stream)(a);
+  });
 }
 
 }  // namespace GPU_NS

@@ -50,6 +50,22 @@ __device__ __forceinline__ T block_combine(T v, Combine combine) {
   return result;
 }
 
+// The sum over the whole block of kThreads, for its first thread alone: the others need not wait for it.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_sum_first(T v) {
+  constexpr int kWarps = kThreads / kWarp;
+  GPU_SHARED(T, scratch, kWarps);
+  v = warp_combine(v, kWarp, Add{});
+  __syncthreads();  // the scratch of a call before may still be read
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    v = scratch[0];
+    for (int w = 1; w < kWarps; ++w) v += scratch[w];
+  }
+  return v;
+}
+
 // Over a group of `width` threads: part of a warp, or the whole block.
 template <int kThreads, class Combine, class T>
 __device__ __forceinline__ T group_combine(T v, int width, Combine combine) {

@@ -9,7 +9,7 @@
 //   CUEMU_RESIDENT  blocks in flight at once (default 1; a cluster always is as a whole)
 //   CUEMU_SMS       multiprocessors of the device, as kernels' launchers are told (default 4)
 //   CUEMU_CLUSTERS  0: a device without thread-block clusters, before sm_90 (default 1)
-//   CUEMU_ULP       how __expf and __fdividef err: see cuda_emulator.h (default 0)
+//   CUEMU_ULP       how gpu_exp2 and gpu_reciprocal err: see cuda_emulator.h (default 0)
 #include "cuda_emulator.h"
 
 #include <sys/mman.h>

@@ -316,18 +316,23 @@ inline int __float_as_int(float v) { return ::cuemu::unbits<int>(::cuemu::bits(v
 inline float __int_as_float(int v) { return ::cuemu::unbits<float>(::cuemu::bits(v)); }
 inline unsigned __float_as_uint(float v) { return ::cuemu::unbits<unsigned>(::cuemu::bits(v)); }
 inline float __uint_as_float(unsigned v) { return ::cuemu::unbits<float>(::cuemu::bits(v)); }
-// The approximate functions err on the host as the CUDA C++ Programming Guide allows them to on the device. CUEMU_ULP
-// says how: 0 correctly rounded; 1 (or -1) by the largest error up (or down); 2 by a different one for each argument.
+// The approximate functions err on the host as PTX allows them to on the device (ex2.approx.ftz, rcp.approx.ftz).
+// CUEMU_ULP says how: 0 correctly rounded; 1 (or -1) by the largest error up (or down); 2 by a different one for each
+// argument.
+#define ZX_DEVICE_FUNCTIONS  // csrc/common/math.h takes them
 namespace cuemu {
 float perturbed(float exact, double largest_ulp, float argument);
 }
-inline float __expf(float x) {
-  return ::cuemu::perturbed(float(std::exp(double(x))), 2 + std::floor(1.173 * std::fabs(double(x))), x);
+inline float gpu_flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
+inline float gpu_exp2(float x) {
+  // A relative error of 2^-22 is between 2 and 4 units in the last place.
+  const float exact = float(std::exp2(double(x)));
+  int exponent;
+  const double mantissa = std::frexp(exact, &exponent);
+  return gpu_flushed(::cuemu::perturbed(exact, 4 * mantissa, x));
 }
-inline float __fdividef(float x, float y) {
-  // Undefined beyond: the device gives 0 for a finite x, NaN for an infinite one.
-  if (std::fabs(y) > 0x1p126f && std::fabs(y) <= 0x1p128) return std::isinf(x) ? NAN : 0.0f;
-  return ::cuemu::perturbed(float(double(x) / double(y)), 2, x + y);
+inline float gpu_reciprocal(float x) {
+  return gpu_flushed(::cuemu::perturbed(float(1 / double(gpu_flushed(x))), 1, x));
 }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 template <class T>

@@ -5,12 +5,13 @@
 
 namespace {
 
-hostcall::Function loss_blocks("loss_blocks", [](Tensor size) { *size.ptr<int64_t>() = zx::kLossBlocks; });
+hostcall::Function sum_workspace("sum_workspace", [](Tensor size) { *size.ptr<int64_t>() = zx::kSumWorkspace; });
 
 hostcall::Function mf_loss("mf_loss", [](Tensor user, Tensor item, Tensor bias, Tensor users, Tensor positives,
                                          Tensor negatives, Tensor constants, Tensor weight, Tensor value,
-                                         Tensor coefficient, Tensor partials, Tensor failed, int loss, double a,
-                                         double b, double c, double l2, int reduction, bool grad, int each) {
+                                         Tensor coefficient, Tensor workspace, Tensor failed, int loss, double a,
+                                         double b, double c, double l2, int reduction, bool grad, int each,
+                                         int64_t ticket) {
   zx::MfProblem p;
   p.user = user.data, p.item = item.data, p.bias = bias.data;
   p.constants = constants.data, p.weight = weight.data;
@@ -20,7 +21,8 @@ hostcall::Function mf_loss("mf_loss", [](Tensor user, Tensor item, Tensor bias, 
   p.k = zx::shape_of(zx::Loss(loss)) == zx::Shape::kQuad ? 2 : negatives.sizes.size() == 2 ? negatives.size(1) : 1;
   p.weight_per_pair = weight && weight.sizes.size() == 2;
   p.value = value.data, p.coefficient = coefficient.data, p.grad = grad;
-  p.partials = partials.ptr<double>(), p.failed = failed.ptr<unsigned long long>();
+  p.workspace = workspace.ptr<double>(), p.ticket = static_cast<unsigned long long>(ticket),
+  p.failed = failed.ptr<unsigned long long>();
   p.reduction = zx::Reduction(reduction);
   p.a = a, p.b = b, p.c = c, p.l2 = l2, p.each = each;
   zx::mf_loss(element_of(user), zx::Loss(loss), p, nullptr);

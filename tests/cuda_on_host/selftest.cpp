@@ -122,8 +122,8 @@ __global__ void pairs(const float4* x, float4* y, int n, unsigned* counter) {
 }
 __global__ void intrinsics(const float* x, float* e, float* q, int n) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    e[i] = __expf(x[i]);
-    q[i] = __fdividef(1.0f, x[i]);
+    e[i] = gpu_exp2(x[i]);
+    q[i] = gpu_reciprocal(x[i]);
   }
 }
 

@@ -145,6 +145,8 @@ def sound(op: str, seed: int) -> list[Any]:
         "cpu_isa": lambda: (),
         "pair_loss": lambda: pick(pairs, rows),
         "macr_loss": lambda: (f32(9), f32(9, 4), f32(9), f32(9), f32(9, 4), None, 1.0, 1.0, pick(0, 1, 2), True),
+        "scale_gradients_": lambda: ([f32(9), f32(9, 4)], torch.tensor(0.5)),
+        "scale_gradients": lambda: ([f32(9), f32(9, 4)], torch.tensor(0.5)),
         "mf_loss": lambda: (
             *(w["user"], w["item"], pick(None, w["bias"]), *samples),
             *(None, None, 1, 1.0, 1.0, 1.0, 0.1, pick(1, 2), True),

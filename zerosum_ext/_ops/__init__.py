@@ -4,7 +4,7 @@ from zerosum_ext._ops.common import GPU_OBSTACLES, KERNELS, REDUCTIONS, gpu_obst
 from zerosum_ext._ops.csr import csr_build
 from zerosum_ext._ops.csr_scores import csr_score_moments, csr_weighted_columns
 from zerosum_ext._ops.graph import graph_dropout, graph_propagate
-from zerosum_ext._ops.losses import LOSS_IDS, loss_number, macr_loss, pair_loss
+from zerosum_ext._ops.losses import LOSS_IDS, loss_number, macr_loss, pair_loss, scale_gradients
 from zerosum_ext._ops.mf import mf_gradient, mf_loss, mf_step, mf_train
 from zerosum_ext._ops.ranking import TIES, best_items, list_metrics, rank_factors, rank_scores, user_metrics
 from zerosum_ext._ops.sampling import has_items, row_filter, sample_negatives, sample_positives
@@ -37,5 +37,6 @@ __all__ = [
     "row_filter",
     "sample_negatives",
     "sample_positives",
+    "scale_gradients",
     "user_metrics",
 ]

@@ -6,7 +6,7 @@ forward mode and where a constant itself needs a gradient, the plain-PyTorch def
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,17 +19,14 @@ from zerosum_ext._ops import losses, mf
 from zerosum_ext._ops.common import KERNELS, REDUCTIONS, has_op
 from zerosum_ext.reference import SHAPES, Kernel, compute_dtype
 
-# Where the backward pass evaluates the loss again instead of scaling derivatives that the forward pass has kept. On a
-# GPU memory is what costs: 6 words a pair are moved instead of 8, and 2 fewer are held. On a CPU the exponential is.
-_RECOMPUTED = ("cuda",)
-
 
 def _keeps_derivatives(scores: Tensor, reduction: str) -> bool:
-    """Whether the forward pass leaves derivatives for the backward pass to scale.
+    """Return whether the forward pass leaves derivatives for the backward pass to scale.
 
-    Not in float16, where those of a large batch would be rounded to 0 before a loss scale can save them.
+    Elsewhere the backward pass evaluates the loss again: in float16, where the derivatives of a large batch would be
+    rounded to 0 before a loss scale can save them, and where each sample's value has a gradient of its own.
     """
-    return reduction != "none" and scores.device.type not in _RECOMPUTED and scores.dtype is not torch.float16
+    return reduction != "none" and scores.dtype is not torch.float16
 
 
 class MfOptions(NamedTuple):
@@ -270,21 +267,23 @@ def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) 
     return (grad_output / max(samples, 1) if reduction == "mean" else grad_output).expand(pos.shape[0])
 
 
-def _scale(grads: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
-    # Looking at the value is free where it does not synchronise: loss.backward() passes exactly 1. What is handed out
-    # may be changed in place, so not where the graph, and with it the derivatives, will be used again.
-    if (
-        grad_output.is_cpu
-        and not torch.compiler.is_compiling()
-        and type(grad_output) is Tensor
-        and not _graph_is_kept()
-    ):
-        try:
-            if grad_output.item() == 1.0:
-                return tuple(grads)
-        except RuntimeError:  # one of many at once, with is_grads_batched
-            pass
-    return tuple((g * grad_output).to(g.dtype) for g in grads)
+def _scale(grads: Sequence[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
+    """Return the derivatives times the gradient of the loss, which loss.backward() passes as exactly 1.
+
+    The derivatives are handed out themselves, scaled where they lie, unless the graph is kept and with it they are used
+    again: what autograd hands out may be changed in place.
+    """
+    # Of tensor subclasses no value is looked at; is_grads_batched passes many gradients at once.
+    plain = grad_output.is_cpu and type(grad_output) is not Tensor
+    if plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return tuple((g * grad_output).to(g.dtype) for g in grads)
+    in_place = not _graph_is_kept()
+    # On a CPU looking at the value is free. On a GPU it would be waited for: the kernel looks.
+    if grad_output.is_cpu:
+        if in_place and grad_output.item() == 1.0:
+            return tuple(grads)
+        return tuple((g * grad_output).to(g.dtype) for g in grads)
+    return losses.scale_gradients(grads, grad_output, in_place)
 
 
 def _differentiable_gradients(
@@ -302,14 +301,14 @@ def _differentiable_gradients(
     return tuple(next(grads) if view.requires_grad else None for view in views)
 
 
-def _transforms_active() -> bool:
+def transforms_active() -> bool:
     """Whether torch.func.vmap, grad, ... or forward mode are at work; Functions of the old style support neither."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) -> bool:
     """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
-    if not has_op(op, device) or _transforms_active():
+    if not has_op(op, device) or transforms_active():
         return True
     for t in constants:  # noqa: SIM110 (a generator in any() costs more than the rest of this)
         if t is not None and t.requires_grad and torch.is_grad_enabled():
@@ -331,13 +330,12 @@ def pair_loss(
         weight is None
         and aux_pos is None
         and aux_neg is None
-        and pos.is_cpu
         and _keeps_derivatives(pos, reduction)
         and (pos.requires_grad or neg.requires_grad)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not _transforms_active()
-        and "pair_loss" in KERNELS["cpu"]
+        and not transforms_active()
+        and ("pair_loss" in KERNELS["cpu"] if pos.is_cpu else has_op("pair_loss", pos.device))
     ):
         return _apply_plain(pos, neg, kernel, reduction)
     if _needs_definition("pair_loss", pos.device, aux_pos, aux_neg, weight):
@@ -389,6 +387,6 @@ def custom_loss(
     pos: Tensor, neg: Tensor, value: Callable[..., Tensor], derivative: Callable[..., tuple[Tensor, Tensor]]
 ) -> Tensor:
     """A user's loss of two tensors of one shape, without reduction."""
-    if _transforms_active():
+    if transforms_active():
         return value(pos, neg)
     return _CustomLoss.apply(pos, neg, value, derivative)

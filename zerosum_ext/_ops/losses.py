@@ -19,6 +19,8 @@ if _library.CPU.loaded:
 
 pair_loss_kernel = overload("pair_loss")
 macr_loss_kernel = overload("macr_loss")
+scale_in_place_kernel = overload("scale_gradients_")
+scale_kernel = overload("scale_gradients")
 
 
 def loss_number(name: str) -> int:
@@ -83,6 +85,24 @@ def macr_loss(
     return reference.macr_loss(scores, weight, alpha, beta, reduction, grad)
 
 
+def scale_gradients(gradients: Sequence[Tensor], factor: Tensor, in_place: bool) -> tuple[Tensor, ...]:
+    """Multiply gradients by one number, in their place or into new tensors.
+
+    Args:
+        gradients: one to five contiguous tensors of one dtype.
+        factor: one number, in the dtype of their arithmetic. It stays on its device: nothing waits for it.
+        in_place: whether the gradients themselves change. Where the factor is exactly 1 they are not even read.
+    """
+    if not has_op("scale_gradients", factor.device):
+        if in_place:
+            return tuple(g.mul_(factor) for g in gradients)
+        return tuple((g * factor).to(g.dtype) for g in gradients)
+    if not in_place:
+        return tuple(scale_kernel(gradients, factor))
+    scale_in_place_kernel(gradients, factor)
+    return tuple(gradients)
+
+
 def fake_loss_value(given: SimpleNamespace, like: Tensor, rows: Tensor, pairs: Tensor) -> Tensor:
     """Return an empty loss value: a number, or one number for each row or each pair of the samples."""
     if given.reduction != REDUCTIONS["none"]:
@@ -106,3 +126,13 @@ def _fake_macr_loss(given: SimpleNamespace) -> tuple[Tensor, ...]:
     value = pos.new_empty(neg.shape) if none else pos.new_empty((), dtype=compute_dtype(pos.dtype))
     scores = (pos, neg, given.user_branch, given.pos_branch, given.neg_branch)
     return value, *(pos.new_empty(t.shape if given.grad else (0,)) for t in scores)
+
+
+@fake_kernel("scale_gradients_")
+def _fake_scale_gradients_(given: SimpleNamespace) -> None:
+    return None
+
+
+@fake_kernel("scale_gradients")
+def _fake_scale_gradients(given: SimpleNamespace) -> list[Tensor]:
+    return [torch.empty_like(g) for g in given.gradients]

@@ -18,6 +18,7 @@ Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :
 from zerosum_ext.losses import functional, modules
 from zerosum_ext.losses.base import Loss
 from zerosum_ext.losses.custom import CustomLoss
+from zerosum_ext.losses.direct import loss_and_grad
 from zerosum_ext.losses.functional import *  # noqa: F403
 from zerosum_ext.losses.mf import mf_loss
 from zerosum_ext.losses.modules import *  # noqa: F403
@@ -26,6 +27,6 @@ from zerosum_ext.losses.registry import compiled_loss, get_loss, loss_names, los
 from zerosum_ext.reference import Kernel
 
 __all__ = ["RECORDS", "CustomLoss", "Kernel", "Loss", "LossRecord"]
-__all__ += ["compiled_loss", "functional", "get_loss", "loss_names", "loss_options", "mf_loss"]
+__all__ += ["compiled_loss", "functional", "get_loss", "loss_and_grad", "loss_names", "loss_options", "mf_loss"]
 __all__ += functional.__all__
 __all__ += modules.__all__

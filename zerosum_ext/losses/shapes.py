@@ -76,15 +76,18 @@ def checked_weight(sample_weight: Tensor | None, pos: Tensor, neg: Tensor, shape
     return sample_tensor("sample_weight", sample_weight, pos, neg, shape)
 
 
-def pair_loss(
+#: What the op pair_loss takes of tensors: pos, neg, aux_pos, aux_neg, weight.
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def pair_inputs(
     pos: Tensor,
     neg: Tensor,
     sample_weight: Tensor | None,
-    kernel: Kernel,
     reduction: str,
     constants: tuple[NamedTensor, NamedTensor] | None = None,
-) -> Tensor:
-    """Return a loss of pos [B] and neg [B] or [B, K] (or of one shape): every pair is a sample."""
+) -> Inputs:
+    """Return what the op takes for a loss of pos [B] and neg [B] or [B, K] (or of one shape)."""
     pos, neg = common_scores(pos, neg, reduction)
     shape = neg.shape
     pos, neg = flat_scores(pos, neg)
@@ -95,12 +98,26 @@ def pair_loss(
         (pos_name, x_pos), (neg_name, x_neg) = constants
         x_pos = None if x_pos is None else sample_tensor(pos_name, x_pos, pos, neg, shape)
         x_neg = None if x_neg is None else sample_tensor(neg_name, x_neg, pos, neg, shape, by_row=False)
-    value = autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, kernel, reduction)
+    return pos, neg, x_pos, x_neg, sample_weight
+
+
+def pair_loss(
+    pos: Tensor,
+    neg: Tensor,
+    sample_weight: Tensor | None,
+    kernel: Kernel,
+    reduction: str,
+    constants: tuple[NamedTensor, NamedTensor] | None = None,
+) -> Tensor:
+    """Return a loss of pos [B] and neg [B] or [B, K] (or of one shape): every pair is a sample."""
+    inputs = pair_inputs(pos, neg, sample_weight, reduction, constants)
+    shape = neg.shape
+    value = autograd.pair_loss(*inputs, kernel, reduction)
     return value.reshape(shape) if reduction == "none" and value.shape != shape else value
 
 
-def quad_loss(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, kernel: Kernel, reduction: str) -> Tensor:
-    """Return a loss of pos, neg [B, 2]: every row is a sample."""
+def quad_inputs(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, reduction: str) -> Inputs:
+    """Return what the op takes for a loss of pos, neg [B, 2]."""
     pos, neg = common_scores(pos, neg, reduction)
     for name, scores in (("pos", pos), ("neg", neg)):
         if scores.dim() != 2 or scores.shape[1] != 2:
@@ -109,18 +126,22 @@ def quad_loss(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, kernel: Ke
         raise ValueError(f"neg: expected the shape of pos, {tuple(pos.shape)}, got {describe(neg)}")
     if sample_weight is not None:
         sample_weight = checked_weight(sample_weight, pos[:, 0], pos[:, 0], pos.shape[:1])
-    return autograd.pair_loss(pos, neg, None, None, sample_weight, kernel, reduction)
+    return pos, neg, None, None, sample_weight
 
 
-def row_loss(
+def quad_loss(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, kernel: Kernel, reduction: str) -> Tensor:
+    """Return a loss of pos, neg [B, 2]: every row is a sample."""
+    return autograd.pair_loss(*quad_inputs(pos, neg, sample_weight, reduction), kernel, reduction)
+
+
+def row_inputs(
     pos: Tensor,
     neg: Tensor,
     sample_weight: Tensor | None,
-    kernel: Kernel,
     reduction: str,
     constants: tuple[NamedTensor, NamedTensor] | None = None,
-) -> Tensor:
-    """Return a loss of pos [B] and neg [B, K] that looks at all K negatives at once: every row is a sample."""
+) -> Inputs:
+    """Return what the op takes for a loss of pos [B] and neg [B, K] that looks at all K negatives at once."""
     pos, neg = common_scores(pos, neg, reduction)
     if pos.dim() == 2 and pos.shape[1] == 1:
         pos = pos.squeeze(1)
@@ -141,7 +162,20 @@ def row_loss(
             if x_neg.dim() == 1:  # one negative a row, or the same K in all rows
                 x_neg = x_neg.unsqueeze(1) if neg.shape[1] == 1 else x_neg.expand(neg.shape[0], -1)
             x_neg = sample_tensor(neg_name, x_neg, pos, neg, neg.shape, by_row=False)
-    return autograd.pair_loss(pos, neg, x_pos, x_neg, sample_weight, kernel, reduction)
+    return pos, neg, x_pos, x_neg, sample_weight
+
+
+def row_loss(
+    pos: Tensor,
+    neg: Tensor,
+    sample_weight: Tensor | None,
+    kernel: Kernel,
+    reduction: str,
+    constants: tuple[NamedTensor, NamedTensor] | None = None,
+) -> Tensor:
+    """Return a loss of pos [B] and neg [B, K] that looks at all K negatives at once: every row is a sample."""
+    inputs = row_inputs(pos, neg, sample_weight, reduction, constants)
+    return autograd.pair_loss(*inputs, kernel, reduction)
 
 
 def branches_loss(
