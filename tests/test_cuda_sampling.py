@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of
+from cuda_on_host import planted
+from cuda_on_host.testing import counted_kernels_of, kernels_of
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
@@ -16,6 +19,7 @@ SEEDS = [(0, 0, 0), (2**63 + 12345, 2**32 - 1, 2**40 + 3)]
 
 
 kernels = kernels_of("sampling")
+counted = counted_kernels_of("sampling")
 
 
 def matrix(num_users=61, num_items=97, seed=0):
@@ -62,7 +66,7 @@ def test_row_filter(kernels, dtype, settings):
 
 
 def strategies(x):
-    candidates = torch.tensor([0, 2, 3, 5, 40, 41, 42, 90])
+    candidates = torch.arange(0, x.num_items, 5) if x.num_items > 97 else torch.tensor([0, 2, 3, 5, 40, 41, 42, 90])
     for name, options in (
         ("uniform", {}),
         ("popularity", {"alpha": 0.75}),
@@ -99,6 +103,106 @@ def test_negatives(kernels, k, seed, dtype):
                 )
                 assert torch.equal(out, want)
                 assert k == 0 or torch.equal(failed, want_failed)
+
+
+def dense(num_items=1500, missing=40):
+    """Two users who have nearly all items, one of them the popular half; and many who have few."""
+    generator = torch.Generator().manual_seed(9)
+    has = torch.rand(70, num_items, generator=generator) < torch.linspace(0.3, 0.0, num_items)
+    has[3] = True
+    has[3, torch.randperm(num_items, generator=generator)[:missing]] = False
+    has[20], has[20, num_items - 300 :] = True, False
+    users, items = has.nonzero(as_tuple=True)
+    return zx.Interactions.from_arrays(users.numpy(), items.numpy(), shape=tuple(has.shape))
+
+
+def draw(kernels, x, users, strategy, k, replacement):
+    want, _ = _sampling_reference.sample_negatives(
+        *(users, x.indptr, x.indices, None, strategy.slots, strategy.masses, x.num_items, k, 5, 6, 7, replacement)
+    )
+    out, failed = torch.full((users.numel(), k), -9), torch.full((1,), -1)
+    kernels.sample_negatives(
+        *(users, x.indptr, x.indices, None, strategy.slots, strategy.masses, None, out, failed),
+        *(x.num_items, 5, 6, 7, replacement),
+    )
+    assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_negatives_of_users_with_nearly_all_items(kernels, settings, replacement):
+    """Any of a warp's lanes may need the whole warp, none, or all do."""
+    x = dense()
+    users = torch.cat((torch.arange(70), torch.full((32,), 3), torch.tensor([20, 3, 5, 20])))
+    with cuda_on_host.schedule(settings):
+        for strategy in strategies(x):
+            draw(kernels, x, users, strategy, 3, replacement)
+
+
+def test_budget_of_negatives(counted):
+    """One launch; a draw from a dense row reads the row and its items' masses at most twice, and then searches."""
+    x = dense()
+    users = torch.full((40,), 3)
+    strategy = sampling._strategy(x, "popularity", None, 1.0, None, True)
+    with counted.count() as counts:
+        draw(counted, x, users, strategy, 1, True)
+    assert len(counts.nodes) == 1
+    count = int(x.user_counts[3])
+    assert counts.loaded <= 40 * (2 * count * (4 + 2 * 8) + 200)
+    assert counts.stored == 40 * 8
+    with counted.count() as counts:
+        build_filter(counted, x, x.indices)
+    assert len(counts.nodes) == 1
+
+
+BUGS = [
+    planted.Bug(
+        "masses of a row's first items are forgotten", "skipped += __shfl_sync(kFullWarp, before, kWarp - 1);", ";"
+    ),
+    planted.Bug(
+        "a unit at the edge belongs to the item before",
+        "here && below - (skipped + before - mass) > m",
+        "here && below - (skipped + before - mass) >= m",
+    ),
+    planted.Bug(
+        "the last item beyond the unit ends the search",
+        "__ffs(static_cast<int>(beyond)) - 1",
+        "31 - __clz(static_cast<int>(beyond))",
+    ),
+    planted.Bug("only one lane of a warp draws from a complement", "left &= left - 1", "left = 0"),
+    planted.Bug("a lane draws another's sample", "of(sample)", "sample"),
+    planted.Bug("a lane avoids what another has drawn", "place_of(previous)", "previous"),
+    planted.Bug(
+        "a row's mass ends with its first items",
+        "mass += mass_of(static_cast<int64_t>(row.items[j]));",
+        "mass += j < kWarp ? mass_of(static_cast<int64_t>(row.items[j])) : 0;",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    if os.environ.get("CUDA_ON_HOST_SANITIZE"):
+        pytest.skip("planted bugs are for the tests to find: sanitizers look at the kernels that are right")
+    return planted.load("sampling", "cuda/sampling.cuh", BUGS)
+
+
+def battery(kernels):
+    x = dense()
+    users = torch.cat((torch.arange(70), torch.full((26,), 3)))
+    for strategy in strategies(x):
+        for replacement in (True, False):
+            draw(kernels, x, users, strategy, 3, replacement)
+
+
+@pytest.mark.parametrize("bug", [None, *BUGS], ids=lambda bug: bug.name if bug else "none")
+def test_planted_bugs_are_noticed(wrong, bug):
+    wrong.plant(0 if bug is None else 1 + BUGS.index(bug))
+    if bug is None:
+        battery(wrong)
+        return
+    with pytest.raises((AssertionError, RuntimeError)):
+        battery(wrong)
 
 
 def test_nobody_asks(kernels):

@@ -157,20 +157,29 @@ ZX_HD int64_t draw_from_complement(const Items& items, Row<Index> row, SampleKey
   return item;
 }
 
+// The bounded number of tries that begins a draw, unless it goes to the complement at once. False: none was taken.
+template <class Items, class Index, class Contains>
+ZX_HD bool draw_by_rejection(const Items& items, Row<Index> row, const Contains& contains, SampleKey key,
+                             uint64_t sample, uint32_t j, const int64_t* previous, int64_t num_previous,
+                             int64_t& item) {
+  if (!draws_by_rejection(row.count, items.num_items)) return false;
+  for (uint32_t attempt = 0; attempt < kRejectionBlocks; ++attempt) {
+    const Draws d = draws(key, sample, Items::kStream, j, attempt);
+    item = items.item(d.first);
+    if (!contains(item) && !is_among(previous, num_previous, item)) return true;
+    item = items.item(d.second);
+    if (!contains(item) && !is_among(previous, num_previous, item)) return true;
+  }
+  return false;
+}
+
 // Negative number j of a sample: an item outside the row, and outside previous[0 .. num_previous) (drawing without
 // replacement); -1 if there is none. `contains` answers whether the row holds an item.
 template <class Items, class Index, class Contains>
 ZX_HD int64_t draw_negative(const Items& items, Row<Index> row, const Contains& contains, SampleKey key,
                             uint64_t sample, uint32_t j, const int64_t* previous, int64_t num_previous) {
-  if (draws_by_rejection(row.count, items.num_items)) {
-    for (uint32_t attempt = 0; attempt < kRejectionBlocks; ++attempt) {
-      const Draws d = draws(key, sample, Items::kStream, j, attempt);
-      const int64_t first = items.item(d.first);
-      if (!contains(first) && !is_among(previous, num_previous, first)) return first;
-      const int64_t second = items.item(d.second);
-      if (!contains(second) && !is_among(previous, num_previous, second)) return second;
-    }
-  }
+  int64_t item = -1;
+  if (draw_by_rejection(items, row, contains, key, sample, j, previous, num_previous, item)) return item;
   return draw_from_complement(items, row, key, sample, j, previous, num_previous);
 }
 

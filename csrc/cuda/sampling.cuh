@@ -6,7 +6,7 @@
 #pragma once
 
 #include "common/sampler.h"
-#include "cuda/gpu.h"
+#include "cuda/reduce.cuh"
 
 namespace zx {
 inline namespace GPU_NS {
@@ -29,6 +29,58 @@ struct SampleOrigin {
 
 // ---- negatives ------------------------------------------------------------------------------------------------------
 
+// Items whose complement a whole warp searches together: all lanes call with the same row and unit, and get the same.
+//
+// Of items that are not uniform a row's complement has no closed form (sampler.h walks along the row). Here the lanes
+// take 32 of the row's items at a time, and a scan gives the running totals of their masses: prefix sums of the
+// complement, whose first one beyond the unit is searched for. All of it is in integers: the result is the walk's.
+template <class Items>
+struct WarpItems : Items {
+  __device__ __forceinline__ explicit WarpItems(const Items& items) : Items(items) {}
+
+  template <class Index>
+  __device__ __forceinline__ uint64_t complement_mass(Row<Index> row) const {
+    unsigned long long mass = 0;
+    for (int64_t j = threadIdx.x % kWarp; j < row.count; j += kWarp)
+      mass += mass_of(static_cast<int64_t>(row.items[j]));
+    return this->mass_below(this->num_items) - warp_combine(mass, kWarp, Add{});
+  }
+  template <class Index>
+  __device__ __forceinline__ int64_t complement_item(Row<Index> row, uint64_t m) const {
+    const int lane = threadIdx.x % kWarp;
+    unsigned long long skipped = 0;  // mass of the row's items before those that are looked at
+    for (int64_t first = 0; first < row.count; first += kWarp) {
+      const int64_t item = first + lane < row.count ? static_cast<int64_t>(row.items[first + lane]) : -1;
+      const bool here = is_item(item, this->num_items);
+      const unsigned long long below = here ? this->mass_below(item) : 0;
+      const unsigned long long mass = here ? this->mass_below(item + 1) - below : 0;
+      unsigned long long before = mass;  // with what the lanes below have, and at last without its own
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const unsigned long long other = __shfl_up_sync(kFullWarp, before, offset);
+        if (lane >= offset) before += other;
+      }
+      const unsigned beyond = __ballot_sync(kFullWarp, here && below - (skipped + before - mass) > m);
+      if (beyond != 0) {  // the items that are skipped end before the lowest of these
+        skipped += __shfl_sync(kFullWarp, before - mass, __ffs(static_cast<int>(beyond)) - 1);
+        break;
+      }
+      skipped += __shfl_sync(kFullWarp, before, kWarp - 1);
+    }
+    return this->item_at(m + skipped);
+  }
+
+ private:
+  __device__ __forceinline__ unsigned long long mass_of(int64_t item) const {
+    return is_item(item, this->num_items) ? this->mass_below(item + 1) - this->mass_below(item) : 0;
+  }
+};
+
+// The complement of a row of these has a closed form, and a lane draws from it alone.
+template <class Items>
+constexpr bool kDrawsAlone = false;
+template <>
+inline constexpr bool kDrawsAlone<UniformItems> = true;
+
 template <class Items, class Index>
 struct NegativeArgs {
   Items items;
@@ -43,34 +95,76 @@ struct NegativeArgs {
   unsigned long long* failed;  // -1 beforehand; the first row that lacks a negative, or whose user does not exist
 };
 
-// With replacement a thread draws one negative, else it draws a row's k one after the other.
+// Exact draws from complements, for those lanes of a warp that `need` one: the warp draws them one after the other.
+// All lanes must be here; `previous` are in memory that other lanes see.
+template <class Items, class Index>
+__device__ __forceinline__ int64_t draw_together(const Items& items, bool need, Row<Index> row, SampleKey key,
+                                                 uint64_t sample, uint32_t j, const int64_t* previous,
+                                                 int64_t num_previous, int64_t otherwise) {
+  const WarpItems<Items> together(items);
+  const int lane = threadIdx.x % kWarp;
+  int64_t result = otherwise;
+  for (unsigned left = __ballot_sync(kFullWarp, need); left != 0; left &= left - 1) {
+    const int from = __ffs(static_cast<int>(left)) - 1;
+    const auto of = [&](auto v) { return __shfl_sync(kFullWarp, v, from); };
+    const auto place_of = [&](const auto* p) {
+      return reinterpret_cast<decltype(p)>(of(reinterpret_cast<unsigned long long>(p)));
+    };
+    const Row<Index> its{place_of(row.items), of(row.count)};
+    const int64_t item =
+        draw_from_complement(together, its, key, of(sample), of(j), place_of(previous), of(num_previous));
+    if (lane == from) result = item;
+  }
+  return result;
+}
+
+// With replacement a thread draws one negative, else it draws a row's k one after the other. Warps stay together, so
+// that they can draw from complements together.
 template <class Items, class Index>
 __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const NegativeArgs<Items, Index> a) {
   const SampleKey key = a.origin.key();
   const int64_t first = a.origin.first();
   const int64_t per_row = a.replacement ? a.k : 1, each = a.replacement ? 1 : a.k;
   const int64_t work = a.rows * per_row, threads = gridDim.x * int64_t(kSampleThreads);
-  for (int64_t i = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; i < work; i += threads) {
-    const int64_t row = per_row == 1 ? i : i / per_row;
+  for (int64_t turn = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x / kWarp * kWarp; turn < work;
+       turn += threads) {
+    const int64_t i = turn + threadIdx.x % kWarp;
+    const bool live = i < work;
+    const int64_t row = !live ? 0 : per_row == 1 ? i : i / per_row;
     const int64_t j0 = i - row * per_row;
     const int64_t user = a.users[row];
     int64_t* out = a.out + row * a.k;
-    bool lacking = !is_item(user, a.num_users) || !is_row(a.indptr[user], a.indptr[user + 1], a.num_entries);
-    if (lacking) {
-      for (int64_t j = j0; j < j0 + each; ++j) out[j] = -1;
-    } else {
-      const int64_t begin = a.indptr[user], count = a.indptr[user + 1] - begin;
-      const Row<Index> items{a.indices + begin, count};
-      const RowMembership<Index> contains{items, a.filter != nullptr ? a.filter + begin : nullptr, a.items.num_items};
-      for (int64_t j = j0; j < j0 + each; ++j) {
-        const int64_t item = draw_negative(a.items, items, contains, key, static_cast<uint64_t>(first + row),
-                                           static_cast<uint32_t>(j), out, a.replacement ? 0 : j);
-        // (What a row that is none of this catalogue leads to is no item.)
-        out[j] = is_item(item, a.items.num_items) ? item : -1;
-        lacking |= out[j] < 0;
-      }
+    const bool exists = is_item(user, a.num_users) && is_row(a.indptr[user], a.indptr[user + 1], a.num_entries);
+    bool lacking = !exists;
+    Row<Index> items{a.indices, 0};
+    const uint16_t* filter = a.filter;
+    if (exists) {
+      const int64_t begin = a.indptr[user];
+      items = {a.indices + begin, a.indptr[user + 1] - begin};
+      if (filter != nullptr) filter += begin;
     }
-    if (lacking) atomicMin(a.failed, static_cast<unsigned long long>(row));
+    const RowMembership<Index> contains{items, filter, a.items.num_items};
+    for (int64_t n = 0; n < each; ++n) {
+      const int64_t j = j0 + n, num_previous = a.replacement ? 0 : j;
+      const uint64_t sample = static_cast<uint64_t>(first + row);
+      int64_t item = -1;
+      bool drawn = !(live && exists);
+      if (!drawn)
+        drawn =
+            draw_by_rejection(a.items, items, contains, key, sample, static_cast<uint32_t>(j), out, num_previous, item);
+      if constexpr (kDrawsAlone<Items>) {
+        if (!drawn)
+          item = draw_from_complement(a.items, items, key, sample, static_cast<uint32_t>(j), out, num_previous);
+      } else {
+        item = draw_together(a.items, !drawn, items, key, sample, static_cast<uint32_t>(j), out, num_previous, item);
+      }
+      if (!is_item(item, a.items.num_items))
+        item = -1;  // what a row that is none of this catalogue leads to is no item
+      if (live) out[j] = item;
+      lacking |= item < 0;
+      if (!kDrawsAlone<Items> && each > 1) __syncwarp();  // other lanes read this row's items
+    }
+    if (live && lacking) atomicMin(a.failed, static_cast<unsigned long long>(row));
   }
 }
 

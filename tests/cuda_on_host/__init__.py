@@ -96,7 +96,8 @@ def missing() -> str | None:
     return None
 
 
-def _build_folder() -> Path:
+def build_folder() -> Path:
+    """Where everything compiled is kept."""
     return Path(os.environ.get("CUDA_ON_HOST_BUILD") or ROOT / "build" / "cuda_on_host")
 
 
@@ -117,7 +118,7 @@ def _cached(name: str, suffix: str, command: list[str], inputs: list[bytes]) -> 
     digest = hashlib.sha256()
     for part in ["\0".join(command).encode(), _version(command[0]).encode(), *inputs]:
         digest.update(len(part).to_bytes(8, "little") + part)
-    path = _build_folder() / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+    path = build_folder() / f"{name}-{digest.hexdigest()[:20]}{suffix}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place, so that two test processes may build at once.
@@ -164,15 +165,18 @@ def build_program(source: str, kind: str, topic: str | None = None) -> Path:
     return _link(f"{Path(source).stem}-{topic or ''}{kind}", "", objects, sanitizers)
 
 
-def build_module(topic: str, kind: str) -> Path:
-    """Compiles the functions of ``<topic>.cpp`` into a Python module; ``kind`` is plain, asan or count."""
+def build_module(topic: str, kind: str, headers: Path | None = None) -> Path:
+    """Compiles the functions of ``<topic>.cpp`` into a Python module; ``kind`` is plain, asan or count.
+
+    A header of csrc that ``headers`` has as well is taken from there.
+    """
     import pybind11
 
     python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}")
     objects = [
         _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
         _object("module.cpp", ("-O1", *(EMULATOR_FLAGS[kind] if kind == "count" else ())), python),
-        _object(f"{topic}.cpp", KERNEL_FLAGS[kind]),
+        _object(f"{topic}.cpp", KERNEL_FLAGS[kind], () if headers is None else (f"-iquote{headers}",)),
     ]
     sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]
     if kind == "count":
@@ -217,8 +221,9 @@ class Counts:
 class Kernels:
     """The launchers of one topic, as attributes that take torch CPU tensors, None and numbers."""
 
-    def __init__(self, topic: str, module: ModuleType) -> None:
+    def __init__(self, topic: str, module: ModuleType, recorded: bool = True) -> None:
         self._topic = topic
+        self._record = recorded
         self._module = module
         self._recorded: Counter[tuple[Any, ...]] = Counter()
 
@@ -246,7 +251,7 @@ class Kernels:
 
     def _call(self, name: str, *args: Any) -> None:
         described = [_describe(a) for a in args]
-        folder = os.environ.get("CUDA_ON_HOST_RECORD")
+        folder = os.environ.get("CUDA_ON_HOST_RECORD") if self._record else None
         record = _serialise(name, args) if folder else b""  # before the call: it overwrites what it is given
         before = self._module.threads_run()
         self._module.call(name, *described)
@@ -313,14 +318,18 @@ def load(topic: str, kind: str | None = None) -> Kernels:
     sanitized as the environment says.
     """
     kind = kind or os.environ.get("CUDA_ON_HOST_SANITIZE") or "plain"
-    path = build_module(topic, kind)
+    return Kernels(topic, import_module(f"{topic}.{kind}", build_module(topic, kind)))
+
+
+def import_module(name: str, path: Path) -> ModuleType:
+    """Imports what :func:`build_module` has built."""
     # The last part of the name is the module's own; all of it is what pybind11 keeps the module under.
-    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{topic}.{kind}.host_kernels", path)
+    spec = importlib.util.spec_from_file_location(f"cuda_on_host.{name}.host_kernels", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Kernels(topic, module)
+    return module
 
 
 # The schedules that a test of a kernel with barriers, shuffles or atomics runs under.

@@ -88,52 +88,54 @@ def _excluded(interactions: Interactions, exclude: Any) -> Interactions:
 # ------------------------------------------------------------------------------------------------------ distributions
 
 
-def _integer_weights(popularity: np.ndarray, alpha: float, total: int) -> np.ndarray:
-    """popularity**alpha as positive integers (zero for popularity 0, unless alpha is 0) that sum to ``total``."""
-    counts, inverse = np.unique(popularity, return_inverse=True)
-    top = max(int(counts[-1]), 1)
+def _integer_weights(popularity: Tensor, alpha: float, total: int) -> Tensor:
+    """popularity**alpha as positive integers (zero for popularity 0, unless alpha is 0) that sum to ``total``.
+
+    All is done on the device of ``popularity``. Only the distinct counts, and how many items have each, come to the
+    host.
+    """
+    distinct, inverse, numbers = popularity.unique(return_inverse=True, return_counts=True)
+    counts, sizes = torch.stack((distinct, numbers)).cpu().tolist()
+    top = max(counts[-1], 1)
     if alpha == 0:
         powers = [1.0] * len(counts)
     else:
-        # math.pow, not numpy's: the table should not depend on which vector unit this machine has. Scaled so that the
+        # math.pow, not a vectorized one: the table should not depend on which unit this machine has. Scaled so that the
         # largest weight is 1.
-        base = top if alpha > 0 else int(counts[counts > 0][0])
-        powers = [math.pow(c / base, alpha) if c > 0 else 0.0 for c in counts.tolist()]
-    sizes = np.bincount(inverse, minlength=len(counts)).tolist()
+        base = top if alpha > 0 else next(c for c in counts if c > 0)
+        powers = [math.pow(c / base, alpha) if c > 0 else 0.0 for c in counts]
     scale = total / math.fsum(p * n for p, n in zip(powers, sizes, strict=True))
     # (A power may be too small for a float; its item can be drawn all the same.)
-    drawn = [alpha == 0 or c > 0 for c in counts.tolist()]
-    per_count = np.array([max(int(p * scale), 1) if d else 0 for p, d in zip(powers, drawn, strict=True)], np.int64)
-    weights = per_count[inverse.reshape(-1)]
+    drawn = [alpha == 0 or c > 0 for c in counts]
+    per_count = [max(int(p * scale), 1) if d else 0 for p, d in zip(powers, drawn, strict=True)]
+    weights = torch.tensor(per_count, dtype=torch.int64).to(popularity.device)[inverse]
     # What rounding left over is spread over the items of at least half the mean weight, which it does not change by
     # more than a few units in 2**30.
-    rest = total - int(weights.sum())
-    large = np.flatnonzero(weights >= total // (2 * len(weights)))
-    each, more = divmod(rest, len(large))
-    weights[large] += each
-    weights[large[:more]] += 1
-    return weights
+    half_mean = total // (2 * weights.numel())
+    rest = total - sum(w * n for w, n in zip(per_count, sizes, strict=True))
+    each, more = divmod(rest, sum(n for w, n in zip(per_count, sizes, strict=True) if w >= half_mean))
+    large = weights >= half_mean
+    return weights + large * each + (large & (large.cumsum(0) <= more))
 
 
-def _alias_table(weights: np.ndarray, slots: int) -> np.ndarray:
+def _alias_table(weights: Tensor, slots: int) -> Tensor:
     """Alias table of integer weights that sum to ``slots * 2**31``: int64 [slots], threshold << 32 | alias.
 
     Items below the mean (light) are filled up by those above (heavy), both in ascending order. A heavy item that has
     given too much is filled up by the next. With running totals of what is missing and of what is to spare, every slot
     is known at once (Huebschle-Schneider and Sanders, "Parallel weighted random sampling", ESA 2019).
     """
-    weights = np.concatenate((weights, np.zeros(slots - len(weights), np.int64)))
-    threshold, alias = weights.copy(), np.arange(slots)
-    light, heavy = np.flatnonzero(weights < _UNIT), np.flatnonzero(weights >= _UNIT)
-    missing, spare = np.cumsum(_UNIT - weights[light]), np.cumsum(weights[heavy] - _UNIT)
+    threshold = torch.nn.functional.pad(weights, (0, slots - weights.numel()))
+    alias = torch.arange(slots, device=weights.device)
+    light, heavy = (threshold < _UNIT).nonzero()[:, 0], (threshold >= _UNIT).nonzero()[:, 0]
+    lacking = _UNIT - threshold[light]
+    missing, spare = lacking.cumsum(0), (threshold[heavy] - _UNIT).cumsum(0)
     threshold[heavy] = _UNIT
-    if len(light):
-        before = missing - (_UNIT - weights[light])
-        alias[light] = heavy[np.searchsorted(spare, before, side="right")]
-        threshold[heavy] -= missing[np.searchsorted(missing, spare, side="left")] - spare
+    if light.numel():
+        alias[light] = heavy[torch.searchsorted(spare, missing - lacking, right=True)]
+        threshold[heavy] -= missing[torch.searchsorted(missing, spare)] - spare
         alias[heavy[:-1]] = heavy[1:]
-    packed: np.ndarray = (threshold.astype(np.uint64) << np.uint64(32) | alias.astype(np.uint64)).view(np.int64)
-    return packed
+    return threshold << 32 | alias
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,8 @@ def _popularity_table(interactions: Interactions, alpha: float) -> tuple[Tensor,
     if interactions.nnz == 0:
         raise ValueError("strategy: 'popularity' needs at least one interaction, got none")
     size = 1 << (num_items - 1).bit_length()
-    weights = _integer_weights(interactions.popularity.cpu().numpy(), alpha, size * _UNIT)
-    slots = torch.from_numpy(_alias_table(weights, size)).to(interactions.device)
-    masses = torch.from_numpy(np.concatenate((np.zeros(1, np.int64), np.cumsum(weights)))).to(interactions.device)
-    return slots, masses
+    weights = _integer_weights(interactions.popularity, alpha, size * _UNIT)
+    return _alias_table(weights, size), torch.nn.functional.pad(weights.cumsum(0), (1, 0))
 
 
 def _item_numbers(name: str, values: Any, interactions: Interactions) -> Tensor:

@@ -1,0 +1,58 @@
+"""Kernels with bugs planted in them, to show that the tests of a kernel notice when one of its mechanisms is broken.
+
+``load(topic, header, bugs)`` compiles the launchers of ``<topic>.cpp`` with a changed copy of a header of csrc. In the
+copy every bug is there beside the right text, and ``plant(number)`` chooses which one is alive: 1 is the first of
+``bugs``, 0 none. So all bugs cost one build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cuda_on_host
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A piece of a header and what stands there instead: both statements (they end with a semicolon) or expressions."""
+
+    name: str
+    right: str
+    wrong: str
+
+
+def changed(text: str, bugs: Sequence[Bug]) -> str:
+    """Returns the header with all bugs in it.
+
+    Raises:
+        ValueError: the right text of a bug does not occur exactly once, so the bug tests nothing any more.
+    """
+    pieces = []
+    for number, bug in enumerate(bugs, 1):
+        if (found := text.count(bug.right)) != 1:
+            raise ValueError(f"{bug.name}: expected {bug.right!r} once, found it {found} times")
+        alive = f"zx::planted == {number}"
+        if bug.right.endswith(";"):
+            piece = f"if ({alive}) {{ {bug.wrong} }} else {{ {bug.right} }}"
+        else:
+            piece = f"({alive} ? ({bug.wrong}) : ({bug.right}))"
+        pieces.append((text.index(bug.right), len(bug.right), piece))
+    for start, length, piece in sorted(pieces, reverse=True):
+        text = text[:start] + piece + text[start + length :]
+    head = "#pragma once\n#include <cstdint>\nnamespace zx {\ninline int64_t planted = 0;\n}\n"
+    plant = 'static hostcall::Function plant_("plant", [](int64_t number) { zx::planted = number; });\n'
+    return head + text + '#include "host_call.h"\n' + plant
+
+
+def load(topic: str, header: str, bugs: Sequence[Bug]) -> cuda_on_host.Kernels:
+    """Compiles the launchers of a topic with the bugs in ``csrc/<header>``; their bytes are counted."""
+    text = changed((cuda_on_host.CSRC / header).read_text(), bugs)
+    # The name stands for the text, as what is compiled is kept by its command.
+    folder = cuda_on_host.build_folder() / f"planted-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    path = folder / header
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    module = cuda_on_host.build_module(topic, "count", folder)
+    return cuda_on_host.Kernels(topic, cuda_on_host.import_module(f"{topic}.planted", module), recorded=False)
