@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of
+from cuda_on_host import planted
+from cuda_on_host.testing import counted_kernels_of, kernels_of
 
 from zerosum_ext import _ops
 from zerosum_ext.reference import ranking as _ranking_reference
 
 kernels = kernels_of("rank")
+counted = counted_kernels_of("rank")
+
+# csrc/cuda/rank.cuh: positives that are counted in registers, those that a pass counts by search, places of a list that
+# a pass makes.
+REGISTERS, LEVELS, LIST = 8, 511, 1024
 
 
 def csr(dense, dtype):
@@ -33,7 +41,18 @@ def problem(num_users=9, num_items=301, share=0.1, dtype=torch.int32, seed=0):
     return users, offset, indptr, indices, *csr(excluded, dtype)
 
 
-def run(kernels, scores, users, offset, *matrices, k):
+def held_out(counts, num_items, excluded=0.3, dtype=torch.int32, seed=0):
+    """Users with so many positives each; a share of the items is excluded, positives among them."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.zeros(len(counts), num_items, dtype=torch.bool)
+    for row, count in enumerate(counts):
+        dense[row, torch.randperm(num_items, generator=generator)[:count]] = True
+    offset = torch.tensor([0, *counts]).cumsum(0)
+    others = torch.rand(len(counts), num_items, generator=generator) < excluded
+    return torch.arange(len(counts)), offset, *csr(dense, dtype), *csr(others, dtype)
+
+
+def run(kernels, scores, users, offset, *matrices, k, blocks=1 << 16):
     compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
     count, rows = int(offset[-1]), users.numel()
     out = (
@@ -43,12 +62,12 @@ def run(kernels, scores, users, offset, *matrices, k):
         torch.full((rows, k), -9),
         torch.full((1,), -1),
     )
-    kernels.rank_scores(scores, users, offset, *matrices, *out)
+    kernels.rank_scores(scores, users, offset, *matrices, *out, blocks)
     return out
 
 
-def check(kernels, scores, args, k):
-    got = run(kernels, scores, *args, k=k)
+def check(kernels, scores, args, k, blocks=1 << 16):
+    got = run(kernels, scores, *args, k=k, blocks=blocks)
     compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
     want = _ranking_reference.rank_scores(scores.to(compute), *args, k)
     for g, w in zip(got, want, strict=True):
@@ -102,6 +121,188 @@ def test_nobody(kernels):
     assert run(kernels, scores(0, 301), *nobody, k=2)[5].item() == -1
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "counts",
+    [(0, 1, 2, 3, 4), (5, 7, 8, 9, 15, 16, 17), (LEVELS - 1, LEVELS), (LEVELS + 1, 2 * LEVELS + 1)],
+    ids=str,
+)
+def test_any_number_of_positives(kernels, counts, ties):
+    """In registers, by search, in several passes; two blocks take the users, so that each takes several."""
+    args = held_out(counts, 1201)
+    check(kernels, scores(len(counts), 1201, ties=ties), args, 5, blocks=2)
+
+
+@pytest.mark.parametrize("k", [255, 256, 257, 512, 513, LIST - 1, LIST, LIST + 1, 2 * LIST + 50])
+def test_lists_of_any_length(kernels, k):
+    args = held_out((3, 0), 2201, excluded=0.05)
+    check(kernels, scores(2, 2201, ties=k % 2 == 0), args, k, blocks=1)
+
+
+def ordered(kind, rows, num_items):
+    """Scores in an order that a list filled from the front takes badly."""
+    s = scores(rows, num_items)
+    if kind == "ascending":
+        return s.sort(1).values
+    if kind == "descending":
+        return s.sort(1, descending=True).values
+    if kind == "level":
+        return torch.full_like(s, 0.5)
+    s[:, : num_items - 7] = -torch.inf  # nothing but the last few
+    return s
+
+
+@pytest.mark.parametrize("kind", ["ascending", "descending", "level", "lowest"])
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_scores_in_an_order(kernels, kind, settings):
+    """The queue is full again and again, or never."""
+    with cuda_on_host.schedule(settings):
+        check(kernels, ordered(kind, 2, 5003), held_out((2, 11), 5003), 300)
+
+
+def test_the_best_items_are_excluded(kernels):
+    args = list(held_out((3, 20), 4001))
+    s = scores(2, 4001)
+    args[4:] = csr(s > 0, torch.int32)
+    check(kernels, s, args, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_rows_that_begin_anywhere(kernels, dtype):
+    """Whatever lies before and behind a row would be first in its list."""
+    for num_items in (1, 2, 3, 4, 5, 9, 131):
+        for first in range(4):
+            around = torch.full((3, num_items + 7), 9.0).to(dtype)
+            s = around[:, first : first + num_items]
+            s.copy_(scores(3, num_items, dtype))
+            check(kernels, s, held_out((0, 1, 1), num_items), 3)
+
+
+def test_zeros_of_both_signs_are_level(kernels):
+    s = torch.zeros(2, 700)
+    s[:, ::3] = -0.0
+    for k in (9, 400):
+        check(kernels, s, held_out((2, 12), 700), k)
+        check(kernels, s.double(), held_out((2, 12), 700), k)
+
+
+def test_infinite_scores_of_positives(kernels):
+    s = scores(2, 403)
+    s[:, ::2], s[:, 1::4] = -torch.inf, torch.inf
+    check(kernels, s, held_out((6, 40), 403), 20)
+
+
+def test_nan_of_a_user_with_many_positives(kernels):
+    args = held_out((600, 20, 3), 1201, excluded=0)
+    s = scores(3, 1201)
+    s[1, int(args[3][int(args[2][1]) + 4])] = torch.nan
+    assert run(kernels, s, *args, k=2)[5].item() == 1
+
+
+# -------------------------------------------------------------------------------------------------------- the budget
+
+
+def budget(counted, s, args, k, *, passes=1, looked_up=0):
+    """One launch; the scores are read once a pass; ``looked_up`` entries a user are compared with what is excluded."""
+    with counted.count() as counts:
+        check(counted, s, args, k)
+    assert [node.kernel for node in counts.nodes] == ["(rank_kernel<S>)"]
+    rows, sizes, excluded = args[0].numel(), args[1].diff().tolist(), args[4].diff()
+    elements, size = s.numel(), s.element_size()
+    # A sector of 32 bytes may belong to two rows, and a user's positives and excluded items to those of others.
+    assert 32 * counts.sectors_loaded <= elements * size + 4 * (sum(sizes) + int(excluded.sum())) + 32 * (16 * rows + 8)
+    counted_in = -(-max(sizes) // LEVELS)  # passes
+    assert counts.stored == sum(sizes) * (4 + 8 + 8) + rows * 8 * (counted_in + k)
+    # Instructions ask for the scores once a pass. Every thread fetches the positives that it counts in registers.
+    fetched = sum((8 * 256 if n <= REGISTERS else 48) * n for n in sizes)
+    taken_off = int(excluded.sum()) * (4 + size + 4 * max(sizes).bit_length()) * counted_in
+    searched = rows * looked_up * 4 * (int(excluded.max()).bit_length() + 1)
+    assert counts.loaded <= passes * elements * size + fetched + taken_off + searched + rows * 1500
+
+
+def test_budget(counted):
+    """What a list looks up: some queues at first, and then k log(items / 256) entries that may be of its best."""
+    args = held_out((1, 4, 8), 12_000, excluded=0.01)
+    budget(counted, scores(3, 12_000), args, 0)
+    budget(counted, scores(3, 12_000), args, 20, looked_up=1400)
+
+
+def test_budget_of_several_passes(counted):
+    args = held_out((LEVELS + 9,), 6_000, excluded=0.01)
+    budget(counted, scores(1, 6_000), args, 0, passes=2)
+    args = held_out((2,), 6_000, excluded=0.01)
+    budget(counted, scores(1, 6_000), args, 2 * LIST + 1, passes=3, looked_up=12_000)
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+BUGS = [
+    planted.Bug(
+        "a tie goes to any item",
+        "e > list.last()",
+        "!e.is_none() && (list.last().is_none() || e.score() > list.last().score())",
+    ),
+    planted.Bug("ties have no order", "return key > other.key;", "return key >> 32 > other.key >> 32;"),
+    planted.Bug("the list's end is never known", "best[shared->length - 1]", "Entry<T>::none()"),
+    planted.Bug("the list's end is taken for its begin", "last().score()", "best[0].score()"),
+    planted.Bug("scores that find the queue full are lost", "return notable;", "return 0;"),
+    planted.Bug("packs that found the queue full are counted again", "if (!full) v += turn;", "left = 0;"),
+    planted.Bug("places that nobody fills keep old entries", "list.queue()[p] = Entry<T>::none();", ";"),
+    planted.Bug("excluded items are listed", "!row.is_candidate(e.item())", "false"),
+    planted.Bug("excluded items are counted", "counts.take_off(row.score(item));", ";"),
+    planted.Bug("an excluded positive is taken off", "row.is_positive(item)", "false"),
+    planted.Bug("counts of the row before stay", "shared->above[threadIdx.x] = shared->level[threadIdx.x] = 0;", ";"),
+    planted.Bug("the list of the row before stays", "best[i] = Entry<T>::none();", ";"),
+    planted.Bug("the last pack is read whole", "static_cast<unsigned>(whole)", "static_cast<unsigned>(whole + 1)"),
+    planted.Bug("the search stops early", "2 * half <= count", "2 * half < count"),
+    planted.Bug("levels of a second pass are lost", "first += kRankLevels", "first += m"),
+    planted.Bug("a longer list begins anew", "list.shared->below > e", "true"),
+    planted.Bug(
+        "an excluded item that is level is taken off as one above",
+        "above[j] -= s > levels[j] ? 1.0f : 0.0f;",
+        "above[j] -= s >= levels[j] ? 1.0f : 0.0f;",
+    ),
+    planted.Bug("the sums of bins lose what was carried", "sum += carried;", ";"),
+]
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    if os.environ.get("CUDA_ON_HOST_SANITIZE"):
+        pytest.skip("planted bugs are for the tests to find: sanitizers look at the kernels that are right")
+    return planted.load("rank", "cuda/rank.cuh", BUGS)
+
+
+def battery(kernels):
+    """One case for each thing that can go wrong."""
+    check(kernels, scores(6, 301, ties=True), held_out((0, 1, 2, 4, 8, 16), 301), 10, blocks=2)
+    check(kernels, scores(2, 1201, ties=True), held_out((16, LEVELS + 40), 1201), 3, blocks=1)
+    check(kernels, ordered("ascending", 1, 3003), held_out((2,), 3003), 300)
+    check(kernels, scores(1, 3003), held_out((2,), 3003), 300)
+    with cuda_on_host.schedule(cuda_on_host.SCHEDULES[2]):  # lower items come after higher ones, here and there
+        check(kernels, ordered("level", 1, 3003), held_out((2,), 3003), 300)
+    check(kernels, scores(2, 1301), held_out((1, 0), 1301, excluded=0.02), LIST + 9, blocks=1)
+    around = torch.full((3, 70), 9.0)
+    around[:, 5:66] = scores(3, 61)
+    check(kernels, around[:, 5:66], held_out((3, 0, 12), 61), 4)
+    test_budget(kernels)
+
+
+@pytest.mark.parametrize("bug", [None, *BUGS], ids=lambda bug: bug.name if bug else "none")
+def test_planted_bugs_are_noticed(wrong, bug):
+    wrong.plant(0 if bug is None else 1 + BUGS.index(bug))
+    if bug is None:
+        battery(wrong)
+        return
+    with pytest.raises((AssertionError, RuntimeError)):
+        battery(wrong)
+
+
+def test_a_bug_that_has_lost_its_place_is_noticed():
+    with pytest.raises(ValueError, match="expected 'nowhere' once, found it 0 times"):
+        planted.changed("text", [planted.Bug("lost", "nowhere", "anywhere")])
+
+
 def test_factors_are_ranked_through_scores_where_only_those_have_a_kernel(monkeypatch):
     args = problem(share=0.05)
     generator = torch.Generator().manual_seed(5)
@@ -109,6 +310,6 @@ def test_factors_are_ranked_through_scores_where_only_those_have_a_kernel(monkey
     factors = tuple(torch.randint(-9, 9, (n, 8), generator=generator).float() for n in (9, 301))
     want = _ranking_reference.rank_factors(*factors, None, *args, 5)
     monkeypatch.setitem(_ops.KERNELS, "cpu", _ops.KERNELS["cpu"] & {"rank_scores"})
-    monkeypatch.setattr(_ranking_reference, "BLOCK_ELEMENTS", 4 * 301)
+    monkeypatch.setattr(_ranking_reference, "KERNEL_BLOCK_ELEMENTS", 4 * 301)
     for g, w in zip(_ops.rank_factors(*factors, None, *args, 5), want, strict=True):
         assert torch.equal(g, w)

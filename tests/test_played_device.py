@@ -57,7 +57,7 @@ def same(got, want):
 def test_one_transfer_at_the_end(played, monkeypatch, kind, ties):
     """Interactions on the host, blocks of few users."""
     monkeypatch.setattr(ranking, "BLOCK_USERS", 23)
-    monkeypatch.setattr("zerosum_ext.reference.ranking.BLOCK_ELEMENTS", 7 * 97)
+    monkeypatch.setattr("zerosum_ext.reference.ranking.KERNEL_BLOCK_ELEMENTS", 7 * 97)
     factors, train, test = case()
     there = tuple(t.to(PLAYED) for t in factors)
     make = {
@@ -142,3 +142,28 @@ def test_what_the_played_device_notes(played):
     ]
     with pytest.raises(AssertionError, match="tensors of two devices"):
         x + torch.ones(5)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_recommendations_take_the_ranking_kernel(played, monkeypatch, exclude):
+    """One call a block of users; of equal scores the lower item comes first, as on the CPU."""
+    (user, item, _), train, _ = case()
+    model = zx.MatrixFactorization(61, 97, 5)
+    model.load_state_dict(dict(zip(model.state_dict(), (user, item), strict=True)))
+    want = model.recommend(
+        torch.arange(61).repeat(2), 13, exclude=train if exclude else None
+    )  # enough for the CPU's kernel
+    calls = []
+    original = _ops.rank_scores
+    monkeypatch.setattr(
+        "zerosum_ext._ops.ranking.rank_scores", lambda *args: calls.append(args[0].shape) or original(*args)
+    )
+    there = model.to(PLAYED)
+    got = there.recommend(torch.arange(61).repeat(2), 13, exclude=train if exclude else None)
+    assert calls == [(122, 97)]
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g.cpu(), w)
+    with torch.no_grad():
+        there.state_dict()[next(iter(there.state_dict()))][3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        there.recommend([1, 3], 5)

@@ -27,7 +27,9 @@ void check_csr(const Call& call, const Tensor& indptr, const Tensor& indices, co
   ZX_CHECK(
       indptr.dim() == 1 && indptr.size(0) >= 1 && indptr.scalar_type() == ScalarType::Long && indptr.is_contiguous(),
       name, " must have an int64 indptr");
-  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous(), name, " must have contiguous indices");
+  ZX_CHECK(indices.dim() == 1 && indices.is_contiguous() &&
+               (indices.scalar_type() == ScalarType::Int || indices.scalar_type() == ScalarType::Long),
+           name, " must have contiguous indices, int32 or int64");
 }
 
 }  // namespace
@@ -46,6 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
                offset.is_contiguous(),
            "offset must be int64 [users + 1]");
   ZX_CHECK(k >= 0, "k must not be negative");
+  ZX_CHECK(scores.size(1) < kRankItems, "scores must be of fewer than 2^32 - 1 items");
   if (excluded_indptr) {
     check_csr(call, *excluded_indptr, *excluded_indices, "excluded");
     ZX_CHECK(excluded_indices->scalar_type() == indices.scalar_type(),
@@ -85,21 +88,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
   call.fill(failed.data_ptr(), 0xff, 8);
   dispatch_floating(scores.scalar_type(), [&](auto zero) {
     using S = typename Device<decltype(zero)>::type;
-    dispatch_index(indices.scalar_type(), [&](auto index) {
-      using Index = decltype(index);
-      RankArgs<S, Index> a{};
-      a.scores = data<S>(scores), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
-      a.rows = rows, a.num_items = scores.size(1), a.k = k;
-      a.users = data<int64_t>(users), a.offset = data<int64_t>(offset.is_cuda() ? offset : moved);
-      a.positive_indptr = data<int64_t>(indptr), a.positive_indices = data<Index>(indices);
-      if (excluded_indptr)
-        a.excluded_indptr = data<int64_t>(*excluded_indptr), a.excluded_indices = data<Index>(*excluded_indices);
-      a.positive_scores = data<arithmetic_t<S>>(positive_scores);
-      a.greater = data<unsigned long long>(greater), a.equal = data<unsigned long long>(equal);
-      a.candidates = data<int64_t>(candidates), a.top_items = data<int64_t>(top_items);
-      a.failed = data<unsigned long long>(failed);
-      zx::rank_scores(a, call.stream());
-    });
+    RankArgs<S> a{};
+    a.scores = data<S>(scores), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
+    a.rows = rows, a.num_items = scores.size(1), a.k = k;
+    a.users = data<int64_t>(users), a.offset = data<int64_t>(offset.is_cuda() ? offset : moved);
+    a.positive_indptr = data<int64_t>(indptr), a.positive_indices = indices.data_ptr();
+    if (excluded_indptr)
+      a.excluded_indptr = data<int64_t>(*excluded_indptr), a.excluded_indices = excluded_indices->data_ptr();
+    a.wide = indices.scalar_type() == ScalarType::Long;
+    a.positive_scores = data<arithmetic_t<S>>(positive_scores);
+    a.greater = data<unsigned long long>(greater), a.equal = data<unsigned long long>(equal);
+    a.candidates = data<int64_t>(candidates), a.top_items = data<int64_t>(top_items);
+    a.failed = data<unsigned long long>(failed);
+    zx::rank_scores(a, call.stream());
   });
   Call::check();
   return {positive_scores, greater, equal, candidates, top_items, failed};

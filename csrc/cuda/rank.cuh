@@ -1,11 +1,18 @@
-// Rankings of a catalogue on the GPU: a block of threads for each user, over scores that a matrix product has left in
-// memory. Counts are integers and lists have a strict order (csrc/common/ranking.h), so that the results do not depend
-// on which thread saw what.
+// Rankings of a catalogue on the GPU, over scores that a matrix product has left in memory: a block of threads takes a
+// user and reads the scores once. Counts are integers and lists have a strict order (csrc/common/ranking.h), so the
+// results do not depend on which thread saw what.
 //
-// Positives are compared with the items 32 at a time: lane j of a warp keeps the count of positive j, and a vote of the
-// warp compares 32 items with it. Lists are made by as many passes as they are long; a pass asks whether an item is a
-// candidate only where it would be the best so far, which is seldom.
+// Counts. Up to 8 held-out positives are compared with each score in registers. More are sorted in shared memory, at
+// most kRankLevels in a pass; each score then searches its place and is counted in a histogram. Both count all items.
+// What excluded items add is taken off afterwards: they are few, and no score has to be masked.
+//
+// Lists. `best` holds the best entries so far, sorted. A score that is no worse than the last of them is put into a
+// queue. Once the queue is full, its entries that are no candidates are dropped, the others are sorted and merged into
+// `best` (as FAISS' WarpSelect and RAFT's warpsort do). Excluded items so cost a search only where they score high. A
+// pass makes kRankList places of a list; a longer one takes further passes, which look below the last entry found.
 #pragma once
+
+#include <cstring>
 
 #include "common/ranking.h"
 #include "cuda/reduce.cuh"
@@ -14,9 +21,124 @@ namespace zx {
 inline namespace GPU_NS {
 
 constexpr int kRankThreads = 256;
-constexpr int64_t kRankBlocks = 1 << 16;  // at most: more users are walked in strides
+constexpr int64_t kRankBlocks = 1 << 16;    // at most: more users are walked in strides
+constexpr int kRankPack = 4;                // scores of one load
+constexpr int kRankLoads = 2;               // loads of a thread that are on their way at once
+constexpr int kRankRegisters = 8;           // positives that are counted in registers
+constexpr int kRankLevels = 511;            // positives that one pass counts by search: a power of two less one
+constexpr int kRankList = 1024;             // places of a list that one pass makes
+constexpr int64_t kRankItems = 0xffff0000;  // fewer items than this: 32 bits hold an item's number, and some beyond
 
-template <class S, class Index>
+static_assert(kRankPack * kRankLoads * kWarp <= kRankThreads,
+              "an empty queue has room for what a warp finds in a turn");
+
+// ---- entries of lists -----------------------------------------------------------------------------------------------
+
+// The bits of a score as an unsigned number of the same order; 0 and -0 are one, as they are for the scores.
+__device__ __forceinline__ unsigned ordered_bits(float score) {
+  unsigned u;
+  score += 0.0f;
+  memcpy(&u, &score, sizeof u);
+  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
+}
+__device__ __forceinline__ unsigned long long ordered_bits(double score) {
+  unsigned long long u;
+  score += 0.0;
+  memcpy(&u, &score, sizeof u);
+  return u ^ (u >> 63 ? ~0ull : 1ull << 63);
+}
+__device__ __forceinline__ void from_ordered(unsigned u, float& score) {
+  u ^= u >> 31 ? 0x80000000u : 0xffffffffu;
+  memcpy(&score, &u, sizeof u);
+}
+__device__ __forceinline__ void from_ordered(unsigned long long u, double& score) {
+  u ^= u >> 63 ? 1ull << 63 : ~0ull;
+  memcpy(&score, &u, sizeof u);
+}
+
+// A score and its item as one number: the larger entry precedes (ranking.h), none is less than all others.
+template <class T>
+struct Entry;
+
+template <>
+struct Entry<float> {
+  unsigned long long key;
+
+  static __device__ __forceinline__ Entry none() { return {0}; }
+  static __device__ __forceinline__ Entry of(float score, unsigned item) {
+    return {static_cast<unsigned long long>(ordered_bits(score)) << 32 | ~item};
+  }
+  __device__ __forceinline__ bool is_none() const { return key == 0; }
+  __device__ __forceinline__ unsigned item() const { return ~static_cast<unsigned>(key); }
+  __device__ __forceinline__ float score() const {
+    float s;
+    from_ordered(static_cast<unsigned>(key >> 32), s);
+    return s;
+  }
+  __device__ __forceinline__ bool operator>(const Entry& other) const { return key > other.key; }
+  __device__ __forceinline__ Entry across(int lanes) const { return {__shfl_xor_sync(kFullWarp, key, lanes)}; }
+};
+
+template <>
+struct Entry<double> {
+  unsigned long long key, low;
+
+  static __device__ __forceinline__ Entry none() { return {0, 0}; }
+  static __device__ __forceinline__ Entry of(double score, unsigned item) { return {ordered_bits(score), ~item}; }
+  __device__ __forceinline__ bool is_none() const { return key == 0; }
+  __device__ __forceinline__ unsigned item() const { return ~static_cast<unsigned>(low); }
+  __device__ __forceinline__ double score() const {
+    double s;
+    from_ordered(key, s);
+    return s;
+  }
+  __device__ __forceinline__ bool operator>(const Entry& other) const {
+    return key > other.key || (key == other.key && low > other.low);
+  }
+  __device__ __forceinline__ Entry across(int lanes) const {
+    return {__shfl_xor_sync(kFullWarp, key, lanes), __shfl_xor_sync(kFullWarp, low, lanes)};
+  }
+};
+
+// Compares within a warp what a bitonic network compares at strides of 16 and less, for its sequences of the sizes
+// first to last. `a` has a multiple of kRankThreads entries; a thread only touches those at its own places.
+template <class E>
+__device__ __forceinline__ void sort_within_warps(E* a, int n, int first, int last, bool ascending) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += kRankThreads) {
+    E mine = a[i];
+#pragma unroll 1
+    for (int size = first; size <= last; size *= 2)
+#pragma unroll 1
+      for (int stride = size < kWarp ? size / 2 : kWarp / 2; stride > 0; stride /= 2) {
+        const E other = mine.across(stride);
+        const bool lesser = ((i & stride) == 0) == (((i & size) == 0) == ascending);
+        if ((mine > other) == lesser) mine = other;
+      }
+    a[i] = mine;
+  }
+}
+
+// Makes each bitonic sequence of `size` entries a sorted one; those at odd places are sorted the other way round.
+template <class E>
+__device__ __forceinline__ void merge_bitonic(E* a, int n, int size, bool ascending) {
+#pragma unroll 1
+  for (int stride = size / 2; stride >= kWarp; stride /= 2) {
+    __syncthreads();
+#pragma unroll 1
+    for (int p = threadIdx.x; p < n / 2; p += kRankThreads) {
+      const int i = 2 * p - (p & (stride - 1));
+      const E left = a[i], right = a[i + stride];
+      if ((left > right) == (((i & size) == 0) == ascending)) a[i] = right, a[i + stride] = left;
+    }
+  }
+  __syncthreads();
+  sort_within_warps(a, n, size, size, ascending);
+}
+
+// ---- what a block works on ------------------------------------------------------------------------------------------
+
+template <class S>
 struct RankArgs {
   const S* scores;  // [rows, num_items]
   int64_t row_stride, column_stride;
@@ -24,9 +146,10 @@ struct RankArgs {
   const int64_t* users;   // [rows]
   const int64_t* offset;  // [rows + 1], of each user's positives in the results
   const int64_t* positive_indptr;
-  const Index* positive_indices;
+  const void* positive_indices;    // int64 or int32
   const int64_t* excluded_indptr;  // or null
-  const Index* excluded_indices;
+  const void* excluded_indices;
+  bool wide;  // whether indices are int64
   arithmetic_t<S>* positive_scores;
   unsigned long long *greater, *equal;
   int64_t* candidates;         // [rows]
@@ -34,106 +157,506 @@ struct RankArgs {
   unsigned long long* failed;  // -1 beforehand; the first row with a candidate scored NaN
 };
 
-// The best of all threads' entries, for all of them.
-template <class T>
-__device__ __forceinline__ Scored<T> best_of_block(Scored<T> best) {
-  constexpr int kWarps = kRankThreads / kWarp;
-  GPU_SHARED(T, scores, kWarps);
-  GPU_SHARED(int64_t, items, kWarps);
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const Scored<T> other{__shfl_xor_sync(kFullWarp, best.score, offset),
-                          __shfl_xor_sync(kFullWarp, best.item, offset)};
-    if (precedes(other, best)) best = other;
+// A user's items in a matrix: where they lie in it, not a pointer, which would be taken for one to any kind of memory.
+struct Span {
+  int64_t first, count;
+};
+
+// The items of all users; the index type is known when the kernel runs, as what reads here is seldom.
+struct AnyItems {
+  const void* items;
+  bool wide;
+
+  __device__ __forceinline__ int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t*>(items)[i] : static_cast<const int32_t*>(items)[i];
   }
-  __syncthreads();  // the arrays of a call before may still be read
-  if (threadIdx.x % kWarp == 0) {
-    scores[threadIdx.x / kWarp] = best.score;
-    items[threadIdx.x / kWarp] = best.item;
+  __device__ __forceinline__ bool holds(Span span, int64_t item) const {
+    int64_t at = span.first, n = span.count;
+#pragma unroll 1
+    while (n > 0) {  // as lower_bound (csr.h)
+      const int64_t half = n >> 1;
+      const bool right = (*this)[at + half] < item;
+      at += right ? half + 1 : 0;
+      n = right ? n - half - 1 : half;
+    }
+    return at < span.first + span.count && (*this)[at] == item;
   }
-  __syncthreads();
-  best = {scores[0], items[0]};
-  for (int w = 1; w < kWarps; ++w) {
-    const Scored<T> other{scores[w], items[w]};
-    if (precedes(other, best)) best = other;
-  }
-  return best;
+};
+
+__device__ __forceinline__ Span span_of(const int64_t* indptr, int64_t user) {
+  if (indptr == nullptr) return {0, 0};
+  const int64_t first = indptr[user];
+  return {first, indptr[user + 1] - first};
 }
 
-template <class S, class Index>
-__global__ void __launch_bounds__(kRankThreads) rank_kernel(const RankArgs<S, Index> a) {
-  using T = arithmetic_t<S>;
-  const int lane = threadIdx.x % kWarp;
-  const T lowest = -static_cast<T>(INFINITY);
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const int64_t user = a.users[row], first = a.positive_indptr[user];
-    const Row<Index> positives{a.positive_indices + first, a.positive_indptr[user + 1] - first};
-    const int64_t excluded_first = a.excluded_indptr != nullptr ? a.excluded_indptr[user] : 0;
-    const Row<Index> excluded{a.excluded_indices + excluded_first,
-                              a.excluded_indptr != nullptr ? a.excluded_indptr[user + 1] - excluded_first : 0};
-    const S* scores = a.scores + row * a.row_stride;
-    const auto score = [&](int64_t item) { return widen(scores[item * a.column_stride]); };
-    const int64_t out = a.offset[row];
+// A user's scores in packs that start at multiples of 16 bytes (8 for 16-bit scores). Pack v holds the items from
+// 4 v - shift on; the packs [first, first + whole) are read at once, those at the ends one by one. So is every pack of
+// scores that do not lie side by side.
+struct Packs {
+  unsigned shift, first, whole, count;
 
-    for (int64_t i = threadIdx.x; i < positives.count; i += kRankThreads) {
-      a.positive_scores[out + i] = score(static_cast<int64_t>(positives.items[i]));
-      a.greater[out + i] = 0;
-      a.equal[out + i] = ~0ull;  // -1: a positive is level with itself
-    }
-    int64_t removed = 0;
-    for (int64_t i = threadIdx.x; i < excluded.count; i += kRankThreads)
-      removed += !row_contains(positives, static_cast<int64_t>(excluded.items[i]));
-    removed = block_combine<kRankThreads>(removed, Add{});  // and all threads see what was written above
-    if (threadIdx.x == 0) a.candidates[row] = a.num_items - removed;
-
-    // Counts, 32 positives at a time; the first turn also looks for NaN, with or without positives.
-    for (int64_t group = 0; group == 0 || group < positives.count; group += kWarp) {
-      const bool mine = group + lane < positives.count;
-      const T level = mine ? score(static_cast<int64_t>(positives.items[group + lane])) : T(0);
-      const int in_group = static_cast<int>(positives.count - group < kWarp ? positives.count - group : int64_t(kWarp));
-      unsigned above = 0, level_with = 0;
-      bool nan = false;
-      for (int64_t base = threadIdx.x - lane; base < a.num_items; base += kRankThreads) {
-        const int64_t item = base + lane;
-        T s = lowest;
-        bool candidate = item < a.num_items && is_candidate(positives, excluded, item);
-        if (candidate) s = score(item);
-        nan |= candidate && !(s == s);
-        for (int j = 0; j < in_group; ++j) {
-          const T other = __shfl_sync(kFullWarp, level, j);
-          const unsigned more = __ballot_sync(kFullWarp, candidate && s > other);
-          const unsigned same = __ballot_sync(kFullWarp, candidate && s == other);
-          if (lane == j) {
-            above += static_cast<unsigned>(__popc(more));
-            level_with += static_cast<unsigned>(__popc(same));
-          }
-        }
+  // (Of a place before the first item a large number.)
+  __device__ __forceinline__ unsigned item(unsigned v, int e) const { return v * kRankPack + e - shift; }
+  // NaN where there is no item: that is in no order with anything.
+  template <class S>
+  __device__ __forceinline__ void load(const S* scores, int64_t stride, unsigned num_items, unsigned v,
+                                       arithmetic_t<S>* s) const {
+    if (v - first < whole) {
+      const Pack<S, kRankPack> pack = load_pack<S, kRankPack>(scores + item(v, 0));
+#pragma unroll
+      for (int e = 0; e < kRankPack; ++e) s[e] = widen(pack.v[e]);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kRankPack; ++e) {
+        s[e] = static_cast<arithmetic_t<S>>(NAN);
+        const unsigned i = item(v, e);
+        if (i < num_items) s[e] = widen(scores[int64_t(i) * stride]);
       }
-      if (mine && above > 0) atomicAdd(a.greater + out + group + lane, static_cast<unsigned long long>(above));
-      if (mine && level_with > 0) atomicAdd(a.equal + out + group + lane, static_cast<unsigned long long>(level_with));
-      if (nan) atomicMin(a.failed, static_cast<unsigned long long>(row));
     }
+  }
+};
 
-    Scored<T> previous{lowest, -1};
-    for (int64_t place = 0; place < a.k; ++place) {
-      Scored<T> best{lowest, a.num_items};
-      if (place == 0 || previous.item < a.num_items)  // else there was none left
-        for (int64_t item = threadIdx.x; item < a.num_items; item += kRankThreads) {
-          const Scored<T> entry{score(item), item};
-          if (entry.score > lowest && precedes(entry, best) && (place == 0 || precedes(previous, entry)) &&
-              is_candidate(positives, excluded, item))
-            best = entry;
-        }
-      previous = best_of_block(best);
-      if (threadIdx.x == 0) a.top_items[row * a.k + place] = previous.item < a.num_items ? previous.item : -1;
+// What a block knows of its user. It lies in shared memory, as the registers are needed for scores and counts.
+struct RankUser {
+  Packs packs;
+  int64_t number;  // of the row
+  Span positives, excluded;
+};
+
+// A block's row of the scores: the arguments of the kernel, and the user.
+template <class S>
+struct RankRow {
+  const RankArgs<S>& a;
+  const RankUser& user;
+
+  __device__ __forceinline__ unsigned num_items() const { return static_cast<unsigned>(a.num_items); }
+  __device__ __forceinline__ const S* scores() const { return a.scores + user.number * a.row_stride; }
+  __device__ __forceinline__ arithmetic_t<S> score(int64_t item) const {
+    return widen(scores()[item * a.column_stride]);
+  }
+  __device__ __forceinline__ int64_t positive(int64_t i) const {
+    return AnyItems{a.positive_indices, a.wide}[user.positives.first + i];
+  }
+  __device__ __forceinline__ int64_t excluded(int64_t i) const {
+    return AnyItems{a.excluded_indices, a.wide}[user.excluded.first + i];
+  }
+  __device__ __forceinline__ bool is_positive(int64_t item) const {
+    return AnyItems{a.positive_indices, a.wide}.holds(user.positives, item);
+  }
+  __device__ __forceinline__ bool is_candidate(int64_t item) const {
+    return !AnyItems{a.excluded_indices, a.wide}.holds(user.excluded, item) || is_positive(item);
+  }
+};
+
+template <class S>
+__device__ __forceinline__ void describe_user(const RankArgs<S>& a, int64_t number, RankUser& user) {
+  const bool packed = a.column_stride == 1;
+  Packs& p = user.packs;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(a.scores + number * a.row_stride);
+  p.shift = packed ? static_cast<unsigned>(address / sizeof(S) % kRankPack) : 0;
+  const int64_t end = a.num_items + p.shift;
+  p.count = static_cast<unsigned>((end + kRankPack - 1) / kRankPack);
+  p.first = p.shift > 0;
+  const int64_t whole = end / kRankPack - p.first;
+  p.whole = packed && whole > 0 ? static_cast<unsigned>(whole) : 0;
+  user.number = number;
+  user.positives = span_of(a.positive_indptr, a.users[number]);
+  user.excluded = span_of(a.excluded_indptr, a.users[number]);
+}
+
+// What the threads of a block share beside the lists' entries.
+template <class T>
+struct RankShared {
+  unsigned above[kRankRegisters], level[kRankRegisters];
+  unsigned removed, queued;
+  int length;      // of the list that a pass makes; 0: none is wanted
+  Entry<T> below;  // only entries less than this belong to it
+};
+
+// The list that a pass makes: `best`, sorted, and behind it the queue, `capacity` entries each.
+template <class T>
+struct RankList {
+  Entry<T>* best;
+  RankShared<T>* shared;
+  int capacity;
+
+  __device__ __forceinline__ Entry<T>* queue() const { return best + capacity; }
+  __device__ __forceinline__ int length() const { return shared->length; }
+  __device__ __forceinline__ Entry<T> last() const { return best[shared->length - 1]; }
+  // What a score has to reach. (No score is less than -inf: all are looked at until the list is full.)
+  __device__ __forceinline__ T least() const {
+    const T infinite = static_cast<T>(INFINITY);
+    return length() == 0 ? infinite : last().is_none() ? -infinite : last().score();
+  }
+  __device__ __forceinline__ void clear() const {
+    for (int i = threadIdx.x; i < capacity; i += kRankThreads) best[i] = Entry<T>::none();
+  }
+};
+
+// Empties the queue into the list. All threads of the block must be here, and have met since the last entry was put.
+template <class S, class T>
+__device__ __forceinline__ void merge_queue(const RankRow<S>& row, const RankList<T>& list) {
+  const int n = list.capacity;
+  const unsigned count = list.shared->queued;
+  if (count > 0) {
+    for (int i = threadIdx.x; i < n; i += kRankThreads) {
+      Entry<T> e = static_cast<unsigned>(i) < count ? list.queue()[i] : Entry<T>::none();
+      if (!e.is_none() && !row.is_candidate(e.item())) e = Entry<T>::none();
+      list.queue()[i] = e;
     }
+    sort_within_warps(list.queue(), n, 2, kWarp, true);
+#pragma unroll 1
+    for (int size = 2 * kWarp; size <= n; size *= 2) merge_bitonic(list.queue(), n, size, true);
+    for (int i = threadIdx.x; i < n; i += kRankThreads)
+      if (list.queue()[i] > list.best[i]) list.best[i] = list.queue()[i];
+    merge_bitonic(list.best, n, n, false);
+  }
+  if (threadIdx.x == 0) list.shared->queued = 0;
+  __syncthreads();
+}
+
+// ---- counting -------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ unsigned warp_sum(unsigned v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return warp_combine(v, kWarp, Add{});
+#else
+  return __reduce_add_sync(kFullWarp, v);
+#endif
+}
+
+// Up to N positives, in the registers of each thread.
+template <int N, class T>
+struct RegisterCounts {
+  T levels[N > 0 ? N : 1];
+  float above[N > 0 ? N : 1];  // whole numbers: the comparison makes 1 or 0 of this type in one instruction
+  RankShared<T>* shared;
+
+  template <class S>
+  __device__ __forceinline__ RegisterCounts(const RankRow<S>& row, RankShared<T>* shared_) : shared(shared_) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      levels[j] = j < row.user.positives.count ? row.score(row.positive(j)) : static_cast<T>(NAN);
+      above[j] = 0;
+    }
+  }
+  // Whether a score is level with a positive, which level() then counts: that is seldom.
+  template <int M>
+  __device__ __forceinline__ bool add(const T (&s)[M]) {
+    bool same = false;
+#pragma unroll
+    for (int i = 0; i < M; ++i)
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        above[j] += s[i] > levels[j] ? 1.0f : 0.0f;
+        same |= s[i] == levels[j];
+      }
+    return same;
+  }
+  template <int M>
+  __device__ __forceinline__ void level(const T (&s)[M]) const {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      unsigned same = 0;
+#pragma unroll
+      for (int i = 0; i < M; ++i) same += s[i] == levels[j];
+      if (!__any_sync(kFullWarp, same > 0)) continue;
+      same = warp_sum(same);
+      if (threadIdx.x % kWarp == 0) atomicAdd(shared->level + j, same);
+    }
+  }
+  __device__ __forceinline__ void take_off(T s) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      above[j] -= s > levels[j] ? 1.0f : 0.0f;
+      if (s == levels[j]) atomicSub(shared->level + j, 1u);
+    }
+  }
+  template <class S>
+  __device__ __forceinline__ void finish(const RankRow<S>& row) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const unsigned sum = warp_sum(static_cast<unsigned>(static_cast<int>(above[j])));
+      if (threadIdx.x % kWarp == 0) atomicAdd(shared->above + j, sum);
+    }
+    __syncthreads();
+    const int j = threadIdx.x;
+    if (j >= N || j >= row.user.positives.count) return;
+    const int64_t out = row.a.offset[row.user.number];
+    row.a.positive_scores[out + j] = row.score(row.positive(j));
+    row.a.greater[out + j] = shared->above[j];
+    row.a.equal[out + j] = shared->level[j] - 1;  // a positive is level with itself
+  }
+};
+
+// `count` positives from number `first` on: their scores, sorted, and how many scores fell where (score_bin).
+template <class T>
+struct SearchCounts {
+  T* levels;       // a power of two of them, more than count; +inf behind the last
+  unsigned* bins;  // [2 * count + 2]
+  int64_t first;
+  int count, half;  // half of that power
+
+  // NaN, which is in no order, counts as -inf: the row is reported anyway.
+  template <class S>
+  __device__ __forceinline__ T positive(const RankRow<S>& row, int i) const {
+    const T s = row.score(row.positive(first + i));
+    return s == s ? s : -static_cast<T>(INFINITY);
+  }
+  // Sorts by counting who precedes whom, out of `unsorted`, which has room for count scores.
+  template <class S>
+  __device__ __forceinline__ SearchCounts(const RankRow<S>& row, int64_t first_, T* levels_, unsigned* bins_,
+                                          T* unsorted)
+      : levels(levels_), bins(bins_), first(first_), half(1) {
+    const int64_t left = row.user.positives.count - first;
+    count = static_cast<int>(left < kRankLevels ? left : int64_t(kRankLevels));
+    while (2 * half <= count) half *= 2;
+    for (int i = threadIdx.x; i < count; i += kRankThreads) unsorted[i] = positive(row, i);
+    for (int i = threadIdx.x; i < 2 * count + 2; i += kRankThreads) bins[i] = 0;
+    for (int i = count + threadIdx.x; i < 2 * half; i += kRankThreads) levels[i] = static_cast<T>(INFINITY);
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += kRankThreads) {
+      const T s = unsorted[i];
+      int before = 0;
+      for (int j = 0; j < count; ++j) before += unsorted[j] < s || (unsorted[j] == s && j < i);
+      levels[before] = s;
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ int below(T s) const {
+    int j = 0;
+    for (int step = half; step > 0; step /= 2) j += levels[j + step - 1] < s ? step : 0;
+    return j;
+  }
+  __device__ __forceinline__ void count_one(T s, unsigned by) {
+    const int j = below(s), bin = 2 * j + (j < count && levels[j] == s);
+    if (bin > 0) atomicAdd(bins + bin, by);  // nobody asks how many are below all
+  }
+  template <int M>
+  __device__ __forceinline__ bool add(const T (&s)[M]) {
+#pragma unroll
+    for (int i = 0; i < M; ++i) count_one(s[i], 1u);
+    return false;
+  }
+  template <int M>
+  __device__ __forceinline__ void level(const T (&)[M]) const {}
+  __device__ __forceinline__ void take_off(T s) { count_one(s, ~0u); }
+  template <class S>
+  __device__ __forceinline__ void finish(const RankRow<S>& row) {
+    __syncthreads();
+    const int lane = threadIdx.x, last = 2 * count + 1;
+    if (lane < kWarp) {  // bins[b] becomes what is at b or above; bins[last] is 0
+      unsigned carried = 0;
+      for (int top = last; top >= 0; top -= kWarp) {
+        const int b = top - lane;
+        unsigned sum = b >= 0 ? bins[b] : 0;
+        for (int offset = 1; offset < kWarp; offset *= 2) {
+          const unsigned before = __shfl_up_sync(kFullWarp, sum, offset);
+          if (lane >= offset) sum += before;
+        }
+        sum += carried;
+        if (b >= 0) bins[b] = sum;
+        carried = __shfl_sync(kFullWarp, sum, kWarp - 1);
+      }
+    }
+    __syncthreads();
+    const int64_t out = row.a.offset[row.user.number] + first;
+    for (int i = threadIdx.x; i < count; i += kRankThreads) {
+      const T s = positive(row, i);
+      const int bin = 2 * below(s) + 1;
+      row.a.positive_scores[out + i] = row.score(row.positive(first + i));
+      row.a.greater[out + i] = bins[bin + 1];
+      row.a.equal[out + i] = bins[bin] - bins[bin + 1] - 1;
+    }
+  }
+};
+
+// ---- the pass over a user's scores ----------------------------------------------------------------------------------
+
+// Looks at scores that may belong into the list, or may be NaN: a lane at those of its packs from v on that have a bit
+// in `notable`, one a turn. They are few, and read once more. Returns the bits of those that the queue has no room for.
+template <bool kBelow, class S, class T>
+__device__ __forceinline__ unsigned consider(const RankRow<S>& row, const RankList<T>& list, unsigned v,
+                                             unsigned notable) {
+  const unsigned lane = threadIdx.x % kWarp, capacity = static_cast<unsigned>(list.capacity);
+#pragma unroll 1
+  for (; __any_sync(kFullWarp, notable != 0); notable &= notable - 1) {
+    Entry<T> e = Entry<T>::none();
+    const int i = __ffs(static_cast<int>(notable)) - 1;
+    const unsigned item = row.user.packs.item(v + i / kRankPack * kWarp + lane, i % kRankPack);
+    if (notable != 0 && item < row.num_items()) {
+      const T s = row.score(item);
+      if (s > -static_cast<T>(INFINITY)) e = Entry<T>::of(s, item);
+      if (!(s == s) && row.is_candidate(item))
+        atomicMin(row.a.failed, static_cast<unsigned long long>(row.user.number));
+    }
+    if (list.length() == 0) continue;
+    const bool wanted = e > list.last() && (!kBelow || list.shared->below > e);
+    const unsigned votes = __ballot_sync(kFullWarp, wanted), total = static_cast<unsigned>(__popc(votes));
+    if (total == 0) continue;
+    unsigned start = 0;
+    if (lane == 0) start = atomicAdd(&list.shared->queued, total);
+    start = __shfl_sync(kFullWarp, start, 0);
+    if (start + total > capacity) {  // the places that are left were given to this warp: they stay empty
+      for (unsigned p = start + lane; p < capacity; p += kWarp) list.queue()[p] = Entry<T>::none();
+      return notable;
+    }
+    if (wanted) list.queue()[start + static_cast<unsigned>(__popc(votes & ((1u << lane) - 1)))] = e;
+  }
+  return 0;
+}
+
+// kBelow: the list begins below an entry.
+template <bool kBelow, class S, class T, class Counts>
+__device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& list, Counts& counts) {
+  const Packs packs = row.user.packs;
+  const S* const scores = row.scores();
+  const unsigned lane = threadIdx.x % kWarp, turn = kRankThreads * kRankLoads;
+  unsigned v = threadIdx.x / kWarp * (kWarp * kRankLoads);
+  unsigned left = 0;  // of the packs at v, which are counted: scores that found no room in the queue
+  T least = list.length() > 0 ? -static_cast<T>(INFINITY) : static_cast<T>(INFINITY);
+  const T most = kBelow ? list.shared->below.score() : static_cast<T>(INFINITY);
+  for (;;) {
+    bool full = false;
+    if (__any_sync(kFullWarp, left != 0)) {
+      left = consider<kBelow>(row, list, v, left);
+      full = __any_sync(kFullWarp, left != 0);
+      if (!full) v += turn;
+    }
+    for (; !full && v < packs.count; v += full ? 0 : turn) {
+      T s[kRankLoads * kRankPack];
+#pragma unroll
+      for (int u = 0; u < kRankLoads; ++u)
+        packs.load(scores, row.a.column_stride, row.num_items(), v + u * kWarp + lane, s + u * kRankPack);
+      if (__any_sync(kFullWarp, counts.add(s))) counts.level(s);
+      bool notable = false;  // NaN is, too
+#pragma unroll
+      for (int i = 0; i < kRankLoads * kRankPack; ++i) notable |= !(s[i] < least) && (!kBelow || !(s[i] > most));
+      if (!__any_sync(kFullWarp, notable)) continue;
+#pragma unroll
+      for (int i = 0; i < kRankLoads * kRankPack; ++i)
+        left |= static_cast<unsigned>(!(s[i] < least) && (!kBelow || !(s[i] > most))) << i;
+      left = consider<kBelow>(row, list, v, left);
+      full = __any_sync(kFullWarp, left != 0);
+    }
+    if (list.length() == 0) return;
+    const bool done = __syncthreads_and(!full);
+    merge_queue(row, list);
+    if (done) return;
+    least = list.least();
   }
 }
 
-template <class S, class Index>
-void rank_scores(const RankArgs<S, Index>& a, gpuStream stream) {
+// Scans, takes off what the excluded items have added, and writes the counts.
+template <class S, class T, class Counts>
+__device__ __forceinline__ void count_and_list(const RankRow<S>& row, const RankList<T>& list, Counts counts) {
+  RankShared<T>* const shared = list.shared;
+  scan<false>(row, list, counts);
+  unsigned removed = 0;
+  for (int64_t i = threadIdx.x; i < row.user.excluded.count; i += kRankThreads) {
+    const int64_t item = row.excluded(i);
+    if (row.is_positive(item)) continue;
+    counts.take_off(row.score(item));
+    ++removed;
+  }
+  removed = warp_sum(removed);
+  if (threadIdx.x % kWarp == 0) atomicAdd(&shared->removed, removed);
+  counts.finish(row);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    row.a.candidates[row.user.number] = row.a.num_items - int64_t(shared->removed);
+    shared->removed = 0;
+  }
+}
+
+// Writes the list, and makes and writes what of it is too long for one pass.
+template <class S, class T>
+__device__ __forceinline__ void write_lists(const RankRow<S>& row, const RankList<T>& list) {
+  for (int64_t place = 0; place < row.a.k;) {
+    const int length = static_cast<int>(row.a.k - place < list.capacity ? row.a.k - place : int64_t(list.capacity));
+    int64_t* const to = row.a.top_items + row.user.number * row.a.k + place;
+    for (int i = threadIdx.x; i < length; i += kRankThreads)
+      to[i] = list.best[i].is_none() ? -1 : int64_t(list.best[i].item());
+    place += length;
+    if (place == row.a.k) return;
+    const Entry<T> last = list.best[length - 1];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      list.shared->below = last;
+      list.shared->length =
+          static_cast<int>(row.a.k - place < list.capacity ? row.a.k - place : int64_t(list.capacity));
+    }
+    list.clear();
+    __syncthreads();
+    if (last.is_none()) continue;  // there was none left
+    RegisterCounts<0, T> nothing(row, list.shared);
+    scan<true>(row, list, nothing);
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kRankThreads, sizeof(S) == 8 ? 2 : 3) rank_kernel(const RankArgs<S> a, int capacity) {
+  using T = arithmetic_t<S>;
+  GPU_SHARED(RankShared<T>, shared, 1);
+  GPU_SHARED(RankUser, user, 1);
+  const RankRow<S> row{a, user[0]};
+  GPU_SHARED_DYN(Entry<T>, entries);  // lists [2, capacity]; levels and unsorted levels; bins
+  T* const levels = reinterpret_cast<T*>(entries + 2 * capacity);
+  unsigned* const bins = reinterpret_cast<unsigned*>(levels + 2 * (kRankLevels + 1));
+  const RankList<T> list{entries, shared, capacity};
+  for (int64_t number = blockIdx.x; number < a.rows; number += gridDim.x) {
+    __syncthreads();  // what is shared of the row before may still be read
+    if (threadIdx.x == 0) {
+      describe_user(a, number, user[0]);
+      shared->removed = shared->queued = 0;
+      shared->length = static_cast<int>(a.k < capacity ? a.k : int64_t(capacity));
+    }
+    if (threadIdx.x < kRankRegisters) shared->above[threadIdx.x] = shared->level[threadIdx.x] = 0;
+    list.clear();
+    __syncthreads();
+    const int64_t m = row.user.positives.count;
+    if (m == 0)
+      count_and_list(row, list, RegisterCounts<0, T>(row, shared));
+    else if (m == 1)
+      count_and_list(row, list, RegisterCounts<1, T>(row, shared));
+    else if (m == 2)
+      count_and_list(row, list, RegisterCounts<2, T>(row, shared));
+    else if (m <= 4)
+      count_and_list(row, list, RegisterCounts<4, T>(row, shared));
+    else if (m <= kRankRegisters)
+      count_and_list(row, list, RegisterCounts<kRankRegisters, T>(row, shared));
+    else
+      for (int64_t first = 0; first < m; first += kRankLevels) {
+        if (first > 0 && threadIdx.x == 0) shared->length = 0;  // (nobody looks at it before the next barrier)
+        count_and_list(row, list, SearchCounts<T>(row, first, levels, bins, levels + kRankLevels + 1));
+      }
+    write_lists(row, list);
+  }
+}
+
+// ---- launching ------------------------------------------------------------------------------------------------------
+
+// Places of the lists that a pass makes, a power of two times kRankThreads.
+inline int rank_capacity(int64_t k) {
+  int capacity = k > 0 ? kRankThreads : 0;
+  while (capacity < k && capacity < kRankList) capacity *= 2;
+  return capacity;
+}
+
+template <class T>
+int64_t rank_shared_bytes(int capacity) {
+  return 2 * capacity * int64_t(sizeof(Entry<T>)) + 2 * (kRankLevels + 1) * int64_t(sizeof(T) + sizeof(unsigned));
+}
+
+// `most` blocks at most: a block of a smaller grid takes several users.
+template <class S>
+void rank_scores(const RankArgs<S>& a, gpuStream stream, int64_t most = kRankBlocks) {
   if (a.rows == 0) return;
-  const int64_t blocks = a.rows < kRankBlocks ? a.rows : kRankBlocks;
-  GPU_LAUNCH((rank_kernel<S, Index>), static_cast<unsigned>(blocks), kRankThreads, 0, stream)(a);
+  const int64_t blocks = a.rows < most ? a.rows : most;
+  const int capacity = rank_capacity(a.k);
+  GPU_LAUNCH((rank_kernel<S>), static_cast<unsigned>(blocks), kRankThreads,
+             static_cast<size_t>(rank_shared_bytes<arithmetic_t<S>>(capacity)), stream)
+  (a, capacity);
 }
 
 }  // namespace GPU_NS

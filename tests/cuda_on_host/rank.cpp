@@ -5,33 +5,32 @@
 
 namespace {
 
-template <class S, class Index>
+template <class S>
 void run(const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
          const Tensor& excluded_indptr, const Tensor& excluded_indices, const Tensor& positive_scores,
          const Tensor& greater, const Tensor& equal, const Tensor& candidates, const Tensor& top_items,
-         const Tensor& failed) {
-  zx::RankArgs<S, Index> a{};
+         const Tensor& failed, int64_t blocks) {
+  zx::RankArgs<S> a{};
   a.scores = scores.ptr<S>(), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
   a.rows = users.size(0), a.num_items = scores.size(1), a.k = top_items.size(1);
   a.users = users.ptr<int64_t>(), a.offset = offset.ptr<int64_t>();
-  a.positive_indptr = indptr.ptr<int64_t>(), a.positive_indices = indices.ptr<Index>();
-  a.excluded_indptr = excluded_indptr.ptr<int64_t>(), a.excluded_indices = excluded_indices.ptr<Index>();
+  a.positive_indptr = indptr.ptr<int64_t>(), a.positive_indices = indices.data;
+  a.excluded_indptr = excluded_indptr.ptr<int64_t>(), a.excluded_indices = excluded_indices.data;
+  a.wide = indices.dtype == hostcall::DType::i64;
   a.positive_scores = positive_scores.ptr<zx::arithmetic_t<S>>();
   a.greater = greater.ptr<unsigned long long>(), a.equal = equal.ptr<unsigned long long>();
   a.candidates = candidates.ptr<int64_t>(), a.top_items = top_items.ptr<int64_t>();
   a.failed = failed.ptr<unsigned long long>();
-  zx::rank_scores(a, nullptr);
+  zx::rank_scores(a, nullptr, blocks);
 }
 
 hostcall::Function rank_scores("rank_scores", [](Tensor scores, Tensor users, Tensor offset, Tensor indptr,
                                                  Tensor indices, Tensor excluded_indptr, Tensor excluded_indices,
                                                  Tensor positive_scores, Tensor greater, Tensor equal,
-                                                 Tensor candidates, Tensor top_items, Tensor failed) {
+                                                 Tensor candidates, Tensor top_items, Tensor failed, int64_t blocks) {
   const auto with = [&](auto zero) {
-    using S = decltype(zero);
-    auto* const f = indices.dtype == hostcall::DType::i32 ? run<S, int32_t> : run<S, int64_t>;
-    f(scores, users, offset, indptr, indices, excluded_indptr, excluded_indices, positive_scores, greater, equal,
-      candidates, top_items, failed);
+    run<decltype(zero)>(scores, users, offset, indptr, indices, excluded_indptr, excluded_indices, positive_scores,
+                        greater, equal, candidates, top_items, failed, blocks);
   };
   switch (scores.dtype) {
     case hostcall::DType::f64:

@@ -6,7 +6,15 @@ from zerosum_ext._ops.csr_scores import csr_score_moments, csr_weighted_columns
 from zerosum_ext._ops.graph import graph_dropout, graph_propagate
 from zerosum_ext._ops.losses import LOSS_IDS, loss_number, macr_loss, pair_loss, scale_gradients
 from zerosum_ext._ops.mf import mf_gradient, mf_loss, mf_step, mf_train
-from zerosum_ext._ops.ranking import TIES, best_items, list_metrics, rank_factors, rank_scores, user_metrics
+from zerosum_ext._ops.ranking import (
+    TIES,
+    best_items,
+    best_of_scores,
+    list_metrics,
+    rank_factors,
+    rank_scores,
+    user_metrics,
+)
 from zerosum_ext._ops.sampling import has_items, row_filter, sample_negatives, sample_positives
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     "REDUCTIONS",
     "TIES",
     "best_items",
+    "best_of_scores",
     "csr_build",
     "csr_score_moments",
     "csr_weighted_columns",

@@ -65,7 +65,8 @@ def rank_factors(
         )
         return scores, greater, equal, candidates, top_items, failed
     # A matrix product by torch and, where there is a kernel for it, the ranking of its result: so on CUDA.
-    return reference.rank_factors(user_factors, item_factors, item_bias, *matrices, rank=rank_scores)
+    kernel = rank_scores if has_op("rank_scores", user_factors.device) else None
+    return reference.rank_factors(user_factors, item_factors, item_bias, *matrices, rank=kernel)
 
 
 def best_items(
@@ -89,6 +90,28 @@ def best_items(
         user_factors, item_factors, item_bias, users, offset, nobody, none, excluded_indptr, excluded_indices, k
     )
     return found[4], found[6], found[5]
+
+
+def best_of_scores(
+    scores: Tensor,
+    users: Tensor,
+    num_users: int,
+    excluded_indptr: Tensor | None,
+    excluded_indices: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lists of :func:`rank_scores` alone, for ``users`` out of ``num_users``.
+
+    Returns:
+        What :func:`best_items` returns; the scores have the dtype of ``scores``.
+    """
+    none = excluded_indices.new_empty(0) if excluded_indices is not None else users.new_empty(0)
+    offset = torch.zeros(users.shape[0] + 1, dtype=torch.int64)  # on the host, so that a GPU is not waited for
+    nobody = users.new_zeros(num_users + 1)
+    found = rank_scores(scores, users, offset, nobody, none, excluded_indptr, excluded_indices, k)
+    items, failed = found[4], found[5]
+    values = scores.gather(1, items.clamp(min=0)).masked_fill(items < 0, -torch.inf)
+    return items, values, failed
 
 
 def user_metrics(

@@ -214,9 +214,17 @@ class Recommender(nn.Module):
 
     def _best_items(self, seen: Interactions | None, width: int, num_users: int) -> tuple[_BestItems, int]:
         """Return a function from users [B] to their best items and scores, and the number of users to call it with."""
+        kernel = self.device.type != "cpu" and _ops.has_op("rank_scores", self.device)
 
         def best(users: Tensor) -> tuple[Tensor, Tensor]:
             block = all_scores(self, users)
+            if kernel:  # one pass over the scores, and of equal ones the lower item first
+                indptr, indices = (None, None) if seen is None else (seen.indptr, seen.indices)
+                items, values, failed = _ops.best_of_scores(
+                    block, users.contiguous(), self.num_users, indptr, indices, width
+                )
+                _refuse_nan(int(failed) >= 0)
+                return items, values
             if seen is not None:
                 rows, columns = _csr_cells(seen, users)
                 block[rows, columns] = float("-inf")

@@ -13,8 +13,10 @@ from zerosum_ext._types import Ties
 from zerosum_ext.metrics.groups import group_ranks, group_spearman, tie_blocks
 from zerosum_ext.reference.losses import compute_dtype
 
-# Elements of a [users, items] block of scores in the pass (64 MiB of float32).
+# Elements of a [users, items] block of scores in the pass (64 MiB of float32). A kernel that ranks a block needs no
+# masks beside it, and is started seldom when blocks are large (512 MiB of float32).
 BLOCK_ELEMENTS = 1 << 24
+KERNEL_BLOCK_ELEMENTS = 1 << 27
 
 Ranked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -32,16 +34,16 @@ def rank_factors(
     k: int,
     rank: Callable[..., Ranked] | None = None,
 ) -> Ranked:
-    """Rank as :func:`zerosum_ext._ops.rank_factors` does; ``rank`` ranks a block of scores (:func:`rank_scores`)."""
-    rank = rank or rank_scores
+    """Rank as :func:`zerosum_ext._ops.rank_factors` does; ``rank`` is a kernel that ranks a block of scores, if any."""
     num_items = item_factors.shape[0]
-    step = max(1, BLOCK_ELEMENTS // max(1, num_items))
+    step = max(1, (BLOCK_ELEMENTS if rank is None else KERNEL_BLOCK_ELEMENTS) // max(1, num_items))
+    rank = rank or rank_scores
     parts = []
     for start in range(0, max(1, users.numel()), step):
         block = users[start : start + step]
         scores = user_factors[block] @ item_factors.T
         if item_bias is not None:
-            scores = scores + item_bias
+            scores += item_bias
         part = offset[start : start + step + 1]
         *ranked, failed = rank(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
         # (A GPU is not waited for.)
