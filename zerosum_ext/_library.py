@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from zerosum_ext._version import __version__
+
 _PACKAGE = Path(__file__).parent
 #: The command that builds the compiled libraries anew, in the source folder.
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -217,7 +219,7 @@ def build_info() -> dict[str, Any]:
     try:
         version = importlib.metadata.version("zerosum-ext")
     except importlib.metadata.PackageNotFoundError:
-        version = sys.modules[__name__.partition(".")[0]].__version__
+        version = __version__
     ops, cuda, gpus = torch.ops.zerosum_ext, CUDA.describe(), range(torch.cuda.device_count())
     if CUDA.loaded:
         cuda["archs"] = list(CUDA.archs)
