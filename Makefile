@@ -80,6 +80,7 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff format --check .
 	$(RUN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(RUN)/lint-imports
+	$(RUN)/python tools/generate_losses.py --check
 
 format: $(VENV)/.dev
 	$(RUN)/ruff format .

@@ -1,6 +1,6 @@
 // The schema of every op of zerosum_ext. Kernels register themselves at the end of their own files; the
-// checks that users meet, autograd and the fall-back live in Python (zerosum_ext/_ops/__init__.py and the module of
-// each topic).
+// checks that users meet, autograd and the fall-back live in Python (zerosum_ext/_ops and the module of each
+// topic).
 #include "common/losses.h"
 #include "cpu/simd.h"
 #include "torch_stable.h"

@@ -94,3 +94,13 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     main = ["-m", "zerosum_ext", "train", "ratings.csv", "--output", "run", "--resume", *settings.split()]
     subprocess.run([sys.executable, *main], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_options_of_losses_that_0_1_0_named_otherwise():
+    """BSL's temperatures were t1 and t2, in run folders and in experiment files."""
+    from zerosum_ext.experiments.runs import settings
+
+    written = {"loss": "bsl", "loss_options": {"t1": 0.5, "t2": 0.25}}
+    method = settings.Method(**settings.todays_names(written))
+    assert method.loss_options == {"positive_temperature": 0.5, "negative_temperature": 0.25}
+    assert settings.settings_of_0_1_0(method)["loss_options"] == written["loss_options"]

@@ -569,3 +569,14 @@ def test_without_a_driver_no_stream_is_asked_whether_it_is_captured(fake, kernel
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="SparseAdam counts its steps on the host"):
         step(*mf_inputs("bpr", torch.float32)[2])
+
+
+def test_a_cuda_library_that_numbers_the_losses_otherwise_is_not_used():
+    """It was left over from an older build: a number would stand for another loss."""
+    library = _extension.Library("_C_cuda")
+    for names, loaded in (("bpr,zerosum", True), ("bpr,hinge,zerosum", False)):
+        library.loaded = True
+        library.require_losses(names, "bpr,zerosum")
+        assert library.loaded == loaded
+    assert "it has the losses bpr,hinge,zerosum, _C bpr,zerosum" in library.reason
+    assert "FORCE_CUDA=1 pip install" in library.remedy

@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__version__ = "0.1.0"
-
 from zerosum_ext import metrics
 from zerosum_ext._library import build_info
+from zerosum_ext._version import __version__
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
@@ -56,6 +55,7 @@ __all__ = [
     "RankingMetrics",
     "Recommender",
     "TripletLoader",
+    "__version__",
     "build_info",
     "datasets",
     "evaluate",

@@ -17,7 +17,7 @@ MOST_DIM = 1 << 16
 
 
 def describe(value: Any) -> str:
-    """A short description of a value for an error message."""
+    """Describe a value in short, for an error message."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     text = repr(value)
@@ -43,7 +43,7 @@ def require_same_device(name: str, value: Tensor, other_name: str, other: Tensor
 def require_finite_number(
     name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
 ) -> float:
-    """Returns the value as a float, or raises where it is not a finite number within the (closed) bounds."""
+    """Return the value as a float, or raise if it is not a finite number within the (closed) bounds."""
     number: Any = value  # which isinstance does not narrow to a type without an order
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
@@ -107,9 +107,11 @@ def require_ids(name: str, values: Any, size: int, device: torch.device | None =
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> str:
+    """Return the value, or raise if it is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+    choice: str = value
+    return choice
 
 
 def require_index_tensor(name: str, value: Any) -> None:
@@ -119,6 +121,6 @@ def require_index_tensor(name: str, value: Any) -> None:
 
 
 def out_of_range(name: str, ids: Tensor, position: int, size: int) -> ValueError:
-    """The error for an id that names no row: number ``position`` of the flattened ``ids``."""
+    """Return the error for an id that names no row: number ``position`` of the flattened ``ids``."""
     got = int(ids.reshape(-1)[position])
     return ValueError(f"{name}: expected numbers from 0 to {size - 1}, got {got} at position {position}")

@@ -29,9 +29,23 @@ class Renamed(NamedTuple):
     write: Callable[[Any], Any] = _same
 
 
+# Options of losses; no other loss has options of these names.
+_LOSS_OPTIONS = {"t1": "positive_temperature", "t2": "negative_temperature"}
+
+
+def _loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {_LOSS_OPTIONS.get(name, name): value for name, value in options.items()}
+
+
+def _loss_options_of_0_1_0(options: Mapping[str, Any]) -> dict[str, Any]:
+    old = {now: before for before, now in _LOSS_OPTIONS.items()}
+    return {old.get(name, name): value for name, value in options.items()}
+
+
 #: Settings of a method: config.json of a run folder, and experiment files.
 METHOD: Mapping[str, Renamed] = {
     "dim": Renamed("embedding_dim"),
+    "loss_options": Renamed("loss_options", _loss_options, _loss_options_of_0_1_0),
     "keep": Renamed("restore_best", lambda keep: keep == "best", lambda best: "best" if best else "last"),
 }
 #: The history of a run: METHOD/history.json of a run folder, and checkpoints.

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from zerosum_ext._version import __version__
+
 _PACKAGE = Path(__file__).parent
 #: The command that builds the compiled libraries anew, in the source folder.
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -84,6 +86,13 @@ class Library:
             self.reason = f"{self.file} is older than the Python sources: it lacks {', '.join(missing)}"
             self.remedy = f"rebuild it, in the source folder: {REBUILD}"
 
+    def require_losses(self, names: str, expected: str) -> None:
+        """Take the library for one that is not loaded if it numbers the losses otherwise than _C does."""
+        if names != expected:
+            self.loaded = False
+            self.reason = f"{self.file} was built from other sources than _C: it has the losses {names}, _C {expected}"
+            self.remedy = f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {REBUILD}"
+
     def describe(self) -> dict[str, Any]:
         """Return what ``build_info`` says of this library."""
         out: dict[str, Any] = {"loaded": self.loaded, "file": str(self.file) if self.file else None}
@@ -147,7 +156,10 @@ def _load_cuda(cpu: Library) -> Library:
         library.remedy = cpu.remedy
     else:
         library.load()
-        library.require(("cuda_archs",))
+        library.require(("cuda_archs", "cuda_loss_names"))
+        if library.loaded:
+            ops = torch.ops.zerosum_ext
+            library.require_losses(ops.cuda_loss_names(), ops.loss_names())
         if library.loaded:
             library.archs = tuple(torch.ops.zerosum_ext.cuda_archs().split(","))
     return library
@@ -217,7 +229,7 @@ def build_info() -> dict[str, Any]:
     try:
         version = importlib.metadata.version("zerosum-ext")
     except importlib.metadata.PackageNotFoundError:
-        version = sys.modules[__name__.partition(".")[0]].__version__
+        version = __version__
     ops, cuda, gpus = torch.ops.zerosum_ext, CUDA.describe(), range(torch.cuda.device_count())
     if CUDA.loaded:
         cuda["archs"] = list(CUDA.archs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,10 @@ class FactorModel(Protocol):
         """Return the factors of users [U, d] and of items [I, d], and the bias of items [I] or None."""
 
 
-#: What evaluation takes for a model: one of the two protocols, factors as a tuple, or a matrix of scores.
-Scorer: TypeAlias = "ScoringModel | FactorModel | tuple[Tensor | np.ndarray[Any, Any] | None, ...] | Tensor | Array"
+#: What evaluation takes for a model: one of the two protocols (also a Module that has its method), factors as a tuple,
+#: or a matrix of scores.
+Scorer: TypeAlias = (
+    "ScoringModel | FactorModel | nn.Module | tuple[Tensor | np.ndarray[Any, Any] | None, ...] | Tensor | Array"
+)
 #: Options by name, for what passes them on.
 Options: TypeAlias = Mapping[str, Any]

@@ -1,6 +1,6 @@
-"""Checks of a loss against a definition: value, gradient and double backward, as a table.
+"""Check a loss against a definition: value, gradient and double backward, as a table.
 
-For losses of one's own as much as for those of the package: ``check_loss(my_loss, my_definition)``.
+It works for losses of one's own and for those of the package: ``check_loss(my_loss, my_definition)``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-6, torch.float16: 3e-3, to
 
 
 class Row(NamedTuple):
-    """One comparison: what was compared, at which magnitude of the scores, the error and what was allowed."""
+    """One comparison: the quantity, the magnitude of the scores, the error, and the largest error allowed."""
 
     quantity: str
     magnitude: float
@@ -48,7 +48,7 @@ class LossReport(NamedTuple):
         return all(row.passed for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as JSON can hold it."""
         rows = [{**row._asdict(), "passed": row.passed} for row in self.rows]
         return {"loss": self.name, "passed": self.passed, "rows": rows}
 
@@ -72,13 +72,13 @@ def check_loss(
     seed: int = 0,
     name: str | None = None,
 ) -> LossReport:
-    """Compares a loss with its definition: value, gradient, and gradient of the gradient.
+    """Compare a loss with its definition: value, gradient, and gradient of the gradient.
 
     Args:
-        fn: the loss, a differentiable function of as many tensors as there are shapes. Best the sum over the samples,
-            or each sample's value: a mean has small gradients, whose errors would pass beside 1.
-        reference: its definition in plain PyTorch, evaluated in float64. None: fn itself in float64, whose gradients
-            are then compared with those of its own values by finite differences at the smallest magnitude too.
+        fn: the loss, a differentiable function of as many tensors as there are shapes. It should return the sum over
+            the samples, or each sample's value: a mean has small gradients, whose errors would pass beside 1.
+        reference: its definition in plain PyTorch, evaluated in float64. None: fn itself in float64; its gradients are
+            then also compared with finite differences of its values, at magnitude 1.
         shapes: of the scores; default pos [64] and neg [64].
         dtype, device: of the scores that fn gets.
         magnitudes: the scores are normal numbers times each of these, cut at 10^4.
@@ -129,7 +129,7 @@ def _first(shapes: Sequence[tuple[int, ...]], seed: int, device: str | torch.dev
 
 
 def _derivatives(function: Callable[..., Tensor], scores: Sequence[Tensor], seed: int) -> tuple[list[Tensor], ...]:
-    """Value, gradient and double backward, under random numbers that are the same in every dtype."""
+    """Return value, gradient and double backward, under random numbers that are the same in every dtype."""
     generator = torch.Generator().manual_seed(seed + 1)
 
     def random(like: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _derivatives(function: Callable[..., Tensor], scores: Sequence[Tensor], seed
 
 
 def _error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """Largest difference, relative to the largest expected entry or 1; infinite where the shapes differ."""
+    """Return the largest difference, relative to the largest expected entry or 1; infinite where the shapes differ."""
     worst = 0.0
     for x, y in zip(got, want, strict=True):
         if x.shape != y.shape:

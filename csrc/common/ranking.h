@@ -36,7 +36,7 @@ ZX_HD bool is_candidate(Row<Index> positives, Row<Index> excluded, int64_t item)
   return !row_contains(excluded, item) || row_contains(positives, item);
 }
 
-// ---- metrics of a user's ranks, as zerosum_ext/_ops/__init__.py names and orders them
+// ---- metrics of a user's ranks, as zerosum_ext/_ops/ranking.py names and orders them
 
 enum RankMetric { kHit, kRecall, kPrecision, kNdcg, kMrr, kMap, kRankMetrics };
 enum class RankTies : int64_t { kAverage, kPessimistic, kOptimistic };

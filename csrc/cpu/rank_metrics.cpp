@@ -1,4 +1,4 @@
-// Metrics of each user from the places of his held-out positives and from his list: what zerosum_ext/metrics.py
+// Metrics of each user from the places of his held-out positives and from his list: what zerosum_ext/metrics
 // defines, for all users, all metrics and all cut-offs in one pass over the counts.
 #include <algorithm>
 #include <atomic>

@@ -17,6 +17,7 @@ from zerosum_ext import reference
 from zerosum_ext._checks import describe, out_of_range
 from zerosum_ext._ops import losses, mf
 from zerosum_ext._ops.common import KERNELS, REDUCTIONS, has_op
+from zerosum_ext._ops.losses import loss_number, pair_loss_kernel
 from zerosum_ext.reference import SHAPES, Kernel, compute_dtype
 
 
@@ -29,8 +30,12 @@ def _keeps_derivatives(scores: Tensor, reduction: str) -> bool:
     return reduction != "none" and scores.dtype is not torch.float16
 
 
+#: What apply of a Function is.
+Apply = Callable[..., Tensor]
+
+
 class MfOptions(NamedTuple):
-    """What a loss of matrix factorization is computed with, beside its tensors."""
+    """The loss, L2 and reduction of a loss of matrix factorization."""
 
     kernel: Kernel
     l2: float
@@ -86,8 +91,8 @@ class _PlainPairLoss(torch.autograd.Function):
     def forward(ctx: Any, pos: Tensor, neg: Tensor, kernel: Kernel, reduction: str) -> Tensor:
         loss, a, b, c = kernel
         value: Tensor
-        value, grad_pos, grad_neg = losses.pair_loss_kernel(
-            pos, neg, None, None, None, losses.loss_number(loss), a, b, c, REDUCTIONS[reduction], True
+        value, grad_pos, grad_neg = pair_loss_kernel(
+            pos, neg, None, None, None, loss_number(loss), a, b, c, REDUCTIONS[reduction], True
         )
         ctx.kernel, ctx.reduction = kernel, reduction
         ctx.save_for_backward(pos, neg, grad_pos, grad_neg)
@@ -110,7 +115,7 @@ def _plain_gradients(
 
 
 # What Function.apply comes down to outside of torch.func transforms, without the time it takes to find that out again.
-_apply_plain: Callable[..., Tensor] = super(torch.autograd.Function, _PlainPairLoss).apply
+_apply_plain: Apply = super(torch.autograd.Function, _PlainPairLoss).apply
 
 
 class _MacrLoss(torch.autograd.Function):
@@ -210,7 +215,7 @@ class _MfLoss(torch.autograd.Function):
 
 
 def _check_ids(failed: Tensor, user: Tensor, item: Tensor, ids: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Raises for the id that the op found out of range."""
+    """Raise an error for the id that the op found out of range."""
     # Where looking would synchronise, or is not possible while tracing, the value is NaN, which says that much.
     if failed.device.type != "cpu" or torch.compiler.is_compiling() or type(failed) is not Tensor:
         return
@@ -250,7 +255,7 @@ class _CustomLoss(torch.autograd.Function):
 
 
 def _shape_of(derivative: Any, scores: Tensor) -> torch.Size | None:
-    """The shape of a derivative, that of the scores for one number; None for what is neither."""
+    """Return the shape of a derivative, that of the scores if it is a number, or None if it is neither."""
     if isinstance(derivative, (int, float)) or (isinstance(derivative, Tensor) and derivative.dim() == 0):
         return scores.shape
     return derivative.shape if isinstance(derivative, Tensor) else None
@@ -261,7 +266,7 @@ _graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_g
 
 
 def _per_sample(grad_output: Tensor, reduction: str, samples: int, pos: Tensor) -> Tensor:
-    """The gradient of each sample's value: that of the reduced value, [B] without memory of its own."""
+    """Return the gradient of each sample's value from that of the reduced value, [B] without memory of its own."""
     if reduction == "none":
         return grad_output
     return (grad_output / max(samples, 1) if reduction == "mean" else grad_output).expand(pos.shape[0])
@@ -289,7 +294,7 @@ def _scale(grads: Sequence[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
 def _differentiable_gradients(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that can be differentiated again, for create_graph=True; None for inputs that need none.
+    """Return gradients that can be differentiated again, for create_graph=True; None for inputs that need none.
 
     The fused derivatives are constants to autograd, so a second derivative through them would silently be 0: the
     definition is differentiated instead. The views cut the inputs off from each other: where one was computed from
@@ -302,12 +307,12 @@ def _differentiable_gradients(
 
 
 def transforms_active() -> bool:
-    """Whether torch.func.vmap, grad, ... or forward mode are at work; Functions of the old style support neither."""
+    """Return whether torch.func or forward mode is at work; Functions of the old style support neither."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _needs_definition(op: str, device: torch.device, *constants: Tensor | None) -> bool:
-    """Whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
+    """Return whether the plain-PyTorch definition has to be evaluated instead of a kernel."""
     if not has_op(op, device) or transforms_active():
         return True
     for t in constants:  # noqa: SIM110 (a generator in any() costs more than the rest of this)
@@ -325,7 +330,7 @@ def pair_loss(
     kernel: Kernel,
     reduction: str,
 ) -> Tensor:
-    """The op pair_loss, differentiable in every tensor."""
+    """Evaluate the op pair_loss, differentiable in every tensor."""
     if (
         weight is None
         and aux_pos is None
@@ -341,7 +346,8 @@ def pair_loss(
     if _needs_definition("pair_loss", pos.device, aux_pos, aux_neg, weight):
         return reference.pair_loss_value(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
     if torch.is_grad_enabled() and (pos.requires_grad or neg.requires_grad):
-        return _PairLoss.apply(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
+        apply: Apply = _PairLoss.apply
+        return apply(pos, neg, aux_pos, aux_neg, weight, kernel, reduction)
     return losses.pair_loss(pos, neg, aux_pos, aux_neg, weight, kernel, reduction, False)[0]
 
 
@@ -352,11 +358,12 @@ def macr_loss(
     beta: float,
     reduction: str,
 ) -> Tensor:
-    """The op macr_loss, differentiable in every tensor."""
+    """Evaluate the op macr_loss, differentiable in every tensor."""
     if _needs_definition("macr_loss", scores[0].device, weight):
         return reference.macr_loss_value(scores, weight, alpha, beta, reduction)
     if torch.is_grad_enabled() and any(t.requires_grad for t in scores):
-        return _MacrLoss.apply(weight, alpha, beta, reduction, *scores)
+        apply: Apply = _MacrLoss.apply
+        return apply(weight, alpha, beta, reduction, *scores)
     return losses.macr_loss(scores, weight, alpha, beta, reduction, False)[0]
 
 
@@ -371,13 +378,14 @@ def mf_loss(
     sparse: bool,
     deterministic: bool = True,
 ) -> Tensor:
-    """The op mf_loss, differentiable in the tables and the bias, and by its definition in the other tensors."""
+    """Evaluate the op mf_loss, differentiable in tables and bias, and by its definition in the other tensors."""
     users, positives, negatives = ids
     given = (user_embedding, item_embedding, item_bias, users, positives, negatives, constants, weight)
     if _needs_definition("mf_loss", user_embedding.device, constants, weight):
         return reference.mf_loss_value(*given, *options, sparse)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given[:3]):
-        return _MfLoss.apply(*given, options, sparse, deterministic)
+        apply: Apply = _MfLoss.apply
+        return apply(*given, options, sparse, deterministic)
     value, _, failed = mf.mf_loss(*given, *options, False)
     _check_ids(failed, user_embedding, item_embedding, ids)
     return value
@@ -386,7 +394,8 @@ def mf_loss(
 def custom_loss(
     pos: Tensor, neg: Tensor, value: Callable[..., Tensor], derivative: Callable[..., tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """A user's loss of two tensors of one shape, without reduction."""
+    """Evaluate a user's loss of two tensors of one shape, without reduction."""
     if transforms_active():
         return value(pos, neg)
-    return _CustomLoss.apply(pos, neg, value, derivative)
+    apply: Apply = _CustomLoss.apply
+    return apply(pos, neg, value, derivative)

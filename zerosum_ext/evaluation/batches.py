@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerosum_ext._types import Ties
+from zerosum_ext._types import ArrayLike, Ties
 from zerosum_ext.evaluation.ranking import Ranking, evaluated_users, excluded_interactions, join_rankings, rank_users
-from zerosum_ext.evaluation.sources import require_interactions
+from zerosum_ext.evaluation.sources import Data, Exclude, Popularity, require_interactions
 from zerosum_ext.evaluation.table import METRICS, as_cutoffs, compute, counts_of_both, parse_metrics
 from zerosum_ext.metrics import inputs
 
 
 class RankingMetrics:
-    """The same metrics batch by batch, for evaluation loops of one's own: update, compute, reset.
+    """Compute the metrics of evaluate batch by batch, in an evaluation loop of one's own: update, compute, reset.
 
     Under torch.distributed each process updates with its own users, and :meth:`compute` gathers what all have seen, so
-    that every process gets the metrics of all users. A user who was seen twice (samplers pad the last batch) counts
-    once.
+    that every process gets the metrics of all users. A user who was seen twice counts once: samplers pad the last
+    batch.
 
     Args:
         train, test: interactions [num_users, num_items], as in :func:`evaluate`.
@@ -36,13 +36,13 @@ class RankingMetrics:
 
     def __init__(
         self,
-        train: Any,
-        test: Any,
+        train: Data | None,
+        test: Data,
         *,
         metrics: Sequence[str] = METRICS,
         k: int | Sequence[int] = (10, 20),
-        popularity: Any = None,
-        exclude: Any = "train",
+        popularity: Popularity | None = None,
+        exclude: Exclude = "train",
         ties: Ties = "average",
         tail_mass: float = 0.2,
     ) -> None:
@@ -61,8 +61,8 @@ class RankingMetrics:
         }
         self._parts: list[Ranking] = []
 
-    def update(self, users: Any, scores: Any) -> None:
-        """Adds users [B] and their scores [B, num_items]; those without a held-out positive are left out.
+    def update(self, users: ArrayLike, scores: ArrayLike) -> None:
+        """Add users [B] and their scores [B, num_items]; users without a held-out positive are left out.
 
         Raises:
             ValueError: shapes do not agree, a user is out of range, or a candidate's score is NaN.
@@ -79,7 +79,7 @@ class RankingMetrics:
         self._parts.append(ranked.on_host())
 
     def ranking(self) -> Ranking:
-        """What was seen so far, of all processes."""
+        """Return the ranking of all users seen so far, by all processes."""
         parts = list(self._parts)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -91,9 +91,9 @@ class RankingMetrics:
         return join_rankings([*parts, none.on_host()])
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all users seen, as :func:`evaluate` returns them."""
+        """Return the metrics of all users seen, as :func:`evaluate` returns them."""
         return compute(self.ranking(), self._popularity, **self._options)
 
     def reset(self) -> None:
-        """Forgets what was seen."""
+        """Forget all users."""
         self._parts.clear()

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 
 from zerosum_ext._checks import require_positive_int
-from zerosum_ext._types import Ties
+from zerosum_ext._types import ArrayLike, Ties
 from zerosum_ext.evaluation.ranking import Ranking
+from zerosum_ext.evaluation.sources import Popularity
 from zerosum_ext.evaluation.table import compute
 from zerosum_ext.metrics import inputs
 from zerosum_ext.metrics.inputs import popularity_counts
 from zerosum_ext.metrics.ranking import positive_ranks
 
 
-def by_group(ranking: Ranking, groups: Any, popularity: Any, **options: Any) -> dict[Any, dict[str, float]]:
-    """:func:`compute` for each group of users, in ascending order of the groups.
+def by_group(
+    ranking: Ranking, groups: ArrayLike, popularity: Popularity, **options: Any
+) -> dict[Any, dict[str, float]]:
+    """Compute the metrics for each group of users, in ascending order of the groups.
 
     Args:
         ranking, popularity, options: as in :func:`compute`.
@@ -44,9 +47,9 @@ def by_group(ranking: Ranking, groups: Any, popularity: Any, **options: Any) -> 
 
 
 def by_popularity(
-    ranking: Ranking, popularity: Any, *, bins: int = 10, k: int = 10, ties: Ties = "average"
+    ranking: Ranking, popularity: Popularity, *, bins: int = 10, k: int = 10, ties: Ties = "average"
 ) -> dict[str, np.ndarray]:
-    """How items fare by their popularity: ten deciles of items, the most popular first.
+    """Return how items fare by their popularity: ten deciles of items, the most popular first.
 
     Deciles hold equally many items (to within one); items of equal popularity are in order of their numbers.
 

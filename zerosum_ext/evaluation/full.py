@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from zerosum_ext._types import Ties
+from zerosum_ext._types import ArrayLike, Scorer, Ties
 from zerosum_ext.evaluation.ranking import Check, Ranking, rank, rank_tensors
 from zerosum_ext.evaluation.sampled import rank_against_samples
-from zerosum_ext.evaluation.sources import require_interactions, require_same_shape
+from zerosum_ext.evaluation.sources import Data, Exclude, Popularity, require_interactions, require_same_shape
 from zerosum_ext.evaluation.table import (
     AT_K_METRICS,
     METRICS,
@@ -28,23 +27,24 @@ from zerosum_ext.metrics import tensors
 __all__ = ["AT_K_METRICS", "METRICS", "SAMPLED_METRICS", "Ranking", "compute", "evaluate", "rank"]
 
 
+# One argument above the limit: all but the first three are options, and each stands for itself.
 def evaluate(
-    model: Any,
-    train: Any,
-    test: Any,
+    model: Scorer,
+    train: Data | None,
+    test: Data,
     *,
     metrics: Sequence[str] = METRICS,
     k: int | Sequence[int] = (10, 20),
-    popularity: Any = None,
-    exclude: Any = "train",
+    popularity: Popularity | None = None,
+    exclude: Exclude = "train",
     ties: Ties = "average",
     tail_mass: float = 0.2,
-    users: Any = None,
+    users: ArrayLike | None = None,
     batch_size: int | None = None,
-    negatives: Any = 100,
+    negatives: int | ArrayLike = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Evaluates a model on held-out interactions: accuracy, popularity bias and exposure in one pass.
+    """Evaluate a model on held-out interactions: accuracy, popularity bias and exposure in one pass.
 
     Means are over the users with a held-out positive. Definitions, ranges and sources:
     :mod:`zerosum_ext.metrics`.

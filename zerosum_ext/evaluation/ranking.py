@@ -20,8 +20,11 @@ from torch import Tensor
 from zerosum_ext import _ops
 from zerosum_ext._checks import require_ids, require_positive_int
 from zerosum_ext._inference import inference
+from zerosum_ext._types import ArrayLike, Scorer
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.sources import (
+    Data,
+    Exclude,
     Factors,
     as_floating,
     require_interactions,
@@ -37,7 +40,7 @@ BLOCK_USERS = 1 << 16
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where each user's held-out positives stand among all candidates, and each user's top k.
+    """The places of each user's held-out positives among all candidates, and each user's top k.
 
     Candidates are all items but the excluded ones; a held-out positive is always a candidate. Only users with
     a held-out positive appear.
@@ -68,11 +71,11 @@ class Ranking:
 
     @property
     def positive_users(self) -> np.ndarray:
-        """int64 [P], the user of each positive."""
+        """Return the user of each positive, int64 [P]."""
         return np.repeat(self.users, np.diff(self.indptr))
 
-    def select(self, users: Any) -> Ranking:
-        """The part of this ranking that belongs to the given users (integers, or a mask over all users)."""
+    def select(self, users: ArrayLike) -> Ranking:
+        """Return the part of this ranking that belongs to the given users (integers, or a mask over all users)."""
         keep = np.isin(self.users, require_ids("users", users, self.num_users).cpu().numpy())
         counts = np.diff(self.indptr)
         positive = np.repeat(keep, counts)
@@ -99,7 +102,7 @@ Check = tuple[Tensor, Callable[[float], None]]
 
 @dataclass(frozen=True)
 class RankedTensors:
-    """A :class:`Ranking` where it was made: tensors on one device, but for the users.
+    """A :class:`Ranking` on the device that it was made on; only the users are a NumPy array.
 
     ``failed``, int64 [], is the first row of ``users`` with a candidate scored NaN, or the number of users.
     """
@@ -133,16 +136,16 @@ class RankedTensors:
 
 
 def rank(
-    model: Any,
-    train: Any,
-    test: Any,
+    model: Scorer,
+    train: Data | None,
+    test: Data,
     *,
     k: int = 20,
-    exclude: Any = "train",
-    users: Any = None,
+    exclude: Exclude = "train",
+    users: ArrayLike | None = None,
     batch_size: int | None = None,
 ) -> Ranking:
-    """Ranks every user's held-out positives among all items and selects the user's top k.
+    """Rank every user's held-out positives among all items, and select the user's top k.
 
     Args:
         model: an object with ``factors() -> (user [U, d], item [I, d], item_bias [I] | None)`` or with
@@ -164,16 +167,19 @@ def rank(
 
 
 def rank_tensors(
-    model: Any,
-    train: Any,
-    test: Any,
+    model: Scorer,
+    train: Data | None,
+    test: Data,
     k: int,
-    exclude: Any,
-    users: Any,
+    exclude: Exclude,
+    users: ArrayLike | None,
     batch_size: int | None,
     top_only: bool = False,
 ) -> RankedTensors:
-    """With ``top_only`` ranks beyond k are only known to be so."""
+    """Rank as :func:`rank` does, and leave the results on their device.
+
+    With ``top_only`` ranks beyond k need not be known.
+    """
     held_out = require_interactions(test, "test")
     excluded = excluded_interactions(exclude, train, held_out)
     k = require_positive_int("k", k, minimum=0)
@@ -184,7 +190,7 @@ def rank_tensors(
         return rank_users(source, users, held_out, excluded, k, batch_size, top_only)
 
 
-def excluded_interactions(exclude: Any, train: Any, held_out: Interactions) -> Interactions | None:
+def excluded_interactions(exclude: Exclude, train: Data | None, held_out: Interactions) -> Interactions | None:
     if isinstance(exclude, str):
         if exclude != "train":
             raise ValueError(f"exclude: expected 'train', None or an interaction matrix, got {exclude!r}")
@@ -195,8 +201,8 @@ def excluded_interactions(exclude: Any, train: Any, held_out: Interactions) -> I
     return excluded
 
 
-def evaluated_users(counts: np.ndarray, users: Any) -> np.ndarray:
-    """Those of the users (None: all) who have a positive, ascending."""
+def evaluated_users(counts: np.ndarray, users: ArrayLike | None) -> np.ndarray:
+    """Return those of the users (None: all) who have a positive, ascending."""
     evaluated = np.flatnonzero(counts)
     if users is None:
         return evaluated
@@ -210,7 +216,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Whose positives are evaluated, and where they lie: all that has to be known on the host."""
+    """The users whose positives are evaluated, and the places of these: all that the host has to know."""
 
     interactions: Interactions
     users: np.ndarray
@@ -218,7 +224,7 @@ class HeldOut:
     start: np.ndarray  # int64 [n], of the same in the interactions
 
     @classmethod
-    def of(cls, interactions: Interactions, users: Any) -> HeldOut:
+    def of(cls, interactions: Interactions, users: ArrayLike | None) -> HeldOut:
         indptr = interactions.indptr.cpu().numpy()
         counts = np.diff(indptr)
         evaluated = evaluated_users(counts, users)
@@ -226,7 +232,7 @@ class HeldOut:
         return cls(interactions, evaluated, offset, indptr[evaluated])
 
     def items(self, device: torch.device) -> Tensor:
-        """int64 [P], the positives."""
+        """Return the positives, int64 [P]."""
         indices = self.interactions.indices.to(device)
         if self.offset[-1] < indices.numel():
             place = np.arange(self.offset[-1]) + np.repeat(self.start - self.offset[:-1], np.diff(self.offset))
@@ -236,7 +242,7 @@ class HeldOut:
 
 def rank_users(
     source: Factors | Callable[[Tensor], Any],
-    users: Any,
+    users: ArrayLike | None,
     interactions: Interactions,
     excluded: Interactions | None,
     k: int,
@@ -293,7 +299,7 @@ def _rank_block(
     k: int,
     top_only: bool,
 ) -> tuple[Tensor, ...]:
-    """(positives' scores, greater, equal, candidates, top items, failed) of some users, on the device of the scores."""
+    """Rank some users on the device of the scores: (scores, greater, equal, candidates, top items, failed)."""
     op: Callable[..., tuple[Tensor, ...]]
     if isinstance(source, tuple):
         device = source[0].device
@@ -319,7 +325,7 @@ def _rank_block(
 
 
 def join_rankings(parts: Sequence[Ranking]) -> Ranking:
-    """One ranking of several, users ascending, each once."""
+    """Return one ranking of several, users ascending, each once."""
     users, first = np.unique(np.concatenate([part.users for part in parts]), return_index=True)
     sizes = np.concatenate([np.diff(part.indptr) for part in parts])
     start = np.cumsum(sizes) - sizes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +10,23 @@ from torch import Tensor
 
 from zerosum_ext._checks import require_positive_int
 from zerosum_ext._inference import inference
+from zerosum_ext._types import ArrayLike, Scorer
 from zerosum_ext.data.sampling import sample_negatives
 from zerosum_ext.evaluation.ranking import Check, HeldOut, to_device
-from zerosum_ext.evaluation.sources import Factors, as_floating, require_interactions, score_source
+from zerosum_ext.evaluation.sources import Data, Factors, as_floating, require_interactions, score_source
 from zerosum_ext.metrics import inputs, tensors
 
 
 def sampled_ranks(
-    model: Any, known: Any, test: Any, *, negatives: Any = 100, seed: int = 0, users: Any = None
+    model: Scorer,
+    known: Data | None,
+    test: Data,
+    *,
+    negatives: int | ArrayLike = 100,
+    seed: int = 0,
+    users: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks each held-out positive among itself and some negatives of its user; ties count against it [RCS22].
+    """Rank each held-out positive among itself and some negatives of its user; ties count against it [RCS22].
 
     Args:
         model, test, users: as in :func:`rank`.
@@ -40,9 +46,9 @@ def sampled_ranks(
 
 
 def rank_against_samples(
-    model: Any, known: Any, test: Any, negatives: Any, seed: int, users: Any
+    model: Scorer, known: Data | None, test: Data, negatives: int | ArrayLike, seed: int, users: ArrayLike | None
 ) -> tuple[np.ndarray, Tensor, Check]:
-    """The same, the ranks where the scores are, and what tells of NaN."""
+    """Rank as :func:`sampled_ranks` does; return (users, ranks on the device of the scores, the check for NaN)."""
     interactions = require_interactions(test, "test")
     num_users, num_items = interactions.shape
     held_out = HeldOut.of(interactions, users)
@@ -101,7 +107,7 @@ def rank_against_samples(
 
 
 def _pair_scores(factors: Factors, users: Tensor, items: Tensor) -> Tensor:
-    """Scores of (user, item) pairs, each one the same sum whatever the shape: ties are exact."""
+    """Return the scores of (user, item) pairs, each the same sum whatever the shape: ties are exact."""
     user, item, bias = factors
     scores = (user[users] * item[items]).sum(-1)
     return scores if bias is None else scores + bias[items]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 from zerosum_ext import _checks
+from zerosum_ext._types import ArrayLike
 from zerosum_ext.metrics import inputs
 
 __all__ = ["Comparison", "compare", "confidence_interval"]
@@ -19,7 +20,7 @@ _BATCH_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a metric differs between two models over the same users.
+    """The difference of a metric between two models over the same users.
 
     Attributes:
         mean_a, mean_b: means over the users compared.
@@ -39,7 +40,7 @@ class Comparison:
 
 
 def confidence_interval(
-    values: Any, *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over users.
 
@@ -60,8 +61,8 @@ def confidence_interval(
 
 
 def compare(
-    a: Any,
-    b: Any,
+    a: ArrayLike,
+    b: ArrayLike,
     *,
     test: Literal["permutation", "wilcoxon", "t"] = "permutation",
     confidence: float = 0.95,
@@ -143,7 +144,7 @@ def _batch(size: int) -> int:
     return max(1, _BATCH_ELEMENTS // size)
 
 
-def _values(values: Any, name: str) -> np.ndarray:
+def _values(values: ArrayLike, name: str) -> np.ndarray:
     """Numbers [n], where NaN is allowed."""
     result = inputs.as_array(values, name)
     if result.dtype.kind not in "iufb" or result.ndim != 1:

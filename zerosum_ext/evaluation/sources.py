@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from zerosum_ext._types import ArrayLike, InteractionsLike
 from zerosum_ext.data.interactions import Interactions
+
+#: Interactions, or a scipy sparse matrix [num_users, num_items].
+Data: TypeAlias = "Interactions | sparse.spmatrix | sparse.sparray"
+#: The interactions that are no candidates: those of training, None, or others.
+Exclude: TypeAlias = "Literal['train'] | Data | None"
+#: Interaction counts [num_items], or an interaction matrix.
+Popularity: TypeAlias = "ArrayLike | Data | InteractionsLike"
 
 
 def require_interactions(value: Any, name: str) -> Interactions:
+    """Return the interactions, made of a scipy matrix if need be, or raise TypeError."""
     if not isinstance(value, Interactions) and not sparse.issparse(value):
         raise TypeError(f"{name}: expected Interactions or a scipy sparse matrix, got {type(value).__name__}")
     return Interactions.from_any(value)
@@ -58,20 +67,26 @@ Factors = tuple[Tensor, Tensor, "Tensor | None"]
 
 
 def as_floating(values: Any) -> Tensor:
-    """A tensor of floating-point numbers; integers become float64."""
+    """Return a tensor of floating-point numbers; integers become float64."""
     result = torch.as_tensor(values)
     return result if result.is_floating_point() else result.double()
 
 
 def score_source(model: Any, num_users: int, num_items: int) -> Factors | Callable[[Tensor], Any]:
-    """Factors (user [U, d], item [I, d], item bias), or a function from users [B] to scores [B, num_items]."""
+    """Return factors (user [U, d], item [I, d], item bias), or a function from users [B] to scores [B, num_items].
+
+    Raises:
+        TypeError: the model is nothing that evaluation takes.
+        ValueError: its shapes do not fit.
+    """
     module = isinstance(model, torch.nn.Module)
     if module and (forward_decides(model) or not (hasattr(model, "factors") or hasattr(model, "score_all_items"))):
         return lambda users: scores_by_forward(model, users, num_items)
     if hasattr(model, "factors"):
         model = tuple(model.factors())
     elif hasattr(model, "score_all_items"):
-        return model.score_all_items
+        function: Callable[[Tensor], Any] = model.score_all_items
+        return function
     if isinstance(model, (tuple, list)):
         if len(model) not in (2, 3):
             raise ValueError(f"model: expected (user factors, item factors[, item bias]), got {len(model)} entries")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from zerosum_ext._checks import require_choice
 from zerosum_ext._types import Ties
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.ranking import Check, RankedTensors, Ranking, to_device
-from zerosum_ext.evaluation.sources import require_same_shape
+from zerosum_ext.evaluation.sources import Popularity, require_same_shape
 from zerosum_ext.metrics import inputs, tensors
 from zerosum_ext.metrics.inputs import popularity_counts
 
@@ -49,7 +48,7 @@ PER_USER_METRICS = (*_BY_RANK, *_BY_LIST, "auc", "pop_q_at_1", "upo", "pru")
 
 
 def counts_of_both(train: Interactions | None, test: Interactions, device: torch.device) -> Tensor:
-    """Counts of train + test, float64."""
+    """Return the counts of train + test, float64."""
     counts = test.popularity.to(device)
     if train is not None:
         require_same_shape(train.shape, test.shape)
@@ -86,14 +85,14 @@ def parse_metrics(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, s
 
 def compute(
     ranking: Ranking,
-    popularity: Any,
+    popularity: Popularity,
     *,
     metrics: Sequence[str] = METRICS,
     k: int | Sequence[int] = (10, 20),
     ties: Ties = "average",
     tail_mass: float = 0.2,
 ) -> dict[str, float]:
-    """Every metric asked for, from a :class:`Ranking`; means are over the ranking's users.
+    """Compute metrics from a :class:`Ranking`; means are over the ranking's users.
 
     Args:
         ranking: of :func:`rank`, whose k is at least the largest cut-off of a metric of lists.
@@ -111,14 +110,14 @@ def compute(
 
 def per_user(
     ranking: Ranking,
-    popularity: Any,
+    popularity: Popularity,
     *,
     metrics: Sequence[str] = PER_USER_METRICS,
     k: int | Sequence[int] = (10, 20),
     ties: Ties = "average",
     tail_mass: float = 0.2,
 ) -> dict[str, np.ndarray]:
-    """The values whose means :func:`compute` reports: float64 [n], aligned with ``ranking.users``.
+    """Return the values whose means :func:`compute` reports: float64 [n], aligned with ``ranking.users``.
 
     NaN marks users who have no value and are left out of the mean, such as the PopQ@1 of a user with fewer than
     five positives. Arguments as in :func:`compute`; ``metrics`` from :data:`PER_USER_METRICS`.
@@ -133,7 +132,7 @@ def per_user(
 
 
 def fetch_values(values: dict[str, Tensor], checks: Sequence[Check]) -> dict[str, float]:
-    """The numbers, float64 [] each, in one transfer from where they were computed."""
+    """Return the numbers, float64 [] each, fetched in one transfer from their device."""
     tensors = [*(number.double() for number, _ in checks), *values.values()]
     numbers = torch.stack(tensors).cpu().tolist() if tensors else []
     for (_, complain), number in zip(checks, numbers, strict=False):
@@ -147,7 +146,7 @@ def _refuse_infinite(found: float) -> None:
 
 
 class MetricTable:
-    """Every metric of a ranking, on its device; what several have in common is computed once.
+    """All metrics of a ranking, on its device; intermediate results that several share are computed once.
 
     ``checks`` are to be looked at before the values are used.
     """
@@ -187,11 +186,11 @@ class MetricTable:
 
     @cached_property
     def several(self) -> Tensor:
-        """bool [P], the positives of users who have several."""
+        """Return which positives belong to users who have several, bool [P]."""
         return (self.sizes > 1).repeat_interleave(self.sizes, output_size=self.ranking.items.numel())
 
     def per_user(self, name: str, cutoff: int) -> Tensor:
-        """float64 [n], NaN where a user has no value."""
+        """Return a metric of each user, float64 [n], NaN where a user has no value."""
         if name in _BY_RANK:
             return self.by_rank[0][_BY_RANK.index(name), self.cutoffs.index(cutoff)]
         if name in _BY_LIST:
@@ -207,7 +206,7 @@ class MetricTable:
         return self.by_rank[3]  # pru: minus the correlation with the place is the one with the score
 
     def value(self, name: str, cutoff: int) -> Tensor:
-        """float64 []."""
+        """Return a metric, float64 []."""
         r = self.ranking
         if name in PER_USER_METRICS:
             return tensors.mean_of_known(self.per_user(name, cutoff))
@@ -234,8 +233,8 @@ class MetricTable:
         return self.cutoffs.index(cutoff)
 
 
-def item_counts(popularity: Any, device: torch.device) -> Tensor:
-    """Interaction counts per item, float64 [num_items]: of interactions, or as given, which is then checked."""
+def item_counts(popularity: Popularity, device: torch.device) -> Tensor:
+    """Return interaction counts per item, float64 [num_items], of interactions or from an array, which is checked."""
     if isinstance(popularity, Interactions):
         return popularity.popularity.to(device).double()
     return torch.tensor(popularity_counts(popularity), dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Losses on scores: drop-in functions and modules over one fused op each.
+"""Losses on scores: functions and modules over one fused op each.
 
 Every function takes the scores of positives and negatives from any model and returns a differentiable loss.
 
@@ -11,7 +11,8 @@ dtypes: float64, float32, float16, bfloat16; the arithmetic is in float32 or bet
 dtype of the scores, ``"sum"`` and ``"mean"`` return float32 (float64 for float64). Values and gradients are finite for
 any finite scores up to 1e4; NaN in, NaN out. Gradients of any order are right.
 
-Each loss is a function, and a module over it for use as ``loss=`` in training. Sources in short: [RCS22] Rhee, Cho,
+Each loss is a function, and a module for ``loss=`` in training; both follow from its record
+(:mod:`zerosum_ext.losses.records`). Sources in short: [RCS22] Rhee, Cho,
 Suh, RecSys 2022; [BPR09] Rendle et al., UAI 2009; the others stand in full in :mod:`zerosum_ext.reference.losses`.
 """
 

@@ -16,8 +16,12 @@ from zerosum_ext._checks import (
     require_same_device,
 )
 from zerosum_ext._ops import autograd
+from zerosum_ext.losses.base import Loss
 from zerosum_ext.losses.registry import compiled_loss, get_loss
 from zerosum_ext.reference import SHAPES, compute_dtype, mf_items, mf_scores, reduce, split_scores
+
+Tables = tuple[Tensor, Tensor, Tensor | None]
+Ids = tuple[Tensor, Tensor, Tensor]
 
 
 def mf_loss(
@@ -35,10 +39,10 @@ def mf_loss(
     sparse: bool = False,
     deterministic: bool = True,
 ) -> Tensor:
-    """A loss of matrix factorization scores ``<P_u, Q_i> (+ b_i)``, straight from the tables.
+    """Return a loss of matrix factorization scores ``<P_u, Q_i> (+ b_i)``, straight from the tables.
 
-    Equal to gathering the rows, multiplying them and calling the loss ([BPR09] section 4.3.1), but the gathered blocks
-    [B, d] never exist: forward keeps one number for each score, backward sums the rows' gradients in the order of the
+    It equals gathering the rows, multiplying them and calling the loss ([BPR09] section 4.3.1), but the gathered blocks
+    [B, d] never exist. Forward keeps one number for each score; backward sums the rows' gradients in the order of the
     samples (on a GPU: of the batch sorted by row). Values and gradients have the same bits for any number of threads,
     and each time.
 
@@ -58,7 +62,7 @@ def mf_loss(
         sample_weight: factor of each sample, [B], or [B, K] for losses of pairs; a constant.
         reduction: "none", "sum" or "mean" as in the losses; None is the loss module's own, or "mean" for a name.
         sparse: gradients as coalesced sparse tensors with ascending rows, for SparseAdam, Adagrad and SGD: what to
-            choose where a batch touches few of the rows. Under ``create_graph=True`` gradients are dense.
+            choose if a batch touches few of the rows. Under ``create_graph=True`` gradients are dense.
         deterministic: False lets a GPU sum dense gradients of float32 and float64 tables by atomic additions, without
             sorting the batch: their last bits then differ from call to call. It changes nothing else, and nothing on
             the CPU.
@@ -73,85 +77,99 @@ def mf_loss(
             argument and the id. On a GPU, which is not waited for, the value and what the ids touch become NaN), l2
             with reduction "none".
     """
-    require_floating("user_embedding", user_embedding)
-    require_floating("item_embedding", item_embedding)
-    tables = {"user_embedding": user_embedding, "item_embedding": item_embedding}
-    for name, table in tables.items():
-        if table.dim() != 2:
-            raise ValueError(f"{name}: expected shape [rows, d], got {describe(table)}")
-    if item_embedding.shape[1] != user_embedding.shape[1]:
-        raise ValueError(
-            f"item_embedding: expected {user_embedding.shape[1]} columns as user_embedding has, got "
-            f"{describe(item_embedding)}"
-        )
-    if item_bias is not None:
-        require_floating("item_bias", item_bias)
-        if item_bias.shape != item_embedding.shape[:1]:
-            raise ValueError(f"item_bias: expected shape ({item_embedding.shape[0]},), got {describe(item_bias)}")
-        tables["item_bias"] = item_bias
-    for name, table in tables.items():
-        require_same_device(name, table, "user_embedding", user_embedding)
-        if table.dtype != user_embedding.dtype:
-            raise ValueError(f"{name}: expected {user_embedding.dtype} as user_embedding, got {describe(table)}")
+    tables = _checked_tables(user_embedding, item_embedding, item_bias)
     l2 = require_finite_number("l2", l2, minimum=0)
-
-    module = get_loss(loss) if isinstance(loss, str) else loss
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"loss: expected a name or an nn.Module, got {describe(loss)}")
-    own = getattr(module, "reduction", "mean")
-    if reduction is None:
-        reduction = own
-    elif isinstance(loss, str):
-        require_choice("reduction", reduction, tuple(_ops.REDUCTIONS))
-    elif reduction != own:
-        raise ValueError(f"reduction: expected {own!r}, that of the loss module given, or None, got {reduction!r}")
+    module, reduction = _checked_loss(loss, reduction)
     if l2 and reduction == "none":
         raise ValueError(f"l2: expected 0 with reduction 'none', got {l2}")
-
     kernel = compiled_loss(module)
     row = kernel is not None and SHAPES[kernel.loss] == "row"
     quad = getattr(module, "num_positives", 1) == 2
-    users, positives, negatives = _ids(users, positives, negatives, quad, row, user_embedding.device)
+    ids = _checked_ids(users, positives, negatives, quad, row, user_embedding.device)
     if kernel is None or not _ops.has_op("mf_loss", user_embedding.device):
-        _check_range(users, positives, negatives, user_embedding, item_embedding)
+        _check_range(*ids, user_embedding, item_embedding)
     if sample_weight is not None:
-        require_floating("sample_weight", sample_weight)
-        require_same_device("sample_weight", sample_weight, "user_embedding", user_embedding)
-        shapes = {users.shape} if quad or row else {users.shape, negatives.shape}
-        if sample_weight.shape not in shapes:
-            either = " or ".join(str(tuple(s)) for s in sorted(shapes, key=len))
-            raise ValueError(f"sample_weight: expected shape {either}, got {describe(sample_weight)}")
-        sample_weight = sample_weight.to(compute_dtype(user_embedding.dtype)).contiguous()
+        sample_weight = _checked_weight(sample_weight, ids, quad or row, user_embedding)
     if kernel is None:
-        return _composed(
-            user_embedding, item_embedding, item_bias, users, positives, negatives, module, l2, sample_weight, sparse
+        return _composed(tables, ids, module, l2, sample_weight, sparse)
+    constants = _checked_constants(module, item_embedding)
+    user, item, bias = (None if t is None else t.contiguous() for t in tables)
+    assert user is not None
+    assert item is not None
+    options = autograd.MfOptions(kernel, l2, reduction)
+    return autograd.mf_loss(user, item, bias, ids, constants, sample_weight, options, sparse, deterministic)
+
+
+def _checked_tables(user: Tensor, item: Tensor, bias: Tensor | None) -> Tables:
+    """Check the embeddings and the bias, and return them."""
+    require_floating("user_embedding", user)
+    require_floating("item_embedding", item)
+    tables = {"user_embedding": user, "item_embedding": item}
+    for name, table in tables.items():
+        if table.dim() != 2:
+            raise ValueError(f"{name}: expected shape [rows, d], got {describe(table)}")
+    if item.shape[1] != user.shape[1]:
+        raise ValueError(
+            f"item_embedding: expected {user.shape[1]} columns as user_embedding has, got {describe(item)}"
         )
-    constants = module.item_constants()  # type: ignore[operator]
-    if constants is not None:
-        if constants.shape != item_embedding.shape[:1]:
-            raise ValueError(
-                f"loss: expected constants of {item_embedding.shape[0]} items, got {type(module).__name__} with "
-                f"{tuple(constants.shape)}"
-            )
-        require_same_device("loss", constants, "user_embedding", user_embedding)
-        constants = constants.to(compute_dtype(user_embedding.dtype)).contiguous()
-    bias = None if item_bias is None else item_bias.contiguous()
-    tensors = (user_embedding.contiguous(), item_embedding.contiguous(), bias)
-    return autograd.mf_loss(
-        *tensors,
-        (users, positives, negatives),
-        constants,
-        sample_weight,
-        autograd.MfOptions(kernel, l2, reduction),
-        sparse,
-        deterministic,
-    )
+    if bias is not None:
+        require_floating("item_bias", bias)
+        if bias.shape != item.shape[:1]:
+            raise ValueError(f"item_bias: expected shape ({item.shape[0]},), got {describe(bias)}")
+        tables["item_bias"] = bias
+    for name, table in tables.items():
+        require_same_device(name, table, "user_embedding", user)
+        if table.dtype != user.dtype:
+            raise ValueError(f"{name}: expected {user.dtype} as user_embedding, got {describe(table)}")
+    return user, item, bias
 
 
-def _ids(
+def _checked_loss(loss: str | nn.Module, reduction: str | None) -> tuple[nn.Module, str]:
+    """Return the loss as a module, and its reduction."""
+    module = get_loss(loss) if isinstance(loss, str) else loss
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"loss: expected a name or an nn.Module, got {describe(loss)}")
+    own = str(getattr(module, "reduction", "mean"))
+    if reduction is None:
+        return module, own
+    if isinstance(loss, str):
+        require_choice("reduction", reduction, tuple(_ops.REDUCTIONS))
+    elif reduction != own:
+        raise ValueError(f"reduction: expected {own!r}, that of the loss module given, or None, got {reduction!r}")
+    return module, reduction
+
+
+def _checked_weight(weight: Tensor, ids: Ids, by_row: bool, like: Tensor) -> Tensor:
+    """Check the weight of each sample, and return it in the dtype of the arithmetic."""
+    users, _, negatives = ids
+    require_floating("sample_weight", weight)
+    require_same_device("sample_weight", weight, "user_embedding", like)
+    shapes = {users.shape} if by_row else {users.shape, negatives.shape}
+    if weight.shape not in shapes:
+        either = " or ".join(str(tuple(s)) for s in sorted(shapes, key=len))
+        raise ValueError(f"sample_weight: expected shape {either}, got {describe(weight)}")
+    return weight.to(compute_dtype(like.dtype)).contiguous()
+
+
+def _checked_constants(module: nn.Module, item: Tensor) -> Tensor | None:
+    """Return the constants that the loss takes beside each item, in the dtype of the arithmetic."""
+    assert isinstance(module, Loss)  # a compiled loss is one
+    constants = module.item_constants()
+    if constants is None:
+        return None
+    if constants.shape != item.shape[:1]:
+        raise ValueError(
+            f"loss: expected constants of {item.shape[0]} items, got {type(module).__name__} with "
+            f"{tuple(constants.shape)}"
+        )
+    require_same_device("loss", constants, "user_embedding", item)
+    return constants.to(compute_dtype(item.dtype)).contiguous()
+
+
+def _checked_ids(
     users: Tensor, positives: Tensor, negatives: Tensor, quad: bool, row: bool, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks the shapes of the samples, and brings the ids to contiguous int64."""
+) -> Ids:
+    """Check the shapes of the samples, and return the ids as contiguous int64."""
     for argument, value in (("users", users), ("positives", positives), ("negatives", negatives)):
         require_index_tensor(argument, value)
         if value.device != device:
@@ -185,23 +203,13 @@ def _check_range(users: Tensor, positives: Tensor, negatives: Tensor, user: Tens
             raise out_of_range(name, ids, int(wrong[0]), table.shape[0])
 
 
-def _composed(
-    user_embedding: Tensor,
-    item_embedding: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    loss: nn.Module,
-    l2: float,
-    weight: Tensor | None,
-    sparse: bool,
-) -> Tensor:
-    """The same for a loss that is a module of somebody's own: its scores by PyTorch, then the module."""
+def _composed(tables: Tables, ids: Ids, loss: nn.Module, l2: float, weight: Tensor | None, sparse: bool) -> Tensor:
+    """Return the same for a module that is not of the library: its scores by PyTorch, then the module."""
+    (user, item, bias), (users, positives, negatives) = tables, ids
     items = mf_items(positives, negatives)
-    scores, norms = mf_scores(user_embedding, item_embedding, item_bias, users, items, sparse)
+    scores, norms = mf_scores(user, item, bias, users, items, sparse)
     options: dict[str, Tensor] = {} if weight is None else {"sample_weight": weight}
     if getattr(loss, "needs_items", False):
         options |= {"pos_items": positives, "neg_items": negatives}
-    value = loss(*split_scores(scores, positives, negatives), **options)
+    value: Tensor = loss(*split_scores(scores, positives, negatives), **options)
     return value + l2 * reduce(norms, getattr(loss, "reduction", "mean")) if l2 else value

@@ -92,7 +92,7 @@ class LossRecord:
 
     @functools.cached_property
     def scores(self) -> Scores:
-        """The scores that the loss takes, those of its compiled loss."""
+        """Return the scores that the loss takes, those of its compiled loss."""
         return SHAPES.get(self.compiled(self.checks[0]).loss, "branches")
 
     def compiled(self, options: Mapping[str, Any]) -> Kernel:
@@ -102,7 +102,7 @@ class LossRecord:
 
     @property
     def function_options(self) -> dict[str, inspect.Parameter]:
-        """The options of the function, in order: those of the kernel, of the constants, and ``shared``."""
+        """Return the options of the function, in order: those of the kernel, of the constants, and ``shared``."""
         own = dict(inspect.signature(self.kernel).parameters)
         if self.constants is not None:
             own |= dict(list(inspect.signature(self.constants.of_scores).parameters.items())[2:])
@@ -110,7 +110,7 @@ class LossRecord:
 
     @property
     def module_options(self) -> dict[str, inspect.Parameter]:
-        """The options of the module, in order, without the constants."""
+        """Return the options of the module, in order, without the constants."""
         own = dict(inspect.signature(self.kernel).parameters)
         if self.constants is not None:
             own |= dict(list(inspect.signature(self.constants.of_items).parameters.items())[1:])

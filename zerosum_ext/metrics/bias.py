@@ -14,7 +14,7 @@ from zerosum_ext.metrics.inputs import as_integers, as_numbers, as_positives, re
 
 
 def average_ranks(users: Any, items: Any, scores: Any, min_positives: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Average rank quantile r(i) of each item among the positives of those who have it: the r(i) of [RCS22 eq. 2].
+    """Return the average rank quantile r(i) of each item among the positives of those who have it [RCS22 eq. 2].
 
     r(i) is the mean over users of (rank of i by descending score among the user's evaluated positives - 1) /
     (n_u - 1): 0 is always a user's top, 1 always the bottom, .5 as good as any other. Equal scores share their
@@ -41,7 +41,7 @@ def average_ranks(users: Any, items: Any, scores: Any, min_positives: int = 2) -
 
 
 def pri(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int = 2) -> float:
-    """Popularity-rank correlation over items, -Spearman(popularity(i), r(i)) [RCS22 eq. 2].
+    """Return the popularity-rank correlation over items, -Spearman(popularity(i), r(i)) [RCS22 eq. 2].
 
     r(i) is that of :func:`average_ranks`, from the users with at least ``min_positives`` evaluated positives.
     Range -1 to 1: 1 means that popular items are on top, 0 is ideal. Equal scores share their average rank.
@@ -68,7 +68,7 @@ def pop_q_at_1(
     *,
     reduction: MetricReduction = "mean",
 ) -> Any:
-    """Popularity quantile of each user's top positive [RCS22 eq. 3].
+    """Return the popularity quantile of each user's top positive [RCS22 eq. 3].
 
     For a user with at least ``min_positives`` evaluated positives: (rank by descending popularity, among
     these positives, of the one with the highest score - 1) / (n_u - 1). Of equal scores the first in the
@@ -94,7 +94,7 @@ def upo(
     *,
     reduction: MetricReduction = "mean",
 ) -> Any:
-    """Mean over users of Spearman(popularity, score) within the user's evaluated positives [RCS22].
+    """Return the mean over users of Spearman(popularity, score) within the user's evaluated positives [RCS22].
 
     Users with at least ``min_positives`` positives take part; where the correlation is undefined (constant
     scores or popularities) it counts as 0. Range -1 to 1, ideal 0.
@@ -115,7 +115,7 @@ def pru(
     *,
     reduction: MetricReduction = "mean",
 ) -> Any:
-    """Popularity-rank correlation for users, mean over users of -Spearman(popularity, rank) [ZHU21].
+    """Return the popularity-rank correlation for users, the mean over users of -Spearman(popularity, rank) [ZHU21].
 
     The rank is the positive's place in the user's ranking; only its order among the user's positives matters,
     so scores are what is asked for. Unlike :func:`upo`, users whose correlation is undefined are left out of
@@ -131,7 +131,7 @@ def pru(
 
 
 def pcc(users: Any, items: Any, scores: Any, popularity: Any, min_positives: int = 2) -> float:
-    """Pearson's correlation of popularity and score, pooled over evaluated positives [RCS22].
+    """Return Pearson's correlation of popularity and score, pooled over evaluated positives [RCS22].
 
     Only positives of users who have at least ``min_positives`` of them take part. Range -1 to 1, ideal 0.
     Scores must be finite.

@@ -12,7 +12,7 @@ from zerosum_ext.metrics import tensors
 
 
 def groups_of(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(group of each entry, entries per group); groups are the distinct users in ascending order."""
+    """Return (group of each entry, entries per group); groups are the distinct users in ascending order."""
     if users.size and np.all(users[1:] >= users[:-1]):  # the usual case, without a sort
         group = np.concatenate(([0], np.cumsum(users[1:] != users[:-1])))
     else:
@@ -21,9 +21,10 @@ def groups_of(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tie_blocks(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Orders entries by (group, value) and finds the runs of equal ones.
+    """Order entries by (group, value) and find the runs of equal ones.
 
-    Returns (order, run of each ordered entry, first place of each run within its group, entries of each run).
+    Returns:
+        (order, run of each ordered entry, first place of each run within its group, entries of each run).
     """
     order = np.lexsort((values, group))
     g, v = group[order], values[order]
@@ -37,7 +38,7 @@ def tie_blocks(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def group_ranks(group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """1-based ascending ranks of values within each group; ties get the mean of the places they fill."""
+    """Return 1-based ascending ranks of values within each group; ties get the mean of the places they fill."""
     order, run, start, size = tie_blocks(group, values)
     ranks = np.empty(values.size)
     ranks[order] = (start + (size + 1) / 2)[run]
@@ -45,13 +46,14 @@ def group_ranks(group: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def group_spearman(group: np.ndarray, sizes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of x and y within each group; NaN where x or y is constant."""
+    """Return Spearman's correlation of x and y within each group; NaN where x or y is constant."""
     middle = ((sizes + 1) / 2)[group]  # the mean of average ranks, exactly
     rx, ry = group_ranks(group, x) - middle, group_ranks(group, y) - middle
     n = sizes.size
     xy, xx, yy = (np.bincount(group, weights=w, minlength=n) for w in (rx * ry, rx * rx, ry * ry))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return xy / np.sqrt(xx * yy)
+        correlation: np.ndarray = xy / np.sqrt(xx * yy)
+    return correlation
 
 
 def mean_of_known_values(values: np.ndarray) -> float:
@@ -59,7 +61,7 @@ def mean_of_known_values(values: np.ndarray) -> float:
 
 
 def users_with(u: np.ndarray, min_positives: int, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(group, sizes, *others) of the entries whose users have at least min_positives entries."""
+    """Return (group, sizes, *others) of the entries whose users have at least min_positives entries."""
     if min_positives < 2:
         raise ValueError(f"min_positives: expected at least 2 (a rank among one is no rank), got {min_positives}")
     group, sizes = groups_of(u)

@@ -10,12 +10,13 @@ from scipy import sparse
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
-    """A NumPy view or copy of an array, tensor or sequence."""
+    """Return a NumPy view or copy of an array, tensor or sequence."""
     if isinstance(values, torch.Tensor):
         values = values.detach()
         if values.dtype in (torch.bfloat16, torch.float16):
             values = values.float()
-        return values.cpu().numpy()
+        array: np.ndarray = values.cpu().numpy()
+        return array
     result = np.asarray(values)
     if result.dtype == object:
         raise TypeError(f"{name}: expected numbers, got {type(values).__name__} of mixed or nested objects")
@@ -54,7 +55,7 @@ def require_same_length(**arrays: np.ndarray) -> None:
 
 
 def _matrix_counts(matrix: Any) -> np.ndarray:
-    """Interactions per item of a scipy matrix [users, items]: a pair counts once, a stored zero not at all."""
+    """Count interactions per item of a scipy matrix [users, items]: a pair counts once, a stored zero not at all."""
     entries = matrix.tocoo()
     users, items, values = entries.row, entries.col, entries.data
     bad = np.flatnonzero(~(values >= 0)) if values.dtype != bool else np.zeros(0, np.int64)
@@ -71,7 +72,7 @@ def _matrix_counts(matrix: Any) -> np.ndarray:
 
 
 def popularity_counts(popularity: Any) -> np.ndarray:
-    """Interaction counts per item, float64 [num_items], from an array of counts or an interaction matrix."""
+    """Return interaction counts per item, float64 [num_items], from an array of counts or an interaction matrix."""
     if sparse.issparse(popularity):
         popularity = _matrix_counts(popularity)
     elif hasattr(popularity, "popularity"):

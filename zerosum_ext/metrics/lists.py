@@ -27,7 +27,7 @@ def _exposure(recommended: Any, num_items: int) -> torch.Tensor:
 
 
 def long_tail(popularity: Any, tail_mass: float = 0.2) -> np.ndarray:
-    """Marks the long tail, bool [num_items]: the largest set of least popular items that together have at
+    """Mark the long tail, bool [num_items]: the largest set of least popular items that together have at
     most a share ``tail_mass`` of all interactions (the complement of the head that has the rest) [ABD19].
 
     Items of equal popularity are all in the tail or all in the head, so the mark does not depend on item
@@ -49,8 +49,7 @@ def _mean_over_lists(recommended: Any, values: np.ndarray, reduction: str) -> An
 
 
 def arp(recommended: Any, popularity: Any, *, reduction: MetricReduction = "mean") -> Any:
-    """Average recommendation popularity: mean over users of the mean popularity of the recommended items
-    [ABD19].
+    """Return the average recommendation popularity, the mean over users of that of the recommended items [ABD19].
 
     Range 0 to max(popularity), lower is less biased.
 
@@ -63,8 +62,7 @@ def arp(recommended: Any, popularity: Any, *, reduction: MetricReduction = "mean
 
 
 def aplt(recommended: Any, popularity: Any, tail_mass: float = 0.2, *, reduction: MetricReduction = "mean") -> Any:
-    """Average percentage of long-tail items: mean over users of the share of :func:`long_tail` items in the
-    list.
+    """Return the mean over users of the share of :func:`long_tail` items in the list (APLT).
 
     Range 0 to 1 [ABD19]. Higher exposes more of the tail; no value is ideal by itself. Arguments as in
     :func:`arp`.
@@ -73,8 +71,7 @@ def aplt(recommended: Any, popularity: Any, tail_mass: float = 0.2, *, reduction
 
 
 def aclt(recommended: Any, popularity: Any, tail_mass: float = 0.2, *, reduction: MetricReduction = "mean") -> Any:
-    """Average coverage of long-tail items: mean over users of the *number* of :func:`long_tail` items in the
-    list.
+    """Return the mean over users of the *number* of :func:`long_tail` items in the list (ACLT).
 
     Range 0 to k [ABD19]. Higher exposes more of the tail. Arguments as in :func:`arp`.
     """
@@ -83,7 +80,7 @@ def aclt(recommended: Any, popularity: Any, tail_mass: float = 0.2, *, reduction
 
 
 def tail_share(recommended: Any, popularity: Any, tail_mass: float = 0.2) -> float:
-    """Share of all recommended places, pooled over users, that :func:`long_tail` items fill.
+    """Return the share of all recommended places, pooled over users, that :func:`long_tail` items fill.
 
     Differs from :func:`aplt` where lists have different lengths. Range 0 to 1; a recommender that exposes
     items as they were consumed has about ``tail_mass``. Arguments as in :func:`arp`.
@@ -93,14 +90,17 @@ def tail_share(recommended: Any, popularity: Any, tail_mass: float = 0.2) -> flo
 
 
 def coverage(recommended: Any, num_items: int) -> float:
-    """Catalogue coverage: the share of all items recommended to at least one user. Range 0 to 1, higher is
-    wider."""
+    """Return the catalogue coverage, the share of all items recommended to at least one user.
+
+    Range 0 to 1, higher is wider.
+    """
     return float(tensors.coverage_of_exposure(_exposure(recommended, num_items)))
 
 
 def gini(recommended: Any, num_items: int) -> float:
-    """Gini coefficient of how often each item of the catalogue is recommended, never-recommended items
-    included.
+    """Return the Gini coefficient of how often each item of the catalogue is recommended.
+
+    Items that are never recommended are included.
 
     sum_j (2 j - n - 1) x_j / (n sum x) for exposures x ascending, j = 1 .. n. Range 0 (all alike) to 1 - 1/n
     (one item takes all); lower is more even.
@@ -109,7 +109,7 @@ def gini(recommended: Any, num_items: int) -> float:
 
 
 def entropy(recommended: Any, num_items: int) -> float:
-    """Shannon entropy, in bits, of the distribution of recommended places over items.
+    """Return the Shannon entropy, in bits, of the distribution of recommended places over items.
 
     Range 0 (one item takes all) to log2(num_items) (all alike); higher is more even.
     """
@@ -117,8 +117,9 @@ def entropy(recommended: Any, num_items: int) -> float:
 
 
 def novelty(recommended: Any, popularity: Any, num_users: int, *, reduction: MetricReduction = "mean") -> Any:
-    """Mean self-information, in bits, of the recommended items: mean over users of the mean of
-    log2(num_users / popularity(i)) [ZHOU10].
+    """Return the mean self-information, in bits, of the recommended items [ZHOU10].
+
+    It is the mean over users of the mean of log2(num_users / popularity(i)).
 
     An item without interactions is treated as if it had one. Range 0 (known by every user) to
     log2(num_users); higher is more novel. Arguments as in :func:`arp`; ``num_users`` is the number of users

@@ -12,7 +12,7 @@ from zerosum_ext.metrics.inputs import as_array, as_integers, as_numbers, requir
 
 
 def _pair_counts(users: Any, labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per user: (pairs ranked right, tied pairs, positives, negatives)."""
+    """Return, per user, (pairs ranked right, tied pairs, positives, negatives)."""
     u, s = as_integers(users, "users"), as_numbers(scores, "scores")
     y = as_array(labels, "labels")
     if y.ndim != 1 or (y.dtype != bool and not np.isin(y, (0, 1)).all()):
@@ -37,8 +37,7 @@ def _pair_counts(users: Any, labels: Any, scores: Any) -> tuple[np.ndarray, np.n
 
 
 def pairwise_accuracy(users: Any, labels: Any, scores: Any) -> float:
-    """Fraction of (positive, negative) pairs of one user with score(positive) > score(negative), over all
-    pairs.
+    """Return the fraction of (positive, negative) pairs of one user with score(positive) > score(negative).
 
     The error that [RCS22] reports is one minus this. Range 0 to 1, ideal 1; a tie is not right.
 
@@ -53,8 +52,9 @@ def pairwise_accuracy(users: Any, labels: Any, scores: Any) -> float:
 
 
 def auc(users: Any, labels: Any, scores: Any, *, reduction: MetricReduction = "mean") -> Any:
-    """Area under each user's ROC curve: the share of his pairs ranked right, ties counting one half; mean
-    over users.
+    """Return the area under each user's ROC curve, the share of pairs ranked right; mean over users.
+
+    A tie counts one half.
 
     Users without a positive or without a negative have no value: left out of the mean, NaN with
     ``reduction="none"``. Range 0 to 1, ideal 1, .5 for a random order [BPR09]. Arguments as in

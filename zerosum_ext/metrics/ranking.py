@@ -13,7 +13,7 @@ from zerosum_ext.metrics.inputs import as_cutoff, as_integers, as_numbers, requi
 
 
 def positive_ranks(users: Any, scores: Any, greater: Any, equal: Any, ties: Ties = "average") -> np.ndarray:
-    """1-based places of the positives in their users' rankings, float64 [P], from counts.
+    """Return 1-based places of the positives in their users' rankings, float64 [P], from counts.
 
     Where several candidates share a score their order is open. N candidates of one score, m of them
     positives, fill the places g + 1 .. g + N, g being the number of candidates above. The m positives get
@@ -52,7 +52,8 @@ def positive_ranks(users: Any, scores: Any, greater: Any, equal: Any, ties: Ties
         return above + j.astype(np.float64)
     if ties == "pessimistic":
         return above + (total - m + j).astype(np.float64)
-    return above + j * (total + 1) / (m + 1)
+    expected: np.ndarray = above + j * (total + 1) / (m + 1)
+    return expected
 
 
 def _ranked(users: Any, ranks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,27 +70,38 @@ def _hits(group: np.ndarray, sizes: np.ndarray, ranks: np.ndarray, k: int) -> np
 
 
 def hit_rate(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """HR@k: whether at least one of the user's positives has a rank <= k; mean over users. Range 0 to 1,
-    ideal 1."""
+    """Return HR@k, whether at least one of the user's positives has a rank <= k; mean over users.
+
+    Range 0 to 1, ideal 1.
+    """
     group, sizes, r = _ranked(users, ranks)
     return reduced((_hits(group, sizes, r, as_cutoff(k)) > 0).astype(np.float64), reduction)
 
 
 def recall(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """Recall@k: (positives with rank <= k) / n_u, mean over users. Range 0 to 1, ideal 1 where k >= n_u."""
+    """Return Recall@k, (positives with rank <= k) / n_u; mean over users.
+
+    Range 0 to 1, ideal 1 where k >= n_u.
+    """
     group, sizes, r = _ranked(users, ranks)
     return reduced(_hits(group, sizes, r, as_cutoff(k)) / sizes, reduction)
 
 
 def precision(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """Precision@k: (positives with rank <= k) / k, mean over users. Range 0 to 1, ideal min(k, n_u) / k."""
+    """Return Precision@k, (positives with rank <= k) / k; mean over users.
+
+    Range 0 to 1, ideal min(k, n_u) / k.
+    """
     group, sizes, r = _ranked(users, ranks)
     return reduced(_hits(group, sizes, r, as_cutoff(k)) / k, reduction)
 
 
 def ndcg(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """NDCG@k with binary relevance: sum of 1 / log2(rank + 1) over positives with rank <= k, divided by that
-    sum for the ranks 1 .. min(k, n_u); mean over users. Range 0 to 1, ideal 1."""
+    """Return NDCG@k with binary relevance; mean over users.
+
+    The sum of 1 / log2(rank + 1) over positives with rank <= k, divided by that sum for the ranks 1 .. min(k, n_u).
+    Range 0 to 1, ideal 1.
+    """
     group, sizes, r = _ranked(users, ranks)
     k = as_cutoff(k)
     gain = np.bincount(group, weights=(r <= k) / np.log2(r + 1), minlength=sizes.size)
@@ -99,7 +111,7 @@ def ndcg(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "m
 
 
 def mrr(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """MRR@k: 1 / (rank of the user's best positive), 0 where that rank is beyond k; mean over users.
+    """Return MRR@k, 1 / (rank of the user's best positive), 0 where that rank is beyond k; mean over users.
 
     Range 0 to 1, ideal 1. A k of at least the number of items gives the uncut MRR.
     """
@@ -110,8 +122,11 @@ def mrr(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "me
 
 
 def mean_average_precision(users: Any, ranks: Any, k: int = 10, *, reduction: MetricReduction = "mean") -> Any:
-    """MAP@k: sum over positives with rank <= k of (the user's positives up to this rank) / rank, divided by
-    min(k, n_u); mean over users. Range 0 to 1, ideal 1."""
+    """Return MAP@k; mean over users.
+
+    The sum over positives with rank <= k of (the user's positives up to this rank) / rank, divided by min(k, n_u).
+    Range 0 to 1, ideal 1.
+    """
     group, sizes, r = _ranked(users, ranks)
     k = as_cutoff(k)
     order = np.lexsort((r, group))

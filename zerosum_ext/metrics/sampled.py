@@ -12,7 +12,7 @@ from zerosum_ext.metrics.inputs import as_numbers, require_same_length
 
 
 def sampled_ranks(positive_scores: Any, negative_scores: Any) -> np.ndarray:
-    """1-based rank of each positive among itself and its negatives; ties count against it.
+    """Return the 1-based rank of each positive among itself and its negatives; ties count against it.
 
     Args:
         positive_scores: numbers [P].
@@ -25,7 +25,7 @@ def sampled_ranks(positive_scores: Any, negative_scores: Any) -> np.ndarray:
 
 
 def sampled_hit(positive_scores: Any, negative_scores: Any, k: int = 10) -> float:
-    """Hit@k against sampled negatives: the share of positives with :func:`sampled_ranks` <= k [RCS22].
+    """Return Hit@k against sampled negatives, the share of positives with :func:`sampled_ranks` <= k [RCS22].
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """
@@ -33,7 +33,7 @@ def sampled_hit(positive_scores: Any, negative_scores: Any, k: int = 10) -> floa
 
 
 def sampled_ndcg(positive_scores: Any, negative_scores: Any, k: int = 10) -> float:
-    """NDCG@k against sampled negatives: mean over positives of 1[rank <= k] / log2(rank + 1) [RCS22].
+    """Return NDCG@k against sampled negatives, the mean over positives of 1[rank <= k] / log2(rank + 1) [RCS22].
 
     Range 0 to 1, ideal 1. A figure of the sample, comparable only at the same number of negatives.
     """

@@ -14,7 +14,7 @@ _SUM_BLOCK = 16384  # fewer than torch sums with several threads
 
 
 def ordered_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a float64 vector, in an order that depends on its length alone, not on the number of threads."""
+    """Return the sum of a float64 vector, in an order that depends on its length alone, not on the threads."""
     if values.numel() <= _SUM_BLOCK:
         return values.sum()
     padded = torch.nn.functional.pad(values, (0, -values.numel() % _SUM_BLOCK))
@@ -22,15 +22,15 @@ def ordered_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def mean_of_known(values: torch.Tensor) -> torch.Tensor:
-    """The mean of those that are not NaN; NaN of none."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     known = ~values.isnan()
     return ordered_sum(torch.where(known, values, 0.0)) / known.sum().double()
 
 
 def average_ranks(values: torch.Tensor) -> torch.Tensor:
-    """1-based ascending ranks of a vector; ties get the mean of the places they fill."""
+    """Return 1-based ascending ranks of a vector; ties get the mean of the places they fill."""
     ordered, order = values.sort()
-    # (In ascending order, as they are found soonest.)
+    # Searched for in ascending order, which is fastest.
     below, up_to = (torch.searchsorted(ordered, ordered, right=right) for right in (False, True))
     return torch.empty_like(values).scatter_(0, order, (below + up_to + 1).double() / 2)
 
@@ -38,7 +38,7 @@ def average_ranks(values: torch.Tensor) -> torch.Tensor:
 def mean_by_item(
     items: torch.Tensor, values: torch.Tensor, part: torch.Tensor, num_items: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(how many of an item's values take part, the mean of these or NaN), float64 [num_items] each."""
+    """Return (number of an item's values that take part, their mean or NaN), float64 [num_items] each."""
     weights = part.double(), torch.where(part, values, 0.0)
     if items.device.type == "cpu":
         number, total = (torch.bincount(items, weights=x, minlength=num_items).double() for x in weights)
@@ -49,13 +49,13 @@ def mean_by_item(
 
 
 def correlation_of_deviations(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of deviations from the mean; NaN where x or y has none."""
+    """Return the correlation of deviations from the mean; NaN where x or y has none."""
     xy, xx, yy = (ordered_sum(a * b) for a, b in ((x, y), (x, x), (y, y)))
     return (xy / (xx * yy).sqrt()).clamp(-1, 1)
 
 
 def pearson(x: torch.Tensor, y: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Pearson's correlation of the entries that take part; NaN where x or y is constant."""
+    """Return Pearson's correlation of the entries that take part; NaN where x or y is constant."""
     number, deviations, constant = part.sum().double(), [], part.sum() < 2
     for values in (x, y):
         if values.numel():
@@ -69,7 +69,7 @@ def pearson(x: torch.Tensor, y: torch.Tensor, part: torch.Tensor) -> torch.Tenso
 def pri_of_quantiles(
     items: torch.Tensor, quantile: torch.Tensor, part: torch.Tensor, counts: torch.Tensor
 ) -> torch.Tensor:
-    """PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
+    """Return PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
     number, means = mean_by_item(items, quantile, part, counts.numel())
     evaluated = number > 0
     # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.

@@ -9,7 +9,7 @@ from zerosum_ext.reference.sampling import LOW32, NODE_DROPOUT, philox4x32
 
 
 def _kept(indptr: Tensor, kept: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row ends after its kept entries have moved to its front, in their order, and the moved entries."""
+    """Move each row's kept entries to its front, in their order; return (end of each row, moved entries)."""
     degree = indptr.diff()
     rank = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])  # kept before each entry
     row_rank = rank[indptr.long()]

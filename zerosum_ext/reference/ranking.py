@@ -46,7 +46,7 @@ def rank_factors(
             scores += item_bias
         part = offset[start : start + step + 1]
         *ranked, failed = rank(scores, block, part - part[0], indptr, indices, excluded_indptr, excluded_indices, k)
-        # (A GPU is not waited for.)
+        # Without a branch on the value: a GPU is not waited for.
         parts.append((*ranked, torch.where(failed < 0, users.numel(), failed + start)))
     scores, greater, equal, candidates, top_items, failed = (torch.cat(column) for column in zip(*parts, strict=True))
     failed = failed.amin(0, keepdim=True)
@@ -92,7 +92,7 @@ def rank_scores(
 
 
 def _rows(users: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """(number among the users, item) of each of the users' interactions."""
+    """Return (number among the users, item) of each of the users' interactions."""
     counts = indptr[users + 1] - indptr[users]
     row = torch.arange(users.numel(), device=users.device).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
@@ -101,7 +101,7 @@ def _rows(users: Tensor, indptr: Tensor, indices: Tensor) -> tuple[Tensor, Tenso
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:
-    """Items of the k highest scores of each row, ties by ascending item, -1 where the score is -inf."""
+    """Return the items of the k highest scores of each row, ties by ascending item, -1 where the score is -inf."""
     width = min(k, scores.shape[1])
     if width == 0 or scores.shape[0] == 0:
         return torch.full((scores.shape[0], k), -1, dtype=torch.int64, device=scores.device)

@@ -25,7 +25,7 @@ def _high32(x: Tensor) -> Tensor:
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32 (Salmon et al., SC 2011); words are int64 tensors with values in [0, 2**32)."""
+    """Run ten rounds of Philox4x32 (Salmon et al., SC 2011); words are int64 tensors with values in [0, 2**32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -36,7 +36,7 @@ def philox4x32(
 
 
 def draws(sample: Tensor, seed: int, epoch: int, stream: int, j: int, attempt: int) -> tuple[Tensor, Tensor]:
-    """The two 64-bit draws of each sample number, as int64 bit patterns."""
+    """Return the two 64-bit draws of each sample number, as int64 bit patterns."""
     purpose = stream << 24 | j << 8 | attempt
     counter = (
         sample & LOW32,
@@ -49,7 +49,7 @@ def draws(sample: Tensor, seed: int, epoch: int, stream: int, j: int, attempt: i
 
 
 def mulhi64(a: Tensor, b: Tensor | int) -> Tensor:
-    """High 64 bits of the product of unsigned 64-bit numbers; b is below 2**63."""
+    """Return the high 64 bits of the product of unsigned 64-bit numbers; b is below 2**63."""
     b_low, b_high = b & LOW32, b >> 32
     a_low, a_high = a & LOW32, _high32(a)
     low, middle, other, high = a_low * b_low, a_low * b_high, a_high * b_low, a_high * b_high
@@ -58,7 +58,7 @@ def mulhi64(a: Tensor, b: Tensor | int) -> Tensor:
 
 
 def lower_bound(values: Tensor, begin: Tensor, count: Tensor, wanted: Tensor) -> Tensor:
-    """How many of values[begin : begin + count], ascending, are less than `wanted`; element by element."""
+    """Count how many of values[begin : begin + count], ascending, are less than `wanted`; element by element."""
     low, size = torch.zeros_like(count), count
     limit = max(values.numel() - 1, 0)
     for _ in range(int(count.max()).bit_length() if count.numel() else 0):
@@ -70,7 +70,7 @@ def lower_bound(values: Tensor, begin: Tensor, count: Tensor, wanted: Tensor) ->
 
 
 def contains(indices: Tensor, begin: Tensor, count: Tensor, item: Tensor) -> Tensor:
-    """Whether the row indices[begin : begin + count] holds the item; element by element."""
+    """Return whether the row indices[begin : begin + count] holds the item; element by element."""
     if indices.numel() == 0:
         return torch.zeros_like(item, dtype=torch.bool)
     at = lower_bound(indices, begin, count, item)
@@ -157,7 +157,7 @@ def _complement(
     j: int,
     previous: Tensor,
 ) -> Tensor:
-    """Draws from what is left outside the row and the previous items [rows, j]; -1 where that is nothing."""
+    """Draw from what is left outside the row and the previous items [rows, j]; -1 where that is nothing."""
     weight = items.mass_below(previous.clamp(min=0) + 1) - items.mass_below(previous.clamp(min=0))
     weight = torch.where(previous < 0, 0, weight)
     mass = items.complement_mass(indices, begin, count) - weight.sum(1)
@@ -178,6 +178,7 @@ def _complement(
     return out
 
 
+# As many arguments as the op's schema has, in its order.
 def sample_negatives(
     users: Tensor,
     indptr: Tensor,
@@ -295,6 +296,7 @@ class Permutation:
         return left * self.columns + right
 
 
+# As many arguments as the op's schema has, in its order.
 def sample_positives(
     indptr: Tensor,
     indices: Tensor,
