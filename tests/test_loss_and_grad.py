@@ -16,7 +16,7 @@ OPTIONS = {
     "pos2": {"w": 0.8},
     "neg2": {"w": 0.8},
     "sampled_softmax": {"temperature": 0.7},
-    "bsl": {"t1": 0.5, "t2": 0.3},
+    "bsl": {"positive_temperature": 0.5, "negative_temperature": 0.3},
     "psl": {"temperature": 0.4, "activation": "relu"},
     "hardest": {},
 }
