@@ -74,6 +74,10 @@ def from_stream(table: Any, options: Options) -> Table:
         read = table
     elif hasattr(table, "to_arrow_table"):  # duckdb's relation
         read = table.to_arrow_table()
+    elif name == "polars table" and hasattr(table, "to_arrow"):
+        import polars
+
+        read = table.to_arrow(compat_level=polars.CompatLevel.oldest())  # pyarrow 17 cannot cast views of strings
     elif hasattr(table, "__arrow_c_stream__"):
         read = pa.RecordBatchReader.from_stream(table)
     elif type(table).__module__.split(".")[0] == "pandas":  # before 2.2 it has no stream
