@@ -1,0 +1,130 @@
+"""Reading: CPU seconds, wall and peak memory of from_file beside pyarrow, polars and pandas, taking turns.
+
+Each method runs in a process of its own, so that peak memory is its own. The others read the file and number the ids;
+only from_file also builds the CSR matrix.
+
+    python benchmarks/bench_reading.py --rows 5000000 --output benchmarks/results/reading
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _timing import machine, spread, table, write_results
+
+METHODS = ("zerosum_ext", "pyarrow", "polars", "pandas")
+_RUN = """
+import json, resource, sys, time
+method, path = sys.argv[1:]
+if method == "zerosum_ext":
+    import torch, zerosum_ext as zx
+    import pyarrow.csv
+    torch.set_num_threads(2)
+    read = lambda: zx.Interactions.from_file(path)
+elif method == "pyarrow":
+    import pyarrow.csv as csv
+    def read():
+        t = csv.read_csv(path)
+        return t, t["user_id"].dictionary_encode(), t["item_id"].dictionary_encode()
+elif method == "polars":
+    import polars as pl
+    def read():
+        t = pl.read_csv(path)
+        return t, t["user_id"].cast(pl.String).cast(pl.Categorical), t["item_id"].cast(pl.String).cast(pl.Categorical)
+else:
+    import pandas as pd
+    def read():
+        t = pd.read_csv(path, engine="pyarrow")
+        return t, pd.factorize(t["user_id"]), pd.factorize(t["item_id"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cpu, wall = time.process_time(), time.perf_counter()
+kept = read()
+cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps({"cpu": cpu, "wall": wall, "peak_mb": peak / 1024}))
+"""
+
+
+def make(path: Path, rows: int, ids: str, quotes: str) -> None:
+    """Write a file of ratings with a long tail of items."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    rng = np.random.default_rng(0)
+    users = (rng.lognormal(size=rows) * 20_000).astype(np.int64) % 200_000
+    items = (rng.pareto(1, size=rows) * 500).astype(np.int64) % 100_000
+    columns = {"user_id": pa.array(users), "item_id": pa.array(items)}
+    if ids == "text":
+        for name, pattern in (("user_id", "A{:013X}"), ("item_id", "B{:09d}")):
+            words = pa.array([pattern.format(k * 7919) for k in range(200_000)])
+            columns[name] = pa.DictionaryArray.from_arrays(columns[name], words).cast(pa.string())
+    columns["rating"] = pa.array(rng.integers(1, 11, rows) / 2)
+    columns["timestamp"] = pa.array(rng.integers(1_500_000_000, 1_700_000_000, rows))
+    style = "all_valid" if quotes == "all" else "none"
+    mark = "" if quotes == "none" else '"'
+    with path.open("wb") as file:
+        file.write((",".join(f"{mark}{name}{mark}" for name in columns) + "\n").encode())
+        csv.write_csv(pa.table(columns), file, csv.WriteOptions(include_header=False, quoting_style=style))
+
+
+def measure(path: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return CPU seconds, wall seconds and megabytes of each method, round by round."""
+    out: dict[str, dict[str, list[float]]] = {m: {"cpu": [], "wall": [], "peak_mb": []} for m in METHODS}
+    for turn in range(rounds):
+        for method in METHODS[turn % len(METHODS) :] + METHODS[: turn % len(METHODS)]:
+            run = subprocess.run(
+                [sys.executable, "-c", _RUN, method, str(path)], check=True, capture_output=True, text=True
+            )
+            for key, value in json.loads(run.stdout.splitlines()[-1]).items():
+                out[method][key].append(value)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ids", nargs="+", choices=("int", "text"), default=["int", "text"])
+    parser.add_argument("--quotes", nargs="+", choices=("none", "header", "all"), default=["none", "header", "all"])
+    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    arguments = parser.parse_args()
+    results, rows = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for ids in arguments.ids:
+            for quotes in arguments.quotes:
+                path = Path(folder) / "data.csv"
+                make(path, arguments.rows, ids, quotes)
+                found = measure(path, arguments.rounds)
+                base = {key: np.array(values) for key, values in found["pyarrow"].items()}
+                for method, values in found.items():
+                    ratios = {key: spread(np.array(values[key]) / base[key]) for key in values}
+                    cpu, wall, peak = (float(np.median(values[key])) for key in ("cpu", "wall", "peak_mb"))
+                    rows.append(
+                        [ids, quotes, method, f"{cpu:.2f}", f"{wall:.2f}", f"{peak:.0f}", *map(str, ratios.values())]
+                    )
+                results.append({"ids": ids, "quotes": quotes, "rows": arguments.rows, "measured": found})
+    header = [
+        "ids",
+        "quotes",
+        "method",
+        "CPU s",
+        "wall s",
+        "peak MB",
+        "CPU / pyarrow",
+        "wall / pyarrow",
+        "peak / pyarrow",
+    ]
+    text = [f"{arguments.rows:,} rows; medians of {arguments.rounds} processes each, quartiles in brackets."]
+    write_results(
+        arguments.output, "Reading a CSV file", machine(), [*text, table(header, rows, text_columns=3)], results
+    )
+
+
+if __name__ == "__main__":
+    main()
