@@ -94,12 +94,13 @@ def require_ids(name: str, values: Any, size: int, device: torch.device | None =
     if values.dtype == torch.bool:
         if tuple(values.shape) != (size,):
             raise ValueError(f"{name}: expected a mask of shape ({size},), got {tuple(values.shape)}")
-        return values.to(device).nonzero().flatten()
+        chosen: Tensor = values.to(device).nonzero().flatten()
+        return chosen
     if values.numel() == 0:
         return torch.empty(values.shape, dtype=torch.int64, device=device)
     if values.is_floating_point() or values.is_complex():
         raise TypeError(f"{name}: expected integers or a mask, got {values.dtype}")
-    index = values.to(device=device, dtype=torch.int64)
+    index: Tensor = values.to(device=device, dtype=torch.int64)
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= size:
         raise ValueError(f"{name}: id {low if low < 0 else high} is out of range [0, {size})")

@@ -115,7 +115,8 @@ def _integer_weights(popularity: Tensor, alpha: float, total: int) -> Tensor:
     rest = total - sum(w * n for w, n in zip(per_count, sizes, strict=True))
     each, more = divmod(rest, sum(n for w, n in zip(per_count, sizes, strict=True) if w >= half_mean))
     large = weights >= half_mean
-    return weights + large * each + (large & (large.cumsum(0) <= more))
+    result: Tensor = weights + large * each + (large & (large.cumsum(0) <= more))
+    return result
 
 
 def _alias_table(weights: Tensor, slots: int) -> Tensor:

@@ -55,7 +55,7 @@ def scores_by_forward(model: torch.nn.Module, users: Tensor, num_items: int) -> 
     parameter = next(model.parameters(), None)
     place = users.device if parameter is None else parameter.device
     users = users.to(place)
-    scores = model(users, torch.arange(num_items, device=place).expand(users.numel(), num_items))
+    scores: Tensor = model(users, torch.arange(num_items, device=place).expand(users.numel(), num_items))
     if tuple(scores.shape) != (users.numel(), num_items):
         raise ValueError(
             f"model: expected scores of shape {(users.numel(), num_items)} for all items, got {tuple(scores.shape)}"
