@@ -170,8 +170,10 @@ BUGS = [
         "31 - __clz(static_cast<int>(beyond))",
     ),
     planted.Bug("only one lane of a warp draws from a complement", "left &= left - 1", "left = 0"),
-    planted.Bug("a lane draws another's sample", "of(sample)", "sample"),
-    planted.Bug("a lane avoids what another has drawn", "place_of(previous)", "previous"),
+    planted.Bug(
+        "a lane draws another's sample", "static_cast<uint64_t>(first + its_row)", "static_cast<uint64_t>(first + row)"
+    ),
+    planted.Bug("a lane avoids what another has drawn", "a.out + its_row * a.k", "a.out + row * a.k"),
     planted.Bug(
         "a row's mass ends with its first items",
         "mass += mass_of(static_cast<int64_t>(row.items[j]));",

@@ -96,24 +96,22 @@ struct NegativeArgs {
 };
 
 // Exact draws from complements, for those lanes of a warp that `need` one: the warp draws them one after the other.
-// All lanes must be here; `previous` are in memory that other lanes see.
+// All lanes must be here; the row's items so far are in memory that other lanes see. A lane hands over no more than its
+// row and j: what follows from these is read again, as registers are few.
 template <class Items, class Index>
-__device__ __forceinline__ int64_t draw_together(const Items& items, bool need, Row<Index> row, SampleKey key,
-                                                 uint64_t sample, uint32_t j, const int64_t* previous,
-                                                 int64_t num_previous, int64_t otherwise) {
-  const WarpItems<Items> together(items);
-  const int lane = threadIdx.x % kWarp;
+__device__ __forceinline__ int64_t draw_together(const NegativeArgs<Items, Index>& a, bool need, SampleKey key,
+                                                 int64_t first, int64_t row, int64_t j, int64_t otherwise) {
+  const WarpItems<Items> together(a.items);
   int64_t result = otherwise;
   for (unsigned left = __ballot_sync(kFullWarp, need); left != 0; left &= left - 1) {
     const int from = __ffs(static_cast<int>(left)) - 1;
-    const auto of = [&](auto v) { return __shfl_sync(kFullWarp, v, from); };
-    const auto place_of = [&](const auto* p) {
-      return reinterpret_cast<decltype(p)>(of(reinterpret_cast<unsigned long long>(p)));
-    };
-    const Row<Index> its{place_of(row.items), of(row.count)};
+    const int64_t its_row = __shfl_sync(kFullWarp, row, from), its_j = __shfl_sync(kFullWarp, j, from);
+    const int64_t user = a.users[its_row], begin = a.indptr[user];
+    const Row<Index> items{a.indices + begin, a.indptr[user + 1] - begin};
     const int64_t item =
-        draw_from_complement(together, its, key, of(sample), of(j), place_of(previous), of(num_previous));
-    if (lane == from) result = item;
+        draw_from_complement(together, items, key, static_cast<uint64_t>(first + its_row), static_cast<uint32_t>(its_j),
+                             a.out + its_row * a.k, a.replacement ? 0 : its_j);
+    if (static_cast<int>(threadIdx.x % kWarp) == from) result = item;
   }
   return result;
 }
@@ -156,7 +154,7 @@ __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const Nega
         if (!drawn)
           item = draw_from_complement(a.items, items, key, sample, static_cast<uint32_t>(j), out, num_previous);
       } else {
-        item = draw_together(a.items, !drawn, items, key, sample, static_cast<uint32_t>(j), out, num_previous, item);
+        item = draw_together(a, !drawn, key, first, row, j, item);
       }
       if (!is_item(item, a.items.num_items))
         item = -1;  // what a row that is none of this catalogue leads to is no item
