@@ -62,10 +62,12 @@ def test_occupancy(check, arch, registers, shared, expected):
 
 def test_every_kernel_has_blocks_of_the_size_that_occupancy_assumes(check):
     sources = [path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cuh")]
-    names = {name for text in sources for name in re.findall(r"__launch_bounds__\((\w+)", text)}
-    assert names
-    for name in names:
-        assert any(f"constexpr int {name} = {check.THREADS};" in text for text in sources), name
+    bounds = [found for text in sources for found in re.findall(r"__launch_bounds__\((\w+).*?\)?\)?\s+(\w+)\(", text)]
+    assert bounds
+    for constant, kernel in bounds:
+        (value,) = {m for text in sources for m in re.findall(rf"constexpr int [^;]*\b{constant} = (\d+)[,;]", text)}
+        assert int(value) == check.THREADS_OF.get(kernel, check.THREADS), (kernel, constant)
+    assert set(check.THREADS_OF) <= {kernel for _, kernel in bounds}
 
 
 def test_the_architectures_are_those_of_the_package(check):

@@ -29,7 +29,8 @@ from children import meeting_this_package
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")
-THREADS = 256  # a block of every kernel
+THREADS = 256  # a block of every kernel but these
+THREADS_OF = {"small_sort_kernel": 1024}
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 # Threads, blocks and bytes of shared memory of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
 LIMITS = {
@@ -61,13 +62,13 @@ class Kernel:
         return "double" not in self.name
 
 
-def occupancy(arch: str, registers: int, shared: int) -> float:
-    """Resident threads over the largest number, at THREADS a block."""
+def occupancy(arch: str, registers: int, shared: int, block: int = THREADS) -> float:
+    """Return the resident threads over the largest number, at ``block`` threads a block."""
     threads, blocks, memory = LIMITS[arch]
     per_warp = -(-registers * 32 // 256) * 256  # registers are given out 256 at a time
-    by_registers = REGISTERS // per_warp // (THREADS // 32) if registers else blocks
+    by_registers = REGISTERS // per_warp // (block // 32) if registers else blocks
     by_memory = memory // (shared + 1024)  # a block reserves 1 KiB for the system
-    return min(blocks, threads // THREADS, by_registers, by_memory) * THREADS / threads
+    return min(blocks, threads // block, by_registers, by_memory) * block / threads
 
 
 def demangle(text: str) -> str:
@@ -99,10 +100,11 @@ def parse(log: str, arch: str, source: str) -> list[Kernel]:
         registers = int(re.search(r"Used (\d+) registers", part)[1])
         found = re.search(r"(\d+) bytes smem", part)
         shared = int(found[1]) if found else 0
+        block = next((threads for kernel, threads in THREADS_OF.items() if kernel in name), THREADS)
         kernels.append(
             Kernel(
                 *(arch, source, short_name(name), registers, shared, stack, stores + loads),
-                occupancy(arch, registers, shared),
+                occupancy(arch, registers, shared, block),
             )
         )
     return kernels

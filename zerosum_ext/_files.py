@@ -161,10 +161,12 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     The lock ends with this process, however that ends. Nothing is left in the folder.
 
     Raises:
-        ValueError: the folder is in use; the message names the process.
+        ValueError: it is a file, or the folder is in use; the message names the process.
         OSError: the folder cannot be made or written to.
     """
     path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, expected a folder to write the run to")
     path.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(path)
     with _locks_guard:

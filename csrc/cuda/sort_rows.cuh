@@ -71,7 +71,7 @@ __device__ __forceinline__ unsigned sum_before(unsigned v, unsigned* total) {
 }
 
 // The pairs in the order of the batch. A row is an id, or `rows` for one that is out of range.
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     sort_pairs_kernel(BatchIds ids, int64_t n, int64_t rows, unsigned* keys, unsigned* order) {
   const unsigned columns = static_cast<unsigned>(ids.first_columns + ids.second_columns);
   const int64_t threads = gridDim.x * int64_t(kSortThreads);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kSortThreads)
 }
 
 // tiles[digit, tile]: how often the tile has the digit.
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     digit_counts_kernel(const unsigned* keys, int64_t n, int shift, unsigned mask, unsigned* tiles) {
   GPU_SHARED(unsigned, counts, kSortDigits);
   counts[threadIdx.x] = 0;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kSortThreads)
 }
 
 // Counts become the sums of those before them, a block to a line of `width`; totals[line] is the line's sum.
-__global__ void __launch_bounds__(kSortThreads) offsets_kernel(unsigned* counts, int64_t width, unsigned* totals) {
+static __global__ void __launch_bounds__(kSortThreads) offsets_kernel(unsigned* counts, int64_t width, unsigned* totals) {
   unsigned* line = counts + blockIdx.x * width;
   unsigned before = 0;
   for (int64_t first = 0; first < width; first += kSortThreads) {
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kSortThreads) offsets_kernel(unsigned* counts,
   if (threadIdx.x == 0) totals[blockIdx.x] = before;
 }
 
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     move_pairs_kernel(const unsigned* keys, const unsigned* order, int64_t n, int shift, unsigned mask,
                       const unsigned* tiles, const unsigned* totals, unsigned* new_keys, unsigned* new_order) {
   // Where a warp's next pair of each digit goes.
@@ -160,7 +160,7 @@ __device__ __forceinline__ bool begins(const unsigned* keys, int64_t i, int64_t 
   return i < n && keys[i] < rows && (i == 0 || keys[i - 1] != keys[i]);
 }
 
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     row_counts_kernel(const unsigned* keys, int64_t n, int64_t rows, unsigned* tiles) {
   int count = 0;
   for (int turn = 0; turn < kSortTurns; ++turn)
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kSortThreads)
   if (threadIdx.x == 0) tiles[blockIdx.x] = static_cast<unsigned>(count);
 }
 
-__global__ void __launch_bounds__(kSortThreads)
+static __global__ void __launch_bounds__(kSortThreads)
     row_starts_kernel(const unsigned* keys, int64_t n, int64_t rows, const unsigned* tiles, unsigned* starts) {
   unsigned before = tiles[blockIdx.x];
   for (int turn = 0; turn < kSortTurns; ++turn) {

@@ -125,8 +125,11 @@ def sound(op: str, seed: int) -> list[Any]:
     rng = np.random.default_rng([seed, len(op)])
     w = _world(rng)
     f32, ids, pick = w["f32"], w["ids"], lambda *options: options[int(rng.integers(len(options)))]
-    pairs = f32(9), f32(9), None, None, None, pick(0, 1), 1.0, 1.0, 1.0, pick(0, 1, 2), True
-    rows = f32(9), f32(9, 4), None, None, None, pick(5, 6, 7, 8, 9), 1.0, 1.0, 1.0, pick(0, 1, 2), True
+    names = torch.ops.zerosum_ext.loss_names().split(",")
+    of_rows = range(names.index("sampled_softmax"), len(names))  # those of a row of K negatives come last
+    of_a_pair = [names.index("bpr"), names.index("zerosum"), names.index("hinge")]
+    pairs = f32(9), f32(9), None, None, None, pick(*of_a_pair), 1.0, 1.0, 1.0, pick(0, 1, 2), True
+    rows = f32(9), f32(9, 4), None, None, None, pick(*of_rows), 1.0, 1.0, 1.0, pick(0, 1, 2), True
     samples = ids(9, USERS), ids(9, ITEMS), ids(9, ITEMS)
     slots, masses = _alias(ITEMS)
     strategy = pick((None, None), (slots, masses), (None, torch.arange(0, ITEMS, 2)))
@@ -170,6 +173,7 @@ def sound(op: str, seed: int) -> list[Any]:
         ),
         "sample_positives": lambda: (*matrix, *epoch, 0, w["size"], pick(1, 2), 5, 1, None),
         "row_filter": lambda: (*matrix, ITEMS),
+        "csr_build": lambda: (ids(9, USERS), ids(9, ITEMS), USERS, ITEMS),
         "has_items": lambda: (ids(9, USERS), pick(ids(9, ITEMS), ids((9, 3), ITEMS)), *matrix, lookup, ITEMS),
         "rank_factors": lambda: (w["user"], w["item"], pick(None, w["bias"]), *ranking, pick(False, True)),
         "rank_scores": lambda: (f32(USERS, ITEMS), *ranking),

@@ -83,8 +83,6 @@ def read_history(path: Path) -> History:
 
 def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Make the folder of a run, or decide what becomes of what is in it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder to write the run to")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*config["methods"], "weights"):
         # A link could lead what is written, or removed, to anywhere.
