@@ -95,7 +95,7 @@ if "$python" -c 'import pytest'; then
     if [ "$SECONDS" -ge "$end" ]; then break; fi
     result=0
     TESTS_BEGUN="$work/tests" TESTS_SECONDS=60 timeout -k 5 $((end - SECONDS)) \
-      "$python" -m pytest -v -m cuda --durations=5 tests/test_devices.py || result=$?
+      "$python" -m pytest -v -m cuda --durations=5 tests/test_devices.py tests/test_step_graph.py || result=$?
     case $result in
       0 | 5) break ;; # 5: none is left
       1) status=1 && break ;;

@@ -258,7 +258,7 @@ def test_nan_scores_name_the_user():
         ({"k": 0}, "k: expected at least 1"),
         ({"exclude": "test"}, "exclude: expected 'train'"),
         ({"batch_size": 0}, "batch_size"),
-        ({"users": [37]}, "users: expected integers"),
+        ({"users": [37]}, r"users: id 37 is out of range \[0, 37\)"),
         ({"popularity": np.ones(5)}, "popularity: expected 53 items, got 5"),
         ({"ties": "worst"}, "ties"),
     ],
@@ -273,7 +273,7 @@ def test_bad_values(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "mf"}, "model: expected an object with"),
+        ({"model": "mf"}, "model: expected an nn.Module, an object with"),
         ({"test": np.zeros((37, 53))}, "test: expected Interactions"),
         ({"metrics": "auc"}, "metrics: expected a sequence"),
     ],
@@ -401,7 +401,7 @@ def test_batch_by_batch():
     assert metric.compute() == pytest.approx(expected, nan_ok=True)
     with pytest.raises(ValueError, match=r"scores: expected \[2, 53\]"):
         metric.update([0, 1], scores[:3])
-    with pytest.raises(ValueError, match="users: expected integers in"):
+    with pytest.raises(ValueError, match=r"users: id 37 is out of range \[0, 37\)"):
         metric.update([37], scores[:1])
 
 

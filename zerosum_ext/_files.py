@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import secrets
 import socket
 import threading
+import unicodedata
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 fcntl: ModuleType | None
 try:
@@ -127,11 +132,6 @@ def check_npz(path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: an array's header says another size than its bytes have. OSError, zipfile.BadZipFile: no .npz file.
     """
-    import math
-    import zipfile
-
-    import numpy as np
-
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -149,8 +149,6 @@ def check_npz(path: str | os.PathLike[str]) -> None:
 
 def same_name(name: str) -> str:
     """Return what two file names have in common if any file system takes them for one: case and form left out."""
-    import unicodedata
-
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

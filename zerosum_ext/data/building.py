@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from zerosum_ext import _ops
-from zerosum_ext.data.ids import Coded
+from zerosum_ext.data.ids import Coded, code
 from zerosum_ext.data.readers.table import Column, Table
 from zerosum_ext.data.report import Report
 from zerosum_ext.data.vocabulary import Unknown, Vocabulary, check_range
@@ -133,18 +133,7 @@ def from_table(source: str, table: Table, plan: Plan) -> tuple[Parts, bool]:
         ValueError: indices that are none, a column that is missing, ids that a vocabulary lacks.
     """
     users, items = table.columns.pop("user"), table.columns.pop("item")
-    report = Report(
-        source,
-        table.rows,
-        bad_rows=table.bad_rows,
-        bad_row_messages=table.bad_row_messages,
-        notes=table.notes,
-        comments=table.comments,
-        empty_lists=table.empty_lists,
-        columns=table.used,
-        unread=table.unread,
-        guesses=table.guesses,
-    )
+    report = _report(source, table)
     external = not table.numbered if plan.ids is None else plan.ids
     vocabulary: Vocabulary
     keep: np.ndarray | None = None
@@ -194,9 +183,22 @@ def from_table(source: str, table: Table, plan: Plan) -> tuple[Parts, bool]:
         raise ValueError(too_sparse(vocabulary.shape, len(user))) from None
 
 
-def _code(name: str, values: np.ndarray) -> Coded:
-    from zerosum_ext.data.ids import code
+def _report(source: str, table: Table) -> Report:
+    return Report(
+        source,
+        table.rows,
+        bad_rows=table.bad_rows,
+        bad_row_messages=table.bad_row_messages,
+        notes=table.notes,
+        comments=table.comments,
+        empty_lists=table.empty_lists,
+        columns=table.used,
+        unread=table.unread,
+        guesses=table.guesses,
+    )
 
+
+def _code(name: str, values: np.ndarray) -> Coded:
     return code(name, values)
 
 

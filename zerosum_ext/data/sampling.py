@@ -465,6 +465,7 @@ class TripletLoader:
     ...         ...
     """
 
+    # What users of torch's data loaders give by name; none of it belongs together.
     def __init__(
         self,
         interactions: Any,

@@ -318,6 +318,7 @@ class NGCF(GraphRecommender):
         dtype: the dtype of the parameters.
     """
 
+    # The published model's hyper-parameters, which presets and files of settings give by name.
     def __init__(
         self,
         interactions: Any,

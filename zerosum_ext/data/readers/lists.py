@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zerosum_ext.data.ids import join
+from zerosum_ext.data.ids import code, join
 from zerosum_ext.data.readers import arrow as _arrow
 from zerosum_ext.data.readers.sources import Lines
 from zerosum_ext.data.readers.table import Options, Table
@@ -58,8 +58,6 @@ def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) ->
     if users_first:
         user = _arrow.text_ids(pa.chunked_array(users, pa.string()), "user", options.id_type, bad)
     else:
-        from zerosum_ext.data.ids import code
-
         user = code("user", np.concatenate([np.asarray(part) for part in users]))
     if bad.rows:
         raise ValueError(f"{path}: {next(iter(bad.rows.values()))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zerosum_ext.data.ids import Coded
+from zerosum_ext.data.ids import Coded, join
 
 __all__ = ["BadRows", "Column", "Options", "Table", "join_tables"]
 
@@ -92,8 +92,6 @@ def join_tables(sources: list[Path], tables: list[Table]) -> Table:
 def _join(key: str, first: Column, parts: list[Column]) -> Column:
     coded = [part for part in parts if isinstance(part, Coded)]
     if len(coded) == len(parts):
-        from zerosum_ext.data.ids import join
-
         return join(coded)
     plain = [part for part in parts if isinstance(part, np.ndarray)]
     if len(plain) < len(parts):
