@@ -122,7 +122,7 @@ def mf_train_sampled_arguments() -> Iterator[tuple[Any, ...]]:
     settings = torch.tensor([[1.0, 0.1, 0.0, 0.0, 0.0, 1.0]] * 3, dtype=torch.float64)
     zerosum = _ops.LOSS_IDS["zerosum"]
     for filter in (None, _ops.row_filter(x.indptr, x.indices, ITEMS)):
-        positives = (x.indptr, x.indices, ids([0] * 10), 20, None, None, 1, x.nnz, x.nnz, 1, 6, 1)
+        positives = (x.indptr, x.indices, ids([0]), 20, None, None, 1, x.nnz, x.nnz, 1, 6, 1)
         negatives = (x.indptr, x.indices, filter, None, None, ITEMS, 2, 0, 0, True)
         plain = (None, settings, 0, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 4)
         for asynchronous in (False, True):
@@ -141,7 +141,12 @@ def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
 def sample_positives_arguments() -> Iterator[tuple[Any, ...]]:
     x = matrix()
     for positives in (1, 2):
-        yield x.indptr, x.indices, ids([0] * 10), 20, None, None, 1, x.nnz, x.nnz, 0, 6, positives, 0, 0
+        yield x.indptr, x.indices, ids([0]), 20, None, None, 1, x.nnz, x.nnz, 0, 6, positives, 0, 0
+
+
+def scale_gradients_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float32, torch.float64):
+        yield [torch.ones(4, dtype=dtype), torch.ones(4, 3, dtype=dtype)], torch.tensor(0.5, dtype=dtype)
 
 
 def csr_build_arguments() -> Iterator[tuple[Any, ...]]:
@@ -234,6 +239,8 @@ def graph_dropout_arguments() -> Iterator[tuple[Any, ...]]:
 ARGUMENTS = {
     "pair_loss": loss_arguments,
     "macr_loss": macr_arguments,
+    "scale_gradients_": scale_gradients_arguments,
+    "scale_gradients": scale_gradients_arguments,
     "mf_loss": mf_loss_arguments,
     "mf_gradient": mf_gradient_arguments,
     "mf_step": mf_step_arguments,
