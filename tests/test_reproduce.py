@@ -192,7 +192,7 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         ),
         (('settings = {loss = "bpr"}', ""), "method 'BPR': settings: expected a table"),
         (("epochs = 1,", 'epochs = "one",'), "epochs: expected an integer"),
-        (("epochs = 1,", "epochs = 1, negatives = 0,"), "negatives: expected an integer >= 1"),
+        (("epochs = 1,", "epochs = 1, negatives = 0,"), "negatives: expected an integer in [1, 65536], got 0"),
         (("published = {error = 0.25, pri = 0.5}", "published = 3"), "method 'BPR': published: expected a table"),
         (("pri = 0.5", 'pri = "low"'), "method 'BPR': published 'pri': expected a number, got str 'low'"),
         (('"pop_q_at_1"', '"prii"'), "'prii'"),
@@ -535,3 +535,16 @@ def test_the_projects_own_experiments_are_well_formed(request):
     for file in files:
         names = [cell.stem for cell in reproduce.read_experiment(file).cells()]
         assert len(set(names)) == len(names)
+
+
+def test_the_projects_own_results_are_those_of_its_experiments(request):
+    """A new option, or a new name of one, must not make finished results look like those of other settings."""
+    folder = request.config.rootpath / "benchmarks" / "paper"
+    found = 0
+    for file in sorted(folder.glob("*.toml")):
+        results = folder / "results" / f"{file.stem}.jsonl"
+        if results.is_file():
+            records = reproduce.load(file, folder / "results").records
+            assert sum(map(len, records.values())) == len(lines(results)), file.name
+            found += len(lines(results))
+    assert found > 500

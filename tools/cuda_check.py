@@ -126,13 +126,13 @@ def compile_one(nvcc: str, source: Path, arch: str, includes: list[str], folder:
 LOAD = """
 import ctypes, sys
 import torch
-from zerosum_ext import _extension
-if not _extension.CPU.loaded:
-    sys.exit(f"_C is not loaded: {_extension.CPU.reason}")
+from zerosum_ext import _library
+if not _library.CPU.loaded:
+    sys.exit(f"_C is not loaded: {_library.CPU.reason}")
 ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 torch.ops.load_library(sys.argv[2])
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-print(" ".join(op for op in _extension.OPS if has(f"zerosum_ext::{op}", "CUDA")))
+print(" ".join(op for op in _library.OPS if has(f"zerosum_ext::{op}", "CUDA")))
 """
 
 

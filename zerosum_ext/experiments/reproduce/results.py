@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from zerosum_ext._legacy import HISTORY, todays_names
 from zerosum_ext.experiments.reproduce.experiment import Cell, Experiment
 from zerosum_ext.experiments.reproduce.file import read_experiment
 
@@ -103,9 +104,10 @@ def _read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or not set(record) >= _NEEDED:
+        if not isinstance(record, dict) or not set(record) >= _NEEDED or not isinstance(record["history"], dict):
             raise ValueError(
                 f"{path}, line {number}, is damaged: it is no result of a run. Delete it, and the cell is run again"
             )
+        record["history"] = todays_names(record["history"], HISTORY)
         found[record["method"], record["seed"]] = record
     return found

@@ -95,10 +95,9 @@ def _cost_lines(results: Results) -> list[str]:
             cpu, whole = (np.median([r[key] for r in records]) for key in ("cpu_seconds", "seconds"))
             training = np.median([sum(r["history"]["seconds"]) for r in records])
             epoch = np.median([x for r in records for x in r["history"]["seconds"]])
-            memory = max(r["peak_memory_mb"] for r in records)
+            memory, engine = max(r["peak_memory_mb"] for r in records), records[0]["history"]["engine"]
             lines.append(
-                f"| {name} ({records[0]['history']['path']}) | {cpu:.1f} | {whole:.1f} | {training:.1f} | {epoch:.2f} "
-                f"| {memory:.0f} |"
+                f"| {name} ({engine}) | {cpu:.1f} | {whole:.1f} | {training:.1f} | {epoch:.2f} | {memory:.0f} |"
             )
     done = [r for records in results.records.values() for r in records]
     if not done:

@@ -260,7 +260,7 @@ class Method:
 
 
 # Options that 0.1.0 did not have, by the class that has them now.
-_NEW: dict[type, frozenset[str]] = {DataSource: frozenset(), SplitRule: frozenset(), Method: frozenset()}
+_NEW: dict[type, frozenset[str]] = {DataSource: frozenset({"format"}), SplitRule: frozenset(), Method: frozenset()}
 
 
 def todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
