@@ -100,7 +100,8 @@ static __global__ void __launch_bounds__(kSortThreads)
 }
 
 // Counts become the sums of those before them, a block to a line of `width`; totals[line] is the line's sum.
-static __global__ void __launch_bounds__(kSortThreads) offsets_kernel(unsigned* counts, int64_t width, unsigned* totals) {
+static __global__ void __launch_bounds__(kSortThreads)
+    offsets_kernel(unsigned* counts, int64_t width, unsigned* totals) {
   unsigned* line = counts + blockIdx.x * width;
   unsigned before = 0;
   for (int64_t first = 0; first < width; first += kSortThreads) {

@@ -12,12 +12,14 @@ namespace zx::cuda {
 
 inline ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
 
-// A number that no launch of any process on this machine has had, for the flags of a sum (loss_common.cuh): what lies in
-// memory that was just allocated is another, but for one chance in 2^64.
+// A number that no launch of any process on this machine has had, for the flags of a sum (loss_common.cuh): what lies
+// in memory that was just allocated is another, but for one chance in 2^64.
 inline unsigned long long new_ticket() {
-  static std::atomic<uint64_t> count{static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count()) ^
-                                     static_cast<uint64_t>(reinterpret_cast<uintptr_t>(&count)) << 20};
-  uint64_t x = count.fetch_add(0x9e3779b97f4a7c15u, std::memory_order_relaxed);  // the steps and the mixing of SplitMix64
+  static std::atomic<uint64_t> count{
+      static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count()) ^
+      static_cast<uint64_t>(reinterpret_cast<uintptr_t>(&count)) << 20};
+  uint64_t x =
+      count.fetch_add(0x9e3779b97f4a7c15u, std::memory_order_relaxed);  // the steps and the mixing of SplitMix64
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   x ^= x >> 31;
