@@ -49,9 +49,14 @@ $(VENV)/.dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(RUN)/zerosum-ext demo --output $(OUTPUT)
 
-# A process for each core, with one thread each; tests/conftest.py says which tests stay together.
+# A process for each core, with one thread each; tests/conftest.py says which tests stay together. pytest-xdist would
+# wait for ever after a process was lost, so none is replaced. What takes long is left to test-slow.
+PYTEST = $(RUN)/pytest -q -n $(JOBS) --dist loadgroup --max-worker-restart 0 --timeout 600 --timeout-method thread
 test: $(VENV)/.installed
-	$(RUN)/pytest -q -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 # Data are found in the folder that ZEROSUM_EXT_DATA names. What is finished is not run again.
 reproduce: $(VENV)/.installed

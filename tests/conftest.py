@@ -54,6 +54,7 @@ def _begun() -> set[str]:
     return set(Path(notes).read_text().splitlines()) if notes and Path(notes).exists() else set()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """TESTS_SHARE=n keeps about one test in n, always the same ones: for what is slow under sanitizers.
 

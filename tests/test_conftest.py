@@ -52,3 +52,13 @@ def test_each_process_goes_on_where_one_was_lost(tmp_path):
         begun.append([name.rpartition("_")[2] for name in now[sum(map(len, begun)) :]])
     assert ends == [9, -signal.SIGALRM, 3, 0, 5]
     assert begun == [["first", "fails", "crashes"], ["hangs"], ["gpu"], ["last"], []]
+
+
+def test_what_belongs_together_is_run_by_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist reads a group from the end of a test's name, which has to be there in time."""
+    if not request.config.getoption("loadgroup", None):
+        pytest.skip("the tests are not shared out by groups")
+    for item in request.session.items:
+        groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        assert item.nodeid.endswith("".join(f"@{group}" for group in groups)), item.nodeid
+        assert groups == ["threads"] or not item.get_closest_marker("threads"), item.nodeid
