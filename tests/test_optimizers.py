@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 
+import zerosum_ext as zx
 from zerosum_ext import _ops
 
 
@@ -30,6 +31,54 @@ def test_fit_and_its_checkpoint_leave_the_compiler_alone(tmp_path):
         model.fit(train, **options, checkpoint={str(tmp_path / "c.pt")!r})
         assert "torch._dynamo" not in sys.modules
     """)
+
+
+@pytest.mark.skipif(not _ops.has_op("mf_train", torch.device("cpu")), reason="no compiled kernels")
+def test_neither_do_names_classes_partials_and_resumed_runs(tmp_path):
+    in_a_new_process(f"""
+        import functools
+        import sys
+        import torch
+        import zerosum_ext as zx
+
+        train, file = zx.datasets.synthetic_triangle(40, 40), {str(tmp_path / "c.pt")!r}
+        options = dict(batch_size=64, progress=False, engine="fused")
+
+        def trained(optimizer, **more):
+            model = zx.MatrixFactorization(40, 40, 8, seed=1)
+            model.fit(train, "bpr", optimizer, **options, **more)
+            return model.user_embedding
+
+        for name, kind in (("sgd", "SGD"), ("adagrad", "Adagrad"), ("adam", "Adam"), ("sparse_adam", "SparseAdam")):
+            kind = getattr(torch.optim, kind)
+            by_name = trained(name, lr=0.05, epochs=2)
+            assert torch.equal(by_name, trained(kind, lr=0.05, epochs=2)), name
+            assert torch.equal(by_name, trained(functools.partial(kind, lr=0.05), epochs=2)), name
+            trained(name, lr=0.05, epochs=1, checkpoint=file)
+            assert torch.equal(by_name, trained(name, lr=0.05, epochs=2, resume=file)), name
+        assert torch.equal(trained(None, lr=0.01, epochs=1), trained("adam", lr=0.01, epochs=1))
+        trained("sgd", lr=0.05, epochs=1, checkpoint=file, scheduler=functools.partial(
+            torch.optim.lr_scheduler.StepLR, step_size=1))
+        assert "torch._dynamo" not in sys.modules
+        assert torch.equal(trained(lambda p: torch.optim.SGD(p, lr=0.05), epochs=1), trained("sgd", lr=0.05, epochs=1))
+    """)
+
+
+def test_what_is_no_optimizer_is_refused():
+    model, train = zx.MatrixFactorization(40, 40, 8, seed=1), zx.datasets.synthetic_triangle(40, 40)
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    for optimizer, lr, error, text in (
+        ("rmsprop", None, ValueError, r"optimizer: expected .*adamw.*, got 'rmsprop'"),
+        ("adam", -1, ValueError, "lr: expected a number >= 0, got -1"),
+        ("adam", "fast", TypeError, "lr: expected a number"),
+        (None, float("nan"), ValueError, "lr: expected a number >= 0, got nan"),
+        (own, 0.1, ValueError, "lr: expected None with an optimizer that has its own"),
+        (lambda p: own, 0.1, ValueError, "lr: expected None with an optimizer that has its own"),
+        (3, None, TypeError, "optimizer: expected a torch.optim.Optimizer or one of adam, .*, got int"),
+        (lambda p: None, None, TypeError, "optimizer: expected a torch.optim.Optimizer .*, got NoneType"),
+    ):
+        with pytest.raises(error, match=text):
+            model.fit(train, "bpr", optimizer, lr=lr, epochs=1)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Adagrad", "SGD", "SparseAdam"])

@@ -19,6 +19,7 @@ from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
 from zerosum_ext.training import History, fit
+from zerosum_ext.training.optimizers import OptimizerLike
 
 __all__ = ["DotProductRecommender", "Recommender", "check_pairs", "index_tensor", "save_tensors"]
 
@@ -249,7 +250,7 @@ class Recommender(nn.Module):
         self,
         interactions: Any,
         loss: str | nn.Module = "zerosum",
-        optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+        optimizer: OptimizerLike = None,
         **options: Any,
     ) -> History:
         """Train the model in place.
@@ -257,9 +258,10 @@ class Recommender(nn.Module):
         Args:
             interactions: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR, [num_users, num_items].
             loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module that is called as ``loss(pos, neg)``.
-            optimizer: a torch.optim.Optimizer, a callable that makes one from a list of parameters, or None for Adam.
-            options: keyword arguments of :func:`zerosum_ext.training.fit`: batch_size, epochs, device, seed, negatives,
-                draws, validation, l2, callbacks, checkpoint, ...
+            optimizer: a name such as "adam" or "sgd", a class of torch.optim, another callable that makes an optimizer
+                from a list of parameters, a torch.optim.Optimizer, or None for "adam".
+            options: keyword arguments of :func:`zerosum_ext.training.fit`: lr, batch_size, epochs, device, seed,
+                negatives, draws, validation, l2, callbacks, checkpoint, ...
 
         Returns:
             The history: one mean loss for each epoch, and more.

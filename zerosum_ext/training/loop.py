@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_che
 from zerosum_ext.training.console import Bar, Interrupt, deferred_interrupt, progress_bar
 from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
-from zerosum_ext.training.optimizers import make_optimizer, optimizer_state
+from zerosum_ext.training.optimizers import OptimizerLike, load_optimizer_state, optimizer_from, optimizer_state
 from zerosum_ext.training.regularizers import Regularizer
 from zerosum_ext.training.settings import (
     Engine,
@@ -49,13 +49,14 @@ __all__ = ["fit"]
 _LATER_SEEDS = 0x9E3779B97F4A7C15
 
 
-# Thirty keywords, since each is a setting that users give by name. They are sorted into dataclasses at once.
+# Thirty keywords and one, since each is a setting that users give by name. They are sorted into dataclasses at once.
 def fit(
     model: nn.Module,
     interactions: Any,
     loss: str | nn.Module = "zerosum",
-    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+    optimizer: OptimizerLike = None,
     *,
+    lr: float | None = None,
     batch_size: int = 2048,
     epochs: int = 20,
     device: torch.device | str | None = None,
@@ -93,8 +94,10 @@ def fit(
             [B] and neg [B], or neg [B, K] for K negatives. A loss whose ``num_positives`` is 2 gets pos and neg [B, 2]:
             two positives and two negatives of one user. Its reduction must be "mean" or "sum". A loss without this
             attribute counts as "mean".
-        optimizer: a torch.optim.Optimizer, or a callable that makes one from a list of parameters. None is dense
-            torch.optim.Adam with lr 1e-3, as in [RCS22].
+        optimizer: "adam", "sgd", "adagrad", "sparse_adam" or "adamw"; or a class of torch.optim, another callable that
+            makes an optimizer from a list of parameters, or a torch.optim.Optimizer. None is "adam": dense
+            torch.optim.Adam, with lr 1e-3 as in [RCS22].
+        lr: the learning rate of an optimizer that is given by its name or class. None is torch's default.
         batch_size: the number of samples of a step.
         epochs: the number of epochs. An epoch visits each positive ``draws`` times, each time with fresh negatives.
         device: where to train; the model is moved there. None leaves it where it is.
@@ -173,7 +176,7 @@ def fit(
         callbacks=tuple(callbacks),
         progress=progress,
     )
-    return _Run(_prepare(model, interactions, loss, optimizer, device, exclude, settings), settings).train()
+    return _Run(_prepare(model, interactions, loss, (optimizer, lr), device, exclude, settings), settings).train()
 
 
 # --- before the first step -----------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def _prepare(
     model: nn.Module,
     interactions: Any,
     loss: str | nn.Module,
-    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None,
+    optimizer: tuple[OptimizerLike, float | None],
     device: torch.device | str | None,
     exclude: Any,
     settings: Settings,
@@ -204,7 +207,7 @@ def _prepare(
     loss_module.to(place)
     train = train.to(place)
     excluded = None if exclude is None else matching_interactions("exclude", exclude, train)
-    chosen = _make_optimizer(optimizer, model, loss_module)
+    chosen = _make_optimizer(*optimizer, model, loss_module)
     if isinstance(chosen, torch.optim.SparseAdam):  # which refuses dense gradients
         if settings.objective.regularizer is not None:
             raise ValueError("regularizer: expected None with SparseAdam, which takes no gradient of all rows")
@@ -222,16 +225,11 @@ def _loss_module(loss: str | nn.Module) -> nn.Module:
     return module
 
 
-def _make_optimizer(optimizer: Any, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+def _make_optimizer(given: OptimizerLike, lr: float | None, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for p in [*model.parameters(), *loss.parameters()] if p.requires_grad]
     if not parameters:
         raise ValueError("model: expected a parameter that requires a gradient, got none")
-    if optimizer is None:
-        return make_optimizer(torch.optim.Adam, parameters, lr=1e-3)
-    if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
-        optimizer = optimizer(parameters)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = optimizer_from(given, parameters, lr)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in parameters):
         raise ValueError("optimizer: expected one that holds parameters of the model, got one that holds none of them")
@@ -463,7 +461,7 @@ class _Run:
             has = "no" if state["scheduler"] is None else "a"
             raise ValueError(f"resume: {path!r} was written with {has} scheduler; give the same to fit")
         try:
-            parts.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer_state(parts.optimizer, state["optimizer"])
             check_moments(parts.optimizer)
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])

@@ -24,8 +24,9 @@ from zerosum_ext.experiments.runs.files import environment, to_json
 from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, train_method
 from zerosum_ext.experiments.runs.run import Recommended, Run
 from zerosum_ext.experiments.runs.search import Tried, WeightSearch, choose_weight
-from zerosum_ext.experiments.runs.settings import MODELS, OPTIMIZERS, DataSource, Method, SplitRule
+from zerosum_ext.experiments.runs.settings import MODELS, DataSource, Method, SplitRule
 from zerosum_ext.experiments.runs.training import train
+from zerosum_ext.training.optimizers import OPTIMIZERS
 
 __all__ = [
     "MACR_REFERENCES",

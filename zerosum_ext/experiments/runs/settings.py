@@ -16,7 +16,7 @@ from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_fini
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.training import parse_metric
-from zerosum_ext.training.optimizers import make_optimizer
+from zerosum_ext.training.optimizers import OPTIMIZERS, make_optimizer
 
 # A larger value of these is better, so training may keep the best epoch by them.
 _ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map", "auc", "pairwise_accuracy")
@@ -36,15 +36,6 @@ def _backbone(name: str, train: Interactions, embedding_dim: int, seed: int, **o
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(_backbone, name) for name in models.model_names()},
     "mf": _matrix_factorization,
-}
-
-#: Optimizers by name. "sparse_adam" updates only the rows of the batch.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "sparse_adam": torch.optim.SparseAdam,
 }
 
 
