@@ -136,7 +136,7 @@ def measure(name: str, x: zx.Interactions, dim: int, dropout: float, rounds: int
     sparse = TorchSparse(x, dim, dropout)
     tables = [torch.randn(n, dim) for n in x.shape]
     both = torch.cat(tables)
-    adjacency, matrices = model.graph.adjacency(), sparse.matrices()
+    adjacency, matrices = model.interaction_graph.adjacency(), sparse.matrices()
     products: dict[str, Callable[[], object]] = {
         "zerosum_ext": lambda: propagate_once(*tables, *adjacency),
         "torch sparse": lambda: Product.apply(both, *matrices),

@@ -279,3 +279,30 @@ def test_presets(train):
 def test_bad_arguments_are_named(train, call, message):
     with pytest.raises(ValueError, match=message):
         call(train)
+
+
+# ---- torch.export: a module of its own, in a file
+
+# A GraphModule has these itself. A submodule of the name vanishes behind it.
+TAKEN = {name for name in dir(torch.fx.GraphModule) if not hasattr(torch.nn.Module, name)}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "macr", "compensated", "popularity"])
+def test_an_exported_model_runs_also_from_a_file(train, name, tmp_path):
+    from zerosum_ext.models import MACR, Compensated, PopularityAdjusted
+
+    wrap = {
+        "macr": lambda: MACR(make("lightgcn", train)),
+        "compensated": lambda: Compensated(make("ngcf", train), train.popularity, alpha=0.5),
+        "popularity": lambda: PopularityAdjusted(make("mf", train), train.popularity),
+    }
+    model = wrap.get(name, lambda: make(name, train))().eval()
+    assert {part for path, _ in model.named_modules() for part in path.split(".")}.isdisjoint(TAKEN)
+    users, items = torch.tensor([0, 7, 3, 29]), torch.tensor([24, 0, 4, 7])
+    batch = torch.export.Dim("batch", min=2, max=1 << 20)
+    exported = torch.export.export(model, (users, items), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    others = torch.arange(25), torch.arange(25).flip(0)
+    for run in (exported.module(), loaded):
+        torch.testing.assert_close(run(*others), model(*others))

@@ -462,3 +462,11 @@ def test_lightning_in_two_processes(tmp_path):
     assert sorted(map(tuple, torch.cat(seen, 1).T.tolist())) == sorted(map(tuple, whole.T.tolist()))
     assert 0 < seen[0].shape[1] < whole.shape[1]
     assert torch.equal(*weights)  # the gradients were averaged
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": None}, {"batch_size": 4, "shuffle": True}])
+def test_a_loader_in_a_dataloader_says_what_to_do_instead(data, options):
+    loader = TripletLoader(data, 16)
+    with pytest.raises(TypeError, match=r"do not wrap it in a DataLoader, and leave it out of accelerator\.prepare"):
+        next(iter(torch.utils.data.DataLoader(loader, **options)))
+    assert len(list(loader)) == len(loader)  # and the loader itself is iterated over as before

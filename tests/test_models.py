@@ -112,3 +112,88 @@ def test_save_and_load(tmp_path, triangle):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- similar_items: vectors without a direction, of any size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e30, 1e-39, 3e4, 1e-7])
+def test_the_cosine_does_not_depend_on_a_vectors_length(dtype, size):
+    if not torch.tensor(size, dtype=dtype).isfinite() or torch.tensor(size, dtype=dtype) == 0:
+        pytest.skip("the dtype has no such number")
+    model = zx.MatrixFactorization(5, 12, 4, seed=0, init_std=1.0).to(dtype)
+    plain, cosines = model.similar_items(range(12), 11)
+    with torch.no_grad():
+        model.item_embedding[3] = (model.item_embedding[3].double().sign() * size).to(dtype)
+    rows = model.item_embedding.detach().double()
+    expected = torch.nn.functional.normalize(rows, dim=1, eps=1e-300)
+    expected = (expected @ expected.T).fill_diagonal_(float("-inf"))
+    items, scores = model.similar_items(range(12), 11)
+    tolerance = 4 * torch.finfo(dtype).eps + (1e-2 if size == 1e-7 and dtype == torch.float16 else 0)
+    torch.testing.assert_close(scores.double(), expected.gather(1, items), atol=tolerance, rtol=0)
+    assert torch.equal(items.sort(1).values, plain.sort(1).values)
+    assert cosines.dtype == scores.dtype == dtype
+
+
+def test_an_item_without_a_direction_is_nobodys_neighbour():
+    model = zx.MatrixFactorization(5, 12, 4, seed=0, init_std=1.0)
+    with torch.no_grad():
+        model.item_embedding[[2, 7]] = 0
+        model.item_embedding[3] = -model.item_embedding[0]
+    items, scores = model.similar_items(range(12), 11)
+    assert not torch.isin(items, torch.tensor([2, 7])).any()
+    assert (items[[2, 7]] == -1).all()
+    assert torch.isneginf(scores[items == -1]).all()
+    assert items[0, 8] == 3  # the opposite direction still comes before nothing
+    assert (items[0, 9:] == -1).all()
+    dots, _ = model.similar_items(range(12), 11, metric="dot")
+    assert sorted(dots[0].tolist()) == [i for i in range(12) if i != 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_a_vector_that_is_not_finite_is_named(value, metric):
+    model = zx.MatrixFactorization(5, 12, 4, seed=0)
+    with torch.no_grad():
+        model.item_embedding[7, 1] = model.item_embedding[9, 0] = value
+    with pytest.raises(ValueError, match="similar_items: the vector of item 7 is not finite"):
+        model.similar_items([0], 3, metric=metric)
+
+
+# ---- recommend(exclude=scipy) looks at the rows of its users
+
+
+@pytest.mark.parametrize("users", [[5], [9, 5, 5], list(range(40)), [True, False] * 20, []])
+def test_a_scipy_matrix_excludes_what_interactions_do(triangle, users):
+    model = zx.MatrixFactorization(40, 40, 4, seed=0)
+    matrix = triangle.copy().astype("float32")
+    matrix.data[::7] = 0  # stored zeros are no interactions
+    unsorted = matrix.copy()
+    for row in range(40):
+        begin, end = unsorted.indptr[row : row + 2]
+        for part in (unsorted.indices, unsorted.data):
+            part[begin:end] = part[begin:end][::-1].copy()
+    expected = model.recommend(users, 40, exclude=zx.Interactions.from_scipy(matrix))
+    for given in (matrix, unsorted, matrix.tocoo(), matrix.tocsc()):
+        found = model.recommend(users, 40, exclude=given)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_only_the_rows_of_the_users_are_looked_at(triangle):
+    model = zx.MatrixFactorization(40, 40, 4, seed=0)
+    matrix = triangle.copy().astype("float32")
+    matrix.data[matrix.indptr[30]] = float("nan")
+    model.recommend([5], 3, exclude=matrix)  # user 30 is not converted
+    with pytest.raises(ValueError, match=r"user 30.*NaN"):
+        model.recommend([5, 30], 3, exclude=matrix)
+
+
+@pytest.mark.parametrize("place", [5, 6])
+@pytest.mark.parametrize("value", [-1, 10**6])
+def test_a_row_pointer_out_of_range_is_refused(triangle, place, value):
+    model = zx.MatrixFactorization(40, 40, 4, seed=0)
+    matrix = triangle.copy()
+    matrix.indptr[place] = value
+    with pytest.raises(ValueError, match="indptr is not a valid CSR row pointer"):
+        model.recommend([5], 3, exclude=matrix)

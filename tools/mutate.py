@@ -1,11 +1,12 @@
 """Makes small mistakes in the sources, one at a time, and looks whether the tests that should notice do.
 
-    python tools/mutate.py [--only TEXT] [--python] [--whole] [--output build/mutations.jsonl]
+    python tools/mutate.py [--only TEXT] [--python] [--whole] [--output tools/mutations.jsonl]
 
 The mistakes are listed in tools/mutations.toml: a file, a text that occurs in it once, what it is replaced by, and the
 tests that should fail then. Each is made in a copy of the repository, so the sources stay as they are. A mistake in C++
-is compiled. What a mistake came to is written as a line of JSON. It is not tried again until its file, its tests or the
-mistake itself change. ``--whole`` runs the whole suite on those that the named tests do not notice.
+is compiled. The test that fails runs once more without the mistake, where it must pass. The outcome is written as a
+line of JSON, with the test that noticed. A mistake is not tried again until its file, its tests or the mistake itself
+change. ``--whole`` runs the whole suite on those that the named tests do not notice.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tools" / "mutations.toml"
-# A test that does not end is a test that noticed; this is how long it may take.
-PATIENCE = 900
+RESULTS = ROOT / "tools" / "mutations.jsonl"
+PATIENCE = 1800  # seconds for the tests of one mistake
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """One mistake: ``old`` becomes ``new`` in ``file``, and ``tests`` should fail."""
+    """One mistake: ``old`` becomes ``new`` in ``file``, and ``tests`` should fail.
+
+    ``survives`` says why no test can notice it; without such a reason every mistake must be noticed.
+    """
 
     name: str
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
+    survives: str = ""
 
     @property
     def compiled(self) -> bool:
@@ -53,10 +58,11 @@ class Mutation:
             raise ValueError(f"{self.name}: {self.old!r} occurs {text.count(self.old)} times in {self.file}")
         return text.replace(self.old, self.new)
 
-    def digest(self) -> str:
+    def digest(self, root: Path = ROOT) -> str:
         """Return a short name of everything that the outcome follows from."""
-        parts = [str(dataclasses.astuple(self)), (ROOT / self.file).read_text()]
-        parts += [(ROOT / test.partition("::")[0]).read_text() for test in self.tests]
+        change = (self.name, self.file, self.old, self.new, self.tests)
+        parts = [str(change), (root / self.file).read_text()]
+        parts += [(root / test.partition("::")[0]).read_text() for test in self.tests]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -71,11 +77,18 @@ def read(path: Path = LIST) -> list[Mutation]:
 
 
 def finished(output: Path) -> dict[str, dict[str, Any]]:
-    """Return what is known already: {digest: outcome}."""
+    """Return what is known already: {name: outcome}."""
     if not output.is_file():
         return {}
-    lines = output.read_text().splitlines()
-    return {record["digest"]: record for record in map(json.loads, lines)}
+    return {record["name"]: record for record in map(json.loads, output.read_text().splitlines())}
+
+
+def write(output: Path, known: dict[str, dict[str, Any]]) -> None:
+    """Write what is known, in the order of the list; mistakes that are no longer listed are left out."""
+    lines = [json.dumps(known[mutation.name]) + "\n" for mutation in read() if mutation.name in known]
+    part = output.with_suffix(".part")
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(output)
 
 
 def copy_repository(target: Path) -> None:
@@ -93,15 +106,26 @@ def copy_repository(target: Path) -> None:
 
 def build(target: Path) -> str:
     """Compile the copy; return the last line of an error, or an empty string."""
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=target, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    # Without --force a change in a header alone compiles nothing.
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        command, cwd=target, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     return "" if done.returncode == 0 else done.stdout.strip().splitlines()[-1]
 
 
-def fails(target: Path, tests: list[str]) -> bool:
-    """Tell whether one of the tests fails in the copy."""
+def run_tests(target: Path, tests: list[str]) -> tuple[str, str]:
+    """Run tests in the copy until one fails.
+
+    Returns:
+        ``("passed", "")``, ``("failed", the test)`` or ``("timed out", "")``. The test is a file if that file cannot be
+        imported.
+    """
+    cache = target / "build" / "pytest_cache"
+    shutil.rmtree(cache, ignore_errors=True)
     env = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-o", f"cache_dir={cache}", *tests]
     try:
         done = subprocess.run(
             command,
@@ -114,38 +138,59 @@ def fails(target: Path, tests: list[str]) -> bool:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return True
-    if done.returncode in (0, 1):
-        return done.returncode == 1
-    if "error" in done.stdout.lower() and done.returncode == 2:
-        return True  # the package cannot be imported any more
-    raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
+        return "timed out", ""
+    if done.returncode == 0:
+        return "passed", ""
+    failed = cache / "v" / "cache" / "lastfailed"
+    names = list(json.loads(failed.read_text())) if failed.is_file() else []
+    if done.returncode not in (1, 2) or not names:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
+    return "failed", str(names[-1])
 
 
-def try_out(mutation: Mutation, target: Path, whole: bool) -> dict[str, Any]:
-    """Make a mistake in the copy, run its tests, and take it back."""
+def holds(target: Path, test: str) -> bool:
+    """Tell whether a test passes in the copy; for a file, whether it can be imported."""
+    return run_tests(target, [test] if "::" in test else ["--collect-only", test])[0] == "passed"
+
+
+def try_out(mutation: Mutation, target: Path, whole: bool, killer: str = "") -> dict[str, Any]:
+    """Make a mistake in the copy, run its tests, take it back, and run the test that failed once more.
+
+    Args:
+        mutation: the mistake.
+        target: the copy of the repository.
+        whole: run the whole suite if the named tests pass.
+        killer: the test that noticed the mistake the last time; it runs first.
+    """
     file, start = target / mutation.file, time.monotonic()
+    digest = mutation.digest(target)
     original = file.read_text()
     file.write_text(mutation.mutated(original))
+    result, test = "", ""
     try:
-        error = build(target) if mutation.compiled else ""
-        if error:
-            outcome = "does not compile"
-        elif fails(target, list(mutation.tests)):
-            outcome = "noticed"
-        elif whole and fails(target, []):
-            outcome = "noticed by others"
+        if mutation.compiled and build(target):
+            result = "does not compile"
         else:
-            outcome = "survived"
+            for tests in ([killer] if killer else None, list(mutation.tests), [] if whole else None):
+                if tests is not None:
+                    result, test = run_tests(target, tests)
+                    if result != "passed":
+                        break
     finally:
         file.write_text(original)
+    # The next mistake is made in a sound copy, and a test that fails there as well has noticed nothing.
+    if mutation.compiled and (error := build(target)):
+        raise RuntimeError(f"the sources without a mistake do not compile: {error}")
+    if result == "failed" and not holds(target, test):
+        result = "fails without it"
     return {
         "name": mutation.name,
         "file": mutation.file,
-        "outcome": outcome,
+        "outcome": {"passed": "survived", "failed": "noticed"}.get(result, result),
+        "by": test,
         "whole": whole,
         "seconds": round(time.monotonic() - start, 1),
-        "digest": mutation.digest(),
+        "digest": digest,
     }
 
 
@@ -155,28 +200,39 @@ def main() -> int:
     parser.add_argument("--python", action="store_true", help="leave out mistakes that have to be compiled")
     parser.add_argument("--whole", action="store_true", help="run the whole suite on those that survive")
     parser.add_argument("--copy", type=Path, default=ROOT / "build" / "mutate", help="where the copy goes")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "mutations.jsonl")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     known = finished(options.output)
     chosen = [m for m in read() if options.only in m.name and not (options.python and m.compiled)]
     open_ones = []
-    for mutation in chosen:
-        record = known.get(mutation.digest())
-        if record is None or (options.whole and record["outcome"] == "survived" and not record["whole"]):
+    for mutation in sorted(chosen, key=lambda m: m.compiled):
+        record = known.get(mutation.name)
+        undecided = record is not None and record["outcome"] == "survived" and options.whole and not record["whole"]
+        if record is None or record["digest"] != mutation.digest() or undecided:
             open_ones.append(mutation)
     if open_ones:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         copy_repository(options.copy)
     for mutation in open_ones:
-        record = try_out(mutation, options.copy, options.whole)
-        with open(options.output, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(f"{record['outcome']:18} {record['seconds']:7.1f} s  {mutation.name}", flush=True)
-    known = finished(options.output)
-    outcomes = [known[m.digest()] for m in chosen]
-    survivors = [record["name"] for record in outcomes if record["outcome"] == "survived"]
-    print(f"{len(outcomes)} mistakes, {len(survivors)} survived" + "".join(f"\n  {name}" for name in survivors))
-    return 1 if survivors else 0
+        record = try_out(mutation, options.copy, options.whole, known.get(mutation.name, {}).get("by", ""))
+        known = {**finished(options.output), mutation.name: record}
+        write(options.output, known)
+        print(f"{record['outcome']:18} {record['seconds']:7.1f} s  {mutation.name}  {record['by']}", flush=True)
+    return summary(chosen, known)
+
+
+def summary(chosen: list[Mutation], known: dict[str, dict[str, Any]]) -> int:
+    """Print what came of the mistakes; return 1 if one was not noticed that no reason excuses."""
+    status, counts = 0, dict.fromkeys(("noticed", "excused"), 0)
+    for mutation in chosen:
+        outcome = known[mutation.name]["outcome"]
+        excused = outcome == "survived" and mutation.survives
+        kind = "excused" if excused else outcome
+        counts[kind] = counts.get(kind, 0) + 1
+        if kind != "noticed":
+            print(f"  {outcome}: {mutation.name}" + (f" ({mutation.survives})" if excused else ""))
+        status |= kind not in ("noticed", "excused")
+    print(f"{len(chosen)} mistakes: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    return status
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -552,6 +552,14 @@ class TripletLoader:
     def __len__(self) -> int:
         """Batches that each process yields in an epoch."""
         return -(-self._samples // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """Say what to do instead: a DataLoader asks for single samples, but here batches are made whole."""
+        raise TypeError(
+            "TripletLoader: expected to be iterated over, got a request for a single sample, as a DataLoader makes it. "
+            "It is a loader itself: do not wrap it in a DataLoader, and leave it out of accelerator.prepare(). With "
+            "several processes give it rank= and world_size="
+        )
 
     def _slice(self, step: int) -> tuple[int, int]:
         """The sample numbers [begin, end) of this process's batch."""

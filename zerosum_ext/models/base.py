@@ -201,7 +201,7 @@ class Recommender(nn.Module):
         """
         k = require_positive_int("k", k, maximum=MOST_K)
         index = require_ids("users", users, self.num_users, self.device).reshape(-1)
-        seen = None if exclude is None else self._as_interactions("exclude", exclude)
+        seen = None if exclude is None else self._as_interactions("exclude", exclude, index)
         width = min(k, self.num_items)
         items = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
         scores = torch.full((index.numel(), k), float("-inf"), dtype=next(self.parameters()).dtype, device=self.device)
@@ -236,8 +236,9 @@ class Recommender(nn.Module):
 
         return best, max(1, CELLS_PER_CHUNK // self.num_items)
 
-    def _as_interactions(self, name: str, value: Any) -> Interactions:
-        matrix = Interactions.from_any(value)
+    def _as_interactions(self, name: str, value: Any, users: Tensor) -> Interactions:
+        """Return interactions of the model's shape, with at least the rows of ``users``."""
+        matrix = Interactions.from_any(value, users=users.cpu().numpy())
         if tuple(matrix.shape) != (self.num_users, self.num_items):
             raise ValueError(
                 f"{name}: expected shape ({self.num_users}, {self.num_items}) as the model's, got {tuple(matrix.shape)}"
@@ -466,6 +467,8 @@ class DotProductRecommender(Recommender):
     def similar_items(self, items: Any, k: int = 10, *, metric: Similarity = "cosine") -> tuple[Tensor, Tensor]:
         """Return the k items whose vectors are most similar to each given item's, without the item itself.
 
+        The cosine of a vector of zeros is not defined. With "cosine" such an item has no neighbours and is nobody's.
+
         Args:
             items: one item id, or ids [n], or a mask over all items.
             k: the number of neighbours. If the catalogue has fewer, the row ends in item -1 with similarity -inf.
@@ -476,14 +479,21 @@ class DotProductRecommender(Recommender):
 
         Raises:
             TypeError: the ids or k are no integers.
-            ValueError: an id is out of range, k is below 1, or the metric is unknown.
+            ValueError: an id is out of range, k is below 1, the metric is unknown, or a vector is not finite because
+                the model diverged.
         """
         k = require_positive_int("k", k, maximum=MOST_K)
         require_choice("metric", metric, ("cosine", "dot"))
         index = require_ids("items", items, self.num_items, self.device).reshape(-1)
         table = self.factors()[1]
+        # The largest entry of a row is infinite or NaN if any is.
+        largest = table.abs().amax(1) if table.shape[1] else table.new_zeros(len(table))
+        if not largest.isfinite().all():
+            wrong = int((~largest.isfinite()).nonzero()[0])
+            raise ValueError(f"similar_items: the vector of item {wrong} is not finite; the model's training diverged")
+        nowhere = largest == 0
         if metric == "cosine":
-            table = F.normalize(table, dim=1)
+            table = _unit_rows(table, largest)
         width = min(k, self.num_items)
         neighbours = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
         scores = torch.full((index.numel(), k), float("-inf"), dtype=table.dtype, device=self.device)
@@ -492,10 +502,24 @@ class DotProductRecommender(Recommender):
             chunk = index[start : start + step]
             block = table[chunk] @ table.T
             block[torch.arange(chunk.numel(), device=self.device), chunk] = float("-inf")
+            if metric == "cosine":
+                block.masked_fill_(nowhere | nowhere[chunk].unsqueeze(1), float("-inf"))
             best, arg = block.topk(width, dim=1)
             neighbours[start : start + step, :width] = arg.masked_fill(best == float("-inf"), -1)
             scores[start : start + step, :width] = best
         return neighbours, scores
+
+
+def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:
+    """Return the rows scaled to length 1, given the largest magnitude in each; rows of zeros stay.
+
+    The square of a large or a small entry is infinite or zero. A power of two that brings the largest entry near 1
+    prevents that without a rounding error.
+    """
+    wide = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+    most = 1022 if wide.dtype == torch.float64 else 126
+    exponent = torch.frexp(largest.to(wide.dtype)).exponent.clamp(-most, most)
+    return F.normalize(torch.ldexp(wide, -exponent.unsqueeze(1)), dim=1).to(table.dtype)
 
 
 def check_pairs(users: Tensor, items: Tensor) -> None:

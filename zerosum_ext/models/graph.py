@@ -150,7 +150,8 @@ class GraphRecommender(TableRecommender, DotProductRecommender):
     parameters change.
     """
 
-    graph: Graph
+    # Not "graph": a module of torch.export or torch.fx has an attribute of that name.
+    interaction_graph: Graph
 
     @classmethod
     def from_interactions(cls: type[_GraphModel], interactions: Interactions, **options: Any) -> _GraphModel:
@@ -180,8 +181,8 @@ class GraphRecommender(TableRecommender, DotProductRecommender):
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the final vectors of users [U, D] and of items [I, D], and None; differentiable."""
-        if self.training or torch.is_grad_enabled():
-            return (*self._final(), None)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return (*self._final(), None)  # torch.export's tensors have no memory to recognise them by
         # Optimizers and load_state_dict change tensors in place, which counts up a tensor's version.
         state = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._cached is None or self._cached[0] != state:
@@ -206,7 +207,8 @@ class GraphRecommender(TableRecommender, DotProductRecommender):
         return {**self.__dict__, "_cached": None}
 
     def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"graph.indptr": self.graph.user_indptr, "graph.indices": self.graph.user_indices}
+        graph = self.interaction_graph
+        return {"graph.indptr": graph.user_indptr, "graph.indices": graph.user_indices}
 
     @classmethod
     def _construct(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Recommender:
@@ -259,12 +261,12 @@ class LightGCN(GraphRecommender):
         self.normalization: Normalization = normalization
         require_choice("combine", combine, ("mean", "concat"))
         self.combination: Combination = combine
-        self.graph = Graph(matrix, self.normalization, _share("node_dropout", node_dropout))
+        self.interaction_graph = Graph(matrix, self.normalization, _share("node_dropout", node_dropout))
         self._set_up(matrix.num_users, matrix.num_items, self.embedding_dim, init_std, seeded_generator(seed))
         self.to(device=device, dtype=dtype)
 
     def propagate(self) -> list[tuple[Tensor, Tensor]]:
-        adjacency = self.graph.adjacency()
+        adjacency = self.interaction_graph.adjacency()
         layers: list[tuple[Tensor, Tensor]] = [(self.user_embedding, self.item_embedding)]
         for _ in range(self.num_layers):
             layers.append(propagate_once(*layers[-1], *adjacency))
@@ -286,7 +288,7 @@ class LightGCN(GraphRecommender):
             "num_layers": self.num_layers,
             "normalization": self.normalization,
             "combine": self.combination,
-            "node_dropout": self.graph.node_dropout,
+            "node_dropout": self.interaction_graph.node_dropout,
             "init_std": self.init_std,
         }
 
@@ -344,7 +346,7 @@ class NGCF(GraphRecommender):
         require_choice("normalization", normalization, _NORMALIZATIONS)
         self.normalization: Normalization = normalization
         self.message_dropout = _share("message_dropout", message_dropout)
-        self.graph = Graph(matrix, self.normalization, _share("node_dropout", node_dropout))
+        self.interaction_graph = Graph(matrix, self.normalization, _share("node_dropout", node_dropout))
         generator = seeded_generator(seed)
         self._set_up(matrix.num_users, matrix.num_items, self.embedding_dim, init_std, generator)
         widths = [self.embedding_dim, *self.layers]
@@ -357,7 +359,7 @@ class NGCF(GraphRecommender):
         self.to(device=device, dtype=dtype)
 
     def propagate(self) -> list[tuple[Tensor, Tensor]]:
-        adjacency, sizes = self.graph.adjacency(), list(self.graph.shape)
+        adjacency, sizes = self.interaction_graph.adjacency(), list(self.interaction_graph.shape)
         loops = self._loops() if self.self_loops else None
         layer = torch.cat([self.user_embedding, self.item_embedding])
         layers: list[tuple[Tensor, Tensor]] = [(self.user_embedding, self.item_embedding)]
@@ -381,10 +383,10 @@ class NGCF(GraphRecommender):
 
     def _loops(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return factors [nodes, 1] that make the normalised A + 1 of the normalised A and the nodes themselves."""
-        degree = self.graph.indptr.diff()[:, None].to(self.graph.scale.dtype)
+        degree = self.interaction_graph.indptr.diff()[:, None].to(self.interaction_graph.scale.dtype)
         share, own = degree / (degree + 1), 1 / (degree + 1)
-        if self.training and self.graph.node_dropout:
-            own = F.dropout(own, self.graph.node_dropout)
+        if self.training and self.interaction_graph.node_dropout:
+            own = F.dropout(own, self.interaction_graph.node_dropout)
         if self.normalization == "row":
             return None, share, own
         return share.sqrt(), share.sqrt(), own
@@ -396,7 +398,7 @@ class NGCF(GraphRecommender):
             "embedding_dim": self.embedding_dim,
             "layers": list(self.layers),
             "normalization": self.normalization,
-            "node_dropout": self.graph.node_dropout,
+            "node_dropout": self.interaction_graph.node_dropout,
             "message_dropout": self.message_dropout,
             "self_loops": self.self_loops,
             "bias": self.bias,

@@ -253,7 +253,7 @@ class Compensated(Wrapper):
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         # A user's norms are over all items.
         scores = self.score_all_items(users)
-        return scores.gather(1, items.reshape(len(users), -1)).reshape(items.shape)
+        return scores.gather(1, items.reshape(users.shape[0], -1)).reshape(items.shape)
 
     def score_all_items(self, users: Tensor) -> Tensor:
         scores = all_scores(self.backbone, users)
