@@ -169,3 +169,14 @@ def test_bad_arguments():
         MACR(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="candidates"):
         choose(Compensated(model, X.popularity), (), None, X)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.5), (0.3, 0.0), (0.3, 0.5), (2.0, 1.0)])
+def test_compensation_by_its_definition_and_an_item_of_nobody_counts_as_one(alpha, beta):
+    backbone = zx.MatrixFactorization(4, 6, 3, seed=0, init_std=1.0)
+    popularity = torch.tensor([0, 1, 2, 0, 9, 30])
+    scores = backbone.score_all_items(torch.arange(4)).double()
+    compensation = (beta * scores + 1 - beta) / torch.tensor([1.0, 1, 2, 1, 9, 30], dtype=torch.float64)
+    norm = scores.square().sum(1, keepdim=True).sqrt() / compensation.square().sum(1, keepdim=True).sqrt()
+    found = Compensated(backbone, popularity, alpha, beta).score_all_items(torch.arange(4))
+    torch.testing.assert_close(found.double(), scores + alpha * norm * compensation, atol=1e-5, rtol=1e-5)

@@ -197,3 +197,18 @@ def test_a_row_pointer_out_of_range_is_refused(triangle, place, value):
     matrix.indptr[place] = value
     with pytest.raises(ValueError, match="indptr is not a valid CSR row pointer"):
         model.recommend([5], 3, exclude=matrix)
+
+
+# ---- scores that are NaN
+
+
+@pytest.mark.parametrize("row", [0, 1, 99])
+@pytest.mark.parametrize("count", [1, 100])
+def test_recommend_notices_nan_in_any_row(row, count):
+    model = zx.MatrixFactorization(100, 30, 4, seed=0)
+    with torch.no_grad():
+        model.user_embedding[row, 1] = float("nan")
+    users = torch.arange(100) if count > 1 else torch.tensor([row])
+    with pytest.raises(ValueError, match="scores contain NaN"):
+        model.recommend(users, 3)
+    model.recommend([2, 3], 3)

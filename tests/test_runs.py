@@ -371,3 +371,16 @@ def test_bad_searches_are_named(ratings, tmp_path):
     with pytest.raises(ValueError, match="validation"):
         runs.train(ratings, tmp_path / "c", replace(METHOD, weight=None), split=rule, search=SEARCH, **FAST)
     assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_weight_costs_what_it_loses_against_bpr(tmp_path, monkeypatch):
+    # Each loses 4 % of the one before: only the first is within 5 % of BPR.
+    from zerosum_ext.experiments.runs import search
+
+    measured = iter([(0.5, 0.1), (0.48, 0.2), (0.46, 0.3), (0.44, 0.5), (0.42, 0.5)])
+    monkeypatch.setattr(search, "train_method", lambda *args, **options: (None, None))
+    monkeypatch.setattr(search, "_validate", lambda *args: next(measured))
+    split = runs.SplitRule().apply(zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(40, 40)))
+    chosen, tried = runs.choose_weight(runs.Method(loss="zerosum"), split, tmp_path)
+    assert [(t.weight, t.affordable) for t in tried] == [(1.0, True), (0.98, True), (0.95, False), (0.9, False)]
+    assert chosen == 0.98

@@ -89,6 +89,14 @@ def test_a_checkpoint_of_another_run_is_refused(triangle, tmp_path):
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "optimizer"),
         ({"loss": zx.ZerosumLoss(w=0.5)}, "loss"),
         ({"validation": lambda model: 0.5}, "metric"),
+        ({"l2": 0.1}, "l2"),
+        ({"clip_row_norm": 0.1}, "clip_row_norm"),
+        ({"batch_size": 32}, "batch_size"),
+        ({"negatives": 2}, "negatives"),
+        ({"draws": 1}, "draws"),
+        ({"strategy": "popularity"}, "strategy"),
+        ({"precision": "bfloat16", "engine": "autograd"}, "precision"),
+        ({"engine": "hogwild", "loss": "bpr", "optimizer": lambda p: torch.optim.SGD(p, lr=1e-3)}, "loss"),
     ],
 )
 def test_a_checkpoint_names_what_is_other_in_this_run(triangle, tmp_path, change, name):
@@ -206,6 +214,50 @@ def test_early_stopping_restores_the_best_epoch(triangle):
     history = model.fit(triangle, validation=validate, patience=2, **dict(OPTIONS, epochs=5))
     assert (history.stopped, history.best_epoch, len(history)) == ("early stopping", 1, 4)
     assert torch.equal(model.user_embedding, kept[1])
+
+
+@pytest.mark.parametrize(("maximize", "values"), [(True, [0.3, 0.3, 0.1]), (False, [0.3, 0.3, 0.5])])
+def test_of_equal_epochs_the_first_is_the_best(triangle, maximize, values):
+    given, kept = iter(values), []
+
+    def validate(model):
+        kept.append(model.user_embedding.detach().clone())
+        return next(given)
+
+    model = new_model()
+    options = dict(OPTIONS, epochs=3, patience=2, maximize=maximize)
+    history = model.fit(triangle, validation=validate, **options)
+    assert (history.best_epoch, history.stopped, len(history)) == (0, "early stopping", 3)
+    assert torch.equal(model.user_embedding, kept[0])
+
+
+def test_dropout_goes_on_where_an_interrupted_run_stopped(triangle, tmp_path):
+    def new_network():
+        return zx.NGCF(triangle, 4, layers=[4], message_dropout=0.4, node_dropout=0.2, seed=0)
+
+    def interrupt(event):
+        if event.epoch == 0:
+            raise KeyboardInterrupt
+
+    whole, broken, resumed = new_network(), new_network(), new_network()
+    options = dict(OPTIONS, epochs=2)
+    expected = whole.fit(triangle, **options)
+    broken.fit(triangle, checkpoint=tmp_path / "run.pt", callbacks=[interrupt], **options)
+    assert list(resumed.fit(triangle, resume=tmp_path / "run.pt", **options)) == list(expected)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_of_sparse_gradients_are_clipped_as_dense_ones_are(triangle):
+    def run(sparse, clip):
+        model = new_model(sparse=sparse, init_std=1.0)
+        options = dict(OPTIONS, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), epochs=1, batch_size=512)
+        model.fit(triangle, "bpr", engine="autograd", clip_row_norm=clip, **options)
+        return model.item_embedding.detach()
+
+    dense, sparse, unclipped = run(False, 1e-3), run(True, 1e-3), run(True, None)
+    torch.testing.assert_close(sparse, dense, atol=1e-6, rtol=1e-5)
+    assert (unclipped - dense).abs().max() > 1e-2
 
 
 def test_a_run_that_stopped_early_is_not_trained_further_by_resuming(triangle, tmp_path):

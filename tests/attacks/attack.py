@@ -12,6 +12,7 @@ test suite does not run them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -21,69 +22,173 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import zerosum_ext as zx
 from zerosum_ext.experiments import runs
 
-TRAIN = """
-import sys, torch, zerosum_ext as zx
-folder, engine, optimizer, loss, resume = sys.argv[1:6]
-torch.set_num_threads(1)
-train = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
-model = zx.MatrixFactorization(60, 60, 8, seed=0)
-make = lambda p: getattr(torch.optim, optimizer)(p, lr=0.05)
-model.fit(train, loss, make, epochs=40, batch_size=64, engine=engine, progress=False, checkpoint=f"{folder}/c.pt",
-          checkpoint_every=3, resume=f"{folder}/c.pt" if resume == "yes" else None,
-          callbacks=[lambda event: print(event.epoch, flush=True)])
-torch.save(model.state_dict(), f"{folder}/final.pt")
-"""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One kind of training: what is trained, how, and with which further options of ``fit``."""
+
+    model: str
+    method: str
+    engine: str = "auto"
+    optimizer: str = "Adam"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return ", ".join([self.model, self.method, self.engine, self.optimizer, *self.options])
+
+
 CASES = [
-    ("auto", "Adam", "zerosum"),
-    ("autograd", "Adagrad", "bpr"),
-    ("hogwild", "SGD", "bpr"),
-    ("fused", "SGD", "pos2neg2"),
-    ("autograd", "Adam", "pos2neg2"),
+    Case("mf", "zerosum"),
+    Case("mf", "bpr", "autograd", "Adagrad"),
+    Case("mf", "bpr", "hogwild", "SGD"),
+    Case("mf", "pos2neg2", "fused", "SGD"),
+    Case("mf", "pos2neg2", "autograd"),
+    Case("mf", "bpr", "fused", "Adagrad", {"l2": 0.01, "negatives": 1}),
+    Case("mf", "sampled_softmax", "fused", "Adam", {"negatives": 4}),
+    Case("mf", "zerosum", "autograd", "Adam", {"validation": True, "patience": 9}),
+    Case("mf", "zerosum", "auto", "Adam", {"scheduler": True}),
+    Case("mf", "bpr", "autograd", "Adam", {"precision": "bfloat16"}),
+    Case("mf", "bpr", "autograd", "SparseAdam"),
+    Case("mf", "macr"),
+    Case("mf", "pearson"),
+    Case("mf", "pd"),
+    Case("mf", "ipw"),
+    Case("neumf", "zerosum"),
+    Case("ngcf", "zerosum"),
+    Case("lightgcn", "bpr"),
+    Case("mf", "run"),
 ]
 
 
-def start(folder: Path, case: tuple[str, str, str], resume: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", TRAIN, str(folder), *case, "yes" if resume else "no"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder)
+def train(folder: Path, case: Case, resume: bool) -> None:
+    """Train a case in this process; the result is the file final.pt."""
+    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
+    if case.method == "run":  # a run folder: several methods, figures left out
+        method = runs.Method(loss="zerosum", weight=0.8, embedding_dim=8, epochs=8, batch_size=128)
+        there = (folder / "run").exists()
+        run = runs.train(data, folder / "run", method, resume=there, figures=False, progress=False)
+        (folder / "metrics.json").write_text(json.dumps(run.metrics, sort_keys=True))
+        (folder / "metrics.json").rename(folder / "final.pt")
+        return
+    model = zx.get_model(case.model, data, embedding_dim=8, seed=0)
+    parts = zx.get_method(case.method, model, data)
+    options = dict(case.options)
+    if "validation" in options:
+        options["validation"] = data
+    if "scheduler" in options:
+        options["scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+    checkpoint = folder / "c.pt"
+    history = zx.fit(
+        parts.model,
+        data,
+        parts.loss,
+        lambda parameters: getattr(torch.optim, case.optimizer)(parameters, lr=0.05),
+        regularizer=parts.regularizer,
+        epochs=12,
+        batch_size=128,
+        engine=case.engine,
+        progress=False,
+        checkpoint=checkpoint,
+        checkpoint_every=3,
+        resume=checkpoint if resume else None,
+        **options,
+    )
+    torch.save({"history": list(history), **parts.model.state_dict()}, folder / "done")
+    (folder / "done").rename(folder / "final.pt")
+
+
+def start(folder: Path, case: Case) -> int:
+    """Train in a child that has all that is imported already; return its process id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            train(folder, case, (folder / "c.pt").is_file())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def written(folder: Path) -> bool:
+    """Tell whether a training has written what the next one goes on from."""
+    return (folder / "c.pt").is_file() or any((folder / "run").glob("*/checkpoint.pt"))
+
+
+def same(one: Path, other: Path) -> bool:
+    """Tell whether two results are the same numbers."""
+    if one.read_bytes()[:2] != b"PK":
+        return one.read_bytes() == other.read_bytes()
+    first, second = torch.load(one), torch.load(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        for name, value in first.items()
+    )
 
 
 def kill(times: int) -> dict[str, object]:
     """Kill trainings at random moments, resume each, and compare the end with a run that nobody touched."""
-    rng, expected, different, killed = random.Random(0), {}, [], 0
-    while killed < times:
-        case = CASES[killed % len(CASES)]
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if case not in expected:
-                assert start(folder, case, False).wait() == 0
-                expected[case] = torch.load(folder / "final.pt")
-                (folder / "final.pt").unlink()
-                (folder / "c.pt").unlink()
-            resume = False
-            while True:
-                child = start(folder, case, resume)
-                assert child.stdout is not None
-                child.stdout.readline()
-                time.sleep(rng.random() * 0.4)
-                child.send_signal(signal.SIGKILL)
-                ended = child.wait()
-                killed += ended != 0
-                if ended == 0 or rng.random() < 0.5:
-                    break
-                resume = (folder / "c.pt").is_file()
-            if not (folder / "final.pt").is_file():
-                assert start(folder, case, (folder / "c.pt").is_file()).wait() == 0
-            final = torch.load(folder / "final.pt")
-            if any(not torch.equal(final[name], expected[case][name]) for name in final):
-                different.append(case)
-    return {"killed": killed, "not bit-equal after the resume": len(different), "broken": bool(different)}
+    rng, killed, rounds, resumed, failed = random.Random(0), 0, 0, 0, []
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a kill needs no disk, which would be waited for
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        lasts = {}
+        for case in CASES:
+            folder = Path(name) / case.name
+            folder.mkdir()
+            child = start(folder, case)
+            while not written(folder):
+                time.sleep(0.002)
+            begin = time.monotonic()
+            if ended(child) != 0:
+                raise RuntimeError(f"{case.name}: it does not train")
+            lasts[case] = time.monotonic() - begin
+        while killed < times:
+            case = CASES[rounds % len(CASES)]
+            rounds += 1
+            with tempfile.TemporaryDirectory(dir=memory) as place:
+                folder = Path(place)
+                for _ in range(3):
+                    child = start(folder, case)
+                    resumed += written(folder)
+                    # Mostly in the midst of it, and at times before anything is written.
+                    waits = time.monotonic() + (10 * lasts[case] if rng.random() < 0.9 else 0)
+                    while time.monotonic() < waits and not written(folder):
+                        time.sleep(0.002)
+                    time.sleep(rng.random() * lasts[case])
+                    os.kill(child, signal.SIGKILL)
+                    code = ended(child)
+                    killed += code == -signal.SIGKILL
+                    if code == 0:
+                        break
+                    if code != -signal.SIGKILL:
+                        failed.append((case.name, f"exit status {code}"))
+                if not (folder / "final.pt").is_file() and ended(start(folder, case)) != 0:
+                    failed.append((case.name, "does not resume"))
+                elif not same(folder / "final.pt", Path(name) / case.name / "final.pt"):
+                    failed.append((case.name, "other numbers"))
+    return {
+        "kinds of training": len(CASES),
+        "killed": killed,
+        "went on from a file": resumed,
+        "finished and compared": rounds,
+        "not bit-equal or refused": len(failed),
+        "first": failed[:3],
+        "broken": bool(failed),
+    }
 
 
 def disk(offsets: int) -> dict[str, object]:
