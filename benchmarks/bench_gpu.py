@@ -46,6 +46,11 @@ from zerosum_ext.training.fused import FusedStep
 
 DIM = 64
 WORDS = {"bpr": 6, "zerosum": 6, "pos2neg2": 12}  # read and written for a sample, forward and backward
+# How many times as fast as torch.compile, both in CUDA graphs, at 4096 samples.
+GRAPH_GOALS = (
+    ("ours", "autograd", {"bpr": 1.2, "zerosum": 1.3, "pos2neg2": 2.5}),
+    ("direct", "loss_and_grad", {"bpr": 2.3, "zerosum": 2.8, "pos2neg2": 5.0}),
+)
 MOVIELENS, BEYOND_CACHE = (6040, 3706), (1_000_000, 1_000_000)  # rows of tables that lie in L2, and that do not
 Seconds = Mapping[str, np.ndarray]
 # Paragraphs and results of a section.
@@ -164,6 +169,11 @@ def gradients(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Any]:
     return run
 
 
+def direct(name: str, pos: Tensor, neg: Tensor) -> Any:
+    """The value and both gradients from one launch."""
+    return zx.loss_and_grad(pos.detach(), neg.detach(), name)
+
+
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """One compilation for each shape, the best that torch.compile can do; of at most eight shapes."""
     torch.compiler.reset()
@@ -181,27 +191,31 @@ def bench_losses(s: Setting) -> Section:
                 tuple(torch.randn(shape, device=s.device, requires_grad=True) for _ in range(2))
                 for _ in range(copies_beyond_cache(moved // 3, s.device))
             ]
-            methods = {label: rotating(gradients(function), inputs) for label, function in functions.items()}
-            if s.on_gpu and size <= 1 << 16:
-                methods |= {f"{x}, graph": captured(gradients(functions[x]), inputs[0]) for x in ("ours", "compile")}
+            calls = {label: gradients(function) for label, function in functions.items()}
+            calls["direct"] = functools.partial(direct, name)
+            methods = {label: rotating(call, inputs) for label, call in calls.items()}
+            if s.on_gpu:  # beyond the cache it makes no difference that a graph has the same inputs each time
+                methods |= {f"{x}, graph": captured(calls[x], inputs[0]) for x in ("ours", "direct", "compile")}
             seconds = s.turns(f"{name}, {size}", methods)
             if "ours" not in seconds:
                 continue
             rows.append(
                 [
-                    *(name, size, microseconds(seconds, "ours"), microseconds(seconds, "ours, graph")),
-                    *s.share(moved, seconds["ours"]),
+                    *(name, size, *(microseconds(seconds, x) for x in ("ours", "ours, graph", "direct, graph"))),
+                    *s.share(moved, seconds["ours, graph" if "ours, graph" in seconds else "ours"]),
                     *ratios(seconds, ("eager", "compile"), "ours"),
-                    *ratios(seconds, ("compile, graph",), "ours, graph"),
+                    *(r for x in ("ours", "direct") for r in ratios(seconds, ("compile, graph",), f"{x}, graph")),
                 ]
             )
             results.append({"loss": name, "samples": size, "bytes": moved, "seconds": lists(seconds)})
-    header = ["loss", "samples", "us", "us in a graph", "GB/s", "of a copy", "eager / ours", "compile / ours"]
+    header = ["loss", "samples", "us", "us in a graph", "us of loss_and_grad in a graph", "GB/s", "of a copy"]
+    header += ["eager / ours", "compile / ours", "compile / ours in graphs", "compile / loss_and_grad in graphs"]
     text = (
         "Losses, forward and backward, float32, mean; eager and compiled are the forms of benchmarks/bench_losses.py "
-        "that do not overflow. Ratios: median of the rounds, with quartiles."
+        "that do not overflow. GB/s: six words a pair (twelve of Pos2Neg2) by the time in a graph; ours moves 4 (and "
+        "8). Ratios: median of the rounds, with quartiles."
     )
-    return [text, table([*header, "the same in graphs"], rows)], results
+    return [text, table(header, rows)], results
 
 
 # ----------------------------------------------------------------------------------------------- matrix factorization
@@ -577,8 +591,9 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
 
 
 def targets(results: Mapping[str, Any]) -> list[list[str]]:
-    """What was to be reached on an H100, what was, and the verdict; of the sections that were measured."""
+    """What was to be reached on an H200, what was, and the verdict; of the sections that were measured."""
     speed = results["copy_bytes_per_second"]
+    uniform = product = float("inf")  # seconds of what others are compared with, which come first in their sections
     rows: list[list[str]] = []
 
     def judge(what: str, goal: str, shown: str, reached: bool) -> None:
@@ -590,15 +605,21 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
     for r in results.get("losses", ()):
         what = f"{r['loss']} loss, {r['samples']} samples"
         if r["samples"] == 1 << 24:
-            share = r["bytes"] / fastest(r["seconds"], "ours") / speed
+            share = r["bytes"] / fastest(r["seconds"], "ours", "ours, graph") / speed
             judge(what, "85 % of a copy", f"{100 * share:.0f} %", share >= 0.85)
-        if r["samples"] <= 1 << 16 and {"ours, graph", "compile, graph"} <= set(r["seconds"]):
-            times = fastest(r["seconds"], "compile, graph") / fastest(r["seconds"], "ours, graph")
-            judge(f"{what}, in graphs", "3 x torch.compile", f"{times:.2f} x", times >= 3)
+        if r["samples"] == 1 << 12 and "compile, graph" in r["seconds"]:
+            for label, title, goals in GRAPH_GOALS:
+                if f"{label}, graph" in r["seconds"]:
+                    times = fastest(r["seconds"], "compile, graph") / fastest(r["seconds"], f"{label}, graph")
+                    goal = goals[r["loss"]]
+                    judge(f"{what}, {title} in graphs", f"{goal} x torch.compile", f"{times:.2f} x", times >= goal)
     for r in results.get("sampling", ()):
+        took = float(np.median(r["seconds"]))
         if r["what"] == "negatives, uniform":
-            rate = r["samples"] / float(np.median(r["seconds"]))
-            judge("uniform negatives", "1e10 a second", f"{rate:.3g}", rate >= 1e10)
+            uniform = took
+            judge("uniform negatives", "1e10 a second", f"{r['samples'] / took:.3g}", r["samples"] / took >= 1e10)
+        if r["what"] == "negatives, popularity":
+            judge("negatives by popularity", "2 x uniform's time", f"{took / uniform:.2f} x", took <= 2 * uniform)
     largest: dict[tuple[int, int], Mapping[str, Any]] = {}
     for r in results.get("steps", ()):
         if r["optimizer"] == "SGD":
@@ -613,18 +634,21 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
             share = r["bytes"] / took / speed
             judge(what, "70 % of a copy", f"{100 * share:.0f} %", share >= 0.7)
         else:
-            judge(what, "1e9 a second", f"{r['samples'] / took:.3g}", r["samples"] / took >= 1e9)
+            judge(what, "1.5e9 a second", f"{r['samples'] / took:.3g}", r["samples"] / took >= 1.5e9)
     for r in results.get("evaluation", ()):
+        took = float(np.median(r["seconds"]))
+        if r["what"] == "product":
+            product = took
         if r["what"] == "evaluate":
-            took = float(np.median(r["seconds"]))
-            judge("full-ranking evaluation of Gowalla", "1 s", f"{took:.3g} s", took < 1)
+            goal = min(0.012, 1.5 * product)
+            judge("full-ranking evaluation of Gowalla", f"{1e3 * goal:.3g} ms", f"{1e3 * took:.3g} ms", took <= goal)
     return rows
 
 
 def report(s: Setting, output: str | None, paragraphs: Sequence[str], results: Mapping[str, Any]) -> str:
     verdicts = [] if s.small else targets(results)
     if verdicts:
-        text = "The targets are for an H100; what to expect: benchmarks/ROOFLINE.md."
+        text = "The targets are for an H200; what to expect: benchmarks/ROOFLINE.md."
         paragraphs = [*paragraphs, text, table(["what", "target", "measured", ""], verdicts, text_columns=4)]
     info = machine(s.device) | {"rounds": s.rounds}
     return write_results(output, f"Ops on {s.device}", info, paragraphs, results, quiet=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and within ten minutes: builds the package with CUDA, runs the tests that are
-# marked cuda, compute-sanitizer over the smaller of them (where it is installed), and the benchmarks.
+# marked cuda, profiles the kernels, runs compute-sanitizer over the smaller tests (where it is installed), and benchmarks.
 #
 #   benchmarks/gpu_run.sh NAME [PYTHON]
 #
@@ -107,6 +107,11 @@ else
   echo "tests: skipped, there is no pytest"
   status=1
 fi
+
+# The kernels one by one, which tells more than any time of a call.
+echo "== $SECONDS s: kernels"
+timeout -k 5 "$(least 75 "$(left 60)")" "$python" benchmarks/bench_kernels.py --seconds 50 \
+  --output "$results/kernels-$name-$(date +%F)" || status=1
 
 # compute-sanitizer TOOL for so many seconds. Each allocation of torch's is one of CUDA's then: within the segments that
 # torch else keeps, memcheck would see no overrun.

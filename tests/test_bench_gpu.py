@@ -131,17 +131,36 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     seconds = [r["seconds"] for name in bench.SECTIONS for r in found[name]]
     timed = [v for s in seconds for v in (s.values() if isinstance(s, dict) else [s])]
     assert all(len(v) == 2 and min(v) > 0 for v in timed)
-    # Two in each of the six rows of losses, one in each row of steps and of factorizations.
-    assert Graph.captured == 12 + 6 + 2
-    assert {"ours, graph", "compile, graph", "ours", "eager", "compile"} == set(found["losses"][0]["seconds"])
+    # Three in each of the six rows of losses, one in each row of steps and of factorizations.
+    assert Graph.captured == 18 + 6 + 2
+    methods = {"ours", "direct", "eager", "compile", "ours, graph", "direct, graph", "compile, graph"}
+    assert methods == set(found["losses"][0]["seconds"])
     assert "implicit" in [r["what"] for r in found["epochs"]]
     users, items, indptr, *tables, rate, decay, _, verify = calls[0]
     nnz = found["epochs"][0]["samples"]
     assert (users.dtype, items.shape, indptr[-1], len(indptr)) == (np.int32, (nnz,), nnz, tables[0].shape[0] + 1)
     assert [t.dtype for t in tables] == [np.float32] * 2
     assert (rate, decay, verify) == (0.05, 0.01, True)
-    assert "the same in graphs" in text
+    assert "compile / loss_and_grad in graphs" in text
     assert "implicit updates rows" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kernels_of_a_call(bench, monkeypatch, tmp_path, capfd):
+    kernels = importlib.import_module("bench_kernels")
+    command = ["bench_kernels.py", "--device", "cpu", "--small", "--calls", "2", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "losses", "draws"])
+    kernels.main()
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    direct = next(r for r in found["losses"] if r["what"] == "bpr, 4096, loss_and_grad")
+    assert direct["bytes"] == 4 * 4096 * 4
+    assert {"zerosum_ext::pair_loss"} <= {k["kernel"] for k in direct["kernels"] if k["launches"] == 1}
+    assert direct["microseconds"] == pytest.approx(sum(k["microseconds"] for k in direct["kernels"]))
+    assert [r["what"].split(",")[0] for r in found["draws"]] == ["uniform", "popularity", "triplets"]
+    monkeypatch.setitem(kernels.GROUPS, "losses", lambda s: [kernels.Case("losses", "broken", lambda: 1 / 0)])
+    with pytest.raises(SystemExit):
+        kernels.main()
+    assert "Failed: broken: ZeroDivisionError" in (tmp_path / "out.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -211,7 +230,7 @@ def test_methods_that_fail_are_left_out(bench, played_gpu, monkeypatch, tmp_path
         run(bench, monkeypatch, tmp_path / "out", "--section", "losses", "factorization")
     assert end.value.code == 1
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert {"ours", "eager", "ours, graph"} == set(found["losses"][0]["seconds"])
+    assert {"ours", "direct", "eager", "ours, graph", "direct, graph"} == set(found["losses"][0]["seconds"])
     assert found["factorization"] == []
     text = (tmp_path / "out.md").read_text()
     assert "bpr, 4096, compile, graph: OutOfMemoryError: CUDA out of memory. Tried to allocate" in text
@@ -223,7 +242,7 @@ def test_methods_that_fail_are_left_out(bench, played_gpu, monkeypatch, tmp_path
 def test_what_takes_long_is_not_compiled_any_more(bench, played_gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench.signal, "alarm", lambda seconds: None)
     found, text = run(bench, monkeypatch, tmp_path / "out", "--section", "losses", "--limit", "-1")
-    assert {"ours", "eager", "ours, graph"} == set(found["results"]["losses"][0]["seconds"])
+    assert {"ours", "direct", "eager", "ours, graph", "direct, graph"} == set(found["results"]["losses"][0]["seconds"])
     assert "bpr, 4096, compile: no time; bpr, 4096, compile, graph: no time" in text
     assert re.search(r"^  zerosum, 16384: ours \d+\.\d us; eager ", capsys.readouterr().out, re.MULTILINE)
 
@@ -301,20 +320,29 @@ def test_verdicts(bench):
     pairs = 1 << 24
     results = {
         "copy_bytes_per_second": 24.0 * pairs,
-        "losses": [loss(pairs, 1.1), loss(1 << 16, 1.0, ours=1.0, compile=2.9), loss(1 << 20, 1.0)],
-        "sampling": [{"what": "negatives, uniform", "samples": 10**10, "seconds": [0.9, 0.8, 2.0]}],
+        "losses": [loss(pairs, 1.1), loss(1 << 12, 1.0, ours=1.0, direct=1.0, compile=1.3), loss(1 << 20, 1.0)],
+        "sampling": [
+            {"what": "negatives, uniform", "samples": 10**10, "seconds": [0.9, 0.8, 2.0]},
+            {"what": "negatives, popularity", "samples": 10**10, "seconds": [1.9]},
+        ],
         "steps": [
             step((6040, 3706), 1 << 12, 1, fused=1e-9),  # the largest batch counts
-            step((6040, 3706), 1 << 20, 1, fused=2e-3, fused_graph=1e-3),
+            step((6040, 3706), 1 << 20, 1, fused=2e-3, fused_graph=6e-4),
             step(bench.BEYOND_CACHE, 1 << 20, 24 * pairs, fused=1.5),
         ],
-        "evaluation": [{"what": "evaluate", "seconds": [0.5]}, {"what": "eager sort", "seconds": [5.0]}],
+        "evaluation": [
+            {"what": "product", "seconds": [0.1]},
+            {"what": "evaluate", "seconds": [0.011]},
+            {"what": "eager sort", "seconds": [5.0]},
+        ],
     }
     verdicts = {row[0]: row[-1] for row in bench.targets(results)}
     assert verdicts == {
         "bpr loss, 16777216 samples": "met",
-        "bpr loss, 65536 samples, in graphs": "**missed**",
+        "bpr loss, 4096 samples, autograd in graphs": "met",
+        "bpr loss, 4096 samples, loss_and_grad in graphs": "**missed**",
         "uniform negatives": "met",
+        "negatives by popularity": "**missed**",
         "fused step, SGD, 6040 x 3706, 1048576 triples": "met",
         "fused step, SGD, 1000000 x 1000000, 1048576 triples": "**missed**",
         "full-ranking evaluation of Gowalla": "met",
