@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import re
 import shlex
 import shutil
 import signal
@@ -16,11 +18,107 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+import zerosum_ext as zx
 from zerosum_ext import build_info
 from zerosum_ext.cli import main as cli
+from zerosum_ext.cli import parser as argument_parser
 from zerosum_ext.cli.tables import comparison
 from zerosum_ext.data import datasets
 from zerosum_ext.experiments import runs
+
+
+def loaded_by(*argv):
+    """The output, the heavy modules loaded and the CPU seconds of the command in a process of its own."""
+    code = """if True:
+        import contextlib, io, sys, time
+        sys.argv[:] = ["zerosum-ext", *sys.argv[1:]]
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            from zerosum_ext.cli.main import main
+            main()
+        heavy = {"torch", "numpy", "scipy", "matplotlib", "pyarrow", "tqdm"} & set(sys.modules)
+        print(text.getvalue() + f"\\n{sorted(heavy)}")
+    """
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, timeout=60)
+    text, _, heavy = done.stdout.strip().rpartition("\n")
+    return text, heavy
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["--help-all"], []], ids=" ".join)
+def test_help_and_version_load_nothing_heavy(argv):
+    text, heavy = loaded_by(*argv)
+    assert heavy == "[]"
+    assert text.strip()
+
+
+def test_completion_loads_nothing_heavy():
+    pytest.importorskip("shtab")
+    text, heavy = loaded_by("--print-completion", "bash")
+    assert heavy == "[]"
+    assert "--min-item-count" in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=20).returncode == 0
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"zerosum-ext {zx.__version__}\n"
+
+
+def test_a_bare_call_prints_help(capsys, monkeypatch):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert "commands:" in out
+    assert "exit status:" in out
+    assert "  130  interrupted by Ctrl-C\n" in out
+
+
+COMMANDS = next(a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_common_options(name):
+    options = {option for action in COMMANDS[name]._actions for option in action.option_strings}
+    assert {"--json", "--log-level", "--help-all"} <= options
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_two_levels(name, capsys):
+    command = COMMANDS[name]
+    texts = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, flag])
+        assert stop.value.code == 0
+        texts[flag] = capsys.readouterr().out
+    options = [action.option_strings[-1] for action in command._actions if action.option_strings]
+    options[0] = "-h"
+    shown = {flag: {o for o in options if re.search(rf"[ \[]{o}(?![\w-])", text.partition("\n\n")[0])} for flag, text in texts.items()}
+    assert shown["--help-all"] == set(options)
+    assert "--json" in shown["--help"]
+    if name == "train":
+        assert len(shown["--help"]) <= 20
+        assert "--user-column" not in shown["--help"]
+        assert f"{len(options) - len(shown['--help'])} more options: zerosum-ext train --help-all" in texts["--help"]
+
+
+def test_only_known_options_are_essential():
+    parser = argument_parser.Parser(prog="x")
+    parser.add_argument("--a")
+    with pytest.raises(ValueError, match="--b"):
+        parser.essential("--a", "--b")
+
+
+def test_levels_of_logging(tmp_path, capsys):
+    missing = ["recommend", str(tmp_path / "nothing"), "--user", "1"]
+    assert cli.main(missing) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert cli.main([*missing, "--log-level", "debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("zerosum-ext: error:")
+    assert not logging.getLogger("zerosum_ext").handlers
 
 
 def test_doctor(capsys):
@@ -56,7 +154,7 @@ def test_errors_are_one_line(monkeypatch, capsys, error, status):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        (["--"], "the following arguments are required: COMMAND"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         (["train"], "train: error: the following arguments are required: FILE"),
         (["train", "x.csv", "--weight", "much"], "argument --weight: expected a number in [0, 1] or auto, got 'much'"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the files that follow from the records of the losses (zerosum_ext/losses/records.py).
 
-python tools/generate_losses.py           write zerosum_ext/losses/functional.py, modules.py and docs/losses.md
+python tools/generate_losses.py           write _names.py, losses/functional.py, losses/modules.py and docs/losses.md
 python tools/generate_losses.py --check   write nothing; fail, and name the files, if one is out of date
 """
 
@@ -247,6 +247,17 @@ def modules_source() -> str:
     )
 
 
+def names_source() -> str:
+    """Return the source of zerosum_ext/_names.py, not yet formatted."""
+    homes = dict.fromkeys([*(f"{name}_loss" for name in RECORDS), "ipw_weights"], "losses.functional")
+    homes |= {record.class_name: "losses.modules" for record in RECORDS.values() if record.scores != "branches"}
+    listed = "".join(f'    "{name}": "{homes[name]}",\n' for name in sorted(homes))
+    return (
+        f'"""The losses that the package shows, and their modules: known without loading these."""\n\n{GENERATED}\n'
+        f"LOSSES: dict[str, str] = {{\n{listed}}}\n"
+    )
+
+
 def table() -> str:
     """Return the tables of docs/losses.md."""
     rows = ["| function | a sample's value | scores | source |", "|---|---|---|---|"]
@@ -279,6 +290,7 @@ def contents() -> dict[Path, str]:
     """Return the files and what they should hold."""
     package, docs = ROOT / "zerosum_ext" / "losses", ROOT / "docs" / "losses.md"
     return {
+        ROOT / "zerosum_ext" / "_names.py": formatted(names_source()),
         package / "functional.py": formatted(functional_source()),
         package / "modules.py": formatted(modules_source()),
         docs: docs_text(docs.read_text()),
@@ -300,7 +312,7 @@ def formatted(source: str) -> str:
 
 
 def main() -> int:
-    stale = [path for path, text in contents().items() if path.read_text() != text]
+    stale = [path for path, text in contents().items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         for path in stale:
             print(f"{path.relative_to(ROOT)} is out of date: run python tools/generate_losses.py", file=sys.stderr)

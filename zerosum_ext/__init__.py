@@ -2,40 +2,54 @@
 
 Fused BPR, Zerosum and Pos2Neg2 losses, exact negative sampling, matrix factorization and bias metrics for
 PyTorch.
+
+Importing the package loads nothing else: each name brings its room, and with it torch, when it is first asked for.
+That is why ``zerosum-ext --help`` answers at once. EAGER_IMPORT=1 in the environment loads everything with the package.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-from zerosum_ext import metrics
-from zerosum_ext._library import build_info
+from zerosum_ext._names import LOSSES
 from zerosum_ext._version import __version__
-from zerosum_ext.data import datasets
-from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
-from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
-from zerosum_ext.losses import CustomLoss, functional, get_loss, loss_and_grad, mf_loss
-from zerosum_ext.losses import modules as _modules
-from zerosum_ext.losses.functional import *  # noqa: F403
-from zerosum_ext.losses.modules import *  # noqa: F403
-from zerosum_ext.models import (
-    GMF,
-    MACR,
-    MLP,
-    NGCF,
-    Compensated,
-    LightGCN,
-    MACRLoss,
-    MatrixFactorization,
-    NeuMF,
-    PopularityAdjusted,
-    Recommender,
-    get_method,
-    get_model,
-)
-from zerosum_ext.training import PearsonRegularizer, fit, popularity_correlation
+
+if TYPE_CHECKING:  # what editors and type checkers see
+    from zerosum_ext import metrics
+    from zerosum_ext import testing as testing
+    from zerosum_ext._library import build_info
+    from zerosum_ext.data import datasets
+    from zerosum_ext.data.interactions import Interactions
+    from zerosum_ext.data.sampling import TripletLoader, hardest_negatives, in_batch_mask, sample_negatives
+    from zerosum_ext.evaluation import Ranking, RankingMetrics, evaluate, rank
+    from zerosum_ext.evaluation import significance as significance
+    from zerosum_ext.experiments import plots as plots
+    from zerosum_ext.experiments import reproduce as reproduce
+    from zerosum_ext.experiments import runs as runs
+    from zerosum_ext.losses import CustomLoss, functional, get_loss, loss_and_grad, mf_loss
+    from zerosum_ext.losses.functional import *  # noqa: F403
+    from zerosum_ext.losses.modules import *  # noqa: F403
+    from zerosum_ext.models import (
+        GMF,
+        MACR,
+        MLP,
+        NGCF,
+        Compensated,
+        LightGCN,
+        MACRLoss,
+        MatrixFactorization,
+        NeuMF,
+        PopularityAdjusted,
+        Recommender,
+        get_method,
+        get_model,
+    )
+    from zerosum_ext.models import presets as presets
+    from zerosum_ext.training import PearsonRegularizer, fit, popularity_correlation
+    from zerosum_ext.training import callbacks as callbacks
 
 __all__ = [
     "GMF",
@@ -74,12 +88,29 @@ __all__ = [
     "sample_negatives",
 ]
 # All losses, as they are generated from their records.
-__all__ += functional.__all__
-__all__ += _modules.__all__
+__all__ += list(LOSSES)
 
-# Modules that not everybody needs, loaded when they are first asked for: zx.testing, zx.runs, ...
-_LAZY = {
+# Where a name is found: the module that defines it, or the module that has this name itself. tests/test_package.py
+# compares this table with the imports above.
+_HOMES: dict[str, str] = {
+    name: home
+    for home, names in {
+        "_library": ("build_info",),
+        "data.interactions": ("Interactions",),
+        "data.sampling": ("TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"),
+        "evaluation": ("Ranking", "RankingMetrics", "evaluate", "rank"),
+        "losses": ("CustomLoss", "get_loss", "loss_and_grad", "mf_loss"),
+        "models": ("GMF", "MACR", "MLP", "NGCF", "Compensated", "LightGCN", "MACRLoss", "MatrixFactorization")
+        + ("NeuMF", "PopularityAdjusted", "Recommender", "get_method", "get_model"),
+        "training": ("PearsonRegularizer", "fit", "popularity_correlation"),
+    }.items()
+    for name in names
+} | LOSSES
+_MODULES: dict[str, str] = {
     "callbacks": "training.callbacks",
+    "datasets": "data.datasets",
+    "functional": "losses.functional",
+    "metrics": "metrics",
     "plots": "experiments.plots",
     "presets": "models.presets",
     "reproduce": "experiments.reproduce",
@@ -89,11 +120,30 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{_LAZY[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """Load what a name stands for, the first time that it is asked for."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:  # a module of the table, or a room under its own name
+        module = f"{__name__}.{_MODULES.get(name, name)}"
+        try:
+            value = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+if os.environ.get("EAGER_IMPORT"):
+    for _name in __all__:
+        getattr(sys.modules[__name__], _name)
+elif "torch" in sys.modules:  # then torch.ops.zerosum_ext is expected to be there
+    importlib.import_module("zerosum_ext._library")

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerosum_ext._files import write_text
-
 if TYPE_CHECKING:
     from zerosum_ext.experiments.synthetic import Synthetic
 
@@ -40,6 +38,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext._files import write_text
     from zerosum_ext.experiments import plots
     from zerosum_ext.experiments.synthetic import SYNTHETIC_PUBLISHED
 

@@ -24,6 +24,7 @@ def add_to(commands: Any) -> None:
     evaluate.add_argument("--skip-unknown", action="store_true", help="leave out users and items new to the run")
     add_output_options(evaluate)
     add_reading_options(evaluate)
+    evaluate.essential("--data", "--method", "--skip-unknown", "--k", "--threads")
     evaluate.set_defaults(run=_run)
 
 

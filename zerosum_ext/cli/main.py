@@ -1,19 +1,37 @@
-"""The command ``zerosum-ext``: parse, call the library, print. Bad input is one line on stderr and exit status 2."""
+"""The command ``zerosum-ext``: parse, call the library, print.
+
+What this module and the files of commands import at their top must be light: ``--help``, ``--version`` and completion
+answer before torch is loaded. tests/test_cli.py holds that.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from zerosum_ext.cli import demo, doctor, evaluate, gradcheck, recommend, reproduce, train
+from zerosum_ext._version import __version__
+from zerosum_ext.cli import completion, demo, doctor, evaluate, gradcheck, recommend, reproduce, train
+from zerosum_ext.cli.parser import LEVELS, Parser
 from zerosum_ext.data import wording
 
 __all__ = ["main"]
 
+# A new command is a file of this folder with add_to(commands), and its name here.
 _COMMANDS = (doctor, demo, gradcheck, train, evaluate, recommend, reproduce)
+_EPILOG = """\
+start here: zerosum-ext demo, or zerosum-ext train YOUR_FILE.csv
+
+exit status:
+  0    done
+  1    something is missing (doctor), or differs (gradcheck)
+  2    bad input, or a file that cannot be read or written: one line on stderr says what
+  130  interrupted by Ctrl-C
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,14 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr. 130: Ctrl-C.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(given)
     if getattr(arguments, "preset", None):
         arguments.parser.set_defaults(**train.preset_defaults(arguments))
-        arguments = parser.parse_args(argv)  # explicit options override the preset
-    arguments.argv = list(sys.argv[1:] if argv is None else argv)
+        arguments = parser.parse_args(given)  # explicit options override the preset
+    arguments.argv = given
+    with wording.command_line(), _logging(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
-        with wording.command_line():
-            return int(arguments.run(arguments))
+        return int(arguments.run(arguments))
     except KeyboardInterrupt as interrupt:
         print(f"zerosum-ext: interrupted{interrupt}", file=sys.stderr)
         return 130
@@ -38,22 +64,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
+        logging.getLogger(__name__).debug("where the error was raised:", exc_info=True)
         named = isinstance(error, OSError) and error.filename is not None and error.strerror
         text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
         print(f"zerosum-ext: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    """Print errors in one line. argparse would print the whole usage before it."""
+@contextlib.contextmanager
+def _logging(arguments: argparse.Namespace) -> Iterator[None]:
+    """Write what the library logs to stderr, down to the level that is asked for."""
+    level = "warning" if getattr(arguments, "quiet", False) else "info"
+    level = arguments.log_level or level
+    handler = logging.StreamHandler(sys.stderr)
+    detailed = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(detailed if level == "debug" else "%(message)s"))
+    logger = logging.getLogger("zerosum_ext")
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="zerosum-ext", description="Recommenders that do not just push what is popular.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(
+        prog="zerosum-ext",
+        description="Recommenders that do not just push what is popular.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"zerosum-ext {__version__}")
+    completion.add_to(parser)
+    commands: Any = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
+    for one in commands.choices.values():
+        one.add_argument(
+            "--log-level",
+            choices=LEVELS,
+            help="what is said on stderr (default: info, or warning with --quiet); debug also says where errors come "
+            "from",
+        )
     return parser

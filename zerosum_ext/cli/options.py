@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerosum_ext.experiments import runs
-
-from zerosum_ext._checks import MOST_THREADS, require_positive_int
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
@@ -101,11 +99,13 @@ def set_threads(arguments: argparse.Namespace) -> None:
     """Compute with the number of threads that --threads gives."""
     import torch
 
+    from zerosum_ext._checks import MOST_THREADS, require_positive_int
+
     if arguments.threads is not None:
         require_positive_int("--threads", arguments.threads, maximum=MOST_THREADS)
         torch.set_num_threads(arguments.threads)
 
 
 def note(arguments: argparse.Namespace) -> Callable[[str], Any]:
-    """Return what prints notes: to stderr, or nowhere with --quiet."""
-    return (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
+    """Return what logs notes, which --quiet and --log-level silence."""
+    return logging.getLogger("zerosum_ext.cli").info

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from zerosum_ext._files import read_text
-
 _HEAD = ("user", "rank", "item", "score")
 
 
@@ -36,6 +34,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext._files import read_text
     from zerosum_ext.experiments import runs
 
     users = list(arguments.user)

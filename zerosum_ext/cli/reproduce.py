@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from zerosum_ext._files import read_text, same_name, write_text
 
 if TYPE_CHECKING:
     from zerosum_ext.experiments import reproduce
@@ -36,11 +35,15 @@ def add_to(commands: Any) -> None:
     reproduce.add_argument(
         "--findings", metavar="FILE", help="text that opens the report (default: FINDINGS.md beside the first file)"
     )
+    reproduce.add_argument(
+        "--json", action="store_true", help="print the finished cells' figures as JSON, not the report"
+    )
     reproduce.add_argument("--quiet", action="store_true", help="no progress bar")
     reproduce.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from zerosum_ext._files import read_text, write_text
     from zerosum_ext.experiments import reproduce
 
     report = Path(arguments.report) if arguments.report else Path(arguments.output) / "REPORT.md"
@@ -52,9 +55,10 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_names(experiments)
     if not arguments.no_run:
         _check_selection(experiments.values(), arguments.only, arguments.seed)
-    sections = []
+    sections, finished = [], {}
     for path, experiment in experiments.items():
         results = _results(path, experiment, arguments)
+        finished[experiment.name] = _figures(results)
         report.parent.mkdir(parents=True, exist_ok=True)
         figures = {}
         if not arguments.no_figures:
@@ -63,6 +67,9 @@ def _run(arguments: argparse.Namespace) -> int:
         sections.append(reproduce.report(results, figures))
         # The report is written after every experiment, so that an interrupted command has reported what it ran.
         write_text(report, "\n".join([*head, *sections]))
+    if arguments.json:
+        print(json.dumps({"report": str(report), "results": arguments.output, "experiments": finished}, indent=2))
+        return 0
     print("\n".join(sections))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
@@ -74,7 +81,7 @@ def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Na
 
     missing = "" if arguments.no_run else experiment.missing_data()
     if missing:
-        print(f"{path}: skipped. {missing}", file=sys.stderr)
+        logging.getLogger(__name__).warning("%s: skipped. %s", path, missing)
     if missing or arguments.no_run:
         return reproduce.load(path, arguments.output)
     return reproduce.run(
@@ -87,8 +94,18 @@ def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Na
     )
 
 
+def _figures(results: reproduce.Results) -> dict[str, list[dict[str, Any]]]:
+    """Return for each method its finished cells: the seed and the figures of the last and of the best epoch."""
+    return {
+        name: [{"seed": record["seed"], "metrics": record["metrics"]} for record in records]
+        for name, records in results.records.items()
+    }
+
+
 def _check_names(experiments: Mapping[str, reproduce.Experiment]) -> None:
     """Raise if two experiments have one name, as their results would have one file."""
+    from zerosum_ext._files import same_name
+
     for name in (experiment.name for experiment in experiments.values()):
         # (Some file systems take names for one that differ in case alone.)
         files = [path for path, experiment in experiments.items() if same_name(experiment.name) == same_name(name)]

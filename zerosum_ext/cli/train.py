@@ -21,6 +21,12 @@ from zerosum_ext.cli.tables import comparison
 if TYPE_CHECKING:
     from zerosum_ext.experiments import runs
 
+# What --help shows of the options.
+_ESSENTIAL = (
+    *("--output", "--resume", "--overwrite", "--loss", "--weight", "--preset", "--model", "--epochs", "--seed"),
+    *("--device", "--split", "--k", "--min-rating"),
+)
+
 
 def add_to(commands: Any) -> None:
     """Add the command."""
@@ -45,6 +51,7 @@ def add_to(commands: Any) -> None:
     _add_training_options(method)
     _add_split_options(train.add_argument_group("split"))
     add_reading_options(train)
+    train.essential(*_ESSENTIAL)
     train.set_defaults(run=_run, parser=train)
 
 
