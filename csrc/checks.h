@@ -128,22 +128,6 @@ inline Optimizer checked_optimizer(int64_t number) {
   return static_cast<Optimizer>(number);
 }
 
-inline void check_update(Optimizer kind, const Tensor& table, const std::optional<Tensor>& first,
-                         const std::optional<Tensor>& second, const Tensor& rows, const Tensor& values) {
-  ZX_CHECK(table.dim() == 1 || table.dim() == 2, "table must be [N] or [N, d]");
-  const auto check = [&](const Tensor& t, const char* name) {
-    ZX_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name, " must be contiguous float32");
-  };
-  check(table, "table");
-  check(values, "values");
-  const int64_t dim = table.dim() == 2 ? table.size(1) : 1;
-  ZX_CHECK(rows.dim() == 1 && rows.scalar_type() == ScalarType::Long && rows.is_contiguous() &&
-               values.dim() == table.dim() && values.size(0) == rows.size(0) &&
-               (values.dim() == 1 || values.size(1) == dim),
-           "rows must be int64 [n], values [n, d]");
-  check_state(kind, table, first, second);
-}
-
 // The number that a tensor holds; `value` where there is none.
 inline Number number_of(const std::optional<Tensor>& t, double value, const char* name) {
   if (!t) return number_at(nullptr, false, value);

@@ -18,6 +18,9 @@ MetricReduction: TypeAlias = Literal["mean", "none"]
 #: Which places equal scores get, see :func:`zerosum_ext.metrics.positive_ranks`.
 Ties: TypeAlias = Literal["average", "pessimistic", "optimistic"]
 
+#: How negatives are drawn, see :func:`zerosum_ext.sample_negatives`.
+Strategy: TypeAlias = Literal["uniform", "popularity", "candidates"]
+
 #: A NumPy array of any shape and dtype.
 Array: TypeAlias = "NDArray[Any]"
 #: Numbers of any kind that NumPy reads: an array, a tensor, a sequence.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from zerosum_ext import _checks, _ops
+from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"]
 
-STRATEGIES = ("uniform", "popularity", "candidates")
+STRATEGIES = get_args(Strategy)
 POSITIVES = ("epoch", "interactions", "users")
 MAX_NEGATIVES = 1 << 16  # their number is 16 bits of the counter
 
@@ -291,7 +292,7 @@ def sample_negatives(
     *,
     seed: int = 0,
     epoch: int = 0,
-    strategy: str = "uniform",
+    strategy: Strategy = "uniform",
     offset: int = 0,
     exclude: Any = None,
     alpha: float = 1.0,
@@ -476,11 +477,11 @@ class TripletLoader:
         negatives: int = 1,
         draws: int = 1,
         exclude: Any = None,
-        strategy: str = "uniform",
+        strategy: Strategy = "uniform",
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        positive_strategy: str = "epoch",
+        positive_strategy: Literal["epoch", "interactions", "users"] = "epoch",
         alpha: float = 1.0,
         candidates: Any = None,
         replacement: bool = True,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.losses import get_loss
 from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_checkpoint, write_checkpoint
@@ -63,7 +64,7 @@ def fit(
     seed: int = 0,
     negatives: int = 1,
     draws: int = 1,
-    strategy: str = "uniform",
+    strategy: Strategy = "uniform",
     exclude: Any = None,
     l2: float = 0.0,
     clip_row_norm: float | None = None,

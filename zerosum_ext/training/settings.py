@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from zerosum_ext._checks import require_finite_number, require_positive_int
+from zerosum_ext._types import Strategy
 from zerosum_ext.training.history import Callback
 from zerosum_ext.training.regularizers import Regularizer
 
@@ -47,7 +48,7 @@ class Sampling:
     seed: int = 0
     negatives: int = 1
     draws: int = 1
-    strategy: str = "uniform"
+    strategy: Strategy = "uniform"
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 1), ("draws", 1)):

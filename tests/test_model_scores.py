@@ -1,4 +1,4 @@
-"""The backbones: scores from their definitions, gradients, propagation once, files, recommendations."""
+"""Models other than matrix factorization: scores from their definitions, gradients, files, recommendations."""
 
 from __future__ import annotations
 
