@@ -425,6 +425,29 @@ def test_recommend(run_folder, tmp_path, capsys):
     assert len(lines) == 10
 
 
+def test_recommend_all_users_to_a_file(run_folder, tmp_path, capsys):
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "lists.parquet"
+    assert cli.main(["recommend", str(run_folder), "--all-users", "--output", str(file), "-k", "3", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    rows = pq.read_table(file).to_pylist()
+    assert cli.main(["recommend", str(run_folder), "--user", "u20", "-k", "3", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert [row["item"] for row in rows if row["user"] == "u20"] == one["items"]
+    assert len({row["user"] for row in rows}) == runs.Run.open(run_folder).split.train.num_users
+    some = tmp_path / "some.csv"
+    assert cli.main(["recommend", str(run_folder), "--user", "u20", "--output", str(some), "-k", "3"]) == 0
+    assert [line.split(",")[2] for line in some.read_text().splitlines()] == ["item", *map(str, one["items"])]
+    for options, message in (
+        (["--all-users"], "--output FILE"),
+        (["--all-users", "--user", "u20", "--output", file], "neither --user nor --user-file"),
+        (["--all-users", "--output", file, "--csv"], "neither --json nor --csv"),
+        (["--all-users", "--output", tmp_path / "x.txt"], "ends in .parquet"),
+    ):
+        assert message in one_line_of_error(capsys, ["recommend", run_folder, *options])
+
+
 def test_recommend_reads_users_from_the_standard_input(run_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("u3\n"))
     assert cli.main(["recommend", str(run_folder), "--user-file", "-", "-k", "1", "--csv"]) == 0

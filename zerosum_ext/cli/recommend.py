@@ -7,7 +7,10 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerosum_ext.experiments import runs
 
 _HEAD = ("user", "rank", "item", "score")
 
@@ -19,11 +22,15 @@ def add_to(commands: Any) -> None:
         help="the best items for users, by the model of a run",
         description="Prints the best items for users by a run's model, with the ids of the file that was trained on. "
         "Items that a user has interacted with are left out.",
-        epilog="example: zerosum-ext recommend runs/mine --user 42 --user 43 -k 5 --csv",
+        epilog="examples: zerosum-ext recommend runs/mine --user 42 --user 43 -k 5 --csv; "
+        "zerosum-ext recommend runs/mine --all-users --output lists.parquet",
     )
     recommend.add_argument("folder", metavar="RUN", help="a run folder of zerosum-ext train")
     recommend.add_argument("--user", action="append", default=[], metavar="ID", help="may be given more than once")
     recommend.add_argument("--user-file", metavar="FILE", help="one id in each line; - is standard input")
+    recommend.add_argument("--all-users", action="store_true", help="every user of the run; needs --output")
+    recommend.add_argument("--output", metavar="FILE", help="write to a file: .parquet, .csv or .csv.gz")
+    recommend.add_argument("--quiet", action="store_true", help="no progress bar")
     recommend.add_argument("-k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
     recommend.add_argument("--method", metavar="NAME", help="the one to recommend with (default: the main one)")
     recommend.add_argument("--include-seen", action="store_true", help="items that the user knows too")
@@ -41,9 +48,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.user_file is not None:
         text = sys.stdin.read() if arguments.user_file == "-" else read_text(arguments.user_file)
         users += [line.strip() for line in text.splitlines() if line.strip()]
-    if not users:
-        raise ValueError("no users: give --user ID or --user-file FILE")
+    if arguments.all_users and (users or arguments.user_file is not None):
+        raise ValueError("--all-users: expected neither --user nor --user-file beside it")
+    if arguments.all_users and arguments.output is None:
+        raise ValueError("--all-users: expected --output FILE")
+    if not users and not arguments.all_users:
+        raise ValueError("no users: give --user ID, --user-file FILE or --all-users")
     run = runs.Run.open(arguments.folder)
+    if arguments.output is not None:
+        return _write(run, None if arguments.all_users else users, arguments)
     found = run.recommend(users, arguments.k, method=arguments.method, include_seen=arguments.include_seen)
     for one in found:
         if not one.items:
@@ -62,6 +75,23 @@ def _run(arguments: argparse.Namespace) -> int:
         writer.writerows(rows)
     else:
         print(_aligned([_HEAD, *(tuple(str(cell) for cell in row) for row in rows)]))
+    return 0
+
+
+def _write(run: runs.Run, users: list[str] | None, arguments: argparse.Namespace) -> int:
+    """Write to a file, and say so on stderr."""
+    if arguments.json or arguments.csv:
+        raise ValueError("--output: expected neither --json nor --csv beside it; the file's name says its form")
+    rows = run.write_recommendations(
+        arguments.output,
+        arguments.k,
+        users=users,
+        method=arguments.method,
+        include_seen=arguments.include_seen,
+        progress=False if arguments.quiet else None,
+    )
+    if not arguments.quiet:
+        print(f"{arguments.output}: {rows:,} rows", file=sys.stderr)
     return 0
 
 

@@ -117,20 +117,16 @@ class Interactions:
         )
 
     @classmethod
-    def from_any(cls, data: Any, *, users: np.ndarray | None = None) -> Interactions:
+    def from_any(cls, data: Any) -> Interactions:
         """Return interactions of whatever holds them.
 
         Args:
             data: Interactions themselves, a scipy sparse matrix, a torch sparse tensor, a pair (users, items), a data
                 frame (see :meth:`from_table`) or a file's path.
-            users: the users whose interactions are needed, as indices in range. The others may be left out: of a scipy
-                CSR matrix only the rows of these users are then looked at.
         """
         if isinstance(data, Interactions):
             return data
         if sp.issparse(data):
-            if users is not None and data.format == "csr" and data.ndim == 2 and len(users) < data.shape[0]:
-                return cls._from_rows(data, np.unique(users))
             return cls.from_scipy(data)
         if isinstance(data, torch.Tensor) and data.layout != torch.strided:
             return cls.from_torch(data)
@@ -174,22 +170,6 @@ class Interactions:
             coo = matrix.tocoo()
             users, items, values = coo.row, coo.col, coo.data
         return cls._from_entries(users, items, values, shape, f"scipy {matrix.format} matrix", weights)
-
-    @classmethod
-    def _from_rows(cls, matrix: Any, rows: np.ndarray) -> Interactions:
-        """Return the interactions of some rows, ascending, of a scipy CSR matrix; the other users have none."""
-        shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-        indptr, items = matrix.indptr, matrix.indices
-        if len(indptr) != shape[0] + 1:
-            raise ValueError("matrix: indptr is not a valid CSR row pointer (ascending from 0, one more than rows)")
-        rows = rows[rows < shape[0]]
-        starts, ends = indptr[rows].astype(np.int64), indptr[rows + 1].astype(np.int64)
-        counts = ends - starts
-        if rows.size and (starts.min() < 0 or counts.min() < 0 or ends.max() > min(len(items), len(matrix.data))):
-            raise ValueError("matrix: indptr is not a valid CSR row pointer (ascending from 0, one more than rows)")
-        places = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        entries = np.repeat(rows, counts), items[places], matrix.data[places]
-        return cls._from_entries(*entries, shape, f"{len(rows)} rows of a scipy csr matrix", False)
 
     @classmethod
     def from_torch(cls, tensor: torch.Tensor, *, weights: bool = False) -> Interactions:

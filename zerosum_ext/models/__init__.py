@@ -12,6 +12,7 @@ from zerosum_ext.models.registry import (
     method_options,
     model_names,
 )
+from zerosum_ext.models.streaming import write_recommendations
 from zerosum_ext.models.wrappers import MACR, Compensated, MACRLoss, PopularityAdjusted, choose
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "method_names",
     "method_options",
     "model_names",
+    "write_recommendations",
 ]

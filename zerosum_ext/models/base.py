@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerosum_ext import _ops
-from zerosum_ext._checks import MOST_K, require_choice, require_ids, require_positive_int
+from zerosum_ext._checks import MOST_K, describe, require_choice, require_ids, require_positive_int
 from zerosum_ext._files import replacing
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
+from zerosum_ext.data.vocabulary import Vocabulary
+from zerosum_ext.evaluation.sources import forward_decides
+from zerosum_ext.models import lists
 from zerosum_ext.training import History, fit
 from zerosum_ext.training.optimizers import OptimizerLike
 
@@ -25,14 +27,7 @@ __all__ = ["DotProductRecommender", "Recommender", "check_pairs", "index_tensor"
 
 #: The similarity of two items' vectors.
 Similarity: TypeAlias = Literal["cosine", "dot"]
-# From users [B] to their best items and the scores of these, [B, k] each.
-_BestItems: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 _Model = TypeVar("_Model", bound="Recommender")
-
-# The number of (user, item) cells that recommend and its like score at once: 64 MiB of float32.
-CELLS_PER_CHUNK = 1 << 24
-# The dtypes that the ranking kernel takes.
-_RANKED = (torch.float32, torch.float64)
 
 
 def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Tensor:
@@ -49,10 +44,8 @@ def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Ten
 
 def all_scores(model: Recommender, users: Tensor) -> Tensor:
     """Return the scores of every item for ``users`` [B], by whatever the model says scores are: [B, num_items]."""
-    if forward_decides(model):
-        with inference(model):
-            return scores_by_forward(model, users, model.num_items)
-    return model.score_all_items(users)
+    with inference(model):
+        return lists.candidate_scores(model, users, None)
 
 
 class Recommender(nn.Module):
@@ -66,9 +59,11 @@ class Recommender(nn.Module):
         item_embedding: Parameter [num_items, width].
         epochs_trained: the number of epochs that ``fit`` has trained the model for. The next fit goes on counting
             there. Model files and checkpoints keep it; ``reset_parameters`` sets it to 0.
+        vocabulary: the external ids of users and items, or None. ``fit`` takes them from its interactions.
     """
 
     epochs_trained: int = 0
+    vocabulary: Vocabulary | None = None
     num_users: int
     num_items: int
     user_embedding: nn.Parameter
@@ -88,7 +83,13 @@ class Recommender(nn.Module):
             interactions: the training interactions. Here only their shape counts; models on a graph use all of it.
             options: keyword arguments of the class.
         """
-        return cls(interactions.num_users, interactions.num_items, **options)
+        return cls(interactions.num_users, interactions.num_items, **options)._named(interactions)
+
+    def _named(self: _Model, interactions: Interactions) -> _Model:
+        """Take the external ids of interactions, if they have some, and return the model."""
+        if interactions.user_ids is not None or interactions.item_ids is not None:
+            self.vocabulary = interactions.vocabulary
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -181,69 +182,96 @@ class Recommender(nn.Module):
 
     # --- recommendations ---------------------------------------------------------------------------------
 
-    def recommend(self, users: Any, k: int = 10, exclude: Any = None) -> tuple[Tensor, Tensor]:
+    # What recommenders of other libraries take by name.
+    def recommend(
+        self,
+        users: Any,
+        k: int = 10,
+        exclude: Any = None,
+        *,
+        items: Any = None,
+        filter_items: Any = None,
+        return_ids: bool = False,
+    ) -> tuple[Any, Tensor]:
         """Return the k best items of each user, best first.
 
         Args:
             users: one user id, or ids [n], or a mask over all users: a tensor, a NumPy array or a list.
             k: the number of items of each user, at most 2^20. If fewer are left, the row ends in item -1 with score
                 -inf.
-            exclude: interactions of shape [num_users, num_items], or a scipy or torch CSR, whose items are not
-                recommended to their users. Usually the training data.
+            exclude: items that are not recommended to their users, usually the training data: a matrix [num_users,
+                num_items], or [n, num_items] with a row for each of ``users``. Interactions, a scipy or a torch CSR;
+                only the rows of ``users`` are read. A matrix of num_users rows is always that of all users.
+            items: the candidates: ids or a mask for all users alike, or a matrix as ``exclude`` with the candidates of
+                each user. None: all items.
+            filter_items: ids or a mask of items that are recommended to nobody, such as those out of stock.
+            return_ids: return external ids of items, from ``model.vocabulary``, as a NumPy array [n, k]. Where the row
+                ends early they are "" or -1, and the scores -inf.
 
         Returns:
             Items, int64 [n, k], and scores, [n, k], on the model's device.
 
         Raises:
             TypeError: the ids or k are no integers.
-            ValueError: an id is out of range, k is below 1, ``exclude`` has another shape, or a score is NaN because
-                the model diverged.
+            ValueError: an id is out of range, k is below 1, a matrix has another shape, or a score is NaN because the
+                model diverged; ``return_ids`` of a model without a vocabulary.
         """
         k = require_positive_int("k", k, maximum=MOST_K)
+        shape = (self.num_users, self.num_items)
         index = require_ids("users", users, self.num_users, self.device).reshape(-1)
-        seen = None if exclude is None else self._as_interactions("exclude", exclude, index)
-        width = min(k, self.num_items)
-        items = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
-        scores = torch.full((index.numel(), k), float("-inf"), dtype=next(self.parameters()).dtype, device=self.device)
+        if return_ids:
+            self._require_vocabulary()
+        candidates = lists.allowed_items(items, filter_items, index, shape, ("items", "filter_items"))
+        seen = None if exclude is None else lists.rows_of("exclude", exclude, index, shape)
         with inference(self):
-            best, step = self._best_items(seen, width, index.numel())
-            for start in range(0, index.numel(), step):
-                found, values = best(index[start : start + step])
-                items[start : start + step, :width] = found
-                scores[start : start + step, :width] = values
-        return items, scores
+            if isinstance(candidates, lists.Rows):
+                found, scores = lists.best_of_own(self, index, candidates, seen, k, self.num_items, self._dtype)
+            else:
+                found, scores = self._padded_best(index, seen, candidates, k)
+        return (self._item_ids(found) if return_ids else found), scores
 
-    def _best_items(self, seen: Interactions | None, width: int, num_users: int) -> tuple[_BestItems, int]:
-        """Return a function from users [B] to their best items and scores, and the number of users to call it with."""
-        kernel = self.device.type != "cpu" and _ops.has_op("rank_scores", self.device)
+    def _padded_best(
+        self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best of the candidates (None: all items) for users [n]: items and scores, [n, k] each."""
+        number = self.num_items if candidates is None else candidates.numel()
+        width = min(k, number)
+        if width == 0 or users.numel() == 0:
+            found = torch.full((users.numel(), k), -1, dtype=torch.int64, device=users.device)
+            return found, torch.full(found.shape, float("-inf"), dtype=self._dtype, device=users.device)
+        if candidates is not None and seen is not None:
+            seen = lists.among(seen, users, candidates, self.num_items)
+        found, scores = self._best_items(users, seen, candidates, width)
+        if candidates is not None:
+            found = torch.where(found < 0, found, candidates[found.clamp(min=0)])
+        if width < k:
+            found, scores = F.pad(found, (0, k - width), value=-1), F.pad(scores, (0, k - width), value=float("-inf"))
+        return found, scores
 
-        def best(users: Tensor) -> tuple[Tensor, Tensor]:
-            block = all_scores(self, users)
-            if kernel:  # one pass over the scores, and of equal ones the lower item first
-                indptr, indices = (None, None) if seen is None else (seen.indptr, seen.indices)
-                items, values, failed = _ops.best_of_scores(
-                    block, users.contiguous(), self.num_users, indptr, indices, width
-                )
-                _refuse_nan(int(failed) >= 0)
-                return items, values
-            if seen is not None:
-                rows, columns = _csr_cells(seen, users)
-                block[rows, columns] = float("-inf")
-            values, found = block.topk(width, dim=1)
-            # topk puts NaN first, so that a look at the winners is enough.
-            _refuse_nan(bool(values.isnan().any()))
-            return found.masked_fill(values == float("-inf"), -1), values
+    def _best_items(
+        self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best items by their numbers among the candidates, and their scores: [n, width] each."""
+        number = self.num_items if candidates is None else candidates.numel()
+        return lists.best_by_scores(
+            lambda part: lists.candidate_scores(self, part, candidates), users, seen, width, number
+        )
 
-        return best, max(1, CELLS_PER_CHUNK // self.num_items)
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
-    def _as_interactions(self, name: str, value: Any, users: Tensor) -> Interactions:
-        """Return interactions of the model's shape, with at least the rows of ``users``."""
-        matrix = Interactions.from_any(value, users=users.cpu().numpy())
-        if tuple(matrix.shape) != (self.num_users, self.num_items):
+    def _require_vocabulary(self) -> Vocabulary:
+        if self.vocabulary is None:
             raise ValueError(
-                f"{name}: expected shape ({self.num_users}, {self.num_items}) as the model's, got {tuple(matrix.shape)}"
+                "return_ids: expected a model with a vocabulary, which it gets when it is trained on interactions with "
+                "external ids, or by model.vocabulary = train.vocabulary"
             )
-        return matrix.to(self.device)
+        return self.vocabulary
+
+    def _item_ids(self, items: Tensor) -> np.ndarray:
+        """Return the external ids of items, "" or -1 where the number is -1."""
+        return _external(self._require_vocabulary().item_ids, items)
 
     # --- training ----------------------------------------------------------------------------------------
 
@@ -405,11 +433,6 @@ def save_tensors(
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
 
 
-def _refuse_nan(found: bool) -> None:
-    if found:
-        raise ValueError("recommend: the model's scores contain NaN; its training diverged")
-
-
 class DotProductRecommender(Recommender):
     """A recommender whose scores are dot products of a user's and an item's vector, plus the item's bias.
 
@@ -438,24 +461,17 @@ class DotProductRecommender(Recommender):
         scores = user[users] @ item.T
         return scores if bias is None else scores + bias
 
-    def _best_items(self, seen: Interactions | None, width: int, num_users: int) -> tuple[_BestItems, int]:
-        # The ranking kernel stores no scores and needs most of them only roughly. It is used where dot products alone
-        # decide, for enough users to make up for preparing the item table.
-        alone = num_users >= 64 and type(self).score_all_items is DotProductRecommender.score_all_items
-        alone = alone and "score_all_items" not in vars(self) and not forward_decides(self)
-        factors = self.factors() if alone else None
-        if factors is None or factors[0].dtype not in _RANKED or not _ops.has_op("rank_factors", factors[0].device):
-            return super()._best_items(seen, width, num_users)
-        user, item, bias = factors
-        user, item, bias = user.contiguous(), item.contiguous(), None if bias is None else bias.contiguous()
-        indptr, indices = (None, None) if seen is None else (seen.indptr, seen.indices)
-
-        def best(users: Tensor) -> tuple[Tensor, Tensor]:
-            found, values, failed = _ops.best_items(user, item, bias, users.contiguous(), indptr, indices, width)
-            _refuse_nan(int(failed) >= 0)
-            return found, values
-
-        return best, 1 << 16
+    def _best_items(
+        self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, width: int
+    ) -> tuple[Tensor, Tensor]:
+        # Dot products, where they alone decide.
+        replaced = type(self).score_all_items is not DotProductRecommender.score_all_items
+        if replaced or "score_all_items" in vars(self) or forward_decides(self):
+            return super()._best_items(users, seen, candidates, width)
+        user, item, bias = self.factors()
+        if candidates is not None:
+            item, bias = item[candidates], None if bias is None else bias[candidates]
+        return lists.best_by_factors((user, item, bias), users, seen, width)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return :meth:`vectors` without gradient or dropout."""
@@ -463,16 +479,27 @@ class DotProductRecommender(Recommender):
             user, item, bias = self.vectors()
             return user.detach(), item.detach(), None if bias is None else bias.detach()
 
-    @torch.no_grad()
-    def similar_items(self, items: Any, k: int = 10, *, metric: Similarity = "cosine") -> tuple[Tensor, Tensor]:
+    def similar_items(
+        self,
+        items: Any,
+        k: int = 10,
+        *,
+        metric: Similarity = "cosine",
+        candidates: Any = None,
+        filter_items: Any = None,
+        return_ids: bool = False,
+    ) -> tuple[Any, Tensor]:
         """Return the k items whose vectors are most similar to each given item's, without the item itself.
 
         The cosine of a vector of zeros is not defined. With "cosine" such an item has no neighbours and is nobody's.
 
         Args:
             items: one item id, or ids [n], or a mask over all items.
-            k: the number of neighbours. If the catalogue has fewer, the row ends in item -1 with similarity -inf.
+            k: the number of neighbours. If fewer are left, the row ends in item -1 with similarity -inf.
             metric: "cosine" or "dot".
+            candidates: ids or a mask of the items that neighbours are looked for among. None: all.
+            filter_items: ids or a mask of items that are nobody's neighbours.
+            return_ids: return external ids, as in :meth:`recommend`.
 
         Returns:
             Items, int64 [n, k], and similarities, [n, k].
@@ -482,32 +509,101 @@ class DotProductRecommender(Recommender):
             ValueError: an id is out of range, k is below 1, the metric is unknown, or a vector is not finite because
                 the model diverged.
         """
-        k = require_positive_int("k", k, maximum=MOST_K)
-        require_choice("metric", metric, ("cosine", "dot"))
         index = require_ids("items", items, self.num_items, self.device).reshape(-1)
-        table = self.factors()[1]
-        # The largest entry of a row is infinite or NaN if any is.
-        largest = table.abs().amax(1) if table.shape[1] else table.new_zeros(len(table))
-        if not largest.isfinite().all():
-            wrong = int((~largest.isfinite()).nonzero()[0])
-            raise ValueError(f"similar_items: the vector of item {wrong} is not finite; the model's training diverged")
-        nowhere = largest == 0
-        if metric == "cosine":
-            table = _unit_rows(table, largest)
-        width = min(k, self.num_items)
-        neighbours = torch.full((index.numel(), k), -1, dtype=torch.int64, device=self.device)
-        scores = torch.full((index.numel(), k), float("-inf"), dtype=table.dtype, device=self.device)
-        step = max(1, CELLS_PER_CHUNK // self.num_items)
-        for start in range(0, index.numel(), step):
-            chunk = index[start : start + step]
-            block = table[chunk] @ table.T
-            block[torch.arange(chunk.numel(), device=self.device), chunk] = float("-inf")
-            if metric == "cosine":
-                block.masked_fill_(nowhere | nowhere[chunk].unsqueeze(1), float("-inf"))
-            best, arg = block.topk(width, dim=1)
-            neighbours[start : start + step, :width] = arg.masked_fill(best == float("-inf"), -1)
-            scores[start : start + step, :width] = best
-        return neighbours, scores
+        names = ("candidates", "filter_items")
+        allowed = lists.allowed_items(_plain(names[0], candidates), filter_items, index, (0, self.num_items), names)
+        if return_ids:
+            self._require_vocabulary()
+        found, scores = similar(self.factors()[1], index, k, metric, allowed, "item")
+        return (self._item_ids(found) if return_ids else found), scores
+
+    def similar_users(
+        self,
+        users: Any,
+        k: int = 10,
+        *,
+        metric: Similarity = "cosine",
+        candidates: Any = None,
+        filter_users: Any = None,
+        return_ids: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Return the k users whose vectors are most similar to each given user's, without the user.
+
+        The arguments are those of :meth:`similar_items`, for users.
+        """
+        index = require_ids("users", users, self.num_users, self.device).reshape(-1)
+        names = ("candidates", "filter_users")
+        allowed = lists.allowed_items(_plain(names[0], candidates), filter_users, index, (0, self.num_users), names)
+        vocabulary = self._require_vocabulary() if return_ids else None
+        found, scores = similar(self.factors()[0], index, k, metric, allowed, "user")
+        return (found if vocabulary is None else _external(vocabulary.user_ids, found)), scores
+
+
+def _plain(name: str, values: Any) -> Any:
+    """Refuse a matrix where ids are due."""
+    if isinstance(values, Interactions) or sp.issparse(values) or getattr(values, "is_sparse_csr", False):
+        raise TypeError(f"{name}: expected ids or a mask, got {describe(values)}")
+    return values
+
+
+def _external(ids: np.ndarray | None, index: Tensor) -> np.ndarray:
+    """Return external ids (None: the numbers are the ids), "" or -1 where the number is -1."""
+    numbers = index.cpu().numpy()
+    if ids is None:
+        return numbers
+    if not len(ids):
+        return np.full(numbers.shape, "" if ids.dtype.kind == "U" else -1, ids.dtype)
+    return np.where(numbers < 0, np.array("" if ids.dtype.kind == "U" else -1, ids.dtype), ids[numbers])
+
+
+@torch.no_grad()
+def similar(table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Return the k rows of a table most similar to each of some rows, without these: numbers and similarities [n, k].
+
+    Vectors are scaled before they are multiplied, so that lengths of 1e30 or 1e-30 do no harm.
+
+    Args:
+        table: [N, d].
+        index: int64 [n].
+        k: at least 1.
+        metric: "cosine" or "dot".
+        allowed: candidates, ascending [C], or None for all rows.
+        what: the word for a row in messages.
+    """
+    k = require_positive_int("k", k, maximum=MOST_K)
+    require_choice("metric", metric, ("cosine", "dot"))
+    # The largest entry of a row is infinite or NaN if any is.
+    largest = table.abs().amax(1) if table.shape[1] else table.new_zeros(len(table))
+    if not bool(largest.isfinite().all()):
+        wrong = int((~largest.isfinite()).nonzero()[0])
+        raise ValueError(f"similar_{what}s: the vector of {what} {wrong} is not finite; the model's training diverged")
+    scale = table.new_ones(())
+    nowhere = largest == 0
+    if metric == "cosine":
+        table = _unit_rows(table, largest)
+        if bool(nowhere.any()):
+            somewhere = (~nowhere).nonzero().flatten()
+            allowed = somewhere if allowed is None else allowed[~nowhere[allowed]]
+    elif table.numel() and bool((top := largest.amax()) > 0):
+        # A power of two, which changes no bit of what is neither very large nor very small.
+        scale = torch.ldexp(scale, torch.frexp(top.float()).exponent.clamp(-120, 120))
+        table = table / scale
+    own = torch.arange(index.numel() + 1, device=index.device), index
+    seen = lists.Rows(*own, True)
+    candidates = table
+    if allowed is not None:
+        seen, candidates = lists.among(seen, index, allowed, len(table)), table[allowed]
+    width = min(k, len(candidates))
+    if width == 0 or index.numel() == 0:
+        found = index.new_full((index.numel(), k), -1)
+        return found, torch.full(found.shape, float("-inf"), dtype=table.dtype, device=table.device)
+    found, scores = lists.best_by_factors((table, candidates, None), index, seen, width)
+    if allowed is not None:
+        found = torch.where(found < 0, found, allowed[found.clamp(min=0)])
+    scores = scores * scale * scale
+    if metric == "cosine":
+        found[nowhere[index]], scores[nowhere[index]] = -1, float("-inf")
+    return F.pad(found, (0, k - width), value=-1), F.pad(scores, (0, k - width), value=float("-inf"))
 
 
 def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:
@@ -532,12 +628,3 @@ def check_pairs(users: Tensor, items: Tensor) -> None:
 
 def _format(kind: type) -> str:
     return f"zerosum_ext.{kind.__name__}/1"
-
-
-def _csr_cells(matrix: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the position in ``users`` and the item of each of their interactions: two tensors, int64 [n]."""
-    starts, counts = matrix.indptr[users], matrix.indptr[users + 1] - matrix.indptr[users]
-    rows = torch.repeat_interleave(torch.arange(users.numel(), device=users.device), counts)
-    first = torch.cumsum(counts, 0) - counts
-    offsets = torch.arange(rows.numel(), device=users.device) - first[rows] + starts[rows]
-    return rows, matrix.indices[offsets].long()

@@ -156,7 +156,7 @@ class GraphRecommender(TableRecommender, DotProductRecommender):
     @classmethod
     def from_interactions(cls: type[_GraphModel], interactions: Interactions, **options: Any) -> _GraphModel:
         """Return a new model on the graph of these training interactions."""
-        return cls(interactions, **options)  # type: ignore[call-arg]  # the constructor of a subclass
+        return cls(interactions, **options)._named(interactions)  # type: ignore[call-arg]  # that of a subclass
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from zerosum_ext import losses
 from zerosum_ext._checks import describe, require_finite_number
 from zerosum_ext._inference import inference
 from zerosum_ext._types import Reduction
+from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.models.base import Recommender, all_scores
 from zerosum_ext.training import parse_metric
@@ -90,6 +91,15 @@ class Wrapper(Recommender):
     @epochs_trained.setter
     def epochs_trained(self, count: int) -> None:
         self.backbone.epochs_trained = count
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """That of the backbone."""
+        return self.backbone.vocabulary
+
+    @vocabulary.setter
+    def vocabulary(self, vocabulary: Vocabulary | None) -> None:
+        self.backbone.vocabulary = vocabulary
 
     def embedding_rows(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         return self.backbone.embedding_rows(users, items)

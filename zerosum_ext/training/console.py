@@ -72,13 +72,14 @@ class _NoBar:
         pass
 
 
-def progress_bar(shown: bool | None, total: int, initial: int) -> Bar:
-    """Return a progress bar of steps.
+def progress_bar(shown: bool | None, total: int, initial: int, unit: str = "step") -> Bar:
+    """Return a progress bar, of steps unless another unit is named.
 
     Args:
         shown: whether to show it; None shows it on a terminal.
         total: the number of steps of the whole run.
         initial: the number of steps that are done already.
+        unit: the word for a step.
     """
     if shown is False:
         return _NoBar()
@@ -86,5 +87,5 @@ def progress_bar(shown: bool | None, total: int, initial: int) -> Bar:
 
     # tqdm's own None means: only on a terminal.
     disable = None if shown is None else False
-    bar: Bar = tqdm(total=total, initial=initial, unit="step", disable=disable, leave=False)
+    bar: Bar = tqdm(total=total, initial=initial, unit=unit, disable=disable, leave=False)
     return bar

@@ -202,6 +202,9 @@ def _prepare(
         raise ValueError("interactions: expected at least one interaction, got none")
     if settings.objective.l2 and not hasattr(model, "l2_penalty"):
         raise ValueError(f"l2: expected 0, since {type(model).__name__} has no method l2_penalty(users, items)")
+    if hasattr(model, "vocabulary") and (train.user_ids is not None or train.item_ids is not None):
+        # The ids that its rows belong to from now on.
+        setattr(model, "vocabulary", train.vocabulary)  # noqa: B010  (mypy)
     if device is not None:
         model.to(device)
     place = next(iter(model.parameters())).device

@@ -22,6 +22,7 @@ from zerosum_ext.experiments import plots
 from zerosum_ext.experiments.runs.files import read_config, read_history, read_metrics, read_split, write_json
 from zerosum_ext.experiments.runs.method import measure, popularity_of, read_model
 from zerosum_ext.experiments.runs.settings import DataSource, Method
+from zerosum_ext.models import write_recommendations
 from zerosum_ext.training import History
 
 # Score matrices are drawn up to this many cells. Beyond that a picture shows nothing.
@@ -184,6 +185,40 @@ class Run:
                 )
             )
         return result
+
+    def write_recommendations(
+        self,
+        path: str | os.PathLike[str],
+        k: int = 10,
+        *,
+        users: Sequence[Any] | None = None,
+        method: str | None = None,
+        include_seen: bool = False,
+        progress: bool | None = None,
+    ) -> int:
+        """Write the k best items of many users to a parquet or CSV file, by external ids and with bounded memory.
+
+        Args:
+            path: ends in ".parquet", ".csv" or ".csv.gz".
+            k: the number of items for each user.
+            users: external ids as in :meth:`recommend`. None: all users.
+            method: the method whose model recommends, by default the main one.
+            include_seen: recommend items that the user has interacted with too.
+            progress: whether to show the progress bar. None shows it on a terminal.
+
+        Returns:
+            The number of rows.
+        """
+        train = self.split.train
+        return write_recommendations(
+            self.model(method),  # type: ignore[arg-type]  # of a run it is a Recommender
+            path,
+            k,
+            users=None if users is None else train.encode_users(np.asarray(list(users))),
+            exclude=None if include_seen else self.seen(),
+            vocabulary=train.vocabulary,
+            progress=progress,
+        )
 
     def seen(self) -> Interactions:
         """Return all interactions that the run knows of: its three parts together."""
