@@ -123,8 +123,8 @@ def checkpoint(tmp_path_factory, triangle):
     return path
 
 
-def resume(path, triangle):
-    return fit(zx.MatrixFactorization(30, 30, 8, seed=0), triangle, "bpr", epochs=3, resume=path, **OPTIONS)
+def resume(path, triangle, epochs=3):
+    return fit(zx.MatrixFactorization(30, 30, 8, seed=0), triangle, "bpr", epochs=epochs, resume=path, **OPTIONS)
 
 
 def _change(name, value):
@@ -164,6 +164,11 @@ DAMAGED_CHECKPOINTS = {
     "history": _change("history", {"loss": [1.0]}),
     "history of text": _change("history", {"loss": "ab"}),
     "best": _change("best_state", {"user_embedding": 3}),
+    "best of no tensor": _change("best_state", {}),
+    "best of another model": _change("best_state", {"user_embedding": torch.zeros(30, 8), "x": torch.zeros(3)}),
+    "best of another width": _change(
+        "best_state", dict.fromkeys(("user_embedding", "item_embedding"), torch.zeros(30, 4))
+    ),
     "patience": _change("epochs_since_best", -1),
 }
 
@@ -175,6 +180,23 @@ def test_a_damaged_checkpoint_is_named(tmp_path, triangle, checkpoint, case):
     torch.save(state, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"c\.pt"):
         resume(tmp_path / "c.pt", triangle)
+
+
+OTHERS = (None, -5, 0, 10**12, 1.5, float("nan"), "x", [], [1], {}, {"a": 1}, True)
+
+
+def test_whatever_an_entry_of_a_checkpoint_is_it_resumes_or_is_named(tmp_path, triangle, checkpoint):
+    sound = torch.load(checkpoint, weights_only=True)
+    refused = 0
+    for name in sound:
+        for value in OTHERS:
+            torch.save({**sound, name: value}, tmp_path / "c.pt")
+            try:
+                resume(tmp_path / "c.pt", triangle, epochs=2)
+            except ValueError as error:
+                assert "c.pt" in str(error)  # noqa: PT017
+                refused += 1
+    assert refused > len(sound) * len(OTHERS) / 2
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
@@ -198,11 +220,12 @@ def test_a_checkpoint_with_some_other_bytes_resumes_or_is_named(tmp_path, triang
         assert "c.pt" in str(error) or "diverged" in str(error)  # noqa: PT017
 
 
-def test_a_checkpoint_that_would_unpack_to_much_more_is_refused(tmp_path, triangle, checkpoint):
+@pytest.mark.parametrize("size", [1 << 14, 1 << 26])
+def test_a_checkpoint_that_would_unpack_to_more_than_it_has_is_refused(tmp_path, triangle, checkpoint, size):
     with zipfile.ZipFile(checkpoint) as old, zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
             data = old.read(entry)
-            new.writestr(entry.filename, data if "/data/" not in entry.filename else bytes(1 << 26))
+            new.writestr(entry.filename, data if "/data/" not in entry.filename else bytes(size))
     with pytest.raises(ValueError, match=r"c\.pt.*unpack"):
         resume(tmp_path / "c.pt", triangle)
 
@@ -279,6 +302,35 @@ def test_a_damaged_run_is_named(run, case):
     DAMAGED_RUNS[case](run)
     with pytest.raises(ValueError, match="run"):
         runs.Run.open(run).evaluate()
+
+
+def _places(value, place=()):
+    """Every place of a nested configuration."""
+    if place:
+        yield place
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _places(inner, (*place, key))
+
+
+def test_whatever_an_entry_of_a_configuration_is_the_run_opens_or_is_named(run):
+    file = run / "config.json"
+    sound = json.loads(file.read_text())
+    refused = 0
+    for place in _places(sound):
+        for value in (None, -5, "x", [1], {"a": 1}):
+            config = json.loads(json.dumps(sound))
+            inside = config
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = value
+            file.write_text(json.dumps(config))
+            try:
+                runs.Run.open(run).evaluate()
+            except ValueError as error:
+                assert "run" in str(error)  # noqa: PT017
+                refused += 1
+    assert refused > 80
 
 
 @pytest.mark.parametrize("file", ["history.json", "metrics.json", "model.safetensors"])

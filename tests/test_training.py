@@ -260,6 +260,16 @@ def test_rows_of_sparse_gradients_are_clipped_as_dense_ones_are(triangle):
     assert (unclipped - dense).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("engine", ["autograd", "fused", "hogwild"])
+def test_the_history_of_a_summed_loss_is_its_mean(triangle, engine):
+    def run(reduction):
+        options = dict(OPTIONS, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), epochs=2)
+        return new_model().fit(triangle, zx.BPRLoss(reduction=reduction), engine=engine, **options)
+
+    # Without a step the losses are the same; the last batch is smaller than the others.
+    assert list(run("sum")) == pytest.approx(list(run("mean")), rel=1e-5)
+
+
 def test_a_run_that_stopped_early_is_not_trained_further_by_resuming(triangle, tmp_path):
     options = dict(OPTIONS, patience=1, epochs=4)
     values = iter([0.3, 0.2])

@@ -33,7 +33,9 @@ class Renamed(NamedTuple):
 _LOSS_OPTIONS = {"t1": "positive_temperature", "t2": "negative_temperature"}
 
 
-def _loss_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def _loss_options(options: Any) -> Any:
+    if not isinstance(options, Mapping):
+        return options  # the settings that it becomes a part of say what is wrong
     return {_LOSS_OPTIONS.get(name, name): value for name, value in options.items()}
 
 

@@ -481,7 +481,15 @@ class _Run:
         self.loss_sum.copy_(state["loss_sum"])
         self.best_value, self.epochs_since_best = state["best_value"], state["epochs_since_best"]
         if state["best_state"] is not None:
+            _check_state(path, state["best_state"], parts.model)
             self.best_state = {k: v.to(parts.device) for k, v in state["best_state"].items()}
         self._count_epochs()
         if state["cuda_rng"] is not None and parts.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], parts.device)
+
+
+def _check_state(path: str, state: dict[str, Tensor], model: nn.Module) -> None:
+    """Raise where the best weights of a checkpoint are not the model's: they are loaded at the end of the run."""
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    if {name: value.shape for name, value in state.items()} != expected:
+        raise ValueError(f"resume: {path!r} is damaged: best_state: expected tensors of the model's names and shapes")

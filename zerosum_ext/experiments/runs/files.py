@@ -13,6 +13,7 @@ import numpy as np
 import scipy
 import torch
 
+from zerosum_ext._checks import MOST_K
 from zerosum_ext._files import LOCK, check_npz, read_text, replacing, write_text
 from zerosum_ext._library import build_info
 from zerosum_ext.data.interactions import Interactions, Report, Split
@@ -160,6 +161,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name in ("search", "interactions", "evaluation"):
         if not isinstance(config.get(name) or {}, dict):
             raise ValueError(f"{path} is damaged: {name}: expected an object, got {config[name]!r}")
+    cutoffs = (config.get("evaluation") or {}).get("k")
+    if not isinstance(cutoffs, list) or not cutoffs or not all(type(k) is int and 1 <= k <= MOST_K for k in cutoffs):
+        raise ValueError(f"{path} is damaged: evaluation: expected k, a list of cut-offs, got {cutoffs!r}")
     weights = (config.get("search") or {}).get("weights", ())
     if not isinstance(weights, (list, tuple)) or not all(_is_share(weight) for weight in weights):
         raise ValueError(f"{path} is damaged: search: expected weights in [0, 1], got {weights!r}")

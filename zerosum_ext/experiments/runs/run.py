@@ -94,7 +94,12 @@ class Run:
     def model(self, method: str | None = None) -> nn.Module:
         """Return the trained model of a method, by default of the main one."""
         name = self._name(method)
-        return read_model(self.methods[name], self.split.train, self.folder / name / "model.safetensors")
+        try:
+            return read_model(self.methods[name], self.split.train, self.folder / name / "model.safetensors")
+        except ValueError as error:
+            if str(self.folder) in str(error):
+                raise
+            raise ValueError(f"{self.folder / 'config.json'} is damaged: methods: {name}: {error}") from None
 
     def _name(self, method: str | None) -> str:
         return self.main if method is None else require_choice("method", method, list(self.methods))
