@@ -13,7 +13,7 @@ EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-m
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: fuzz mutate reproduce demo test bench lint format types sanitize cuda-check wheel clean help
+.PHONY: fuzz mutate reproduce demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
@@ -26,6 +26,11 @@ help:
 	@echo "make fuzz        hostile calls of every compiled op, 10 000 random ones each: none may end the process"
 	@echo "make mutate      makes small mistakes in the sources, which the tests must notice (hours)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
+	@echo "make sdist       the source distribution, in dist/, and a wheel built from it in a folder without git"
+	@echo "make docs        the documentation as a web site, in docs/_build/html"
+	@echo "make notebooks   executes the tutorials, and writes them to docs/tutorials"
+	@echo "make nightly     sdist, wheel, docs and notebooks"
+	@echo "make release     checks what a release needs, and prints the text of its tag"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
 $(VENV)/.created:
@@ -98,5 +103,32 @@ types: $(VENV)/.dev
 wheel: $(VENV)/.torch
 	MAX_JOBS=$(JOBS) $(RUN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 
+# What a source distribution holds is enough to build from: it is unpacked where no git is, built, installed and asked.
+sdist: $(VENV)/.torch
+	rm -rf dist/*.tar.gz
+	ZEROSUM_EXT_PURE=1 $(RUN)/python setup.py -q sdist -d dist
+	folder=$$(mktemp -d) && tar xzf dist/*.tar.gz -C $$folder --strip-components 1 && cd $$folder && \
+	  MAX_JOBS=$(JOBS) $(abspath $(RUN))/python -m pip wheel -q --no-build-isolation --no-deps -w wheel . && \
+	  $(abspath $(RUN))/python -m venv --system-site-packages try && try/bin/pip install -q --no-index --no-deps wheel/*.whl && \
+	  cd try && PYTHONPATH=$(abspath $(VENV))/lib/$$(ls $(abspath $(VENV))/lib)/site-packages bin/python -m zerosum_ext doctor && \
+	  rm -rf $$folder
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN)/python -m pip install -q --no-build-isolation ".[docs,notebooks]"
+	touch $@
+
+# Every warning is an error: a broken link, a name that does not exist, an example that does not do what it shows.
+docs: $(VENV)/.docs
+	$(RUN)/python -m sphinx -q -W --keep-going -j auto -b html docs docs/_build/html
+	$(RUN)/python -m sphinx -q -W --keep-going -b doctest docs docs/_build/doctest
+
+notebooks: $(VENV)/.docs
+	$(RUN)/python tools/notebooks.py
+
+nightly: sdist wheel notebooks docs
+
+release: $(VENV)/.dev
+	$(RUN)/python tools/release.py
+
 clean:
-	rm -rf build dist *.egg-info $(VENV) zerosum_ext/*.so
+	rm -rf build dist docs/_build *.egg-info $(VENV) zerosum_ext/*.so

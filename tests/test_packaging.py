@@ -1,0 +1,95 @@
+"""What is shipped: the source distribution is complete, and a release is refused as long as something is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import zerosum_ext as zx
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import release  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the sources are not here")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The names of the files in the source distribution, without its top folder."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder), "sdist", "-d", str(folder)]
+    environment = {**os.environ, "ZEROSUM_EXT_PURE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    assert archive.name == f"zerosum_ext-{zx.__version__}.tar.gz"
+    with tarfile.open(archive) as tar:
+        return {name.partition("/")[2] for name in tar.getnames()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffixes"),
+    [
+        ("csrc", (".h", ".cpp", ".cu", ".cuh", ".c")),
+        ("zerosum_ext", (".py", ".typed")),
+        ("tests", (".py", ".cpp", ".h", ".safetensors", ".csv", ".json")),
+        ("docs", (".md", ".png")),
+        ("tools", (".py", ".toml")),
+    ],
+)
+def test_the_source_distribution_has_all_sources(sdist, folder, suffixes):
+    built = ROOT / "docs" / "_build"
+    here = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes and built not in path.parents and "__pycache__" not in path.parts
+    }
+    assert here
+    assert here - sdist == set()
+
+
+def test_the_source_distribution_has_nothing_that_was_built(sdist):
+    assert not [name for name in sdist if name.endswith((".so", ".pyc", ".o")) or "/_build/" in name]
+    assert {"Makefile", "CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "setup.py", "pyproject.toml"} <= sdist
+    assert "csrc/common/losses.h" in sdist
+
+
+def test_the_citation_has_the_version():
+    assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == zx.__version__
+
+
+TEXT = "# Changelog\n\n## [Unreleased]\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n\n- Another.\n"
+
+
+def test_a_release_takes_what_is_unreleased():
+    assert release.section(TEXT, "Unreleased") == "- A thing."
+    done = release.released(TEXT, "1.1.0", "2026-02-01")
+    assert release.section(done, "Unreleased") == ""
+    assert release.section(done, "1.1.0") == "- A thing."
+    assert release.section(done, "1.0.0") == "- Another."
+    assert release.section(done, "1.0") is None
+
+
+def test_a_release_is_refused_as_long_as_something_is_missing(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=20)
+
+    git("init")
+    (tmp_path / "CITATION.cff").write_text("version: 1.0.0\n")
+    git("add", ".")
+    found = "\n".join(release.obstacles(tmp_path, "1.1", TEXT))
+    for said in ("such as 1.2.3, got 1.1", "unreleased lines", "no section [1.1]", "got 1.0.0", "not committed"):
+        assert said in found
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "x")
+    text = release.released(TEXT.replace("1.0.0", "0.9.0"), "1.0.0", "2026-02-01")
+    assert release.obstacles(tmp_path, "1.0.0", text) == []
+    git("tag", "v1.0.0")
+    assert release.obstacles(tmp_path, "1.0.0", text) == ["git: the tag v1.0.0 is there already"]
