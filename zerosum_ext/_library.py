@@ -36,6 +36,8 @@ OPS = (
     "sample_negatives",
     "sample_positives",
     "csr_build",
+    "integer_ids",
+    "text_ids",
     "row_filter",
     "has_items",
     "rank_factors",

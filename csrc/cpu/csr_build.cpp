@@ -115,4 +115,4 @@ std::tuple<Tensor, Tensor, Tensor> csr_build(const Tensor& users, const Tensor& 
 }  // namespace
 }  // namespace zx::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) { m.impl("csr_build", TORCH_BOX(&zx::cpu::csr_build)); }
+STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) { m.impl("csr_build", ZX_BOX(&zx::cpu::csr_build)); }

@@ -16,6 +16,7 @@ from zerosum_ext._ops.ranking import (
     user_metrics,
 )
 from zerosum_ext._ops.sampling import has_items, row_filter, sample_negatives, sample_positives
+from zerosum_ext._ops.text_ids import integer_ids, text_ids
 
 __all__ = [
     "GPU_OBSTACLES",
@@ -33,6 +34,7 @@ __all__ = [
     "graph_propagate",
     "has_items",
     "has_op",
+    "integer_ids",
     "list_metrics",
     "loss_number",
     "macr_loss",
@@ -47,5 +49,6 @@ __all__ = [
     "sample_negatives",
     "sample_positives",
     "scale_gradients",
+    "text_ids",
     "user_metrics",
 ]

@@ -126,6 +126,8 @@ def fake_kernel(
 
 
 def _check_devices(tensors: dict[str, Tensor]) -> None:
+    if not tensors:  # the op takes lists alone
+        return
     (first_name, first), *others = tensors.items()
     for name, other in others:
         message = f"{first_name} is on {first.device}, {name} on {other.device}: expected one device"

@@ -34,6 +34,7 @@ from zerosum_ext.reference.sampling import (
     sample_negatives,
     sample_positives,
 )
+from zerosum_ext.reference.text_ids import integer_ids, text_ids
 
 __all__ = [
     "LOSSES",
@@ -53,6 +54,7 @@ __all__ = [
     "graph_dropout",
     "graph_propagate",
     "has_items",
+    "integer_ids",
     "list_metrics",
     "lower_bound",
     "macr_loss",
@@ -72,6 +74,7 @@ __all__ = [
     "sample_positives",
     "softplus",
     "split_scores",
+    "text_ids",
     "user_metrics",
     "weigh",
     "weigh_and_reduce",

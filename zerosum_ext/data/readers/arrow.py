@@ -5,13 +5,16 @@ Text is looked at once for each distinct value, not for each row.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
+from zerosum_ext import _ops
 from zerosum_ext.data import times
 from zerosum_ext.data.ids import Coded, is_integer, sort_words, text_array
 
@@ -103,17 +106,68 @@ def text_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Code
     """
     import pyarrow.compute as pc
 
-    codes, words = _dictionary(column)
-    words = _text(words)
-    values = _canonical(words) if id_type != "str" else None
-    if values is not None:
-        order = np.argsort(values, kind="stable")
-        return Coded(_rank(order)[codes] if len(order) else codes, values[order])
+    found = _numbered(column, id_type)
+    if isinstance(found, Coded):
+        return found
+    codes, words = found
     if id_type == "int" or _have_blanks(words) or pc.index(words, "").as_py() >= 0:
         trimmed = pc.utf8_trim(words, " \t\r")
         return _trimmed_ids(codes, trimmed.to_pylist(), what, id_type, bad)
+    return Coded(codes, words_array(words))
+
+
+def _numbered(column: pa.ChunkedArray, id_type: str) -> Coded | tuple[np.ndarray, pa.Array]:
+    """Ids if all are integers as they stand, else the codes of a column of text and its words in ascending order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    chunks = _chunks(column)
+    if chunks is not None:
+        if id_type != "str":
+            codes, values, failed = _ops.integer_ids(*chunks)
+            if failed < 0:
+                return Coded(codes.numpy(), values.numpy())
+        codes, characters, offsets = _ops.text_ids(*chunks)
+        buffers = [None, pa.py_buffer(offsets.numpy()), pa.py_buffer(characters.numpy())]
+        text = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+        return codes.numpy(), text if len(characters) >= 1 << 31 else text.cast(pa.string())
+    numbers, words = _dictionary(column)
+    words = _text(words)
+    found = _canonical(words) if id_type != "str" else None
+    if found is not None:
+        order = np.argsort(found, kind="stable")
+        return Coded(_rank(order)[numbers] if len(order) else numbers, found[order])
     order = pc.array_sort_indices(words)  # bytes of UTF-8 are in the order of characters
-    return Coded(_rank(order.to_numpy())[codes], words_array(words.take(order)))
+    return _rank(order.to_numpy())[numbers], words.take(order)
+
+
+def _chunks(column: pa.ChunkedArray) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+    """The characters and offsets of each chunk of a column of strings, or None where the ops cannot take them."""
+    import pyarrow as pa
+
+    wide = pa.types.is_large_string(column.type)
+    if not (wide or pa.types.is_string(column.type)) or not len(column) or len(column) >= 1 << 31:
+        return None
+    if not _ops.has_op("text_ids", torch.device("cpu")):
+        return None
+    kind = torch.int64 if wide else torch.int32
+    characters, offsets = [], []
+    for chunk in column.chunks:
+        if len(chunk):
+            _, ends, text = chunk.buffers()
+            characters.append(_view(text, torch.uint8))
+            offsets.append(_view(ends, kind)[chunk.offset : chunk.offset + len(chunk) + 1])
+    return characters, offsets
+
+
+def _view(buffer: pa.Buffer | None, dtype: torch.dtype) -> torch.Tensor:
+    """A buffer as a tensor that shares its memory, to be read alone, and for no longer than the buffer lives."""
+    size = 0 if buffer is None else buffer.size // dtype.itemsize
+    if buffer is None or not size:
+        return torch.empty(0, dtype=dtype)
+    # (torch.frombuffer warns where memory is read-only.)
+    memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(buffer.address)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def _have_blanks(words: pa.Array) -> bool:
