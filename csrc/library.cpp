@@ -139,9 +139,9 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   m.def(
       "csr_build(Tensor users, Tensor items, int num_users, int num_items) -> (Tensor indptr, Tensor indices, "
       "Tensor rows)");
-  // Ids of a column of text by number (csrc/cpu/text_ids.cpp). The column comes in chunks of characters (uint8) with the
-  // offset of each field, one more than there are fields (int32 or int64). codes int32: the rank of each field's id.
-  // integer_ids: words are the distinct integers; failed [1] is the first field that is not the only spelling of an
+  // Ids of a column of text by number (csrc/cpu/text_ids.cpp). The column comes in chunks of characters (uint8) with
+  // the offset of each field, one more than there are fields (int32 or int64). codes int32: the rank of each field's
+  // id. integer_ids: words are the distinct integers; failed [1] is the first field that is not the only spelling of an
   // int64, or -1, and the rest means nothing where there is one. text_ids: the distinct texts, in one such chunk.
   m.def("integer_ids(Tensor[] characters, Tensor[] offsets) -> (Tensor codes, Tensor words, Tensor failed)");
   m.def("text_ids(Tensor[] characters, Tensor[] offsets) -> (Tensor codes, Tensor words, Tensor word_offsets)");

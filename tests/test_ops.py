@@ -156,6 +156,13 @@ def csr_build_arguments() -> Iterator[tuple[Any, ...]]:
         yield users[:0], items[:0], 0, 0
 
 
+def text_ids_arguments() -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.int32, torch.int64):
+        characters = [torch.tensor(list(text), dtype=torch.uint8) for text in (b"7-312", b"", b"100")]
+        offsets = [torch.tensor(ends, dtype=dtype) for ends in ([0, 1, 3, 5], [0], [0, 2, 3])]
+        yield characters, offsets
+
+
 def row_filter_arguments() -> Iterator[tuple[Any, ...]]:
     yield matrix().indptr, matrix().indices, ITEMS
 
@@ -249,6 +256,8 @@ ARGUMENTS = {
     "sample_negatives": sample_negatives_arguments,
     "sample_positives": sample_positives_arguments,
     "csr_build": csr_build_arguments,
+    "integer_ids": text_ids_arguments,
+    "text_ids": text_ids_arguments,
     "row_filter": row_filter_arguments,
     "has_items": has_items_arguments,
     "rank_factors": rank_factors_arguments,

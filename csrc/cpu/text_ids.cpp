@@ -70,8 +70,8 @@ Column<Offset> column_of(const std::vector<Tensor>& characters, const std::vecto
   for (size_t c = 0; c < characters.size(); ++c) {
     ZX_CHECK(offsets[c].numel() >= 1, "offsets must have one number more than a chunk has fields, got none");
     const int64_t count = offsets[c].numel() - 1;
-    column.push_back({data<const char>(characters[c]), characters[c].numel(), data<const Offset>(offsets[c]), count,
-                      rows});
+    column.push_back(
+        {data<const char>(characters[c]), characters[c].numel(), data<const Offset>(offsets[c]), count, rows});
     rows += count;
     ZX_CHECK(rows < kLargest, "the number of fields must be below 2^31");
   }
@@ -489,8 +489,7 @@ auto with_column(const std::vector<Tensor>& characters, const std::vector<Tensor
 }
 
 Integers integer_ids(const std::vector<Tensor>& characters, const std::vector<Tensor>& offsets) {
-  return with_column(characters, offsets,
-                     [&](const auto& column) { return number_integers(characters[0], column); });
+  return with_column(characters, offsets, [&](const auto& column) { return number_integers(characters[0], column); });
 }
 
 Words text_ids(const std::vector<Tensor>& characters, const std::vector<Tensor>& offsets) {

@@ -174,6 +174,8 @@ def sound(op: str, seed: int) -> list[Any]:
         "sample_positives": lambda: (*matrix, *epoch, 0, w["size"], pick(1, 2), 5, 1, None),
         "row_filter": lambda: (*matrix, ITEMS),
         "csr_build": lambda: (ids(9, USERS), ids(9, ITEMS), USERS, ITEMS),
+        "integer_ids": lambda: _text_column(rng),
+        "text_ids": lambda: _text_column(rng),
         "has_items": lambda: (ids(9, USERS), pick(ids(9, ITEMS), ids((9, 3), ITEMS)), *matrix, lookup, ITEMS),
         "rank_factors": lambda: (w["user"], w["item"], pick(None, w["bias"]), *ranking, pick(False, True)),
         "rank_scores": lambda: (f32(USERS, ITEMS), *ranking),
@@ -195,6 +197,13 @@ def sound(op: str, seed: int) -> list[Any]:
         "graph_dropout": lambda: (w["square"], w["neighbours"], w["by_item"], USERS, torch.tensor([3]), 0.3),
     }
     return list(made[op]())
+
+
+def _text_column(rng: np.random.Generator) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Two chunks of short numbers."""
+    chunks = [rng.integers(48, 58, 40).astype(np.uint8) for _ in range(2)]
+    offsets = [np.concatenate(([0], np.sort(rng.integers(0, 40, 8)))).astype(np.int32) for _ in range(2)]
+    return [torch.from_numpy(c) for c in chunks], [torch.from_numpy(o) for o in offsets]
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong
@@ -282,6 +291,13 @@ def substitutes(name: str, kind: str, value: Any) -> Iterator[tuple[str, Callabl
         if kind.startswith("Optional"):
             yield "None", lambda: None
         yield from damages(value)
+    elif kind == "List[Tensor]":
+        yield "no tensor", list
+        yield "one fewer", lambda: value[:-1]
+        yield "one more", lambda: [*value, value[0]]
+        for at, one in enumerate(value):
+            for what, damage in damages(one):
+                yield f"{what} at {at}", lambda at=at, damage=damage: [*value[:at], damage(), *value[at + 1 :]]
     elif kind == "bool":
         yield "the other", lambda: not value
     elif kind == "int":
@@ -343,8 +359,11 @@ def at_random(op: str, seed: int) -> list[Any]:
 
 def place(values: list[Any]) -> list[Any]:
     """Move contiguous tensors on the CPU to guarded memory."""
-    out = []
+    out: list[Any] = []
     for value in values:
+        if isinstance(value, list):
+            out.append(place(value))
+            continue
         plain = isinstance(value, Tensor) and value.device.type == "cpu" and value.layout == torch.strided
         if plain and value.is_contiguous() and value.untyped_storage().nbytes() and not value.is_complex():
             out.append(guarded(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import torch
@@ -14,7 +15,7 @@ def _fields(characters: list[Tensor], offsets: list[Tensor]) -> list[bytes]:
     fields = []
     for chunk, ends in zip(characters, offsets, strict=True):
         text, at = chunk.numpy().tobytes(), ends.tolist()
-        fields += [text[begin:end] for begin, end in zip(at[:-1], at[1:], strict=True)]
+        fields += [text[begin:end] for begin, end in itertools.pairwise(at)]
     return fields
 
 

@@ -48,9 +48,28 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     codes = np.empty(len(encoded), np.int32)
     at = 0
     for chunk in encoded.chunks:
-        codes[at : at + len(chunk)] = chunk.indices.to_numpy(zero_copy_only=False)
+        codes[at : at + len(chunk)] = values_of(chunk.indices)
         at += len(chunk)
     return codes, words
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return integers or floats without nulls as an array, of one chunk without a copy.
+
+    Arrow's to_numpy imports pandas where it is installed, which takes longer than most files.
+    """
+    import pyarrow as pa
+
+    dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(column.type), str(column.type))
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = []
+    for chunk in chunks:
+        if len(chunk):
+            values = np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * np.dtype(dtype).itemsize)
+            parts.append(values)
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def _text(words: pa.Array) -> pa.Array:
@@ -92,7 +111,7 @@ def _canonical(words: pa.Array) -> np.ndarray | None:
         values = words.cast(pa.int64())
     except pa.ArrowInvalid:
         return None
-    return values.to_numpy() if pc.all(pc.equal(values.cast(pa.string()), words)).as_py() is not False else None
+    return values_of(values) if pc.all(pc.equal(values.cast(pa.string()), words)).as_py() is not False else None
 
 
 def text_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Coded:
@@ -110,7 +129,7 @@ def text_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Code
     if isinstance(found, Coded):
         return found
     codes, words = found
-    if id_type == "int" or _have_blanks(words) or pc.index(words, "").as_py() >= 0:
+    if id_type == "int" or _have_blanks(words) or (len(words) and not words[0].as_py()):
         trimmed = pc.utf8_trim(words, " \t\r")
         return _trimmed_ids(codes, trimmed.to_pylist(), what, id_type, bad)
     return Coded(codes, words_array(words))
@@ -138,7 +157,7 @@ def _numbered(column: pa.ChunkedArray, id_type: str) -> Coded | tuple[np.ndarray
         order = np.argsort(found, kind="stable")
         return Coded(_rank(order)[numbers] if len(order) else numbers, found[order])
     order = pc.array_sort_indices(words)  # bytes of UTF-8 are in the order of characters
-    return _rank(order.to_numpy())[numbers], words.take(order)
+    return _rank(values_of(order))[numbers], words.take(order)
 
 
 def _chunks(column: pa.ChunkedArray) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
@@ -393,7 +412,7 @@ def ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Coded:
     elif not pa.types.is_integer(kind):
         raise ValueError(f"the {what}s are {kind}, expected integers or text")
     codes, words = _dictionary(column)
-    array = words.to_numpy(zero_copy_only=False)
+    array = values_of(words)
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         _report(
             codes,
@@ -433,7 +452,7 @@ def numbers(column: pa.ChunkedArray, what: str, bad: Bad) -> np.ndarray:
         if pa.types.is_temporal(kind):
             return _times(column, bad)
         raise ValueError(f"the {what}s are {kind}, expected numbers")
-    values: np.ndarray = column.to_numpy()
+    values = column.to_numpy() if pa.types.is_boolean(kind) else values_of(column)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         for row in np.flatnonzero(~np.isfinite(values)).tolist():
             bad.rows.setdefault(row, f"the {what} is {values[row]}, expected a finite number")
@@ -452,7 +471,7 @@ def _times(column: pa.ChunkedArray, bad: Bad) -> np.ndarray:
         kind = column.type
     if pa.types.is_timestamp(kind):  # with a zone the numbers are UTC, too
         per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000}[kind.unit]
-        since: np.ndarray = column.cast(pa.int64()).to_numpy()
+        since = values_of(column.cast(pa.int64()))
         return since // 1000 / 1e6 if kind.unit == "ns" else since / per_second  # to the microsecond, as text is
     if _is_text(kind):
         return times.to_numbers("timestamp", np.array(column.to_pylist(), object))

@@ -97,8 +97,8 @@ def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[
             text = pc.replace_substring(text, delimiter, " ")
         text = pc.ascii_trim_whitespace(text)
         split = pc.ascii_split_whitespace(text)
-        flat, counts = split.flatten(), split.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        blank = pc.equal(text, "").to_numpy(zero_copy_only=False)
+        flat, counts = split.flatten(), _arrow.values_of(split.value_lengths()).astype(np.int64)
+        blank = _arrow.values_of(pc.equal(text, "").cast(pa.int8())) != 0
         if blank.any():  # splitting nothing gives one empty piece
             keep = np.ones(len(flat), bool)
             keep[(np.cumsum(counts) - counts)[blank & (counts > 0)]] = False
