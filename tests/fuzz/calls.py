@@ -239,6 +239,8 @@ def _expanded(tensor: Tensor) -> Tensor:
 
 def damages(tensor: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Yield the name of every kind of damage to a tensor, with the function that does it."""
+    if tensor.numel() and tensor.layout == torch.strided and not tensor.untyped_storage().nbytes():
+        return  # damaged before: its memory is gone
     wrong = torch.int32 if tensor.dtype == torch.int64 else torch.int64
     yield "empty", lambda: tensor.new_empty((0,) * max(1, tensor.dim()))
     yield "a number", lambda: tensor.flatten()[:1].reshape(()) if tensor.numel() else tensor.new_zeros(())
