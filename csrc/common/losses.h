@@ -179,6 +179,23 @@ struct SampledSoftmax {
   }
 };
 
+// Sampled softmax with the refined logQ correction [Khrylchenko et al. 2025]: sp(L - log K + log(1 - q_p) - a p),
+// z_j = a n_j - log q_j. The positive is not a sampled term, so that it is not corrected, and negatives are drawn among
+// the other items: q_j / (1 - q_p). The constants are log q; a is 1 / temperature.
+struct RefinedSoftmax {
+  static constexpr bool kHardMax = false, kMean = false, kPositiveInLogit = false;
+  template <class T>
+  ZX_HD static Logit<T> logit(T, T n, T x, const Params<T>& w) {
+    return {w.a * n - x, w.a, T(0)};
+  }
+  template <class T>
+  ZX_HD static RowValue<T> finish(T p, T x, T l, T log_k, const Params<T>& w) {
+    const T others = T(1) - exp_nonpositive(x > T(0) ? T(0) : x);
+    const Dual<T> m = softplus(l - log_k + log_(others) - w.a * p);
+    return {m.value, m.slope, -w.a * m.slope};
+  }
+};
+
 // Bilateral softmax loss [Wu et al. 2024]: -p / t1 + (t2 / t1) (logsumexp_j(n_j / t2) - log K); a = 1 / t1,
 // b = 1 / t2, c = t2 / t1.
 struct Bsl {
@@ -270,7 +287,8 @@ struct Ccl {
   X(kPslTanh, "psl_tanh", PslTanh)                      \
   X(kPslRelu, "psl_relu", PslRelu)                      \
   X(kHardest, "hardest", Hardest)                       \
-  X(kCcl, "ccl", Ccl)
+  X(kCcl, "ccl", Ccl)                                   \
+  X(kRefinedSoftmax, "refined_softmax", RefinedSoftmax)
 #define ZX_ALL_LOSSES(X) ZX_PAIR_LOSSES(X) ZX_QUAD_LOSSES(X) ZX_ROW_LOSSES(X)
 
 namespace zx {

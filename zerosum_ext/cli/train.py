@@ -78,7 +78,12 @@ def _add_loss_options(group: Any) -> None:
         "the last is kept. Explicit options override the preset",
     )
     group.add_argument(
-        "--loss", default="zerosum", metavar="NAME", help="the name of a loss or debiasing method (default: zerosum)"
+        "--loss",
+        "--method",
+        dest="loss",
+        default="zerosum",
+        metavar="NAME",
+        help="the name of a loss or another method (default: zerosum)",
     )
     group.add_argument(
         "--weight",
@@ -142,9 +147,10 @@ def _add_training_options(group: Any) -> None:
 def _add_split_options(group: Any) -> None:
     group.add_argument(
         "--split",
-        choices=("random", "last", "column"),
+        choices=("random", "balanced", "last", "column"),
         default="random",
-        help="random; last: hold out each user's latest; column: as --split-column says (default: random)",
+        help="random; balanced: items are equally frequent in validation and test; last: hold out each user's latest; "
+        "column: as --split-column says (default: random)",
     )
     group.add_argument(
         "--ratios",
@@ -152,9 +158,11 @@ def _add_split_options(group: Any) -> None:
         nargs="+",
         default=(0.8, 0.1, 0.1),
         metavar="R",
-        help="with random: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
+        help="with random and balanced: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
     )
-    group.add_argument("--split-seed", type=int, default=0, metavar="S", help="with random: its seed (default: 0)")
+    group.add_argument(
+        "--split-seed", type=int, default=0, metavar="S", help="with random and balanced: their seed (default: 0)"
+    )
     group.add_argument(
         "--hold-out", type=int, default=1, metavar="N", help="with last: N to test with, N to validate (default: 1)"
     )

@@ -705,6 +705,24 @@ class Interactions:
         """
         return splits.random(self, ratios, seed)
 
+    def split_balanced(self, ratios: Sequence[float] = (0.8, 0.1, 0.1), *, seed: int = 0, most: float = 0.5) -> Split:
+        """Split off validation and test parts in which items are as equally frequent as they can be.
+
+        A random split tests with the popularity bias of the data itself; this one asks how well items are found of
+        which each counts alike, as in DICE (Zheng et al., WWW 2021) and MACR (Wei et al., KDD 2021). Held-out
+        interactions are drawn at random, as many of each item; an item with fewer gives a share ``most`` of its
+        interactions, rounded down.
+
+        Args:
+            ratios: of train, validation and test, or of train and test; they sum to 1.
+            seed: of the draw.
+            most: the largest share of an item's interactions that is held out.
+
+        Raises:
+            ValueError: bad ratios, or more to hold out than ``most`` allows.
+        """
+        return splits.balanced(self, ratios, seed, most)
+
     def folds(self, k: int = 5, *, seed: int = 0) -> Iterator[Split]:
         """Yield k splits whose test parts are disjoint and together hold all interactions, drawn at random."""
         return splits.folds(self, k, seed)

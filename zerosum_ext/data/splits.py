@@ -14,7 +14,7 @@ from zerosum_ext import _checks
 if TYPE_CHECKING:
     from zerosum_ext.data.interactions import Interactions
 
-__all__ = ["Split", "by_column", "by_time", "folds", "last", "last_share", "random"]
+__all__ = ["Split", "balanced", "by_column", "by_time", "folds", "last", "last_share", "random"]
 
 
 class Split(NamedTuple):
@@ -53,6 +53,52 @@ def random(data: Interactions, ratios: Sequence[float], seed: int) -> Split:
     for code, chosen in enumerate(np.split(order, cuts)):  # with two ratios both cuts are one: valid is empty
         part[chosen] = code
     return _parts(data, part)
+
+
+def balanced(data: Interactions, ratios: Sequence[float], seed: int, most: float) -> Split:
+    """See :meth:`zerosum_ext.Interactions.split_balanced`."""
+    numbers = _ratios(ratios)
+    if seed < 0:
+        raise ValueError(f"seed: expected a number from 0, got {seed}")
+    if not 0 < most <= 1:
+        raise ValueError(f"most: expected a share above 0 and up to 1, got {most}")
+    rng = np.random.default_rng(seed)
+    items = data.indices.cpu().numpy().astype(np.int64)
+    counts = np.bincount(items, minlength=data.num_items)
+    quota = _even_quotas(np.floor(counts * most + 1e-9).astype(np.int64), round(data.nnz * (1 - numbers[0])), rng)
+    # The first interactions of each item in a random order.
+    order = rng.permutation(data.nnz)
+    order = order[np.argsort(items[order], kind="stable")]
+    place = np.arange(data.nnz) - (np.cumsum(counts) - counts)[items[order]]
+    held = order[place < quota[items[order]]]
+    part = np.zeros(data.nnz, np.int8)
+    part[held] = 2
+    valid = round(data.nnz * numbers[1]) if len(numbers) == 3 else 0
+    part[rng.permutation(held)[: min(valid, held.size)]] = 1
+    note = f"test part balanced over items: at most {int(quota.max(initial=0))} of each, and a share of {most:g}"
+    return _parts(data, part, note)
+
+
+def _even_quotas(limits: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Divide a number among items as evenly as their limits allow; the rest of one each goes to items at random."""
+    if wanted > limits.sum():
+        raise ValueError(
+            f"ratios: expected at most {int(limits.sum()):,} interactions to hold out with this share of each item, "
+            f"got {wanted:,}"
+        )
+    ordered = np.sort(limits)
+    below = np.concatenate(([0], np.cumsum(ordered)))
+    # With all limits up to the j-th used whole, the others share what is left.
+    j = np.arange(limits.size)
+    reached = below[:-1] + ordered * (limits.size - j)  # by a level as high as the j-th limit
+    first = int(np.searchsorted(reached, wanted))
+    if first == limits.size:
+        return limits.copy()
+    level, rest = divmod(int(wanted - below[first]), limits.size - first)
+    quota = np.minimum(limits, level)
+    open_items = np.flatnonzero(limits > level)
+    quota[rng.permutation(open_items)[:rest]] += 1
+    return quota
 
 
 def folds(data: Interactions, count: int, seed: int) -> Iterator[Split]:

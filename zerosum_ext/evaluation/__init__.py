@@ -10,6 +10,7 @@ from zerosum_ext.evaluation.table import (
     METRICS,
     PER_USER_METRICS,
     SAMPLED_METRICS,
+    WEIGHTED_METRICS,
     compute,
     per_user,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "METRICS",
     "PER_USER_METRICS",
     "SAMPLED_METRICS",
+    "WEIGHTED_METRICS",
     "Ranking",
     "RankingMetrics",
     "by_group",

@@ -51,8 +51,9 @@ def evaluate(
 
     Args:
         model, train, test, exclude, users, batch_size: as in :func:`rank`.
-        metrics: names of :data:`METRICS`; those of :data:`AT_K_METRICS` are reported at each of ``k``, or at
-            a cut-off of their own ("ndcg@5").
+        metrics: names of :data:`METRICS`, :data:`~zerosum_ext.evaluation.WEIGHTED_METRICS` or
+            :data:`SAMPLED_METRICS`; those of :data:`AT_K_METRICS` and of the last two are reported at each of ``k``, or
+            at a cut-off of their own ("ndcg@5").
         k: one cut-off or several.
         popularity: interaction counts [num_items] or an interaction matrix; None counts train + test.
         ties: what happens to equal scores, see :func:`zerosum_ext.metrics.positive_ranks`. AUC counts a tie

@@ -17,6 +17,7 @@ from zerosum_ext.evaluation.ranking import Check, RankedTensors, Ranking, to_dev
 from zerosum_ext.evaluation.sources import Popularity, require_same_shape
 from zerosum_ext.metrics import inputs, tensors
 from zerosum_ext.metrics.inputs import popularity_counts
+from zerosum_ext.metrics.weighted import GROUPS
 
 # Metrics that have a cut-off, reported as "name@k" for each k.
 AT_K_METRICS = (
@@ -41,10 +42,16 @@ METRICS = (*AT_K_METRICS, "auc", "pairwise_accuracy", "pri", "pop_q_at_1", "upo"
 # Each held-out positive against some negatives of its user; evaluate computes them when they are asked for.
 SAMPLED_METRICS = ("sampled_hit", "sampled_ndcg")
 
+# Accuracy by popularity; computed when it is asked for, and in runs.
+WEIGHTED_METRICS = ("recall_head", "recall_mid", "recall_tail", "snips_recall", "snips_ndcg")
+# All that take a cut-off.
+_CUT = (*AT_K_METRICS, *SAMPLED_METRICS, *WEIGHTED_METRICS)
+
 _BY_RANK = ("hr", "recall", "precision", "ndcg", "mrr", "map")  # in the order of _ops.user_metrics
 _BY_LIST = {"arp": 0, "aplt": 1, "aclt": 1, "novelty": 2}  # the rows of the values that are added up
 # Means over users, of which per_user gives the values.
 PER_USER_METRICS = (*_BY_RANK, *_BY_LIST, "auc", "pop_q_at_1", "upo", "pru")
+_PER_USER = (*PER_USER_METRICS, *WEIGHTED_METRICS)
 
 
 def counts_of_both(train: Interactions | None, test: Interactions, device: torch.device) -> Tensor:
@@ -67,10 +74,10 @@ def parse_metrics(metrics: Sequence[str], k: Sequence[int]) -> list[tuple[str, s
     wanted: dict[str, tuple[str, str, int]] = {}
     for entry in metrics:
         name, at, cut = entry.partition("@")
-        known = (*METRICS, *SAMPLED_METRICS)
+        known = (*METRICS, *SAMPLED_METRICS, *WEIGHTED_METRICS)
         if name not in known:
             raise ValueError(f"metrics: unknown {entry!r}; known are {', '.join(known)}")
-        if name not in (*AT_K_METRICS, *SAMPLED_METRICS):
+        if name not in _CUT:
             if at:
                 raise ValueError(f"metrics: {name} takes no cut-off, got {entry!r}")
             wanted[name] = (name, name, 0)
@@ -120,12 +127,13 @@ def per_user(
     """Return the values whose means :func:`compute` reports: float64 [n], aligned with ``ranking.users``.
 
     NaN marks users who have no value and are left out of the mean, such as the PopQ@1 of a user with fewer than
-    five positives. Arguments as in :func:`compute`; ``metrics`` from :data:`PER_USER_METRICS`.
+    five positives. Arguments as in :func:`compute`; ``metrics`` from :data:`PER_USER_METRICS` and
+    :data:`WEIGHTED_METRICS`.
     """
     wanted = parse_metrics(metrics, as_cutoffs(k))
     for key, name, _ in wanted:
-        if name not in PER_USER_METRICS:
-            raise ValueError(f"metrics: {key} is no mean over users; those are {', '.join(PER_USER_METRICS)}")
+        if name not in _PER_USER:
+            raise ValueError(f"metrics: {key} is no mean over users; those are {', '.join(_PER_USER)}")
     counts = item_counts(popularity, torch.device("cpu"))
     table = MetricTable(RankedTensors.of(ranking), counts, [cut for _, _, cut in wanted if cut], ties, tail_mass)
     return {key: table.per_user(name, cut).numpy() for key, name, cut in wanted}
@@ -197,6 +205,8 @@ class MetricTable:
             kind, at = _BY_LIST[name], self._at(name, cutoff)
             sums, length = self.by_list[0][kind, at], self.by_list[1][at]
             return sums if name == "aclt" else sums / length
+        if name in WEIGHTED_METRICS:
+            return self._weighted(name, cutoff)
         if name == "auc":
             return self.by_rank[1]
         if name == "pop_q_at_1":
@@ -205,10 +215,35 @@ class MetricTable:
             return torch.where(self.sizes >= 4, self.by_rank[3].nan_to_num(nan=0.0), torch.nan)
         return self.by_rank[3]  # pru: minus the correlation with the place is the one with the score
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Return the place of each positive, float64 [P]; positives that tie share their place here."""
+        r = self.ranking
+        share = {"average": 0.5, "pessimistic": 1.0, "optimistic": 0.0}[self.ties]
+        return r.greater.double() + share * r.equal.double() + 1
+
+    @cached_property
+    def user_of(self) -> Tensor:
+        """Return the number, among the ranking's users, of each positive's user, int64 [P]."""
+        users = torch.arange(self.sizes.numel(), device=self.device)
+        return users.repeat_interleave(self.sizes, output_size=self.ranking.items.numel())
+
+    def _weighted(self, name: str, cutoff: int) -> Tensor:
+        """Return a metric of weighted positives of each user."""
+        items = self.ranking.items
+        if name.startswith("recall_"):
+            part = tensors.popularity_groups(self.counts, self.tail_mass)[items]
+            weights = (part == GROUPS.index(name.removeprefix("recall_"))).double()
+        else:
+            weights = 1 / tensors.propensities(self.counts, 0.5)[items]
+        if name == "snips_ndcg":
+            return tensors.weighted_ndcg(self.places, weights, self.user_of, self.sizes, cutoff)
+        return tensors.weighted_recall(self.places, weights, self.user_of, self.sizes.numel(), cutoff)
+
     def value(self, name: str, cutoff: int) -> Tensor:
         """Return a metric, float64 []."""
         r = self.ranking
-        if name in PER_USER_METRICS:
+        if name in _PER_USER:
             return tensors.mean_of_known(self.per_user(name, cutoff))
         if name == "pairwise_accuracy":
             pairs = self.sizes * (r.num_candidates - self.sizes)

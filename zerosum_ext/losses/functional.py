@@ -24,9 +24,11 @@ __all__ = [
     "macr_loss",
     "neg2_loss",
     "pd_loss",
+    "popularity_softmax_loss",
     "pos2_loss",
     "pos2neg2_loss",
     "psl_loss",
+    "refined_softmax_loss",
     "sampled_softmax_loss",
     "zerosum_loss",
 ]
@@ -389,6 +391,98 @@ def sampled_softmax_loss(
         neg,
         sample_weight,
         records.sampled_softmax(temperature),
+        reduction,
+        (("log_q_pos", x_pos), ("log_q_neg", x_neg)),
+    )
+
+
+def popularity_softmax_loss(
+    pos: Tensor,
+    neg: Tensor,
+    pos_popularity: Tensor,
+    neg_popularity: Tensor,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 0.5,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Sampled softmax of scores that are adjusted by popularity^alpha in training alone.
+
+    ``LSE(z_p, z_1 ... z_K) - z_p, z = y / temperature + alpha log popularity``, [MJR21].
+
+    At inference rank by the scores themselves. An item of popularity 0 counts as the rarest of the others.
+
+    Args:
+        pos: scores of the positives, [B].
+        neg: scores of the negatives, [B, K]; each row is one sample.
+        pos_popularity, neg_popularity: popularity of the items scored, [B] and [B, K].
+        temperature: > 0.
+        alpha: the exponent, of either sign. Above 0 the popularity explains a part of the data, and the scores, which
+            rank without it, favour the long tail. Below 0 they favour popular items. 0 is the sampled softmax.
+        sample_weight: non-negative factor of each sample, [B]; the mean still divides by the number of samples.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        A scalar, or for "none" a tensor [B].
+
+    Raises:
+        TypeError: scores or weights that are not floating-point tensors, an option of another type.
+        ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+    """
+    x_pos, x_neg = records.adjustment_of_scores(pos_popularity, neg_popularity, alpha)
+    return row_loss(
+        pos,
+        neg,
+        sample_weight,
+        records.popularity_softmax(temperature),
+        reduction,
+        (("pos_popularity", x_pos), ("neg_popularity", x_neg)),
+    )
+
+
+def refined_softmax_loss(
+    pos: Tensor,
+    neg: Tensor,
+    log_q_pos: Tensor,
+    log_q_neg: Tensor,
+    *,
+    temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Sampled softmax with the refined logQ correction, where the positive is not a sampled term.
+
+    ``sp(LSE_j(z_j) - log K + log(1 - q_p) - p / temperature), z_j = n_j / temperature - log q_j``, [KBM25].
+
+    The paper's loss is ``sg(1 - P) (LSE_j(z_j + log(1 - q_p)) - p / temperature)``, where sg stops the gradient, ``q_j
+    / (1 - q_p)`` is the probability of a negative among all items but the positive, and ``P = exp(p / temperature) /
+    (exp(p / temperature) + mean_j exp(z_j + log(1 - q_p)))`` estimates the probability of the positive under the
+    softmax over all items. The function here has exactly that gradient, since ``1 - P`` is the derivative of sp; its
+    value is the cross-entropy ``-log P``.
+
+    Args:
+        pos: scores of the positives, [B].
+        neg: scores of the negatives, [B, K]; each row is one sample.
+        log_q_pos, log_q_neg: log-probabilities log q with which the sampler draws the items, [B] and [B, K], or [K]
+            where all rows have the same negatives.
+        temperature: > 0.
+        sample_weight: non-negative factor of each sample, [B]; the mean still divides by the number of samples.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        A scalar, or for "none" a tensor [B].
+
+    Raises:
+        TypeError: scores or weights that are not floating-point tensors, an option of another type.
+        ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+    """
+    x_pos, x_neg = records.sampled_log_q(log_q_pos, log_q_neg)
+    return row_loss(
+        pos,
+        neg,
+        sample_weight,
+        records.refined_softmax(temperature),
         reduction,
         (("log_q_pos", x_pos), ("log_q_neg", x_neg)),
     )

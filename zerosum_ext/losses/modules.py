@@ -25,8 +25,10 @@ __all__ = [
     "Neg2Loss",
     "PDLoss",
     "PSLLoss",
+    "PopularitySoftmaxLoss",
     "Pos2Loss",
     "Pos2Neg2Loss",
+    "RefinedSoftmaxLoss",
     "SampledSoftmaxLoss",
     "ZerosumLoss",
 ]
@@ -380,6 +382,110 @@ class SampledSoftmaxLoss(RecordLoss):
             neg,
             sample_weight,
             records.sampled_softmax(self.temperature),
+            self.reduction,
+            self.look_up(pos_items, neg_items),
+        )
+
+
+class PopularitySoftmaxLoss(RecordLoss):
+    """Sampled softmax of scores that are adjusted by popularity^alpha in training alone.
+
+    ``LSE(z_p, z_1 ... z_K) - z_p, z = y / temperature + alpha log popularity``, [MJR21]. The function is
+    :func:`popularity_softmax_loss`.
+
+    Args:
+        popularity: interaction counts of the items, [num_items].
+        temperature: > 0.
+        alpha: the exponent, of either sign. Above 0 the popularity explains a part of the data, and the scores, which
+            rank without it, favour the long tail. Below 0 they favour popular items. 0 is the sampled softmax.
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["popularity_softmax"]
+
+    def __init__(
+        self,
+        popularity: Tensor,
+        temperature: float = 1.0,
+        alpha: float = 0.5,
+        reduction: Reduction = "mean",
+    ) -> None:
+        constants = records.adjustment_of_items(popularity, alpha)
+        super().__init__(reduction, constants)
+        self.temperature = temperature
+        self.alpha = alpha
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.popularity_softmax(self.temperature)
+
+    def forward(
+        self,
+        pos: Tensor,
+        neg: Tensor,
+        sample_weight: Tensor | None = None,
+        pos_items: Tensor | None = None,
+        neg_items: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(
+            pos,
+            neg,
+            sample_weight,
+            records.popularity_softmax(self.temperature),
+            self.reduction,
+            self.look_up(pos_items, neg_items),
+        )
+
+
+class RefinedSoftmaxLoss(RecordLoss):
+    """Sampled softmax with the refined logQ correction, where the positive is not a sampled term.
+
+    ``sp(LSE_j(z_j) - log K + log(1 - q_p) - p / temperature), z_j = n_j / temperature - log q_j``, [KBM25]. The
+    function is :func:`refined_softmax_loss`.
+
+    Args:
+        popularity: interaction counts of the items, [num_items].
+        temperature: > 0.
+        exponent: negatives are drawn in proportion to popularity^exponent: 0 for the strategy "uniform" of training, 1
+            for "popularity".
+        reduction: "none", "sum" or "mean".
+    """
+
+    record = RECORDS["refined_softmax"]
+
+    def __init__(
+        self,
+        popularity: Tensor,
+        temperature: float = 1.0,
+        exponent: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        constants = records.sampler_log_q(popularity, exponent)
+        super().__init__(reduction, constants)
+        self.temperature = temperature
+        self.exponent = exponent
+        self.kernel()  # checks the options
+
+    def kernel(self) -> Kernel:
+        """Return the compiled loss that forward amounts to."""
+        return records.refined_softmax(self.temperature)
+
+    def forward(
+        self,
+        pos: Tensor,
+        neg: Tensor,
+        sample_weight: Tensor | None = None,
+        pos_items: Tensor | None = None,
+        neg_items: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the scores; arguments as for the function."""
+        return row_loss(
+            pos,
+            neg,
+            sample_weight,
+            records.refined_softmax(self.temperature),
             self.reduction,
             self.look_up(pos_items, neg_items),
         )

@@ -458,6 +458,105 @@ def sampled_softmax(temperature: float = 1.0) -> Kernel:
     return Kernel("sampled_softmax", 1 / _positive("temperature", temperature))
 
 
+def _log_counts(counts: Tensor) -> Tensor:
+    """Return the logarithms of counts, float64; a count of 0 is taken as the smallest of the others, or as 1."""
+    counts = counts.to(torch.float64)
+    seen = counts > 0
+    rarest = torch.where(seen, counts, torch.inf).amin() if counts.numel() else counts.sum()
+    return torch.where(seen, counts, torch.where(rarest.isinf(), 1.0, rarest)).log()
+
+
+def adjustment_of_items(popularity: Tensor, alpha: float = 0.5) -> Tensor:
+    """Return -alpha log popularity of all items, relative to the most popular one."""
+    alpha = require_finite_number("alpha", alpha)
+    logs = _log_counts(require_popularity("popularity", popularity))
+    return -alpha * (logs - logs.amax()) if logs.numel() else logs
+
+
+def adjustment_of_scores(
+    pos_popularity: Tensor, neg_popularity: Tensor, alpha: float = 0.5
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return -alpha log popularity of positives and negatives."""
+    x_pos = require_popularity("pos_popularity", pos_popularity)
+    x_neg = require_popularity("neg_popularity", neg_popularity)
+    logs = adjustment_of_items(torch.cat([x_pos.reshape(-1), x_neg.reshape(-1)]), alpha)
+    return logs[: x_pos.numel()].reshape(x_pos.shape), logs[x_pos.numel() :].reshape(x_neg.shape)
+
+
+@loss(
+    class_name="PopularitySoftmaxLoss",
+    summary="Sampled softmax of scores that are adjusted by popularity^alpha in training alone",
+    formula="LSE(z_p, z_1 ... z_K) - z_p, z = y / temperature + alpha log popularity",
+    latex=r"\operatorname{LSE}(z_p, z_1, \dots, z_K) - z_p, \quad z = y / t + \alpha \log \mathrm{popularity}",
+    source="[MJR21]",
+    options={
+        "temperature": "> 0.",
+        "alpha": "the exponent, of either sign. Above 0 the popularity explains a part of the data, and the scores, "
+        "which rank without it, favour the long tail. Below 0 they favour popular items. 0 is the sampled softmax.",
+    },
+    checks=({"temperature": 0.5, "alpha": 0.7}, {"temperature": 0.5, "alpha": -0.4}),
+    note="At inference rank by the scores themselves. An item of popularity 0 counts as the rarest of the others.",
+    constants=Constants(
+        pos="pos_popularity",
+        neg="neg_popularity",
+        about="popularity of the items scored, [B] and [B, K].",
+        items="popularity",
+        items_about="interaction counts of the items, [num_items].",
+        of_scores=adjustment_of_scores,
+        of_items=adjustment_of_items,
+    ),
+)
+def popularity_softmax(temperature: float = 1.0) -> Kernel:
+    return Kernel("sampled_softmax", 1 / _positive("temperature", temperature))
+
+
+def sampler_log_q(popularity: Tensor, exponent: float = 0.0) -> Tensor:
+    """Return the log-probability with which a sampler by popularity^exponent draws each item."""
+    exponent = require_finite_number("exponent", exponent)
+    logs = exponent * _log_counts(require_popularity("popularity", popularity))
+    return torch.log_softmax(logs, 0) if logs.numel() else logs
+
+
+def sampled_log_q(log_q_pos: Tensor, log_q_neg: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return both, checked."""
+    require_floating("log_q_pos", log_q_pos)
+    require_floating("log_q_neg", log_q_neg)
+    return log_q_pos, log_q_neg
+
+
+@loss(
+    class_name="RefinedSoftmaxLoss",
+    summary="Sampled softmax with the refined logQ correction, where the positive is not a sampled term",
+    formula="sp(LSE_j(z_j) - log K + log(1 - q_p) - p / temperature), z_j = n_j / temperature - log q_j",
+    latex=r"\operatorname{sp}(\operatorname{LSE}_j(n_j / t - \log q_j) - \log K + \log(1 - q_p) - p / t)",
+    source="[KBM25]",
+    options={
+        "temperature": "> 0.",
+        "exponent": 'negatives are drawn in proportion to popularity^exponent: 0 for the strategy "uniform" of '
+        'training, 1 for "popularity".',
+    },
+    checks=({}, {"temperature": 0.5}),
+    note="The paper's loss is ``sg(1 - P) (LSE_j(z_j + log(1 - q_p)) - p / temperature)``, where sg stops the "
+    "gradient, ``q_j / (1 - q_p)`` is the probability of a negative among all items but the positive, and ``P = exp(p "
+    "/ temperature) / (exp(p / temperature) + mean_j exp(z_j + log(1 - q_p)))`` estimates the probability of the "
+    "positive under the softmax over all items. The function here has exactly that gradient, since ``1 - P`` is the "
+    "derivative of sp; its value is the cross-entropy ``-log P``.",
+    constants=Constants(
+        pos="log_q_pos",
+        neg="log_q_neg",
+        about="log-probabilities log q with which the sampler draws the items, [B] and [B, K], or [K] where all rows "
+        "have the same negatives.",
+        items="popularity",
+        items_about="interaction counts of the items, [num_items].",
+        of_scores=sampled_log_q,
+        of_items=sampler_log_q,
+        buffer="log_q",
+    ),
+)
+def refined_softmax(temperature: float = 1.0) -> Kernel:
+    return Kernel("refined_softmax", 1 / _positive("temperature", temperature))
+
+
 @loss(
     class_name="BSLLoss",
     summary="Bilateral softmax loss",

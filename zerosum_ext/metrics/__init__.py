@@ -19,7 +19,9 @@ References: [RCS22] Rhee, Cho, Suh, RecSys 2022; [ZHU21] Zhu et al., "Popularity
 Collaborative Filtering", WSDM 2021; [ABD19] Abdollahpouri, Burke, Mobasher, "Managing Popularity Bias in
 Recommender Systems with Personalized Re-ranking", FLAIRS 2019; [MN08] McSherry, Najork, "Computing
 Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008; [ZHOU10]
-Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender systems", PNAS 2010.
+Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender systems", PNAS 2010; [SAI20] Saito et al.,
+"Unbiased Recommender Learning from Missing-Not-At-Random Implicit Feedback", WSDM 2020; [YAN18] Yang et al., "Unbiased
+Offline Recommender Evaluation for Missing-Not-At-Random Implicit Feedback", RecSys 2018.
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ from zerosum_ext.metrics.inputs import popularity_counts
 from zerosum_ext.metrics.lists import aclt, aplt, arp, coverage, entropy, gini, long_tail, novelty, tail_share
 from zerosum_ext.metrics.pairs import auc, pairwise_accuracy
 from zerosum_ext.metrics.ranking import hit_rate, mean_average_precision, mrr, ndcg, positive_ranks, precision, recall
+from zerosum_ext.metrics.records import MEASURES, Measure, measure_of
 from zerosum_ext.metrics.sampled import sampled_hit, sampled_ndcg, sampled_ranks
+from zerosum_ext.metrics.weighted import popularity_groups, propensities, weighted_ndcg, weighted_recall
 
 __all__ = [
+    "MEASURES",
+    "Measure",
     "aclt",
     "aplt",
     "arp",
@@ -43,6 +49,7 @@ __all__ = [
     "hit_rate",
     "long_tail",
     "mean_average_precision",
+    "measure_of",
     "mrr",
     "ndcg",
     "novelty",
@@ -50,9 +57,11 @@ __all__ = [
     "pcc",
     "pop_q_at_1",
     "popularity_counts",
+    "popularity_groups",
     "positive_ranks",
     "precision",
     "pri",
+    "propensities",
     "pru",
     "recall",
     "sampled_hit",
@@ -60,4 +69,6 @@ __all__ = [
     "sampled_ranks",
     "tail_share",
     "upo",
+    "weighted_ndcg",
+    "weighted_recall",
 ]

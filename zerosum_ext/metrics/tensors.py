@@ -40,11 +40,7 @@ def mean_by_item(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (number of an item's values that take part, their mean or NaN), float64 [num_items] each."""
     weights = part.double(), torch.where(part, values, 0.0)
-    if items.device.type == "cpu":
-        number, total = (torch.bincount(items, weights=x, minlength=num_items).double() for x in weights)
-    else:  # where bincount and index_add_ have no certain order
-        nothing = torch.zeros(num_items, dtype=torch.float64, device=items.device)
-        number, total = (nothing.index_put((items,), x, accumulate=True) for x in weights)
+    number, total = (sum_by(items, x, num_items) for x in weights)
     return number, total / number
 
 
@@ -129,3 +125,49 @@ def entropy_of_exposure(exposure: torch.Tensor) -> torch.Tensor:
 
 def self_information(counts: torch.Tensor, num_users: int) -> torch.Tensor:
     return (num_users / counts.clamp(min=1)).log2()
+
+
+def popularity_groups(counts: torch.Tensor, tail_mass: float) -> torch.Tensor:
+    """Return the part of the catalogue of each item: 0 the head, 1 the middle, 2 the tail."""
+    head = ~long_tail(counts, max(tail_mass, 1 - tail_mass))
+    return torch.where(long_tail(counts, tail_mass), 2, torch.where(head, 0, 1))
+
+
+def propensities(counts: torch.Tensor, exponent: float) -> torch.Tensor:
+    """Return (count / largest count)^exponent; a count of 0 counts as the smallest of the others, or as 1."""
+    if not counts.numel():
+        return counts
+    rarest = torch.where(counts > 0, counts, torch.inf).amin()
+    known = torch.where(counts > 0, counts, torch.where(rarest.isinf(), 1.0, rarest))
+    return (known / known.amax()) ** exponent
+
+
+def sum_by(group: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sum of the values of each group, float64 [count]."""
+    if group.device.type == "cpu":
+        return torch.bincount(group, weights=values, minlength=count).double()
+    # (where bincount and index_add_ have no certain order)
+    nothing = torch.zeros(count, dtype=torch.float64, device=group.device)
+    return nothing.index_put((group,), values, accumulate=True)
+
+
+def weighted_recall(
+    ranks: torch.Tensor, weights: torch.Tensor, group: torch.Tensor, count: int, k: int
+) -> torch.Tensor:
+    """Return the share of each group's weight that has a rank <= k, float64 [count]; NaN without weight."""
+    within = torch.where(ranks <= k, weights, 0.0)
+    return sum_by(group, within, count) / sum_by(group, weights, count)
+
+
+def weighted_ndcg(
+    ranks: torch.Tensor, weights: torch.Tensor, group: torch.Tensor, sizes: torch.Tensor, k: int
+) -> torch.Tensor:
+    """Return the NDCG@k of each group, of that size, with the weights as gains, float64; NaN without weight."""
+    gains = torch.where(ranks <= k, weights / (ranks + 1).double().log2(), 0.0)
+    # The best order: each group's weights descending, by two stable sorts.
+    heaviest = torch.argsort(weights, descending=True, stable=True)
+    order = heaviest[torch.argsort(group[heaviest], stable=True)]
+    starts = sizes.cumsum(0) - sizes
+    place = torch.arange(order.numel(), device=order.device) - starts[group[order]]
+    best = torch.where(place < k, weights[order] / (place + 2).double().log2(), 0.0)
+    return sum_by(group, gains, sizes.numel()) / sum_by(group[order], best, sizes.numel())

@@ -22,6 +22,8 @@ class MatrixFactorization(DotProductRecommender):
         num_items: the number of rows of ``item_embedding``.
         embedding_dim: the width d of both tables.
         item_bias: whether a learnt number is added to the scores of each item. It starts at zero.
+        normalize: whether scores are cosines: both rows are scaled to length 1, as CCL and the softmax losses like it.
+            A bias is added to the cosine. Such a model is trained by autograd.
         init_std: the standard deviation of the initial tables, N(0, init_std^2). [RCS22] uses .01.
         sparse: whether the gradients of the tables are sparse tensors of the batch's rows. SparseAdam needs them, and
             they are faster if a batch touches few of the rows. ``fit`` turns them on for SparseAdam.
@@ -49,6 +51,7 @@ class MatrixFactorization(DotProductRecommender):
         embedding_dim: int = 64,
         *,
         item_bias: bool = False,
+        normalize: bool = False,
         init_std: float = 0.01,
         sparse: bool = False,
         seed: int | None = None,
@@ -60,7 +63,7 @@ class MatrixFactorization(DotProductRecommender):
         self.num_items = require_positive_int("num_items", num_items)
         self.embedding_dim = require_positive_int("embedding_dim", embedding_dim, maximum=MOST_DIM)
         self.init_std = require_finite_number("init_std", init_std, minimum=0)
-        self.sparse = bool(sparse)
+        self.sparse, self.normalize = bool(sparse), bool(normalize)
         kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         self.user_embedding = nn.Parameter(torch.empty(self.num_users, self.embedding_dim, **kwargs))
         self.item_embedding = nn.Parameter(torch.empty(self.num_items, self.embedding_dim, **kwargs))
@@ -88,13 +91,14 @@ class MatrixFactorization(DotProductRecommender):
 
     def extra_repr(self) -> str:
         bias = ", item_bias=True" if self.item_bias is not None else ""
-        return f"{self.num_users}, {self.num_items}, embedding_dim={self.embedding_dim}{bias}"
+        cosine = ", normalize=True" if self.normalize else ""
+        return f"{self.num_users}, {self.num_items}, embedding_dim={self.embedding_dim}{bias}{cosine}"
 
     # --- scores ------------------------------------------------------------------------------------------
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         check_pairs(users, items)
-        scores = self.score(*self.embedding_rows(users, items))
+        scores = self.score(*(self._scaled(rows) for rows in self.embedding_rows(users, items)))
         if self.item_bias is not None:
             # Not F.embedding of a [num_items, 1] view: a view has no sparse gradient.
             bias = torch.gather(self.item_bias, 0, items.reshape(-1), sparse_grad=self.sparse)
@@ -105,19 +109,27 @@ class MatrixFactorization(DotProductRecommender):
         user_rows = F.embedding(users, self.user_embedding, sparse=self.sparse)
         return user_rows, F.embedding(items, self.item_embedding, sparse=self.sparse)
 
+    def _scaled(self, rows: Tensor) -> Tensor:
+        """Return rows of the tables as scores take them: of length 1 if the scores are cosines."""
+        return F.normalize(rows, dim=-1) if self.normalize else rows
+
     def vectors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the tables themselves: of users [U, d], of items [I, d], and the bias of items [I] or None."""
-        return self.user_embedding, self.item_embedding, self.item_bias
+        """Return the vectors of users [U, d] and items [I, d], and the bias of items [I] or None.
+
+        They are the tables themselves, or with ``normalize`` their rows scaled to length 1.
+        """
+        return self._scaled(self.user_embedding), self._scaled(self.item_embedding), self.item_bias
 
     # --- training ----------------------------------------------------------------------------------------
 
     def scores_from_tables(self) -> bool:
         """Return whether scores are exactly the formula of this class, so that compiled training may stand for it.
 
-        They are not if a subclass, or this very object, replaces a method that scores or the L2 term are made of.
+        They are not if scores are cosines, or if a subclass, or this very object, replaces a method that scores or the
+        L2 term are made of.
         """
         cls = type(self)
-        return all(
+        return not self.normalize and all(
             getattr(cls, name) is getattr(MatrixFactorization, name) and name not in self.__dict__
             for name in ("__call__", "forward", "embedding_rows", "score", "l2_penalty")
         )
@@ -134,6 +146,7 @@ class MatrixFactorization(DotProductRecommender):
             "num_items": self.num_items,
             "embedding_dim": self.embedding_dim,
             "item_bias": self.item_bias is not None,
+            "normalize": self.normalize,
             "init_std": self.init_std,
             "sparse": self.sparse,
         }

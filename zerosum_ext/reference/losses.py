@@ -11,6 +11,9 @@ Everything here is differentiable to any order and finite for every finite input
 [YCX24] Yang et al.: PSL: Rethinking and Improving Softmax Loss from Pairwise Perspective. NeurIPS 2024.
 [WBU11] Weston, Bengio, Usunier: WSABIE: Scaling Up to Large Vocabulary Image Annotation. IJCAI 2011 (hinge).
 [MZW21] Mao et al.: SimpleX: A Simple and Strong Baseline for Collaborative Filtering. CIKM 2021 (CCL).
+[MJR21] Menon et al.: Long-Tail Learning via Logit Adjustment. ICLR 2021 (softmax with a popularity exponent).
+[KBM25] Khrylchenko et al.: Correcting the LogQ Correction: Revisiting Sampled Softmax for Large-Scale Retrieval. RecSys
+    2025, arXiv 2507.09331.
 [ZCW13] Zhang et al.: Optimizing Top-N Collaborative Filtering via Dynamic Negative Item Sampling. SIGIR 2013 (DNS).
 """
 
@@ -158,6 +161,14 @@ def hardest(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
 def ccl(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
     """1 - p + b mean_j max(0, n_j - a) [MZW21]."""
     return 1 - p.squeeze(-1) + w.b * torch.relu(n - w.a).mean(-1)
+
+
+@definition("row")
+def refined_softmax(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, w: Kernel) -> Tensor:
+    """sp(logsumexp_j(a n_j - x_j) - log K + log(1 - e^x_p) - a p), x = log q [KBM25]."""
+    others = torch.log1p(-torch.exp(x_p.clamp(max=0)))
+    negatives = torch.logsumexp(w.a * n - x_n, -1) - math.log(n.shape[-1])
+    return softplus(negatives + (others - w.a * p).squeeze(-1))
 
 
 # ---- a loss with branches of its own

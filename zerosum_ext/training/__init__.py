@@ -4,6 +4,7 @@ from zerosum_ext.training.fused import FusedStep, fused_obstacle
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
 from zerosum_ext.training.loop import fit
 from zerosum_ext.training.regularizers import PearsonRegularizer, Regularizer, popularity_correlation
+from zerosum_ext.training.settings import require_bias
 from zerosum_ext.training.validation import parse_metric
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "fused_obstacle",
     "parse_metric",
     "popularity_correlation",
+    "require_bias",
 ]

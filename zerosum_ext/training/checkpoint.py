@@ -52,6 +52,7 @@ def fingerprint(parts: Parts, settings: Settings, engine: str) -> dict[str, Any]
         # The best epoch so far is the best by these.
         "metric": validation.metric if validated else None,
         "maximize": validation.maximize if validated else None,
+        **({} if validation.bias is None else {"bias": validation.bias, "max_cost": validation.max_cost}),
     }
 
 
@@ -116,6 +117,7 @@ def _read(path: str) -> dict[str, Any]:
         "seconds": (int, float),
         "best_value": (int, float, type(None)),
         "cuda_rng": (Tensor, type(None)),
+        **({"front": (list,)} if "front" in state else {}),
     }
     missing = object()
     for name, allowed in kinds.items():

@@ -27,7 +27,9 @@ class History(list[float]):
     Attributes:
         validation: the validation metric of each epoch; empty without validation.
         metric: the name of that metric, or None.
-        best_epoch: the index of the epoch with the best value, or None.
+        bias: the measure of bias of each epoch; empty where none is watched.
+        best_epoch: the index of the epoch with the best value, or None; where bias is watched, of the epoch that is
+            chosen by both.
         stopped: "completed", "early stopping", "callback" or "interrupted".
         engine: the engine that ran: "fused", "hogwild" or "autograd".
         seconds: the wall time of each epoch's training, without validation. A resumed run does not repeat these bits.
@@ -38,6 +40,7 @@ class History(list[float]):
         super().__init__(losses)
         self.validation: list[float] = []
         self.metric: str | None = None
+        self.bias: list[float] = []
         self.best_epoch: int | None = None
         self.stopped: Stopped = "completed"
         self.engine: str = "autograd"
@@ -46,7 +49,9 @@ class History(list[float]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values that JSON can hold."""
+        bias = {"bias": list(self.bias)} if self.bias else {}
         return {
+            **bias,
             "loss": list(self),
             "validation": list(self.validation),
             "metric": self.metric,
@@ -71,19 +76,22 @@ class History(list[float]):
         history = cls(values["loss"])
         for name in _FIELDS:
             setattr(history, name, values[name])
+        history.bias = values.get("bias", [])
         return history
 
 
 def _check(values: dict[str, Any]) -> None:
     """Raise where plain values are not those of a history."""
     lists = {name: values.get(name) for name in ("loss", "validation", "seconds", "samples")}
+    lists["bias"] = values.get("bias", [])
     for name, numbers in lists.items():
         if not isinstance(numbers, list) or not all(_is_number(number) for number in numbers):
             raise ValueError(f"history: {name}: expected a list of numbers")
     epochs = len(values["loss"])
     for name, numbers in lists.items():
-        if len(values[name]) != epochs and (name != "validation" or numbers):
-            raise ValueError(f"history: {name}: expected {epochs} numbers, got {len(values[name])}")
+        assert isinstance(numbers, list)
+        if len(numbers) != epochs and (name not in ("validation", "bias") or numbers):
+            raise ValueError(f"history: {name}: expected {epochs} numbers, got {len(numbers)}")
     if not isinstance(values.get("metric", 0), (str, type(None))):
         raise ValueError(f"history: metric: expected text or null, got {values.get('metric')!r}")
     for name in ("stopped", "engine"):

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.losses import get_loss
+from zerosum_ext.losses import get_loss, loss_names, loss_options
+from zerosum_ext.metrics import measure_of
 from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_checkpoint, write_checkpoint
+from zerosum_ext.training.choice import Front, State
 from zerosum_ext.training.console import Bar, Interrupt, deferred_interrupt, progress_bar
 from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
@@ -42,7 +44,7 @@ from zerosum_ext.training.settings import (
     Transform,
     Validation,
 )
-from zerosum_ext.training.validation import Evaluator, make_evaluator, matching_interactions
+from zerosum_ext.training.validation import Evaluator, Validated, make_evaluator, matching_interactions
 
 __all__ = ["fit"]
 
@@ -50,7 +52,7 @@ __all__ = ["fit"]
 _LATER_SEEDS = 0x9E3779B97F4A7C15
 
 
-# Thirty keywords and one, since each is a setting that users give by name. They are sorted into dataclasses at once.
+# Thirty-three keywords, since each is a setting that users give by name. They are sorted into dataclasses at once.
 def fit(
     model: nn.Module,
     interactions: Any,
@@ -77,6 +79,8 @@ def fit(
     maximize: bool = True,
     patience: int | None = None,
     restore_best: bool = True,
+    bias: str | None = None,
+    max_cost: float = 0.05,
     callbacks: Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -91,10 +95,10 @@ def fit(
     Args:
         model: an nn.Module that is called as ``model(users [B], items [B, J])`` and returns scores [B, J].
         interactions: the training positives: :class:`~zerosum_ext.Interactions`, or a scipy or torch CSR.
-        loss: a name of :func:`zerosum_ext.losses.get_loss`, or a module that is called as ``loss(pos, neg)`` with pos
-            [B] and neg [B], or neg [B, K] for K negatives. A loss whose ``num_positives`` is 2 gets pos and neg [B, 2]:
-            two positives and two negatives of one user. Its reduction must be "mean" or "sum". A loss without this
-            attribute counts as "mean".
+        loss: a name of :func:`zerosum_ext.losses.get_loss`; a loss that needs popularities gets those of the training
+            positives. Or a module that is called as ``loss(pos, neg)`` with pos [B] and neg [B], or neg [B, K] for K
+            negatives. A loss whose ``num_positives`` is 2 gets pos and neg [B, 2]: two positives and two negatives of
+            one user. Its reduction must be "mean" or "sum". A loss without this attribute counts as "mean".
         optimizer: "adam", "sgd", "adagrad", "sparse_adam" or "adamw"; or a class of torch.optim, another callable that
             makes an optimizer from a list of parameters, or a torch.optim.Optimizer. None is "adam": dense
             torch.optim.Adam, with lr 1e-3 as in [RCS22].
@@ -126,6 +130,12 @@ def fit(
         maximize: whether larger values of the metric are better.
         patience: stop after this many epochs without a better value. None runs all epochs.
         restore_best: with validation, end with the weights of the best epoch. False keeps those of the last.
+        bias: a measure of bias or exposure to watch beside the metric: "pop_q_at_1", "upo", "arp@10", ... The best
+            epoch is then the least biased one, by the measure's ideal (:data:`zerosum_ext.metrics.MEASURES`), among
+            those that lose at most ``max_cost`` of the best value of the metric. Patience counts epochs that are
+            neither more accurate nor, at that cost, less biased. Weights of all epochs that may still be chosen, mostly
+            a few, stay in memory and in the checkpoint.
+        max_cost: that share, in [0, 1).
         callbacks: are called with an :class:`EpochEnd` after each epoch. Training stops if one
             of them returns True or raises :class:`~zerosum_ext.training.StopTraining`.
         checkpoint: the file that the whole state is written to after each epoch and on an interrupt.
@@ -172,7 +182,7 @@ def fit(
         sampling=Sampling(batch_size, seed, negatives, draws, strategy),
         objective=Objective(l2, clip_row_norm, regularizer, transform, precision),
         schedule=Schedule(scheduler, scheduler_interval),
-        validation=Validation(validation, metric, maximize, patience, restore_best),
+        validation=Validation(validation, metric, maximize, patience, restore_best, bias, max_cost),
         saving=Saving(checkpoint, checkpoint_every, resume),
         callbacks=tuple(callbacks),
         progress=progress,
@@ -193,8 +203,8 @@ def _prepare(
     settings: Settings,
 ) -> Parts:
     """Return the parts of a run, checked against each other and on one device."""
-    loss_module = _loss_module(loss)
     train = Interactions.from_any(interactions)
+    loss_module = _loss_module(loss, train)
     expected = (getattr(model, "num_users", train.shape[0]), getattr(model, "num_items", train.shape[1]))
     if train.shape != expected:
         raise ValueError(f"interactions: expected shape {expected} as the model's, got {train.shape}")
@@ -220,8 +230,12 @@ def _prepare(
     return Parts(model, train, loss_module, chosen, excluded)
 
 
-def _loss_module(loss: str | nn.Module) -> nn.Module:
-    module = get_loss(loss) if isinstance(loss, str) else loss
+def _loss_module(loss: str | nn.Module, train: Interactions) -> nn.Module:
+    """Return the loss as a module. A loss by name that needs popularities takes those of the training part."""
+    module = loss
+    if isinstance(loss, str):
+        known = loss in loss_names() and "popularity" in loss_options(loss)
+        module = get_loss(loss, **({"popularity": train.popularity} if known else {}))
     if not isinstance(module, nn.Module):
         raise TypeError(f"loss: expected a name or an nn.Module, got {type(loss).__name__} {loss!r}")
     if getattr(module, "reduction", "mean") not in ("mean", "sum"):
@@ -274,7 +288,7 @@ class _Run:
         self.parts, self.settings = parts, settings
         validation = settings.validation
         self.evaluator: Evaluator | None = make_evaluator(
-            validation.source, validation.metric, parts.train, parts.model
+            validation.source, validation.metric, parts.train, parts.model, validation.bias
         )
         # The number of the first epoch: that given, or where the model's last training stopped.
         counted = int(getattr(parts.model, "epochs_trained", 0))
@@ -294,6 +308,7 @@ class _Run:
         self.best_value: float | None = None
         self.best_state: dict[str, Tensor] | None = None
         self.epochs_since_best = 0
+        self.front = None if validation.bias is None else Front(validation.maximize, validation.max_cost)
 
     def train(self) -> History:
         """Train until the last epoch, a reason to stop, or Ctrl-C."""
@@ -380,8 +395,10 @@ class _Run:
         shown = {"epoch": self.epoch + 1, "loss": f"{mean:.5f}"}
         stop = False
         if self.evaluator is not None:
-            value = self._validate(self.evaluator)
+            value, bias = self._validate(self.evaluator)
             shown[self.settings.validation.metric] = f"{value:.4f}"
+            if bias is not None:
+                shown[str(self.settings.validation.bias)] = f"{bias:.4f}"
             stop = self._out_of_patience()
         bar.set_postfix(shown, refresh=False)
         self._end_schedule(mean)
@@ -396,24 +413,44 @@ class _Run:
         self._save()
         return stop
 
-    def _validate(self, evaluator: Evaluator) -> float:
-        """Record the validation value, and the weights if it is the best one so far."""
+    def _validate(self, evaluator: Evaluator) -> Validated:
+        """Record the validation values, and the weights if they are the best so far."""
         model, validation = self.parts.model, self.settings.validation
         model.eval()
         try:
-            value = evaluator(model)
+            value, bias = evaluator(model)
         finally:
             model.train()
         if math.isnan(value):
             raise ValueError(f"metric: {validation.metric} is nan in epoch {self.epoch}; nothing to compare by")
         self.history.validation.append(value)
-        if validation.is_better(value, self.best_value):
+        if self.front is not None and bias is not None:
+            self._offer(self.front, value, bias)
+        elif validation.is_better(value, self.best_value):
             self.best_value, self.epochs_since_best = value, 0
             self.history.best_epoch = self.epoch
-            self.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            self.best_state = self._weights()
         else:
             self.epochs_since_best += 1
-        return value
+        return Validated(value, bias)
+
+    def _offer(self, front: Front, value: float, bias: float) -> None:
+        """Record the bias, and the weights if the epoch may be chosen by accuracy and bias."""
+        name = str(self.settings.validation.bias)
+        if math.isnan(bias):
+            raise ValueError(
+                f"bias: {name} is nan in epoch {self.epoch}; the validation part has too few positives for it"
+            )
+        self.history.bias.append(bias)
+        kept = front.offer(self.epoch, value, measure_of(name).distance(bias), self._weights)
+        self.epochs_since_best = 0 if kept else self.epochs_since_best + 1
+        chosen = front.chosen
+        assert chosen is not None  # the first epoch is kept
+        self.best_value, self.best_state, self.history.best_epoch = chosen.accuracy, chosen.state, chosen.epoch
+
+    def _weights(self) -> State:
+        """Return a copy of the model's weights."""
+        return {k: v.detach().clone() for k, v in self.parts.model.state_dict().items()}
 
     def _end_schedule(self, mean: float) -> None:
         """Advance a schedule that goes by the epoch."""
@@ -444,6 +481,7 @@ class _Run:
             "best_value": self.best_value,
             "best_state": self.best_state,
             "epochs_since_best": self.epochs_since_best,
+            **({} if self.front is None else {"front": self.front.to_list()}),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(parts.device) if parts.device.type == "cuda" else None,
         }
@@ -483,6 +521,11 @@ class _Run:
         if state["best_state"] is not None:
             _check_state(path, state["best_state"], parts.model)
             self.best_state = {k: v.to(parts.device) for k, v in state["best_state"].items()}
+        if self.front is not None:
+            try:
+                self.front.load(state.get("front", []), parts.device)
+            except ValueError as error:
+                raise ValueError(f"resume: {path!r} is damaged: {error}") from None
         self._count_epochs()
         if state["cuda_rng"] is not None and parts.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], parts.device)

@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from zerosum_ext._checks import require_finite_number, require_positive_int
+from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext._types import Strategy
+from zerosum_ext.metrics import MEASURES
 from zerosum_ext.training.history import Callback
 from zerosum_ext.training.regularizers import Regularizer
+from zerosum_ext.training.validation import parse_metric
 
 __all__ = [
     "MOST_EPOCHS",
@@ -26,6 +28,7 @@ __all__ = [
     "Settings",
     "Transform",
     "Validation",
+    "require_bias",
 ]
 
 Engine: TypeAlias = Literal["auto", "fused", "hogwild", "autograd"]
@@ -112,6 +115,8 @@ class Validation:
         maximize: whether larger values of the metric are better.
         patience: the number of epochs without a better value after which training stops, or None.
         restore_best: whether the model ends with the weights of its best epoch.
+        bias: the key of a measure of bias or exposure to watch beside the metric, or None.
+        max_cost: the share of the best value of the metric that may be lost for less bias.
     """
 
     source: Any = None
@@ -119,8 +124,18 @@ class Validation:
     maximize: bool = True
     patience: int | None = None
     restore_best: bool = True
+    bias: str | None = None
+    max_cost: float = 0.05
 
     def __post_init__(self) -> None:
+        cost = require_finite_number("max_cost", self.max_cost, minimum=0)
+        if cost >= 1:
+            raise ValueError(f"max_cost: expected a share in [0, 1), got {cost}")
+        _set(self, "max_cost", cost)
+        if self.bias is not None:
+            require_bias("bias", self.bias)
+            if self.source is None:
+                raise ValueError(f"bias: expected None without validation, got {self.bias!r}")
         if self.patience is not None:
             _set(self, "patience", require_positive_int("patience", self.patience))
             if self.source is None:
@@ -180,6 +195,19 @@ class Settings:
         for callback in self.callbacks:
             if not callable(callback):
                 raise TypeError(f"callbacks: expected callables, got {type(callback).__name__} {callback!r}")
+
+
+def require_bias(name: str, key: Any) -> str:
+    """Return the key of a measure that can be watched beside accuracy, such as "pop_q_at_1" or "arp@10".
+
+    Raises:
+        ValueError: the key is unknown, or no direction of the measure is better.
+    """
+    text = require_choice(name, str(key).partition("@")[0], [m.name for m in MEASURES.values() if m.kind != "accuracy"])
+    parse_metric(str(key))
+    if MEASURES[text].direction == "none":
+        raise ValueError(f"{name}: expected a measure of which a direction is better, got {key!r}")
+    return str(key)
 
 
 def _set(settings: Any, name: str, value: Any) -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, evaluate
+from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, WEIGHTED_METRICS, evaluate
 from zerosum_ext.evaluation.sources import score_source
 
-__all__ = ["Evaluator", "make_evaluator", "matching_interactions", "parse_metric"]
-
-#: From a model to the value of the validation metric.
-Evaluator: TypeAlias = Callable[[nn.Module], float]
+__all__ = ["Evaluator", "Validated", "make_evaluator", "matching_interactions", "parse_metric"]
 
 
-def make_evaluator(source: Any, metric: str, train: Interactions, model: nn.Module) -> Evaluator | None:
+class Validated(NamedTuple):
+    """The value of the validation metric, and that of the measure of bias, if one is watched."""
+
+    value: float
+    bias: float | None = None
+
+
+#: From a model to what validation says of it.
+Evaluator: TypeAlias = Callable[[nn.Module], Validated]
+
+
+def make_evaluator(
+    source: Any, metric: str, train: Interactions, model: nn.Module, bias: str | None = None
+) -> Evaluator | None:
     """Return the function that validates a model, or None without validation.
 
     Args:
@@ -27,6 +37,7 @@ def make_evaluator(source: Any, metric: str, train: Interactions, model: nn.Modu
         metric: a key of :func:`zerosum_ext.evaluate`; not read where ``source`` is a callable.
         train: the training interactions, whose items are no candidates.
         model: the model that is going to be validated.
+        bias: a measure of bias to compute with it, or None.
 
     Raises:
         ValueError: the metric is unknown, the shapes differ, or the model cannot score all items of a user.
@@ -34,11 +45,19 @@ def make_evaluator(source: Any, metric: str, train: Interactions, model: nn.Modu
     if source is None:
         return None
     if callable(source) and not hasattr(source, "indptr"):
-        return lambda model: float(source(model))
+        if bias is not None:
+            raise ValueError(f"bias: expected None where validation is a callable, got {bias!r}")
+        return lambda model: Validated(float(source(model)))
     held_out = matching_interactions("validation", source, train)
     name, cutoff = parse_metric(metric)
     _try_scores(model, train)
-    return lambda model: float(evaluate(model, train, held_out, metrics=(name,), k=(cutoff,))[metric])
+    wanted = (name,) if bias is None else (name, bias)
+
+    def validate(model: nn.Module) -> Validated:
+        values = evaluate(model, train, held_out, metrics=wanted, k=(cutoff,))
+        return Validated(float(values[metric]), None if bias is None else float(values[bias]))
+
+    return validate
 
 
 def _try_scores(model: nn.Module, train: Interactions) -> None:
@@ -82,7 +101,8 @@ def parse_metric(metric: str) -> tuple[str, int]:
         ValueError: the metric is no key of :func:`zerosum_ext.evaluate`.
     """
     name, at, cutoff = metric.partition("@")
-    known, with_cutoff = (*METRICS, *SAMPLED_METRICS), (*AT_K_METRICS, *SAMPLED_METRICS)
+    more = (*SAMPLED_METRICS, *WEIGHTED_METRICS)
+    known, with_cutoff = (*METRICS, *more), (*AT_K_METRICS, *more)
     if name not in known:
         raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
     if name not in with_cutoff and at:

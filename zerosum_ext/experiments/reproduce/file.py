@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext._files import read_text
 from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS
-from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Pairing, slug
+from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Goal, Pairing, Tuning, slug
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule, todays_names
 
 #: Cut-offs of the metrics over all items.
@@ -19,11 +19,24 @@ CUTOFFS = (10, 20)
 
 # The tables and values of a file, and those that must be there.
 _KNOWN = frozenset(
-    ("title", "protocol", "methods", "data", "columns", "split", "leak", "split_seed", "seeds", "note", "settings")
+    (
+        "title",
+        "protocol",
+        "methods",
+        "data",
+        "columns",
+        "split",
+        "leak",
+        "split_seed",
+        "seeds",
+        "note",
+        "settings",
+        "tuning",
+    )
 )
 _NEEDED = frozenset(("title", "protocol", "methods", "data"))
 
-Settings = TypeVar("Settings", DataSource, SplitRule, Method)
+Settings = TypeVar("Settings", DataSource, SplitRule, Method, Tuning)
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -46,6 +59,8 @@ def columns_of(protocol: str) -> list[str]:
     """Return the figures that a protocol yields."""
     if protocol == "synthetic":
         return ["error", "pri", "pop_q_at_1", "upo", "c"]
+    if protocol == "tuned":
+        return [*(f"{name}@{k}" for name in AT_K_METRICS for k in CUTOFFS), *METRICS[len(AT_K_METRICS) :]]
     cut = [f"{name}@{k}" for name in AT_K_METRICS for k in CUTOFFS]
     over_all = ("hr@10", "ndcg@10")
     plain = [name for name in (*cut, *METRICS) if name not in (*over_all, *AT_K_METRICS)]
@@ -56,8 +71,10 @@ def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
     unknown, missing = sorted(set(values) - _KNOWN), sorted(_NEEDED - set(values))
     if unknown or missing:
         raise ValueError(f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}")
-    protocol = require_choice("protocol", values["protocol"], ("synthetic", "benchmark"))
-    entries = _entries(values["methods"], _table("settings", values.get("settings", {})))
+    protocol = require_choice("protocol", values["protocol"], ("synthetic", "benchmark", "tuned"))
+    entries = _entries(values["methods"], _table("settings", values.get("settings", {})), protocol == "tuned")
+    if "tuning" in values and protocol != "tuned":
+        raise ValueError(f"tuning: expected none with the protocol {protocol!r}")
     split_seed = require_positive_int("split_seed", values.get("split_seed", 0), minimum=0)
     split = {"ratios": (0.6, 0.2, 0.2), "seed": split_seed, **_table("split", values.get("split", {}))}
     data = _made(DataSource, "data", _table("data", values["data"]))
@@ -78,6 +95,9 @@ def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
         pairings={name: entry.pairing for entry in entries for name in entry.methods},
         published={name: entry.published for entry in entries for name in entry.methods},
         note=_text("note", values.get("note", "")),
+        grids={name: entry.grid for entry in entries for name in entry.methods if entry.grid},
+        goals={name: entry.goal for entry in entries for name in entry.methods if entry.grid},
+        tuning=_made(Tuning, "tuning", _table("tuning", values.get("tuning", {}))),
     )
 
 
@@ -85,16 +105,18 @@ def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
 
 
 class _Entry(NamedTuple):
-    """One table [[methods]]: one method, or one for each value of its sweep."""
+    """One table [[methods]]: one method, or one for each value of its sweep, or one with a grid to choose from."""
 
     name: str
     methods: dict[str, Method]
     swept: bool
     pairing: Pairing
     published: Mapping[str, float]
+    grid: tuple[Method, ...] = ()
+    goal: Goal = "accuracy"
 
 
-def _entries(tables: Any, common: Mapping[str, Any]) -> list[_Entry]:
+def _entries(tables: Any, common: Mapping[str, Any], tuned: bool) -> list[_Entry]:
     if not isinstance(tables, list) or not tables:
         raise ValueError(f"methods: expected tables [[methods]], got {describe(tables)}")
     known: dict[str, str] = {}
@@ -102,7 +124,8 @@ def _entries(tables: Any, common: Mapping[str, Any]) -> list[_Entry]:
     for number, table in enumerate(tables, 1):
         named = isinstance(table, dict) and isinstance(table.get("name"), str)
         try:
-            entry = _entry(table, {"patience": None, "restore_best": False, **todays_names(common)})
+            whole: dict[str, Any] = {} if tuned else {"patience": None, "restore_best": False}
+            entry = _entry(table, {**whole, **todays_names(common)}, tuned)
             twice = sorted(set(entry.methods) & set(known.values()))
             if twice:
                 raise ValueError(f"name: expected one that is not in the file yet, got {twice[0]!r}")
@@ -113,14 +136,17 @@ def _entries(tables: Any, common: Mapping[str, Any]) -> list[_Entry]:
     return entries
 
 
-def _entry(table: Any, common: Mapping[str, Any]) -> _Entry:
+def _entry(table: Any, common: Mapping[str, Any], tuned: bool) -> _Entry:
     name = _table("methods", table).get("name")
     if not isinstance(name, str):
         raise TypeError(f"name: expected a text, got {describe(name)}")
-    unknown = sorted(set(table) - {"name", "settings", "published", "sweep", "pairing"})
+    options = ("grid", "goal") if tuned else ("published", "sweep", "pairing")
+    unknown = sorted(set(table) - {"name", "settings", *options})
     if unknown:
-        raise ValueError(f"expected name, settings, published, sweep and pairing, got {unknown[0]!r}")
+        raise ValueError(f"expected name, settings, {', '.join(options)}, got {unknown[0]!r}")
     settings = {**common, **todays_names(_table("settings", table.get("settings")))}
+    if tuned:
+        return _tuned_entry(name, table, settings)
     if "sweep" in table:
         methods = _sweep(name, settings, _table("sweep", table["sweep"]))
     else:
@@ -132,6 +158,19 @@ def _entry(table: Any, common: Mapping[str, Any]) -> _Entry:
     for column, value in published.items():
         require_finite_number(f"published {column!r}", value)
     return _Entry(name, methods, "sweep" in table, pairing, published)  # type: ignore[arg-type]
+
+
+def _tuned_entry(name: str, table: Mapping[str, Any], settings: Mapping[str, Any]) -> _Entry:
+    """Return a method with the settings to choose from. The options of a loss or a model join those in common."""
+    goal = require_choice("goal", table.get("goal", "accuracy"), ("accuracy", "balanced"))
+    grid = []
+    for number, given in enumerate(_list("grid", table.get("grid", [{}])), 1):
+        one = todays_names(_table(f"grid {number}", given))
+        for group in ("loss_options", "model_options"):
+            if group in one:
+                one[group] = {**_table(group, settings.get(group, {})), **_table(group, one[group])}
+        grid.append(_made(Method, f"grid {number}", {**settings, **one}))
+    return _Entry(name, {name: grid[0]}, False, PAIRINGS[0], {}, tuple(grid), goal)  # type: ignore[arg-type]
 
 
 def _sweep(name: str, settings: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict[str, Method]:

@@ -113,6 +113,11 @@ def _benchmark_data(experiment: Experiment, digest: str | None = None) -> _Data:
     return _last_data[0][1]
 
 
+def tuned_data(experiment: Experiment, digest: str | None) -> Split:
+    """Return the parts that the protocol "tuned" works on."""
+    return _benchmark_data(experiment, digest).split
+
+
 def _benchmark(cell: Cell, data: str | None) -> Measured:
     everything, split, negatives = _benchmark_data(cell.experiment, data)
     exclude = split.valid | split.test if cell.experiment.leak else None

@@ -27,7 +27,8 @@ from zerosum_ext._files import replacing
 from zerosum_ext.experiments.reproduce import results
 from zerosum_ext.experiments.reproduce.experiment import Cell
 from zerosum_ext.experiments.reproduce.file import read_experiment
-from zerosum_ext.experiments.reproduce.protocols import run_cell
+from zerosum_ext.experiments.reproduce.protocols import run_cell, tuned_data
+from zerosum_ext.experiments.reproduce.tuned import run_tuned
 from zerosum_ext.experiments.runs import environment
 
 
@@ -143,29 +144,61 @@ def _run_and_write(cell: Cell, output: Path) -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     _forget_peak_memory()
     data = cell.experiment.data_digest()
-    measured = run_cell(cell, data)
+    found, arrays = _tuned(cell, output, data) if cell.experiment.protocol == "tuned" else _measured(cell, data)
     record = {
         "experiment": cell.experiment.name,
         "method": cell.name,
         "seed": cell.method.seed,
         "digest": cell.digest,
         "data": data,
-        "settings": {**asdict(cell.method), "pairing": cell.pairing},
-        "metrics": measured.metrics,
-        "history": measured.history,
+        **found,
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - start_cpu,
-        "trained_here": measured.trained_here,
         "peak_memory_mb": _peak_memory_mb(),
         "date": datetime.date.today().isoformat(),
         **environment(),
     }
-    if measured.scores is not None and cell.method.seed == cell.experiment.seeds[0]:
+    if arrays:
         file = results.scores_file(cell, output)
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part, open(part, "wb") as opened:
-            np.savez_compressed(opened, scores=measured.scores.astype(np.float16))
+            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
     results.append(results.results_file(cell.experiment, output), record)
+
+
+def _measured(cell: Cell, data: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Run a cell; return what its record says of it, and arrays for a file of their own."""
+    measured = run_cell(cell, data)
+    found = {
+        "settings": {**asdict(cell.method), "pairing": cell.pairing},
+        "metrics": measured.metrics,
+        "history": measured.history,
+        "trained_here": measured.trained_here,
+    }
+    if measured.scores is None or cell.method.seed != cell.experiment.seeds[0]:
+        return found, {}
+    return found, {"scores": measured.scores.astype(np.float16)}
+
+
+def _tuned(cell: Cell, output: Path, data: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Do the same with the protocol "tuned", where later seeds take the setting that the first one chose."""
+    known = results.finished(cell.experiment, output, data).records
+    first = {
+        name: record
+        for name, records in known.items()
+        for record in records
+        if record["seed"] == cell.experiment.seeds[0]
+    }
+    tuned = run_tuned(cell, tuned_data(cell.experiment, data), first)
+    found = {
+        "settings": asdict(tuned.method),
+        "metrics": tuned.metrics,
+        "validation": tuned.validation,
+        "trials": tuned.trials,
+        "history": tuned.history,
+        "trained_here": True,
+    }
+    return found, tuned.users
 
 
 def _forget_peak_memory() -> None:

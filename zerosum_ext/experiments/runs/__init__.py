@@ -21,7 +21,7 @@ many splits and methods, are made of the same parts: :class:`Method` and :func:`
 """
 
 from zerosum_ext.experiments.runs.files import environment, to_json
-from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, train_method
+from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, popularity_of, train_method
 from zerosum_ext.experiments.runs.run import Recommended, Run
 from zerosum_ext.experiments.runs.search import Tried, WeightSearch, choose_weight
 from zerosum_ext.experiments.runs.settings import MODELS, DataSource, Method, SplitRule
@@ -42,6 +42,7 @@ __all__ = [
     "choose_weight",
     "environment",
     "measure",
+    "popularity_of",
     "to_json",
     "train",
     "train_method",

@@ -14,7 +14,7 @@ from torch import nn
 from zerosum_ext import models
 from zerosum_ext._files import locked
 from zerosum_ext.data.interactions import Interactions, Split
-from zerosum_ext.evaluation.full import Ranking, compute, rank
+from zerosum_ext.evaluation import METRICS, WEIGHTED_METRICS, Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_history, write_json
 from zerosum_ext.experiments.runs.settings import Method
 from zerosum_ext.models.base import Recommender, save_tensors
@@ -116,6 +116,8 @@ def training_options(method: Method, parts: models.MethodParts, split: Split) ->
         "metric": method.metric,
         "patience": method.patience if validated else None,
         "restore_best": method.restore_best,
+        "bias": method.bias if validated else None,
+        "max_cost": method.max_cost,
     }
 
 
@@ -149,7 +151,7 @@ def read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
 def measure(
     model: nn.Module, split: Split, *, k: Sequence[int] = (10, 20), popularity: Any = None
 ) -> tuple[dict[str, float], Ranking]:
-    """Compute every metric of :data:`zerosum_ext.evaluation.full.METRICS` on the test part.
+    """Compute every metric of :data:`zerosum_ext.evaluation.METRICS` and ``WEIGHTED_METRICS`` on the test part.
 
     Users are ranked over all items but those of their training and validation parts. Popularity counts all three
     parts unless given.
@@ -161,7 +163,7 @@ def measure(
     if popularity is None:
         popularity = popularity_of(split)
     ranking = rank(model, seen, split.test, k=max(k))
-    return compute(ranking, popularity, k=tuple(k)), ranking
+    return compute(ranking, popularity, metrics=(*METRICS, *WEIGHTED_METRICS), k=tuple(k)), ranking
 
 
 def popularity_of(split: Split) -> torch.Tensor:

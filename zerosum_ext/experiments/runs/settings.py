@@ -15,7 +15,7 @@ from zerosum_ext import _legacy, models
 from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
-from zerosum_ext.training import parse_metric
+from zerosum_ext.training import parse_metric, require_bias
 from zerosum_ext.training.optimizers import OPTIMIZERS, make_optimizer
 
 # A larger value of these is better, so training may keep the best epoch by them.
@@ -72,13 +72,14 @@ class SplitRule:
     """How interactions are divided into train, validation and test.
 
     Attributes:
-        kind: "random"; "last" (each user's latest interactions are held out); "column" (as a column says).
-        ratios, seed: of "random".
+        kind: "random"; "balanced" (items are equally frequent in validation and test); "last" (each user's latest
+            interactions are held out); "column" (as a column says).
+        ratios, seed: of "random" and "balanced".
         count: of "last": so many interactions of each user are for test, and as many before them for validation.
         column, values: of "column": its name, and its values for (train, validation, test).
     """
 
-    kind: Literal["random", "last", "column"] = "random"
+    kind: Literal["random", "balanced", "last", "column"] = "random"
     ratios: tuple[float, ...] = (0.8, 0.1, 0.1)
     seed: int = 0
     count: int = 1
@@ -91,9 +92,11 @@ class SplitRule:
         Raises:
             ValueError: nothing is left to train on or to test with.
         """
-        require_choice("split", self.kind, ("random", "last", "column"))
+        require_choice("split", self.kind, ("random", "balanced", "last", "column"))
         if self.kind == "random":
             split = data.split_random(self.ratios, seed=self.seed)
+        elif self.kind == "balanced":
+            split = data.split_balanced(self.ratios, seed=self.seed)
         elif self.kind == "last":
             split = data.split_last(test=self.count, valid=self.count)
         else:
@@ -137,6 +140,8 @@ class Method:
             :func:`zerosum_ext.training.fit`.
         restore_best: keep the weights of the best validation epoch, not those of the last. Without a validation part,
             the last are kept.
+        bias, max_cost: as in :func:`zerosum_ext.training.fit`: a measure of bias to choose the best epoch by, among
+            those that lose at most this share of the best ``metric``. None: the best epoch is that of ``metric``.
         seed: of the initial weights and of the samples.
         device: where to train.
     """
@@ -161,6 +166,8 @@ class Method:
     restore_best: bool = True
     seed: int = 0
     device: str = "cpu"
+    bias: str | None = None
+    max_cost: float = 0.05
 
     def __post_init__(self) -> None:
         require_choice("loss", self.loss, models.method_names())
@@ -174,6 +181,8 @@ class Method:
                 f"metric: expected one of {', '.join(_ACCURACY)} to keep the best epoch by, got {self.metric!r}"
             )
         parse_metric(self.metric)
+        if self.bias is not None:
+            require_bias("bias", self.bias)
         self._check_device()
 
     def _check_numbers(self) -> None:
@@ -183,8 +192,10 @@ class Method:
             if value is not None or name != "patience":
                 least = 0 if name == "seed" else 1
                 object.__setattr__(self, name, require_positive_int(name, value, minimum=least, maximum=most))
-        for name in ("lr", "weight_decay", "l2"):
+        for name in ("lr", "weight_decay", "l2", "max_cost"):
             object.__setattr__(self, name, require_finite_number(name, getattr(self, name), minimum=0))
+        if self.max_cost >= 1:
+            raise ValueError(f"max_cost: expected a share in [0, 1), got {self.max_cost}")
         if not isinstance(self.restore_best, bool):
             raise TypeError(f"restore_best: expected True or False, got {describe(self.restore_best)}")
         if self.optimizer == "sparse_adam" and self.weight_decay:
@@ -246,12 +257,16 @@ class Method:
         return make_optimizer(OPTIMIZERS[self.optimizer], parameters, **options)
 
     def plain_bpr(self) -> Method:
-        """Return the same settings with BPR as the loss, to compare with."""
-        return replace(self, loss="bpr", weight=None, loss_options={})
+        """Return the same settings with BPR as the loss, to compare with. Its best epoch is that of the metric."""
+        return replace(self, loss="bpr", weight=None, loss_options={}, bias=None)
 
 
 # Options that 0.1.0 did not have, by the class that has them now.
-_NEW: dict[type, frozenset[str]] = {DataSource: frozenset({"format"}), SplitRule: frozenset(), Method: frozenset()}
+_NEW: dict[type, frozenset[str]] = {
+    DataSource: frozenset({"format"}),
+    SplitRule: frozenset(),
+    Method: frozenset({"bias", "max_cost"}),
+}
 
 
 def todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
