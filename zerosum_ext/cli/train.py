@@ -97,13 +97,15 @@ def _add_loss_options(group: Any) -> None:
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="with --weight auto: the share of BPR's --metric in validation that may be lost (default: 0.05)",
+        help="the share of the best epoch's --metric that --bias may cost; with --weight auto that of BPR's --metric "
+        "in validation (default: 0.05)",
     )
     group.add_argument(
         "--bias",
-        choices=("pop_q_at_1", "pri", "upo", "pcc"),
-        default="pop_q_at_1",
-        help="with --weight auto: the measure of bias (default: pop_q_at_1)",
+        metavar="NAME",
+        help="keep the least biased epoch, by this measure, of those that lose at most --max-cost of the best "
+        "--metric: pop_q_at_1, upo, arp@10, ... With --weight auto the measure that weights are compared by: pop_q_at_1 (the "
+        "default), pri, upo or pcc",
     )
     group.add_argument(
         "--loss-option", action="append", default=[], metavar="NAME=VALUE", help="a further option of the loss"
@@ -232,9 +234,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
     if arguments.json:
         histories = {name: history.to_dict() for name, history in run.histories.items()}
-        print(runs.to_json({"folder": str(run.folder), "metrics": run.metrics, "histories": histories}))
+        weights = {name: method.weight for name, method in run.methods.items() if method.weight is not None}
+        told = {"folder": str(run.folder), "metrics": run.metrics, "histories": histories, "weights": weights}
+        print(runs.to_json(told))
         return 0
     print(comparison(run.metrics))
+    if search is not None:
+        print(f"--weight auto chose w = {run.methods[run.main].weight:g} for {run.main}")
     written = sorted(p.name for p in run.folder.iterdir() if p.is_file())
     print(f"{', '.join(written)} and the models are in {run.folder}")
     return 0
@@ -250,7 +256,7 @@ def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSear
         raise ValueError(f"--loss-option: expected w as --weight {loss_options['w']}, got w={loss_options['w']}")
     if weight is None and arguments.loss in method_names() and "w" in method_options(arguments.loss):
         weight = 0.9
-    search = runs.WeightSearch(arguments.max_cost, arguments.bias) if weight == "auto" else None
+    search = runs.WeightSearch(arguments.max_cost, arguments.bias or "pop_q_at_1") if weight == "auto" else None
     method = runs.Method(
         loss=arguments.loss,
         weight=None if search else weight,
@@ -270,6 +276,8 @@ def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSear
         metric=arguments.metric,
         patience=arguments.patience,
         restore_best=arguments.restore_best,
+        bias=None if search else arguments.bias,
+        max_cost=arguments.max_cost,
         seed=arguments.seed,
         device=arguments.device,
     )

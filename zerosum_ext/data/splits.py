@@ -93,9 +93,9 @@ def _even_quotas(limits: np.ndarray, wanted: int, rng: np.random.Generator) -> n
     reached = below[:-1] + ordered * (limits.size - j)  # by a level as high as the j-th limit
     first = int(np.searchsorted(reached, wanted))
     if first == limits.size:
-        return limits.copy()
+        return np.array(limits)
     level, rest = divmod(int(wanted - below[first]), limits.size - first)
-    quota = np.minimum(limits, level)
+    quota: np.ndarray = np.minimum(limits, level)
     open_items = np.flatnonzero(limits > level)
     quota[rng.permutation(open_items)[:rest]] += 1
     return quota

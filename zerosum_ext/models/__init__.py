@@ -11,12 +11,16 @@ from zerosum_ext.models.registry import (
     method_names,
     method_options,
     model_names,
+    trained_directly,
 )
 from zerosum_ext.models.streaming import write_recommendations
 from zerosum_ext.models.wrappers import MACR, Compensated, MACRLoss, PopularityAdjusted, choose
+from zerosum_ext.models.yardsticks import EASE, IALS, MostPopular
 
 __all__ = [
+    "EASE",
     "GMF",
+    "IALS",
     "MACR",
     "MLP",
     "NGCF",
@@ -26,6 +30,7 @@ __all__ = [
     "MACRLoss",
     "MatrixFactorization",
     "MethodParts",
+    "MostPopular",
     "NeuMF",
     "PopularityAdjusted",
     "Recommender",
@@ -35,5 +40,6 @@ __all__ = [
     "method_names",
     "method_options",
     "model_names",
+    "trained_directly",
     "write_recommendations",
 ]

@@ -13,6 +13,9 @@ A method says what to train, with which loss and regularizer, and how to rank wi
 "pda"           the loss of "pd"; scores are multiplied by (predicted) popularity again at inference [ZFH21]
 "pearson"       BPR and ``weight corr(score, popularity)^2`` over all training positives [ZHZ21]
 "compensation"  BPR; scores of unpopular items are raised at inference [ZHZ21]
+"popular"       no training: items by their number of training interactions
+"ease"          no training: EASE in closed form, at most 20 000 items [STE19]
+"ials"          no training by samples: implicit ALS of the model's width [HKV08], [RKZ22]
 =============== =============================================================================================
 
 References:
@@ -21,6 +24,7 @@ References:
     [ZFH21] Zhang, Feng, He, Wei, Song, Ling, Zhang, "Causal Intervention for Leveraging Popularity Bias in
         Recommendation", SIGIR 2021.
     [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering", WSDM 2021.
+    [STE19], [HKV08], [RKZ22]: see :mod:`zerosum_ext.models.yardsticks`.
 """
 
 from __future__ import annotations
@@ -40,9 +44,18 @@ from zerosum_ext.models.graph import NGCF, LightGCN
 from zerosum_ext.models.mf import MatrixFactorization
 from zerosum_ext.models.neural import GMF, MLP, NeuMF
 from zerosum_ext.models.wrappers import MACR, Compensated, MACRLoss, PopularityAdjusted
+from zerosum_ext.models.yardsticks import EASE, IALS, MostPopular
 from zerosum_ext.training import PearsonRegularizer, Regularizer
 
-__all__ = ["MethodParts", "get_method", "get_model", "method_names", "method_options", "model_names"]
+__all__ = [
+    "MethodParts",
+    "get_method",
+    "get_model",
+    "method_names",
+    "method_options",
+    "model_names",
+    "trained_directly",
+]
 
 _MODELS: dict[str, type[Recommender]] = {
     "mf": MatrixFactorization,
@@ -94,14 +107,15 @@ class MethodParts(NamedTuple):
     """The parts of a method.
 
     Attributes:
-        model: the model to train: the one given, or a wrapper around it.
-        loss: the ``loss`` of :func:`zerosum_ext.training.fit`.
+        model: the model to train: the one given, or a wrapper around it. Where ``loss`` is None it is one that is made
+            from the training interactions already.
+        loss: the ``loss`` of :func:`zerosum_ext.training.fit`, or None where there is nothing to train.
         regularizer: the ``regularizer`` of :func:`zerosum_ext.training.fit`, or None.
         inference: a function from the trained model to the one to rank with, which is often the same.
     """
 
     model: Recommender
-    loss: nn.Module
+    loss: nn.Module | None
     regularizer: Regularizer | None
     inference: Callable[[Recommender], Recommender]
 
@@ -114,10 +128,22 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "compensation": ("bpr", {"alpha": 0.1, "beta": 0.5}),
 }
 
+# Methods without samples: the model's class, and the options that it takes.
+_DIRECT: dict[str, tuple[type[Recommender], tuple[str, ...]]] = {
+    "popular": (MostPopular, ()),
+    "ease": (EASE, ("l2",)),
+    "ials": (IALS, ("alpha0", "l2", "sweeps")),
+}
+
 
 def method_names() -> list[str]:
     """Return the names that :func:`get_method` knows."""
-    return [*losses.loss_names(), *_OTHERS]
+    return [*losses.loss_names(), *_OTHERS, *_DIRECT]
+
+
+def trained_directly(name: str) -> bool:
+    """Return whether a method is made from the training interactions at once, so that there is nothing to fit."""
+    return require_choice("method", name, method_names()) in _DIRECT
 
 
 def method_options(name: str) -> list[str]:
@@ -126,7 +152,8 @@ def method_options(name: str) -> list[str]:
     Raises:
         ValueError: the name is unknown.
     """
-    require_choice("method", name, method_names())
+    if trained_directly(name):
+        return list(_DIRECT[name][1])
     loss, own = _OTHERS.get(name, (name, {}))
     of_loss = ["alpha", "beta", "reduction"] if loss == "macr" else losses.loss_options(loss)
     return [*of_loss, *(option for option in own if option not in of_loss)]
@@ -140,7 +167,8 @@ def get_method(name: str, model: Recommender, train: Any, **options: Any) -> Met
         model: any recommender that has not been trained yet.
         train: the training interactions. They are also the source of popularities, unless ``popularity`` is given.
         options: options of the loss (:func:`zerosum_ext.losses.get_loss`), and further ones of the method: c of
-            "macr", weight and every of "pearson", alpha and beta of "compensation".
+            "macr", weight and every of "pearson", alpha and beta of "compensation", l2 of "ease", alpha0, l2 and sweeps
+            of "ials".
 
     Raises:
         ValueError: the name or an option is unknown.
@@ -148,8 +176,12 @@ def get_method(name: str, model: Recommender, train: Any, **options: Any) -> Met
     known = method_options(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"method {name!r}: expected options of {', '.join(known)}, got {option!r}")
+            wanted = f"options of {', '.join(known)}" if known else "no option"
+            raise ValueError(f"method {name!r}: expected {wanted}, got {option!r}")
     train = Interactions.from_any(train)
+    if name in _DIRECT:
+        width = {"embedding_dim": getattr(model, "embedding_dim", 64)} if name == "ials" else {}
+        return MethodParts(_DIRECT[name][0].from_interactions(train, **width, **options), None, None, _same)
     loss_name, defaults = _OTHERS.get(name, (name, {}))
     own = {**defaults, **{option: value for option, value in options.items() if option in defaults}}
     of_loss = {option: value for option, value in options.items() if option not in defaults}

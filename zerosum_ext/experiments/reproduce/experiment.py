@@ -82,7 +82,7 @@ class Cell:
         e = self.experiment
         # Results that are finished are recognised by their digest, so it is made as 0.1.0 made it.
         data, trained = settings_of_0_1_0(e.data), settings_of_0_1_0(method)
-        settings = [e.protocol, e.leak, data, e.split_seed, trained, self.pairing]
+        settings: list[Any] = [e.protocol, e.leak, data, e.split_seed, trained, self.pairing]
         if e.split != SplitRule(ratios=(0.6, 0.2, 0.2), seed=e.split_seed):
             settings.append(settings_of_0_1_0(e.split))
         if more:

@@ -13,6 +13,7 @@ from zerosum_ext._files import read_text
 from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS
 from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Goal, Pairing, Tuning, slug
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule, todays_names
+from zerosum_ext.models import trained_directly
 
 #: Cut-offs of the metrics over all items.
 CUTOFFS = (10, 20)
@@ -157,6 +158,9 @@ def _entry(table: Any, common: Mapping[str, Any], tuned: bool) -> _Entry:
     published = _table("published", table.get("published", {}))
     for column, value in published.items():
         require_finite_number(f"published {column!r}", value)
+    for method in methods.values():
+        if trained_directly(method.loss):
+            raise ValueError(f"loss: expected one to train with, except in the protocol 'tuned', got {method.loss!r}")
     return _Entry(name, methods, "sweep" in table, pairing, published)  # type: ignore[arg-type]
 
 

@@ -178,6 +178,7 @@ def _train(
     What ``watch`` returns after each epoch is in the history as "figures".
     """
     method, digest = cell.method, cell.trained_digest
+    assert parts.loss is not None  # as the file of the experiment was checked for
     if _last_trained and _last_trained[0].digest == digest:
         return _last_trained[0], False
     best: dict[str, Any] = {"value": -1.0, "epoch": None}

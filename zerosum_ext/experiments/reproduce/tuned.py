@@ -21,6 +21,7 @@ from zerosum_ext.evaluation import PER_USER_METRICS, compute, evaluate, per_user
 from zerosum_ext.experiments.reproduce.experiment import Cell, Tuning
 from zerosum_ext.experiments.reproduce.file import CUTOFFS
 from zerosum_ext.experiments.runs import Method, popularity_of
+from zerosum_ext.models import MethodParts
 from zerosum_ext.training import EpochEnd, History, StopTraining, fit
 
 #: Of a user, what comparisons of two methods need.
@@ -74,7 +75,7 @@ def run_tuned(cell: Cell, split: Split, first: Mapping[str, Mapping[str, Any]]) 
     Raises:
         ValueError: the cell needs a record of the first seed that is not there.
     """
-    experiment, trials = cell.experiment, []
+    experiment, trials = cell.experiment, list[dict[str, Any]]()
     users = _validation_users(split.valid, experiment.tuning.users)
     if cell.method.seed == experiment.seeds[0]:
         goal = _goal(cell, first)
@@ -150,14 +151,18 @@ class Trial:
         self.history = History()
         self.state: dict[str, Tensor] | None = None
         self._figures: tuple[int, dict[str, float]] | None = None
-        self._parts = method.make_parts(split.train)
+        self._parts: MethodParts | None = method.make_parts(split.train)
         self._optimizer: torch.optim.Optimizer | None = None
 
     def advance(self, epochs: int) -> None:
         """Train up to this number of epochs, or until patience ends."""
-        if self.stopped or epochs <= self.epochs:
-            return
         method, parts = self.method, self._parts
+        if self.stopped or parts is None or epochs <= self.epochs:
+            return
+        if parts.loss is None:  # made at once
+            self.best = self._validate(parts.model, (method.metric,))[method.metric]
+            self.history.engine, self.epochs, self.stopped = "none", epochs, True
+            return
         if self._optimizer is None:
             self._optimizer = method.make_optimizer(list(parts.model.parameters()))
         history = fit(
@@ -204,6 +209,8 @@ class Trial:
 
     def ranker(self) -> nn.Module:
         """Return a model with the weights of the best epoch, to rank with."""
+        if self._parts is not None and self._parts.loss is None:
+            return self._parts.model
         parts = self.method.make_parts(self.split.train)
         if self.state is not None:
             parts.model.load_state_dict(self.state)
@@ -218,8 +225,7 @@ class Trial:
     def forget(self) -> None:
         """Give back what only further training needs, of a trial that has lost."""
         self.figures()
-        self.stopped, self.state, self._optimizer = True, None, None
-        del self._parts
+        self.stopped, self.state, self._optimizer, self._parts = True, None, None, None
 
     def told(self) -> dict[str, Any]:
         """Return what a record says of the trial."""

@@ -76,6 +76,12 @@ def _train_in(
         return read_model(method, split.train, model_file), read_history(history_file)
     parts = method.make_parts(split.train)
     model: Any = parts.model
+    if parts.loss is None:
+        history = History()
+        history.engine = "none"
+        _save_model(model.to(method.device), model_file)
+        write_json(history_file, history.to_dict())
+        return model, history
     history = fit(
         model,
         split.train,
@@ -135,6 +141,8 @@ def read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
 
     if not path.is_file():
         raise ValueError(f"{path.parent.parent}: there is no {path.parent.name}/{path.name}; its training is not over")
+    if models.trained_directly(method.loss):
+        return Recommender.load(path, method.device)  # type: ignore[no-any-return]
     parts = method.make_parts(train)
     model = parts.inference(parts.model)
     try:

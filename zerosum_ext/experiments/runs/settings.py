@@ -128,8 +128,7 @@ class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
 
     Attributes:
-        loss, loss_options: as in :func:`zerosum_ext.get_method`: the name of a loss or of a
-            debiasing method.
+        loss, loss_options: as in :func:`zerosum_ext.get_method`: the name of a loss or of another method.
             Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
             part.
         weight: w of the losses that have one ([RCS22], convex: w times BPR, 1 - w times the regularizer).
@@ -208,7 +207,9 @@ class Method:
         known = models.method_options(self.loss)
         for option in self.loss_options:
             if option not in known:
-                raise ValueError(f"loss_options: expected those of {self.loss!r}, {', '.join(known)}, got {option!r}")
+                raise ValueError(
+                    f"loss_options: expected those of {self.loss!r}, {', '.join(known) or 'none'}, got {option!r}"
+                )
         if self.weight is None:
             return
         require_finite_number("w", self.weight, minimum=0, maximum=1)
@@ -236,8 +237,8 @@ class Method:
         except TypeError as error:
             raise ValueError(f"loss_options: {error}") from error
 
-    def make_loss(self, train: Interactions) -> nn.Module:
-        """Return the loss module alone."""
+    def make_loss(self, train: Interactions) -> nn.Module | None:
+        """Return the loss module alone; None where there is nothing to train."""
         return self.make_parts(train).loss
 
     def make_model(self, train: Interactions) -> nn.Module:

@@ -231,5 +231,7 @@ def _take_models_of_search(path: Path, chosen: dict[str, Method], loss: str, wei
 def _try_out(method: Method, split: Split) -> None:
     """Do all of training but its epochs. It raises if settings do not fit each other or the data."""
     parts = method.make_parts(split.train)
+    if parts.loss is None:
+        return
     options = training_options(method, parts, split)
     fit(parts.model, split.train, parts.loss, method.make_optimizer, **options, epochs=0, progress=False)
