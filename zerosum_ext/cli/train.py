@@ -104,7 +104,7 @@ def _add_loss_options(group: Any) -> None:
         "--bias",
         metavar="NAME",
         help="keep the least biased epoch, by this measure, of those that lose at most --max-cost of the best "
-        "--metric: pop_q_at_1, upo, arp@10, ... With --weight auto the measure that weights are compared by: pop_q_at_1 (the "
+        "--metric: pop_q_at_1, upo, arp@10, ... With --weight auto the measure to compare weights by: pop_q_at_1 (the "
         "default), pri, upo or pcc",
     )
     group.add_argument(
