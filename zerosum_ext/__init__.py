@@ -33,7 +33,9 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from zerosum_ext.losses.functional import *  # noqa: F403
     from zerosum_ext.losses.modules import *  # noqa: F403
     from zerosum_ext.models import (
+        EASE,
         GMF,
+        IALS,
         MACR,
         MLP,
         NGCF,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
         LightGCN,
         MACRLoss,
         MatrixFactorization,
+        MostPopular,
         NeuMF,
         PopularityAdjusted,
         Recommender,
@@ -52,7 +55,9 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from zerosum_ext.training import callbacks as callbacks
 
 __all__ = [
+    "EASE",
     "GMF",
+    "IALS",
     "MACR",
     "MLP",
     "NGCF",
@@ -62,6 +67,7 @@ __all__ = [
     "LightGCN",
     "MACRLoss",
     "MatrixFactorization",
+    "MostPopular",
     "NeuMF",
     "PearsonRegularizer",
     "PopularityAdjusted",
@@ -101,7 +107,7 @@ _HOMES: dict[str, str] = {
         "evaluation": ("Ranking", "RankingMetrics", "evaluate", "rank"),
         "losses": ("CustomLoss", "get_loss", "loss_and_grad", "mf_loss"),
         "models": ("GMF", "MACR", "MLP", "NGCF", "Compensated", "LightGCN", "MACRLoss", "MatrixFactorization")
-        + ("NeuMF", "PopularityAdjusted", "Recommender", "get_method", "get_model"),
+        + ("EASE", "IALS", "MostPopular", "NeuMF", "PopularityAdjusted", "Recommender", "get_method", "get_model"),
         "training": ("PearsonRegularizer", "fit", "popularity_correlation"),
     }.items()
     for name in names
