@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zerosum_ext as zx
+from zerosum_ext import evaluation
 from zerosum_ext.experiments import runs
 from zerosum_ext.experiments.runs import method as training_of_one
 
@@ -79,7 +80,9 @@ def test_an_opened_run_is_the_run(finished):
     assert run.evaluate()[0] == finished.metrics
     # The figures are those of the library's own evaluate with the run's conventions.
     seen = run.split.train | run.split.valid
-    values = zx.evaluate(run.model(), seen, run.split.test, popularity=(seen | run.split.test).popularity)
+    names = (*evaluation.METRICS, *evaluation.WEIGHTED_METRICS)
+    popularity = (seen | run.split.test).popularity
+    values = zx.evaluate(run.model(), seen, run.split.test, metrics=names, popularity=popularity)
     assert values == pytest.approx(finished.metrics["zerosum"], nan_ok=True)
 
 
@@ -239,7 +242,8 @@ def test_evaluating_on_other_data(finished, tmp_path):
     users, items = run.split.train.encode_users(["u003", "u010"]), run.split.train.encode_items([1117, 1003])
     test = zx.Interactions.from_arrays(users, items, shape=run.split.train.shape)
     seen = run.split.train | run.split.valid
-    expected = zx.evaluate(run.model(), seen, test, k=[5], popularity=run.seen().popularity)
+    names = (*evaluation.METRICS, *evaluation.WEIGHTED_METRICS)
+    expected = zx.evaluate(run.model(), seen, test, metrics=names, k=[5], popularity=run.seen().popularity)
     assert values["zerosum"] == pytest.approx(expected, nan_ok=True)
     file.write_text("user,item\nu003,1117\nu777,1003\nu010,5\n")
     with pytest.raises(ValueError, match=r"no user 'u777' \(1 of 3 rows"):

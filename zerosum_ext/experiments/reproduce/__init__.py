@@ -43,6 +43,9 @@ Protocols:
         :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split; where it has no validation part, a
         tenth of the training part is taken for it.
 
+    tuned: :mod:`zerosum_ext.experiments.reproduce.tuned`: a ``grid`` of settings for each method, chosen on the
+        validation part for its ``goal``; all items are ranked.
+
 ``pairing = "released"`` pairs positives as the code that came with [RCS22] does, to show what it changes. There the
 second positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of
 interactions. It is then a positive of whoever stands at that place. The file of the synthetic data is in the order of

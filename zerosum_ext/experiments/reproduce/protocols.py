@@ -52,6 +52,7 @@ class _Trained(NamedTuple):
 # The model that this process trained last, for cells that differ from it at inference alone, and the data read last.
 _last_trained: list[_Trained] = []
 _last_data: list[tuple[str, _Data]] = []
+_last_split: list[tuple[str, Split]] = []
 
 
 def synthetic_data(experiment: Experiment) -> Interactions:
@@ -90,21 +91,31 @@ class _Data(NamedTuple):
     negatives: Tensor
 
 
+def _key_of_data(experiment: Experiment, digest: str | None) -> str:
+    """Return what the parts of an experiment follow from, as text."""
+    settings = [vars(experiment.data), digest, vars(experiment.split), experiment.split_seed]
+    return json.dumps(settings, default=str)
+
+
+def _split(experiment: Experiment, everything: Interactions) -> Split:
+    """Split the interactions; where there is no validation part, a tenth of the training part becomes it."""
+    split = experiment.split.apply(everything)
+    if split.valid.nnz == 0:
+        train, valid = split.train.split_random((0.9, 0.1), seed=experiment.split_seed)[::2]
+        split = split._replace(train=train, valid=valid)
+    return split
+
+
 def _benchmark_data(experiment: Experiment, digest: str | None = None) -> _Data:
     """Return the data of an experiment, read anew only if they differ from those of the call before.
 
     ``digest`` is that of the file, if it is known.
     """
-    digest = digest or experiment.data_digest()
-    settings = [vars(experiment.data), digest, vars(experiment.split), experiment.split_seed]
-    key = json.dumps(settings, default=str)
+    key = _key_of_data(experiment, digest or experiment.data_digest())
     if not _last_data or _last_data[0][0] != key:
         _last_trained.clear()  # perhaps on what the file held before
         everything = experiment.data.read()
-        split = experiment.split.apply(everything)
-        if split.valid.nnz == 0:
-            train, valid = split.train.split_random((0.9, 0.1), seed=experiment.split_seed)[::2]
-            split = split._replace(train=train, valid=valid)
+        split = _split(experiment, everything)
         users = torch.arange(everything.num_users)
         negatives = sample_negatives(
             everything, users, _EVALUATION_NEGATIVES, seed=experiment.split_seed, replacement=False
@@ -113,9 +124,12 @@ def _benchmark_data(experiment: Experiment, digest: str | None = None) -> _Data:
     return _last_data[0][1]
 
 
-def tuned_data(experiment: Experiment, digest: str | None) -> Split:
-    """Return the parts that the protocol "tuned" works on."""
-    return _benchmark_data(experiment, digest).split
+def tuned_data(experiment: Experiment, digest: str | None = None) -> Split:
+    """Return the parts that the protocol "tuned" works on, read anew only if they differ from those before."""
+    key = _key_of_data(experiment, digest or experiment.data_digest())
+    if not _last_split or _last_split[0][0] != key:
+        _last_split[:] = [(key, _split(experiment, experiment.data.read()))]
+    return _last_split[0][1]
 
 
 def _benchmark(cell: Cell, data: str | None) -> Measured:

@@ -19,7 +19,7 @@ from zerosum_ext._library import build_info
 from zerosum_ext.data.interactions import Interactions, Report, Split
 from zerosum_ext.data.readers import DAMAGED
 from zerosum_ext.data.vocabulary import Vocabulary
-from zerosum_ext.experiments.runs.settings import todays_names
+from zerosum_ext.experiments.runs.settings import Method, new_options, todays_names
 from zerosum_ext.models import method_names
 from zerosum_ext.training import History
 
@@ -176,7 +176,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is damaged: methods: expected names of methods, got {name!r}")
         if not isinstance(settings, dict):
             raise ValueError(f"{path} is damaged: methods: {name}: expected an object, got {settings!r}")
-    return {**config, "methods": {name: todays_names(settings) for name, settings in methods.items()}}
+    new = new_options(Method)
+    return {**config, "methods": {name: {**new, **todays_names(settings)} for name, settings in methods.items()}}
 
 
 def _is_share(value: Any) -> bool:

@@ -163,10 +163,10 @@ class Method:
     metric: str = "ndcg@10"
     patience: int | None = 10
     restore_best: bool = True
-    seed: int = 0
-    device: str = "cpu"
     bias: str | None = None
     max_cost: float = 0.05
+    seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         require_choice("loss", self.loss, models.method_names())
@@ -273,6 +273,11 @@ _NEW: dict[type, frozenset[str]] = {
 def todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's settings, read from a file of any version, with the option names of today."""
     return _legacy.todays_names(settings, _legacy.METHOD)
+
+
+def new_options(kind: type[DataSource] | type[SplitRule] | type[Method]) -> dict[str, Any]:
+    """Return the options that 0.1.0 did not have, with the values that mean what it did."""
+    return {one.name: one.default for one in fields(kind) if one.name in _NEW[kind]}
 
 
 def settings_of_0_1_0(settings: DataSource | SplitRule | Method) -> dict[str, Any]:
