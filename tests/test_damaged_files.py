@@ -83,6 +83,18 @@ def test_a_damaged_model_is_named(tmp_path, case):
         Recommender.load(path)
 
 
+@pytest.mark.parametrize("name", ["num_users", "num_items", "embedding_dim"])
+@pytest.mark.parametrize("size", [5000, 10**5, 10**9])
+def test_a_size_that_no_tensor_has_is_refused_before_memory_is_taken(tmp_path, monkeypatch, name, size):
+    made = []
+    monkeypatch.setattr(zx.MatrixFactorization, "_construct", lambda *args: made.append(args))
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, {**FORMAT, "config": json.dumps({**CONFIG, name: size})})
+    with pytest.raises(ValueError, match=f"model.safetensors.*{name} is {size:,}, and no tensor of the file has that"):
+        Recommender.load(path)
+    assert not made
+
+
 @pytest.mark.parametrize("at", [0, 1, 7, 8, 40, 200, -1])
 def test_a_model_that_was_cut_off_is_named(tmp_path, saved, at):
     path = tmp_path / "model.safetensors"

@@ -23,13 +23,20 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext.experiments import runs
+from zerosum_ext import _files
+from zerosum_ext.experiments import plots, runs
+from zerosum_ext.experiments.reproduce import results
+from zerosum_ext.models import write_recommendations
+
+# What is attacked here needs no disk, which would be waited for.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,8 +150,7 @@ def same(one: Path, other: Path) -> bool:
 def kill(times: int) -> dict[str, object]:
     """Kill trainings at random moments, resume each, and compare the end with a run that nobody touched."""
     rng, killed, rounds, resumed, failed = random.Random(0), 0, 0, 0, []
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a kill needs no disk, which would be waited for
-    with tempfile.TemporaryDirectory(dir=memory) as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         lasts = {}
         for case in CASES:
             folder = Path(name) / case.name
@@ -159,7 +165,7 @@ def kill(times: int) -> dict[str, object]:
         while killed < times:
             case = CASES[rounds % len(CASES)]
             rounds += 1
-            with tempfile.TemporaryDirectory(dir=memory) as place:
+            with tempfile.TemporaryDirectory(dir=MEMORY) as place:
                 folder = Path(place)
                 for _ in range(3):
                     child = start(folder, case)
@@ -191,48 +197,88 @@ def kill(times: int) -> dict[str, object]:
     }
 
 
-def disk(offsets: int) -> dict[str, object]:
-    """End each kind of file at offsets, its first and last bytes among them: what was there must still be there."""
-    train = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
-    model = zx.MatrixFactorization(60, 60, 8, seed=0)
+def writers() -> dict[str, Callable[[Path], object]]:
+    """Return a function for each kind of file, which writes one at a path."""
+    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
+    model, small = zx.MatrixFactorization(60, 60, 8, seed=0), zx.MatrixFactorization(60, 60, 8, seed=0)
+    small.fit(data, "bpr", epochs=1, progress=False)
+    named = zx.Interactions.from_arrays([f"u{i}" for i in range(500)], [f"i{i % 90}" for i in range(500)], ids=True)
+    split = runs.SplitRule().apply(data)
+    table = {str(i): i / 3 for i in range(500)}
 
     def checkpoint(path: Path) -> None:
-        zx.fit(model, train, "bpr", epochs=1, checkpoint=path, progress=False)
+        zx.fit(small, data, "bpr", epochs=1, first_epoch=0, checkpoint=path, progress=False)
 
-    kinds = {
-        "model": lambda path: model.save(path),
-        "checkpoint": checkpoint,
-        "metrics": lambda path: runs.files.write_json(path, {str(i): i / 3 for i in range(500)}),
-        "interactions": lambda path: runs.files.write_split(path, runs.SplitRule().apply(train)),
+    def log(path: Path) -> None:
+        event = zx.training.EpochEnd.__new__(zx.training.EpochEnd)
+        history = zx.training.History([i / 7 for i in range(200)])
+        history.seconds = [0.5] * 200
+        for name, value in {"epoch": 199, "history": history, "optimizer": None}.items():
+            object.__setattr__(event, name, value)
+        zx.callbacks.CSVLogger(path)(event)
+
+    return {
+        "model.safetensors": model.save,
+        "checkpoint.pt": checkpoint,
+        "metrics.json": lambda path: runs.files.write_json(path, table),
+        "split.npz": lambda path: runs.files.write_split(path, split),
+        "interactions.npz": named.save,
+        "vocabulary.npz": lambda path: named.vocabulary.save(path),
+        "report.md": lambda path: _files.write_text(path, "a line of a report, with \u00e9\n" * 400),
+        "lists.csv": lambda path: write_recommendations(model, path, k=10),
+        "lists.parquet": lambda path: write_recommendations(model, path, k=10),
+        "lists.csv.gz": lambda path: write_recommendations(model, path, k=10),
+        "picture.png": lambda path: plots.popq_histogram({"a": torch.linspace(0, 1, 99).numpy()}, path),
+        "results.jsonl": lambda path: results.append(path, {"method": "x", "values": table}),
     }
+
+
+def cut_places(size: int, offsets: int) -> list[int]:
+    """Return where a file's write is cut: at even distances, at its ends, and about the ends of buffers."""
+    ends = {place + by for place in range(4096, size, 4096) for by in (-1, 0, 1)}
+    return sorted(p for p in {0, 1, size - 1, *(i * size // offsets for i in range(offsets)), *ends} if 0 <= p < size)
+
+
+def disk(offsets: int) -> dict[str, object]:
+    """Cut the writes of each kind of file: an OSError of one line, and what was there must still be there."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    tried, broken = 0, []
+    tried: dict[str, int] = {}
+    broken = []
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    for kind, write in kinds.items():
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "file"
+    for kind, write in writers().items():
+        with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+            path = Path(name) / kind
             write(path)
             before = path.read_bytes()
-            size = len(before)
-            places = {0, 1, size - 1, size // 2, *(int(i * size / offsets) for i in range(offsets))}
-            for place in sorted(p for p in places if p < size):
-                tried += 1
+            appended = kind == "results.jsonl"  # a second line: what is cut off of it is removed by the next one
+            places = [len(before) + p if appended else p for p in cut_places(len(before), offsets)]
+            for place in places:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (place, hard))
                 try:
                     write(path)
                     said = "nothing"
                 except OSError as error:
-                    said = "" if "\n" not in str(error) and "file" in str(error) else str(error)
+                    said = "" if "\n" not in str(error) else str(error)
                 except Exception as error:
                     said = repr(error)
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-                if said or path.read_bytes() != before or len(list(path.parent.iterdir())) != 1:
-                    broken.append((kind, place, said))
+                now = path.read_bytes()
+                kept = now.startswith(before) if appended else now == before
+                if said or not kept or len(list(path.parent.iterdir())) != 1:
+                    broken.append((kind, place, said, "kept" if kept else "lost"))
+                if appended:
+                    write(path)
+                    if path.read_bytes() != before * 2:
+                        broken.append((kind, place, "torn", "lost"))
+                    path.write_bytes(before)
+            tried[kind] = len(places)
     return {
-        "writes that were cut off": tried,
-        "files that were lost": len(broken),
-        "first": broken[:1],
+        "kinds of files": len(tried),
+        "writes that were cut off": sum(tried.values()),
+        "of each kind": tried,
+        "files that were lost or errors of another kind": len(broken),
+        "first": broken[:3],
         "broken": bool(broken),
     }
 
