@@ -79,3 +79,57 @@ def test_confidence_interval():
 def test_bad_values(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_holm_against_its_definition_and_a_known_case():
+    # The example of Holm's method for p = .01, .04, .03, .005 (m = 4).
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm([]) == []
+    assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
+    got = significance.holm([0.01, math.nan, 0.02])
+    assert got[0] == pytest.approx(0.02)
+    assert math.isnan(got[1])
+    assert got[2] == pytest.approx(0.02)
+    rng = np.random.default_rng(0)
+    p = rng.random(7) ** 3
+    order = np.argsort(p)
+    slow = [max(min(1.0, (7 - j) * p[order[j]]) for j in range(i + 1)) for i in range(7)]
+    np.testing.assert_allclose(np.array(significance.holm(p.tolist()))[order], slow)
+    with pytest.raises(ValueError, match=r"p_values: expected numbers in \[0, 1\]"):
+        significance.holm([1.2])
+
+
+def test_exchange_of_lists_finds_a_wider_catalogue_and_no_difference_where_there_is_none():
+    rng = np.random.default_rng(1)
+    narrow = rng.integers(0, 30, (120, 5))
+    wide = rng.integers(0, 100, (120, 5))
+    got = significance.exchange(narrow, wide, 100, resamples=199)
+    assert got.mean_a == pytest.approx(len(np.unique(narrow)) / 100)
+    assert got.mean_b == pytest.approx(len(np.unique(wide)) / 100)
+    assert got.p_value == pytest.approx(1 / 200)
+    assert 0 < got.low < got.difference < got.high
+    same = significance.exchange(wide, rng.integers(0, 100, (120, 5)), 100, resamples=199)
+    assert same.p_value > 0.05
+    assert same.low < 0 < same.high
+    assert significance.exchange(wide, wide, 100, resamples=99).p_value == 1
+
+
+def test_exchange_is_calibrated():
+    """Under no difference, p-values below .1 come about as often as they should."""
+    rng = np.random.default_rng(2)
+    below = sum(
+        significance.exchange(*rng.integers(0, 60, (2, 40, 3)), 60, resamples=99, seed=i).p_value <= 0.1
+        for i in range(200)
+    )
+    assert 5 <= below <= 35  # 20 expected; these bounds are 3.5 standard deviations away
+
+
+def test_exchange_refuses_what_are_no_lists():
+    lists = np.zeros((4, 2), np.int64)
+    with pytest.raises(ValueError, match="same users and length"):
+        significance.exchange(lists, lists[:3], 5)
+    with pytest.raises(ValueError, match="expected items from -1 to 4, got 5 to 5"):
+        significance.exchange(lists, lists + 5, 5)
+    with pytest.raises(ValueError, match="at least two users"):
+        significance.exchange(lists[:1], lists[:1], 5)
+    assert significance.coverage_of_lists(np.array([[0, -1], [2, -1]]), 4) == 0.5

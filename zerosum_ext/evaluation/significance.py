@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -12,7 +13,10 @@ from zerosum_ext import _checks
 from zerosum_ext._types import ArrayLike
 from zerosum_ext.metrics import inputs
 
-__all__ = ["Comparison", "compare", "confidence_interval"]
+__all__ = ["Comparison", "Statistic", "compare", "confidence_interval", "coverage_of_lists", "exchange", "holm"]
+
+#: From lists of items [n, k], where -1 pads, and the number of items to one number for all users together.
+Statistic: TypeAlias = Callable[[np.ndarray, int], float]
 
 # Elements of the resamples that are held at once (32 MiB of float64).
 _BATCH_ELEMENTS = 1 << 22
@@ -103,6 +107,109 @@ def compare(
         p_value=_p_value(difference, test, resamples, seed),
         users=int(x.size),
     )
+
+
+def coverage_of_lists(lists: np.ndarray, num_items: int) -> float:
+    """Return the share of all items that stand in at least one of the lists [n, k]; -1 pads."""
+    seen = np.zeros(num_items + 1, bool)
+    seen[lists] = True  # (-1 is the last entry, which is none of the items)
+    return float(seen[:num_items].sum()) / max(1, num_items)
+
+
+def exchange(
+    a: ArrayLike,
+    b: ArrayLike,
+    num_items: int,
+    *,
+    statistic: Statistic = coverage_of_lists,
+    confidence: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models by a number that all users' lists have together, such as the coverage of the catalogue.
+
+    A bootstrap does not serve here: users drawn twice add no item, so every resample covers too little. Instead the
+    two models' lists are exchanged for each user with probability one half. If the models do not differ, the
+    difference of the exchanged lists is distributed as the one observed. The interval is the observed difference plus
+    and minus the quantile of the exchanged ones.
+
+    Args:
+        a, b: lists of items, integers [n, k], of the same users in the same order; -1 pads.
+        num_items: the number of items of the catalogue.
+        statistic: from lists and ``num_items`` to a number.
+        confidence: of the interval, between 0 and 1.
+        resamples: the number of random exchanges.
+        seed: makes them reproducible.
+
+    Raises:
+        ValueError: shapes differ, an item is out of range, or there are fewer than two users.
+
+    Example::
+
+        exchange(ranking_bpr.top_items, ranking_softmax.top_items, ranking_bpr.num_items).p_value
+    """
+    num_items = _checks.require_positive_int("num_items", num_items)
+    x, y = _lists(a, "a", num_items), _lists(b, "b", num_items)
+    if x.shape != y.shape:
+        raise ValueError(f"a, b: expected lists of the same users and length, got {x.shape} and {y.shape}")
+    if len(x) < 2:
+        raise ValueError(f"a, b: expected the lists of at least two users, got {len(x)}")
+    confidence, resamples = _confidence(confidence), _checks.require_positive_int("resamples", resamples)
+    mean_a, mean_b = statistic(x, num_items), statistic(y, num_items)
+    observed = mean_b - mean_a
+    random = np.random.default_rng(seed)
+    exchanged = np.empty(resamples)
+    for number in range(resamples):
+        swapped = random.random(len(x))[:, None] < 0.5
+        exchanged[number] = statistic(np.where(swapped, x, y), num_items) - statistic(
+            np.where(swapped, y, x), num_items
+        )
+    sizes = np.abs(exchanged)
+    # (Rounding must not make equal differences unequal.)
+    p_value = (1 + int((sizes >= abs(observed) - 1e-12).sum())) / (1 + resamples)
+    width = float(np.quantile(sizes, confidence))
+    return Comparison(mean_a, mean_b, observed, observed - width, observed + width, p_value, len(x))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values that are adjusted for being several, by Holm's step-down method [HOL79].
+
+    Rejecting those below .05 then errs in any of them with probability at most .05.
+
+    Args:
+        p_values: numbers in [0, 1]. A NaN, of a measure without a value, stays one and does not count.
+
+    Raises:
+        ValueError: a number outside [0, 1].
+
+    Example::
+
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+
+    References:
+        [HOL79] Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+            1979.
+    """
+    values = _values(list(p_values), "p_values") if len(p_values) else np.zeros(0)
+    known = np.flatnonzero(~np.isnan(values))
+    if ((values[known] < 0) | (values[known] > 1)).any():
+        raise ValueError(f"p_values: expected numbers in [0, 1], got {[*map(float, values)]}")
+    order = known[np.argsort(values[known], kind="stable")]
+    adjusted = np.full(values.shape, np.nan)
+    steps = values[order] * np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(value) for value in adjusted]
+
+
+def _lists(values: ArrayLike, name: str, num_items: int) -> np.ndarray:
+    """Return lists of items [n, k], where -1 is allowed."""
+    lists = inputs.as_array(values, name)
+    if lists.dtype.kind not in "iu" or lists.ndim != 2:
+        raise ValueError(f"{name}: expected integers of two dimensions, got {lists.dtype} {lists.shape}")
+    if lists.size and (lists.min() < -1 or lists.max() >= num_items):
+        raise ValueError(f"{name}: expected items from -1 to {num_items - 1}, got {lists.min()} to {lists.max()}")
+    return lists.astype(np.int64, copy=False)
 
 
 def _p_value(difference: np.ndarray, test: str, resamples: int, seed: int) -> float:
