@@ -56,23 +56,43 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.no_run:
         _check_selection(experiments.values(), arguments.only, arguments.seed)
     sections, finished = [], {}
+    tuned: dict[str, reproduce.Compared] = {}
     for path, experiment in experiments.items():
         results = _results(path, experiment, arguments)
         finished[experiment.name] = _figures(results)
         report.parent.mkdir(parents=True, exist_ok=True)
+        if experiment.protocol == "tuned" and any(results.records.values()):
+            tuned[experiment.title.partition(",")[0]] = reproduce.compared(results, arguments.output)
         figures = {}
         if not arguments.no_figures:
             drawn = reproduce.draw(results, arguments.output, report.parent / "figures")
             figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
         sections.append(reproduce.report(results, figures))
         # The report is written after every experiment, so that an interrupted command has reported what it ran.
-        write_text(report, "\n".join([*head, *sections]))
+        write_text(report, "\n".join([*head, *_together(tuned, report, not arguments.no_figures), *sections]))
     if arguments.json:
         print(json.dumps({"report": str(report), "results": arguments.output, "experiments": finished}, indent=2))
         return 0
-    print("\n".join(sections))
+    print("\n".join([*_together(tuned, report, False), *sections]))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
+
+
+def _together(tuned: Mapping[str, reproduce.Compared], report: Path, figures: bool) -> list[str]:
+    """Return what tuned experiments show together; with ``figures`` draw it, and write figures.csv, by the report."""
+    from zerosum_ext._files import write_text
+    from zerosum_ext.experiments import reproduce
+
+    if not tuned:
+        return []
+    picture = report.parent / "figures" / "accuracy-and-bias.png"
+    lines = ["## Accuracy against bias, tuned", ""]
+    if figures:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        reproduce.draw_together(tuned, picture)
+        write_text(report.parent / "figures.csv", reproduce.figures_csv(tuned))
+        lines += [f"![Accuracy and bias beside BPR](figures/{picture.name})", ""]
+    return [*lines, reproduce.summary(tuned), "", "All figures: figures.csv.", ""]
 
 
 def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Namespace) -> reproduce.Results:

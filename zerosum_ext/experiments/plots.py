@@ -11,6 +11,7 @@ import numpy as np
 from zerosum_ext._files import replacing
 
 __all__ = [
+    "accuracy_and_bias",
     "frontier",
     "frontier_curves",
     "pareto",
@@ -250,6 +251,51 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, 150)
+
+
+def accuracy_and_bias(
+    data: Mapping[str, Mapping[str, tuple[float, float, bool]]], path: str | os.PathLike[str]
+) -> None:
+    """Draw methods beside BPR, a panel for each data set, with shared scales: up is more accurate, left less biased.
+
+    Args:
+        data: title -> method -> (NDCG@10 beside BPR's in per cent, bias beside BPR's, whether it is recommended). BPR
+            itself is at (0, 1).
+        path: the PNG file to write.
+    """
+    figure, panels = _panels(len(data), 3.4, sharey=True)
+    names = list(dict.fromkeys(name for methods in data.values() for name in methods))
+    signs = "osD^vP*X<>hp"
+    for axes, (title, methods) in zip(panels, data.items(), strict=True):
+        axes.axhline(0, color="0.7", linewidth=1, zorder=0)
+        axes.axvline(1, color="0.7", linewidth=1, zorder=0)
+        for name, (accuracy, bias, recommended) in methods.items():
+            k = names.index(name)
+            axes.scatter(
+                [bias],
+                [accuracy],
+                s=70 if recommended else 34,
+                color=COLOURS[k % len(COLOURS)],
+                marker=signs[k % len(signs)],
+                edgecolors="black" if recommended else "none",
+                linewidths=1.4,
+                zorder=3,
+            )
+        axes.set(title=title, xlabel="bias, BPR = 1 (left is better)")
+        axes.spines[["top", "right"]].set_visible(False)
+    if panels:
+        panels[0].set(ylabel="NDCG@10 beside BPR, %")
+        least = min(min(-5.0, y) for methods in data.values() for y, _, _ in methods.values())
+        most = max(max(5.0, y) for methods in data.values() for y, _, _ in methods.values())
+        for axes in panels:  # models far below BPR, as the most popular items, stand at the edge
+            axes.set(ylim=(max(least, -45.0) - 3, most + 4), xlim=(0.45, 1.45))
+    handles = [
+        panels[0].scatter([], [], color=COLOURS[k % len(COLOURS)], marker=signs[k % len(signs)], label=name)
+        for k, name in enumerate(names)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(panels)), frameon=False, fontsize=8)
+    _save(figure, path, 130)
 
 
 # Panels in a row. Further panels go below.

@@ -54,6 +54,8 @@ the items. Those of the other data are in the order of a random split; a random 
 "error" is 1 - pairwise accuracy; "hit@10" and "ndcg@10" are the sampled ones, "full/ndcg@10" is over all items.
 """
 
+from zerosum_ext.experiments.reproduce.evidence import Compared, compared, figures_csv, summary
+from zerosum_ext.experiments.reproduce.evidence import draw as draw_together
 from zerosum_ext.experiments.reproduce.experiment import Cell, Experiment
 from zerosum_ext.experiments.reproduce.figures import draw
 from zerosum_ext.experiments.reproduce.file import read_experiment
@@ -61,4 +63,18 @@ from zerosum_ext.experiments.reproduce.results import Results, load
 from zerosum_ext.experiments.reproduce.running import run
 from zerosum_ext.experiments.reproduce.tables import report
 
-__all__ = ["Cell", "Experiment", "Results", "draw", "load", "read_experiment", "report", "run"]
+__all__ = [
+    "Cell",
+    "Compared",
+    "Experiment",
+    "Results",
+    "compared",
+    "draw",
+    "draw_together",
+    "figures_csv",
+    "load",
+    "read_experiment",
+    "report",
+    "run",
+    "summary",
+]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext._files import read_text
-from zerosum_ext.evaluation.full import AT_K_METRICS, METRICS
+from zerosum_ext.evaluation import AT_K_METRICS, METRICS, WEIGHTED_METRICS
 from zerosum_ext.experiments.reproduce.experiment import PAIRINGS, Experiment, Goal, Pairing, Tuning, slug
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule, todays_names
 from zerosum_ext.models import trained_directly
@@ -61,7 +61,8 @@ def columns_of(protocol: str) -> list[str]:
     if protocol == "synthetic":
         return ["error", "pri", "pop_q_at_1", "upo", "c"]
     if protocol == "tuned":
-        return [*(f"{name}@{k}" for name in AT_K_METRICS for k in CUTOFFS), *METRICS[len(AT_K_METRICS) :]]
+        cut = [f"{name}@{k}" for name in (*AT_K_METRICS, *WEIGHTED_METRICS) for k in CUTOFFS]
+        return [*cut, *METRICS[len(AT_K_METRICS) :]]
     cut = [f"{name}@{k}" for name in AT_K_METRICS for k in CUTOFFS]
     over_all = ("hr@10", "ndcg@10")
     plain = [name for name in (*cut, *METRICS) if name not in (*over_all, *AT_K_METRICS)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zerosum_ext.data.interactions import Interactions, Split
-from zerosum_ext.evaluation import PER_USER_METRICS, compute, evaluate, per_user, rank
+from zerosum_ext.evaluation import METRICS, PER_USER_METRICS, WEIGHTED_METRICS, compute, evaluate, per_user, rank
 from zerosum_ext.experiments.reproduce.experiment import Cell, Tuning
 from zerosum_ext.experiments.reproduce.file import CUTOFFS
 from zerosum_ext.experiments.runs import Method, popularity_of
@@ -89,7 +89,8 @@ def run_tuned(cell: Cell, split: Split, first: Mapping[str, Mapping[str, Any]]) 
     validation = trial.figures()
     ranking = rank(trial.ranker(), split.train | split.valid, split.test, k=max(CUTOFFS))
     popularity = popularity_of(split)
-    found = compute(ranking, popularity, k=CUTOFFS) | {"epoch": trial.best_epoch + 1}
+    wanted = (*METRICS, *WEIGHTED_METRICS)
+    found = compute(ranking, popularity, metrics=wanted, k=CUTOFFS) | {"epoch": trial.best_epoch + 1}
     known = per_user(ranking, popularity, metrics=PER_USER_METRICS, k=CUTOFFS)
     values: dict[str, np.ndarray] = {name: known[name].astype(np.float32) for name in COMPARED}
     values |= {"users": ranking.users.astype(np.int32), "lists": ranking.top_items[:, :10].astype(np.int32)}
@@ -107,7 +108,8 @@ def _goal(cell: Cell, first: Mapping[str, Mapping[str, Any]]) -> Callable[[Trial
     baseline: Mapping[str, float] = known
 
     def balanced(trial: Trial, keep: float | None) -> float:
-        least = float(baseline["ndcg@10"]) if keep is None else keep
+        least = float(baseline["ndcg@10"])
+        least = least if keep is None else min(least, keep)
         return -bias_index(trial.figures(), baseline) - 10 * max(0.0, 1 - trial.best / least)
 
     return balanced
@@ -123,7 +125,7 @@ def _halve(
             break
         for trial in running:
             trial.advance(min(rung, trial.method.epochs))
-        # Epochs are few yet: what is to be kept of accuracy goes by the best of those that are compared.
+        # Where epochs are few yet, what is to be kept of accuracy goes by the best of those that are compared.
         keep = 0.99 * max(trial.best for trial in running)
         running.sort(key=lambda trial: goal(trial, keep), reverse=True)
         for trial in running[max(tuning.finalists, math.ceil(len(running) / 2)) :]:

@@ -1,0 +1,265 @@
+"""What tuned experiments show together: each method beside BPR, paired over users, in one table and one picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from zerosum_ext._files import write_text
+from zerosum_ext.evaluation.significance import compare, coverage_of_lists, exchange, holm
+from zerosum_ext.experiments import plots
+from zerosum_ext.experiments.reproduce.results import Results, scores_file
+from zerosum_ext.experiments.reproduce.tuned import bias_index
+from zerosum_ext.experiments.runs.files import read_json, to_json
+from zerosum_ext.metrics import measure_of
+from zerosum_ext.models import trained_directly
+
+#: What a tuned experiment shows: method -> figures, comparisons, settings.
+Compared: TypeAlias = dict[str, dict[str, Any]]
+#: The measures of bias and exposure that a method is compared by.
+BIASES = ("pop_q_at_1", "upo", "arp@10", "coverage@10")
+# The share of BPR's NDCG@10 that a method may lose.
+_MARGIN = 0.01
+_RESAMPLES = 1999
+# Figures of the test that are reported: means over seeds, with their spread.
+REPORTED = (
+    "ndcg@10",
+    "recall@20",
+    *("pri", "pop_q_at_1", "upo", "arp@10", "aplt@10", "coverage@10", "gini@10"),
+    *("recall_head@10", "recall_mid@10", "recall_tail@10", "snips_recall@10", "snips_ndcg@10"),
+)
+
+
+def compared(results: Results, output: str | Path) -> Compared:
+    """Return what a tuned experiment shows of each finished method, and keep it beside the results.
+
+    Comparisons need the values of each user, which :func:`run` leaves in files of their own. Where these are gone,
+    comparisons that were kept of the same cells are read.
+
+    Returns:
+        {method: {"seeds", "setting", "validation", "mean", "sd", "index", "against", "recommended"}}. ``index`` is the
+        bias beside that of BPR in the test, ``against`` holds a comparison with BPR for NDCG@10 and each of
+        :data:`BIASES`, whose p-values are adjusted by Holm.
+    """
+    experiment = results.experiment
+    base = experiment.baseline
+    done = {name: list(records) for name, records in results.records.items() if records}
+    file = Path(output) / f"{experiment.name}.compared.json"
+    kept = read_json(file) if file.is_file() else {}
+    told: Compared = {}
+    for name, records in done.items():
+        told[name] = _told(records, experiment.grids[name][0].loss)
+        if base in done and name != base:
+            told[name]["index"] = bias_index(told[name]["mean"], _told(done[base], "bpr")["mean"])
+            against = _against(results, output, base, name)
+            old = kept.get(name, {})
+            if against is None and old.get("cells") == told[name]["cells"]:
+                against = old.get("against")
+            told[name]["against"] = against
+    if base in done:
+        best = recommended(told, base)
+        for name, one in told.items():
+            one["recommended"] = name == best
+    write_text(file, to_json(told) + "\n")
+    return told
+
+
+def _told(records: Sequence[Mapping[str, Any]], loss: str) -> dict[str, Any]:
+    """Return a method's figures of the test over its seeds, and of the validation part of the first one."""
+    figures = {key: [r["metrics"]["best"].get(key) for r in records] for key in REPORTED}
+    known = {key: [v for v in values if v is not None] for key, values in figures.items()}
+    first = records[0]
+    return {
+        "seeds": [r["seed"] for r in records],
+        "cells": [r["digest"] for r in records],
+        "trained": not trained_directly(loss),
+        "setting": first["settings"],
+        "validation": first["validation"],
+        "mean": {key: float(np.mean(values)) for key, values in known.items() if values},
+        "sd": {key: float(np.std(values, ddof=1)) for key, values in known.items() if len(values) > 1},
+    }
+
+
+def recommended(told: Mapping[str, Mapping[str, Any]], base: str) -> str:
+    """Return the trained method that validation recommends: the least biased of those as accurate as BPR at least."""
+    baseline = told[base]["validation"]
+    able = {
+        name: bias_index(one["validation"], baseline)
+        for name, one in told.items()
+        if one["trained"] and one["validation"]["ndcg@10"] >= baseline["ndcg@10"]
+    }
+    return min(able, key=able.__getitem__)
+
+
+def _arrays(results: Results, output: str | Path, name: str) -> dict[int, dict[str, np.ndarray]]:
+    """Return the values of each user by seed, of the cells that have them."""
+    found = {}
+    for cell in results.experiment.cells():
+        path = scores_file(cell, output)
+        known = any(r["seed"] == cell.method.seed for r in results.records[cell.name])
+        if cell.name == name and known and path.is_file():
+            with np.load(path, allow_pickle=False) as archive:
+                found[cell.method.seed] = dict(archive)
+    return found
+
+
+def _against(results: Results, output: str | Path, base: str, name: str) -> dict[str, Any] | None:
+    """Compare a method with BPR over the seeds that both have; None without the values of each user."""
+    a, b = _arrays(results, output, base), _arrays(results, output, name)
+    seeds = sorted(set(a) & set(b))
+    if not seeds or results.experiment.seeds[0] not in a:
+        return None
+
+    def values(of: Mapping[int, Mapping[str, np.ndarray]], key: str) -> np.ndarray:
+        # Rows of NaN are users without a value, in all seeds alike.
+        return np.asarray(np.mean([of[seed][key] for seed in seeds], axis=0, dtype=np.float64))
+
+    told: dict[str, Any] = {"ndcg@10": vars(compare(values(a, "ndcg@10"), values(b, "ndcg@10"), resamples=_RESAMPLES))}
+    for key in BIASES[:-1]:
+        pair = [_distances(values(of, key), key) for of in (a, b)]
+        told[key] = vars(compare(*pair, resamples=_RESAMPLES))
+    lists = [np.concatenate([of[seed]["lists"] for seed in seeds], 1) for of in (a, b)]
+    catalogue = _catalogue(results, base, a[results.experiment.seeds[0]]["lists"])
+
+    def uncovered(both: np.ndarray, num_items: int) -> float:
+        parts = np.split(both, len(seeds), axis=1)
+        return 1 - float(np.mean([coverage_of_lists(part, num_items) for part in parts]))
+
+    told["coverage@10"] = vars(exchange(lists[0], lists[1], catalogue, statistic=uncovered))
+    for key, p in zip(BIASES, holm([told[key]["p_value"] for key in BIASES]), strict=True):
+        told[key]["p_holm"] = p
+        told[key]["better"] = bool(p < 0.05 and told[key]["difference"] < 0)
+        told[key]["worse"] = bool(p < 0.05 and told[key]["difference"] > 0)
+    kept = told["ndcg@10"]
+    kept["relative"] = {side: kept[side] / kept["mean_a"] for side in ("difference", "low", "high")}
+    told["keeps_accuracy"] = kept["relative"]["low"] >= -_MARGIN
+    told["better"] = sum(told[key]["better"] for key in BIASES)
+    told["worse"] = sum(told[key]["worse"] for key in BIASES)
+    return told
+
+
+def _distances(values: np.ndarray, key: str) -> np.ndarray:
+    """Return values whose mean is the distance of the mean from the ideal; without an ideal, the values."""
+    ideal = measure_of(key).ideal
+    if ideal is None:
+        return values
+    return (values - ideal) * (1.0 if np.nanmean(values) >= ideal else -1.0)
+
+
+def _catalogue(results: Results, base: str, lists: np.ndarray) -> int:
+    """Return the number of items: the first seed's lists hold a share of them that is known, the coverage."""
+    return round(len(np.unique(lists[lists >= 0])) / float(results.values(base, "coverage@10", "best")[0]))
+
+
+# ---- one table, one file, one picture
+
+
+def summary(found: Mapping[str, Compared]) -> str:
+    """Return the table of all data sets: BPR and the setting that validation recommends, and what is reached.
+
+    Args:
+        found: title -> what :func:`compared` returned.
+    """
+    lines = [
+        "| data | recommended | NDCG@10 ↑, beside BPR (95 %) | PopQ@1 → .5 | uPO → 0 | ARP@10 ↓ | coverage@10 ↑ | "
+        "reached |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    reached = 0
+    for title, told in found.items():
+        base = next((name for name, one in told.items() if one["setting"]["loss"] == "bpr"), None)
+        best = next((name for name, one in told.items() if one.get("recommended")), None)
+        if base is None or best is None:
+            continue
+        one, against = told[best], told[best].get("against")
+        a, b = told[base]["mean"], one["mean"]
+        cells = [
+            f"{a[key]:.{digits}f} to {b[key]:.{digits}f}" for key, digits in zip(BIASES, (3, 3, 0, 3), strict=True)
+        ]
+        if against is not None:
+            cells = [cell + _mark(against[key]) for cell, key in zip(cells, BIASES, strict=True)]
+            relative = against["ndcg@10"]["relative"]
+            change = (
+                f"{100 * relative['difference']:+.1f} % ({100 * relative['low']:+.1f} to {100 * relative['high']:+.1f})"
+            )
+            ok = against["keeps_accuracy"] and against["better"] >= 3
+            reached += ok
+            verdict = "yes" if ok else "no"
+        else:
+            change, verdict = ("BPR itself", "no") if best == base else ("", "not compared")
+        accuracy = f"{a['ndcg@10']:.4f} to {b['ndcg@10']:.4f}, {change}"
+        lines.append(f"| {title} | {best} ({len(one['seeds'])} seeds) | {accuracy} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Recommended is the least biased method of those whose NDCG@10 in validation is not below BPR's. From BPR "
+            "to it, in the test; + better, - worse than BPR at 95 % (paired over users, Holm over the four measures; "
+            "coverage by exchanging lists). Reached: NDCG@10 at most 1 % below BPR's (lower bound), three of four "
+            f"better: {reached} of {len(found)} data sets.",
+        ]
+    )
+
+
+def _mark(change: Mapping[str, Any]) -> str:
+    return " +" if change["better"] else " -" if change["worse"] else ""
+
+
+def figures_csv(found: Mapping[str, Compared]) -> str:
+    """Return all figures as CSV, a row for each data set, method and measure, for others to cite."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["data", "method", "setting", "seeds", "recommended", "measure", "mean", "sd"]
+    writer.writerow([*head, "against_bpr", "low", "high", "p_holm", "bias_index"])
+    for title, told in found.items():
+        for name, one in told.items():
+            against = one.get("against") or {}
+            for key, mean in one["mean"].items():
+                change = against.get(key, {})
+                more = [change.get(field, "") for field in ("difference", "low", "high", "p_holm")]
+                row = [title, name, short_setting(one["setting"]), len(one["seeds"]), one.get("recommended", "")]
+                sd = one["sd"].get(key)
+                writer.writerow(
+                    [*row, key, f"{mean:.6g}", "" if sd is None else f"{sd:.3g}", *map(_number, more)]
+                    + [_number(one.get("index", ""))]
+                )
+    return text.getvalue()
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short_setting(settings: Mapping[str, Any]) -> str:
+    """Return what a grid changes of a setting, as text."""
+    told = dict(settings["loss_options"])
+    if settings["weight"] is not None:
+        told["w"] = settings["weight"]
+    for name, usual in (("lr", 1e-3), ("l2", 0.0), ("negatives", 1), ("strategy", "uniform")):
+        if settings[name] != usual:
+            told[name] = settings[name]
+    if settings["model_options"].get("normalize"):
+        told["cosine"] = True
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in told.items()
+    )
+
+
+def draw(found: Mapping[str, Compared], path: str | Path) -> None:
+    """Draw each data set's methods: NDCG@10 beside BPR's against the bias beside BPR's, with shared scales."""
+    panels = {}
+    for title, told in found.items():
+        base = next((name for name, one in told.items() if one["setting"]["loss"] == "bpr"), None)
+        if base is None:
+            continue
+        start = told[base]["mean"]["ndcg@10"]
+        panels[title] = {
+            name: (100 * (one["mean"]["ndcg@10"] / start - 1), one.get("index", 1.0), bool(one.get("recommended")))
+            for name, one in told.items()
+        }
+    plots.accuracy_and_bias(panels, path)
