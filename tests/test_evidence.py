@@ -1,0 +1,142 @@
+"""What tuned experiments show together, from records and values of users made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from zerosum_ext.cli import main as cli
+from zerosum_ext.experiments import reproduce
+from zerosum_ext.experiments.reproduce import evidence, results
+from zerosum_ext.experiments.reproduce.tuned import bias_index
+
+FILE = """
+title = "Made up, matrix factorization"
+protocol = "tuned"
+seeds = [0, 1]
+columns = ["ndcg@10"]
+data = {source = "nowhere.csv"}
+split = {ratios = [0.8, 0.1, 0.1]}
+
+[[methods]]
+name = "BPR"
+settings = {loss = "bpr"}
+[[methods]]
+name = "Good"
+settings = {loss = "popularity_softmax", loss_options = {alpha = 0.3}}
+[[methods]]
+name = "Poor"
+settings = {loss = "zerosum", weight = 0.9, lr = 3e-3}
+[[methods]]
+name = "Popular"
+settings = {loss = "popular"}
+"""
+USERS, ITEMS = 300, 50
+# Means of NDCG, PopQ, uPO and ARP, and of how many items the lists are drawn.
+MADE = {"BPR": (0.3, 0.2, 0.5, 90, 20), "Good": (0.31, 0.3, 0.3, 60, 40), "Poor": (0.2, 0.1, 0.7, 99, 12)}
+MADE["Popular"] = (0.05, 0.0, 1.0, 200, 10)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """An experiment whose cells are finished, with the values of each user."""
+    path, out = tmp_path / "made.toml", tmp_path / "out"
+    path.write_text(FILE)
+    experiment = reproduce.read_experiment(path)
+    for cell in experiment.cells():
+        rng = np.random.default_rng(cell.method.seed)  # the same users for all methods, so that pairs are alike
+        ndcg, quantile, upo, arp, pool = MADE[cell.name]
+        noise = rng.normal(0, 0.05, USERS)
+        lists = np.stack([rng.permutation(pool)[:10] for _ in range(USERS)])
+        known = np.arange(USERS) % 3 > 0  # users with few positives have no value
+        arrays = {
+            "ndcg@10": ndcg + noise + rng.normal(0, 0.01, USERS),
+            "pop_q_at_1": np.where(known, quantile + noise, np.nan),
+            "upo": np.where(known, upo + noise, np.nan),
+            "arp@10": arp + 10 * noise,
+            "lists": lists,
+        }
+        file = results.scores_file(cell, out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file, **arrays)
+        best = {key: float(np.nanmean(arrays[key])) for key in ("ndcg@10", "pop_q_at_1", "upo", "arp@10")}
+        best |= {"coverage@10": len(np.unique(lists)) / ITEMS, "epoch": 3}
+        method = cell.method
+        record = {
+            "method": cell.name,
+            "seed": method.seed,
+            "digest": cell.digest,
+            "metrics": {"best": best},
+            "validation": best,
+            "history": {"loss": [1.0], "seconds": [1.0], "engine": "fused"},
+            "trained_here": True,
+            "settings": {
+                **{name: getattr(method, name) for name in ("loss", "weight", "lr", "l2", "negatives", "strategy")},
+                "loss_options": dict(method.loss_options),
+                "model_options": {},
+            },
+        }
+        results.append(results.results_file(experiment, out), record)
+    return path, out
+
+
+def test_methods_beside_bpr(made):
+    path, out = made
+    found = reproduce.compared(reproduce.load(path, out), out)
+    assert [name for name, one in found.items() if one["recommended"]] == ["Good"]
+    good, poor = found["Good"]["against"], found["Poor"]["against"]
+    assert good["keeps_accuracy"]
+    assert (good["better"], good["worse"]) == (4, 0)
+    assert (poor["better"], poor["worse"]) == (0, 4)
+    assert not poor["keeps_accuracy"]
+    assert good["ndcg@10"]["relative"]["difference"] == pytest.approx(0.01 / 0.3, rel=0.2)
+    assert good["pop_q_at_1"]["difference"] == pytest.approx(-0.1, abs=0.01)  # of the distance from .5
+    assert good["coverage@10"]["difference"] == pytest.approx(-0.4)
+    assert found["Good"]["index"] == pytest.approx(bias_index(found["Good"]["mean"], found["BPR"]["mean"]))
+    assert found["Good"]["index"] < 1 < found["Poor"]["index"]
+    assert not found["Popular"]["trained"]  # which is never recommended
+
+
+def test_comparisons_outlive_the_values_of_users(made):
+    path, out = made
+    before = reproduce.compared(reproduce.load(path, out), out)
+    for file in (out / "made").iterdir():
+        file.unlink()
+    assert reproduce.compared(reproduce.load(path, out), out) == before
+    path.write_text(FILE.replace("alpha = 0.3", "alpha = 0.4"))  # other cells: theirs are not to be taken
+    assert "Good" not in reproduce.compared(reproduce.load(path, out), out)
+
+
+def test_the_report(made, tmp_path, capsys):
+    path, out = made
+    report = tmp_path / "REPORT.md"
+    argv = ["reproduce", "--experiment", str(path), "--output", str(out), "--report", str(report), "--no-run"]
+    assert cli.main(argv) == 0
+    assert "| Made up | Good (2 seeds) |" in capsys.readouterr().out
+    text = report.read_text(encoding="utf-8")
+    assert "1 of 1 data sets" in text
+    assert "0.200 to 0.300 +" in text
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "figures.csv").read_text())))
+    row = next(r for r in rows if r["method"] == "Good" and r["measure"] == "upo")
+    assert row["setting"] == "alpha=0.3"
+    assert float(row["against_bpr"]) == pytest.approx(-0.2, abs=0.01)
+    assert float(row["p_holm"]) < 0.05
+    assert next(r for r in rows if r["method"] == "Poor")["setting"] == "w=0.9 lr=0.003"
+    assert (tmp_path / "figures" / "accuracy-and-bias.png").stat().st_size > 5000
+
+
+def test_bpr_alone_is_recommended_without_a_rival(made):
+    told = {"BPR": {"trained": True, "validation": {"ndcg@10": 0.3, **_biases()}}}
+    told["Other"] = {"trained": True, "validation": {"ndcg@10": 0.29, **_biases(0.4)}}
+    assert evidence.recommended(told, "BPR") == "BPR"
+    told["Other"]["validation"]["ndcg@10"] = 0.3
+    assert evidence.recommended(told, "BPR") == "Other"
+    assert json.dumps(told)
+
+
+def _biases(quantile=0.2):
+    return {"pop_q_at_1": quantile, "upo": 0.5, "arp@10": 90.0, "coverage@10": 0.4}
