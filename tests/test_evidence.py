@@ -74,6 +74,8 @@ def made(tmp_path):
             "validation": best,
             "history": {"loss": [1.0], "seconds": [1.0], "engine": "fused"},
             "trained_here": True,
+            "threads": 1,
+            **dict.fromkeys(("seconds", "cpu_seconds", "peak_memory_mb"), 1.0),
             "settings": {
                 **{name: getattr(method, name) for name in ("loss", "weight", "lr", "l2", "negatives", "strategy")},
                 "loss_options": dict(method.loss_options),
@@ -119,7 +121,9 @@ def test_the_report(made, tmp_path, capsys):
     assert "| Made up | Good (2 seeds) |" in capsys.readouterr().out
     text = report.read_text(encoding="utf-8")
     assert "1 of 1 data sets" in text
-    assert "0.200 to 0.300 +" in text
+    line = next(line for line in text.splitlines() if line.startswith("| Made up | Good"))
+    assert line.count(" + |") == 4  # better in all four
+    assert line.endswith("| yes |")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "figures.csv").read_text())))
     row = next(r for r in rows if r["method"] == "Good" and r["measure"] == "upo")
     assert row["setting"] == "alpha=0.3"

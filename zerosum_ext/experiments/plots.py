@@ -294,7 +294,8 @@ def accuracy_and_bias(
         for k, name in enumerate(names)
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(panels)), frameon=False, fontsize=8)
+        columns = min(6, 3 * len(panels))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     _save(figure, path, 130)
 
 
