@@ -604,13 +604,7 @@ class Interactions:
             ValueError: the vocabulary does not begin with these users and items.
         """
         mine = self.vocabulary
-        for what, ids, theirs, size, larger in (
-            ("user", mine.user_ids, vocabulary.user_ids, mine.shape[0], vocabulary.shape[0]),
-            ("item", mine.item_ids, vocabulary.item_ids, mine.shape[1], vocabulary.shape[1]),
-        ):
-            same = ids is theirs or (ids is not None and theirs is not None and np.array_equal(ids, theirs[:size]))
-            if not same or larger < size:
-                raise ValueError(f"vocabulary: expected one that begins with these {size:,} {what}s, got {vocabulary}")
+        mine.require_beginning_of(vocabulary)
         added = vocabulary.shape[0] - mine.shape[0]
         return self._replace(
             indptr=torch.cat((self.indptr, self.indptr[-1:].expand(added))),

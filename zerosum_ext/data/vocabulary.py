@@ -176,6 +176,16 @@ class Vocabulary:
                 _, grown = grown.place(side, code(f"{what}_ids", ids), "grow")
         return grown
 
+    def require_beginning_of(self, larger: Vocabulary) -> None:
+        """Raise ValueError unless another vocabulary begins with these users and items."""
+        for what, ids, theirs, size, other in (
+            ("user", self.user_ids, larger.user_ids, self.shape[0], larger.shape[0]),
+            ("item", self.item_ids, larger.item_ids, self.shape[1], larger.shape[1]),
+        ):
+            same = ids is theirs or (ids is not None and theirs is not None and np.array_equal(ids, theirs[:size]))
+            if not same or other < size:
+                raise ValueError(f"vocabulary: expected one that begins with these {size:,} {what}s, got {larger}")
+
     def encode_users(self, ids: Any) -> np.ndarray:
         """Return indices of external user ids, int64 of the same shape. ValueError names an id that is not there."""
         return encode(self, "user", ids)

@@ -19,8 +19,9 @@ from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.evaluation.sources import forward_decides
-from zerosum_ext.models import lists
+from zerosum_ext.models import folding, lists
 from zerosum_ext.training import History, fit
+from zerosum_ext.training.growing import grow_parameter
 from zerosum_ext.training.optimizers import OptimizerLike
 
 __all__ = ["DotProductRecommender", "Recommender", "check_pairs", "index_tensor", "save_tensors"]
@@ -230,23 +231,23 @@ class Recommender(nn.Module):
                 found, scores = self._padded_best(index, seen, candidates, k)
         return (self._item_ids(found) if return_ids else found), scores
 
+    def fold_in(self, histories: Any, **options: Any) -> Tensor:
+        """Return vectors of new users; see :meth:`DotProductRecommender.fold_in`.
+
+        Raises:
+            ValueError: scores of this model are no dot products.
+        """
+        raise ValueError(f"fold_in: expected a model whose scores are dot products, got {type(self).__name__}")
+
     def _padded_best(
         self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, k: int
     ) -> tuple[Tensor, Tensor]:
         """Return the best of the candidates (None: all items) for users [n]: items and scores, [n, k] each."""
-        number = self.num_items if candidates is None else candidates.numel()
-        width = min(k, number)
-        if width == 0 or users.numel() == 0:
-            found = torch.full((users.numel(), k), -1, dtype=torch.int64, device=users.device)
-            return found, torch.full(found.shape, float("-inf"), dtype=self._dtype, device=users.device)
-        if candidates is not None and seen is not None:
-            seen = lists.among(seen, users, candidates, self.num_items)
-        found, scores = self._best_items(users, seen, candidates, width)
-        if candidates is not None:
-            found = torch.where(found < 0, found, candidates[found.clamp(min=0)])
-        if width < k:
-            found, scores = F.pad(found, (0, k - width), value=-1), F.pad(scores, (0, k - width), value=float("-inf"))
-        return found, scores
+
+        def best(known: lists.Rows | None, width: int) -> tuple[Tensor, Tensor]:
+            return self._best_items(users, known, candidates, width)
+
+        return lists.padded_by(best, users, seen, candidates, k, self.num_items, self._dtype)
 
     def _best_items(
         self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, width: int
@@ -272,6 +273,62 @@ class Recommender(nn.Module):
     def _item_ids(self, items: Tensor) -> np.ndarray:
         """Return the external ids of items, "" or -1 where the number is -1."""
         return _external(self._require_vocabulary().item_ids, items)
+
+    # --- growth ------------------------------------------------------------------------------------------
+
+    def grow(
+        self,
+        vocabulary: Vocabulary | tuple[int, int],
+        *,
+        interactions: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Make room for new users and items in place. Those that are known keep their rows.
+
+        Args:
+            vocabulary: the external ids, of which the first are those of before, such as ``more.vocabulary`` of
+                interactions that were read with ``vocabulary=train.vocabulary, unknown="grow"``; or (num_users,
+                num_items).
+            interactions: the graph of models on a graph, of the new shape. Others do not need it.
+            optimizer: an optimizer that goes on training the model, such as ``history.optimizer``. What it knows of
+                the rows grows with them.
+            seed: the seed of the new rows, which are drawn as the first ones were. Biases begin at 0.
+
+        Raises:
+            ValueError: the new shape is smaller, or the vocabulary does not begin with the ids of before; the model
+                has no tables of its own.
+        """
+        shape = self._check_growth(vocabulary)
+        std = getattr(self, "init_std", None)
+        if std is None:
+            raise ValueError(f"grow: {type(self).__name__} has no tables; grow its backbone and wrap it anew")
+        generator = torch.Generator().manual_seed(require_positive_int("seed", seed, minimum=0))
+        for table, size in ((self.user_embedding, shape[0]), (self.item_embedding, shape[1])):
+            rows = torch.empty(size - len(table), *table.shape[1:]).normal_(std=std, generator=generator)
+            grow_parameter(table, rows, optimizer)
+        bias = getattr(self, "item_bias", None)
+        if bias is not None:
+            grow_parameter(bias, torch.zeros(shape[1] - len(bias)), optimizer)
+        self.num_users, self.num_items = shape
+        if isinstance(vocabulary, Vocabulary):
+            self.vocabulary = vocabulary
+        elif self.vocabulary is not None and self.vocabulary.shape != shape:
+            self.vocabulary = None
+
+    def _check_growth(self, vocabulary: Vocabulary | tuple[int, int]) -> tuple[int, int]:
+        """Return the new shape."""
+        before = (self.num_users, self.num_items)
+        named = isinstance(vocabulary, Vocabulary)
+        sizes = vocabulary.shape if isinstance(vocabulary, Vocabulary) else vocabulary
+        if len(sizes) != 2:
+            raise ValueError(f"vocabulary: expected a Vocabulary or (num_users, num_items), got {vocabulary!r}")
+        shape = tuple(require_positive_int("vocabulary", size) for size in sizes)
+        if shape[0] < before[0] or shape[1] < before[1]:
+            raise ValueError(f"vocabulary: expected at least {before[0]} users and {before[1]} items, got {shape}")
+        if named and self.vocabulary is not None and isinstance(vocabulary, Vocabulary):
+            self.vocabulary.require_beginning_of(vocabulary)
+        return shape[0], shape[1]
 
     # --- training ----------------------------------------------------------------------------------------
 
@@ -479,6 +536,114 @@ class DotProductRecommender(Recommender):
             user, item, bias = self.vectors()
             return user.detach(), item.detach(), None if bias is None else bias.detach()
 
+    # --- users that were not trained with --------------------------------------------------------------------
+
+    def _frozen_items(self) -> tuple[Tensor, Tensor | None]:
+        """Return what the row of a new user is multiplied with: vectors of items [I, d], and their bias [I] or None."""
+        _, item, bias = self.factors()
+        return item, bias
+
+    # The settings of an optimisation.
+    def fold_in(  # type: ignore[override]  # its options by name
+        self,
+        histories: Any,
+        *,
+        loss: str | nn.Module = "bpr",
+        l2: float = 0.05,
+        negatives: int | None = 2,
+        seed: int = 0,
+        tolerance: float = 1e-4,
+        max_iterations: int = 200,
+    ) -> Tensor:
+        """Return the rows that users who were not trained with would have, with the items as they are.
+
+        A user's row p minimises ``mean of loss(positives, negatives) + l2/2 |p|^2`` over the user's own samples: each
+        positive with negatives that are drawn once, or with all of them. Take the loss that the model was trained with.
+
+        Args:
+            histories: the users' items: a matrix [n, num_items] (Interactions, scipy or torch CSR), or a list of the
+                ids of each user.
+            loss: a name of :func:`zerosum_ext.get_loss`, or a module. The kinks of "zerosum" and "pos2neg2" are rounded
+                off by .02; losses with other kinks are refused.
+            l2: > 0, the weight of the squared length of p.
+            negatives: the number of negatives of each positive. None: all items that are not in the history.
+            seed: the seed of the negatives. The same histories and seed give the same rows.
+            tolerance: the length of the gradient at the result, as a share of that at p = 0.
+            max_iterations: the largest number of steps.
+
+        Returns:
+            [n, d], for :meth:`recommend_for`, or to be put into ``user_embedding``. Zero where a history is empty, or
+            has all items.
+
+        Raises:
+            TypeError: ``histories`` or the loss is nothing of the kind.
+            ValueError: an item or a setting is out of range, or the model's scores are not dot products.
+
+        Examples:
+            >>> import zerosum_ext as zx
+            >>> model = zx.MatrixFactorization(5, 30, 4, seed=0)
+            >>> rows = model.fold_in([[3, 4], [7]])
+            >>> items, scores = model.recommend_for(rows, 3, exclude=[[3, 4], [7]])
+            >>> items.shape
+            torch.Size([2, 3])
+        """
+        settings = folding.FoldIn.of(loss, l2, negatives, seed, tolerance, max_iterations)
+        item, bias = self._frozen_items()
+        return folding.fold_in(item, bias, folding.histories_of(histories, self.num_items), settings)
+
+    def recommend_for(
+        self,
+        rows: Tensor,
+        k: int = 10,
+        exclude: Any = None,
+        *,
+        items: Any = None,
+        filter_items: Any = None,
+        return_ids: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Return the k best items of users who are given by their rows, such as :meth:`fold_in` returns.
+
+        Args:
+            rows: [n, d].
+            k: as in :meth:`recommend`.
+            exclude: a matrix [n, num_items], or a list of the ids of each user, usually the histories.
+            items: the candidates: ids or a mask, or a matrix [n, num_items].
+            filter_items: as in :meth:`recommend`.
+            return_ids: as in :meth:`recommend`.
+
+        Returns:
+            Items, int64 [n, k], and scores, [n, k].
+
+        Raises:
+            TypeError, ValueError: as of :meth:`recommend`.
+        """
+        k = require_positive_int("k", k, maximum=MOST_K)
+        item, bias = self._frozen_items()
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[1] != item.shape[1]:
+            raise ValueError(f"rows: expected a tensor [n, {item.shape[1]}], got {describe(rows)}")
+        rows = rows.detach().to(item)
+        index = torch.arange(len(rows), device=item.device)
+        shape = (len(rows), self.num_items)
+        if isinstance(exclude, list):
+            exclude = folding.histories_of(exclude, self.num_items)
+        seen = None if exclude is None else lists.rows_of("exclude", exclude, index, shape)
+        allowed = lists.allowed_items(items, filter_items, index, shape, ("items", "filter_items"))
+        if return_ids:
+            self._require_vocabulary()
+        with torch.no_grad():
+            if isinstance(allowed, lists.Rows):
+
+                def score(users: Tensor, own: Tensor) -> Tensor:
+                    scores = (rows[users] * item[own]).sum(1)
+                    return scores if bias is None else scores + bias[own]
+
+                found, scores = lists.best_of_own(score, index, allowed, seen, k, self.num_items, item.dtype)
+            else:
+                found, scores = lists.padded((rows, item, bias), index, seen, allowed, k)
+        return (self._item_ids(found) if return_ids else found), scores
+
+    # --- neighbours ------------------------------------------------------------------------------------------
+
     def similar_items(
         self,
         items: Any,
@@ -588,22 +753,12 @@ def similar(table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: A
         # A power of two, which changes no bit of what is neither very large nor very small.
         scale = torch.ldexp(scale, torch.frexp(top.float()).exponent.clamp(-120, 120))
         table = table / scale
-    own = torch.arange(index.numel() + 1, device=index.device), index
-    seen = lists.Rows(*own, True)
-    candidates = table
-    if allowed is not None:
-        seen, candidates = lists.among(seen, index, allowed, len(table)), table[allowed]
-    width = min(k, len(candidates))
-    if width == 0 or index.numel() == 0:
-        found = index.new_full((index.numel(), k), -1)
-        return found, torch.full(found.shape, float("-inf"), dtype=table.dtype, device=table.device)
-    found, scores = lists.best_by_factors((table, candidates, None), index, seen, width)
-    if allowed is not None:
-        found = torch.where(found < 0, found, allowed[found.clamp(min=0)])
+    own = lists.Rows(torch.arange(index.numel() + 1, device=index.device), index, True)
+    found, scores = lists.padded((table, table, None), index, own, allowed, k)
     scores = scores * scale * scale
     if metric == "cosine":
         found[nowhere[index]], scores[nowhere[index]] = -1, float("-inf")
-    return F.pad(found, (0, k - width), value=-1), F.pad(scores, (0, k - width), value=float("-inf"))
+    return found, scores
 
 
 def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from zerosum_ext import _ops
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
+from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.vocabulary import Vocabulary
+from zerosum_ext.models import folding
 from zerosum_ext.models.base import DotProductRecommender, Recommender
 from zerosum_ext.models.tables import TableRecommender, seeded_generator, xavier
 
@@ -206,6 +209,26 @@ class GraphRecommender(TableRecommender, DotProductRecommender):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": None}
 
+    def grow(
+        self,
+        vocabulary: Vocabulary | tuple[int, int],
+        *,
+        interactions: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        if interactions is None:
+            raise ValueError("interactions: expected those that are the new graph, got None")
+        shape = self._check_growth(vocabulary)
+        matrix = Interactions.from_any(interactions)
+        if tuple(matrix.shape) != shape:
+            raise ValueError(f"interactions: expected shape {shape}, got {tuple(matrix.shape)}")
+        super().grow(vocabulary, optimizer=optimizer, seed=seed)
+        old = self.interaction_graph
+        self.interaction_graph = Graph(matrix, old.normalization, old.node_dropout).to(old.scale)
+        self.interaction_graph.train(self.training)
+        self._cached = None
+
     def _extra_tensors(self) -> dict[str, Tensor]:
         graph = self.interaction_graph
         return {"graph.indptr": graph.user_indptr, "graph.indices": graph.user_indices}
@@ -271,6 +294,36 @@ class LightGCN(GraphRecommender):
         for _ in range(self.num_layers):
             layers.append(propagate_once(*layers[-1], *adjacency))
         return layers
+
+    @torch.no_grad()
+    def fold_in(self, histories: Any, **options: Any) -> Tensor:
+        """Return the vectors of users who were not trained with, by propagation from the items as they are.
+
+        Such a user has no embedding of his own: layer 0 is zero, and layer l + 1 is the normalised sum of his items'
+        rows in layer l. His edges change no item. Nothing is optimised, so that there are no options.
+
+        Args:
+            histories: as in :meth:`DotProductRecommender.fold_in`.
+            options: none.
+
+        Returns:
+            [n, D], for :meth:`recommend_for`.
+        """
+        if options:
+            raise ValueError(f"{next(iter(options))}: LightGCN folds users in by propagation, which has no options")
+        matrix = folding.histories_of(histories, self.num_items).to(self.device)
+        with inference(self):
+            tables = [layer[1] for layer in self.propagate()]
+        users, items = matrix.pairs()
+        scale = self.interaction_graph.scale[self.num_users :][items]
+        own = matrix.user_counts.clamp(min=1).to(scale.dtype)
+        symmetric = self.normalization == "symmetric"
+        weight = own.rsqrt()[users] * scale if symmetric else (1 / own)[users]
+        layers = [tables[0].new_zeros(matrix.num_users, tables[0].shape[1])]
+        for table in tables[:-1]:
+            rows = table.new_zeros(matrix.num_users, table.shape[1])
+            layers.append(rows.index_add_(0, users, table[items] * weight.unsqueeze(1)))
+        return self.combine(layers)
 
     def combine(self, layers: list[Tensor]) -> Tensor:
         if self.combination == "concat":
@@ -380,6 +433,10 @@ class NGCF(GraphRecommender):
             unit = layer * (layer.square().sum(1, keepdim=True) + 1e-24).rsqrt()
             layers.append(unit.split(sizes))
         return layers
+
+    def fold_in(self, histories: Any, **options: Any) -> Tensor:
+        """Refuse: a new user's layers are no linear function of a row that could be found."""
+        raise ValueError("fold_in: expected a model whose scores are dot products with a user's row, got NGCF")
 
     def _loops(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return factors [nodes, 1] that make the normalised A + 1 of the normalised A and the nodes themselves."""

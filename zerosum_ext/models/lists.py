@@ -252,6 +252,55 @@ def best_by_factors(factors: Factors, users: Tensor, seen: Rows | None, width: i
     return _joined(parts)
 
 
+def padded_by(
+    best: Callable[[Rows | None, int], tuple[Tensor, Tensor]],
+    users: Tensor,
+    seen: Rows | None,
+    candidates: Tensor | None,
+    k: int,
+    num_items: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return items and scores, [n, k] each, from what finds the best by their numbers among the candidates.
+
+    Args:
+        best: from what is not recommended, numbered among the candidates, and a width to lists of this width.
+        users: int64 [n].
+        seen: items that are not recommended, or None.
+        candidates: ascending ids [C], or None for all items.
+        k: the length of the lists.
+        num_items: the size of the catalogue.
+        dtype: that of the scores.
+    """
+    width = min(k, num_items if candidates is None else candidates.numel())
+    if width == 0 or users.numel() == 0:
+        found = users.new_full((users.numel(), k), -1)
+        return found, torch.full(found.shape, float("-inf"), dtype=dtype, device=users.device)
+    if candidates is not None and seen is not None:
+        seen = among(seen, users, candidates, num_items)
+    found, scores = best(seen, width)
+    if candidates is not None:
+        found = torch.where(found < 0, found, candidates[found.clamp(min=0)])
+    if width < k:
+        found = torch.nn.functional.pad(found, (0, k - width), value=-1)
+        scores = torch.nn.functional.pad(scores, (0, k - width), value=float("-inf"))
+    return found, scores
+
+
+def padded(
+    factors: Factors, users: Tensor, seen: Rows | None, candidates: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return the best items by dot products, [n, k] each; ``candidates`` as in :func:`padded_by`."""
+    user, item, bias = factors
+    kept = item if candidates is None else item[candidates]
+    kept_bias = bias if bias is None or candidates is None else bias[candidates]
+
+    def best(known: Rows | None, width: int) -> tuple[Tensor, Tensor]:
+        return best_by_factors((user, kept, kept_bias), users, known, width)
+
+    return padded_by(best, users, seen, candidates, k, item.shape[0], item.dtype)
+
+
 def best_by_scores(
     score: Callable[[Tensor], Tensor], users: Tensor, seen: Rows | None, width: int, number: int
 ) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,9 @@ class GMF(TableRecommender, DotProductRecommender):
         user_rows, item_rows = self.embedding_rows(users, items)
         return user_rows * self.weight, item_rows
 
+    def _frozen_items(self) -> tuple[Tensor, Tensor | None]:
+        return (self.item_embedding * self.weight).detach(), None
+
     def config(self) -> dict[str, Any]:
         return {
             "num_users": self.num_users,

@@ -71,13 +71,18 @@ def write_checkpoint(path: str, run: dict[str, Any], written_by: dict[str, Any])
         torch.save({"format": _FORMAT, "fingerprint": written_by, **run}, part)
 
 
-def read_checkpoint(path: str, this_run: dict[str, Any], steps: int) -> dict[str, Any]:
+# What may differ where the data has grown.
+_OF_THE_DATA = ("shape", "nnz", "interactions", "exclude")
+
+
+def read_checkpoint(path: str, this_run: dict[str, Any], steps: int, grown: bool = False) -> dict[str, Any]:
     """Return the state that a run was written with, on the CPU.
 
     Args:
         path: the file.
         this_run: the :func:`fingerprint` of the run that is to go on.
         steps: the number of steps of its epochs.
+        grown: whether the data may have grown since; the file has to be of an epoch's end then.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,7 +93,11 @@ def read_checkpoint(path: str, this_run: dict[str, Any], steps: int) -> dict[str
     state = _read(path)
     _check_position(path, state, steps)
     written_by = state["fingerprint"]
+    if grown and state["step"] != 0:
+        raise ValueError(f"resume: {path!r} was written within an epoch, which does not go on with other data")
     for name in {**this_run, **written_by}:
+        if grown and name in _OF_THE_DATA:
+            continue
         written, value = written_by.get(name), this_run.get(name)
         if written != value:
             raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")

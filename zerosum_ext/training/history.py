@@ -34,6 +34,8 @@ class History(list[float]):
         engine: the engine that ran: "fused", "hogwild" or "autograd".
         seconds: the wall time of each epoch's training, without validation. A resumed run does not repeat these bits.
         samples: the number of training samples of each epoch.
+        optimizer: the optimizer that trained, whose state ``fit(optimizer=history.optimizer)`` goes on with; None in a
+            history that was read from a file.
     """
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
@@ -46,6 +48,7 @@ class History(list[float]):
         self.engine: str = "autograd"
         self.seconds: list[float] = []
         self.samples: list[int] = []
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values that JSON can hold."""

@@ -29,6 +29,7 @@ from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_che
 from zerosum_ext.training.choice import Front, State
 from zerosum_ext.training.console import Bar, Interrupt, deferred_interrupt, progress_bar
 from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
+from zerosum_ext.training.growing import grown_optimizer_state, grown_tensor
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
 from zerosum_ext.training.optimizers import OptimizerLike, load_optimizer_state, optimizer_from, optimizer_state
 from zerosum_ext.training.regularizers import Regularizer
@@ -85,6 +86,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: str | os.PathLike[str] | None = None,
+    resume_grown: bool = False,
     progress: bool | None = None,
     engine: Engine = "auto",
     precision: Precision = "float32",
@@ -141,6 +143,9 @@ def fit(
         checkpoint: the file that the whole state is written to after each epoch and on an interrupt.
         checkpoint_every: also write it each time after this many steps.
         resume: a checkpoint to continue from, with the same data and settings. ``epochs`` and ``patience`` may differ.
+        resume_grown: the data may have grown since the checkpoint, which must be of an epoch's end: more interactions,
+            and users and items after those of before. Their rows are those that the model has now, and the optimizer
+            begins with them. The best epoch is that of the new data.
         progress: whether to show the progress bar. None shows it on a terminal.
         engine: "autograd": forward, backward and optimizer step by torch.
             "fused": gather, loss, gradients and update in compiled code. It needs a float32 MatrixFactorization, a
@@ -183,7 +188,7 @@ def fit(
         objective=Objective(l2, clip_row_norm, regularizer, transform, precision),
         schedule=Schedule(scheduler, scheduler_interval),
         validation=Validation(validation, metric, maximize, patience, restore_best, bias, max_cost),
-        saving=Saving(checkpoint, checkpoint_every, resume),
+        saving=Saving(checkpoint, checkpoint_every, resume, resume_grown),
         callbacks=tuple(callbacks),
         progress=progress,
     )
@@ -320,7 +325,7 @@ class _Run:
             torch.manual_seed((settings.sampling.seed + _LATER_SEEDS * self.first_epoch) % 2**64)
             if settings.saving.resume is not None:
                 self._load(os.fspath(settings.saving.resume))
-            self.history.engine = self.engine.name
+            self.history.engine, self.history.optimizer = self.engine.name, self.parts.optimizer
             self.history.metric = None if self.evaluator is None else settings.validation.metric
             self.history.stopped = "completed"
             model.train()
@@ -487,10 +492,26 @@ class _Run:
         }
         write_checkpoint(os.fspath(path), run, self.fingerprint)
 
+    def _grow_state(self, path: str, state: dict[str, Any]) -> None:
+        """Bring a checkpoint's state to the shapes of the parts, in place."""
+        now = self.parts.model.state_dict()
+        try:
+            for name, value in state["model"].items():
+                if name in now and isinstance(value, Tensor):
+                    state["model"][name] = grown_tensor(value, now[name], now[name].cpu())
+            state["optimizer"] = grown_optimizer_state(state["optimizer"], self.parts.optimizer)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"resume: {path!r} does not grow into this model: {error}") from None
+        state["best_value"], state["best_state"], state["epochs_since_best"] = None, None, 0
+        state.pop("front", None)
+
     def _load(self, path: str) -> None:
         """Go to where a checkpoint was written."""
         parts = self.parts
-        state = read_checkpoint(path, self.fingerprint, self.engine.steps)
+        grown = self.settings.saving.grown
+        state = read_checkpoint(path, self.fingerprint, self.engine.steps, grown)
+        if grown:
+            self._grow_state(path, state)
         first = state.get("first_epoch", 0)
         if self.settings.first_epoch not in (None, first):
             raise ValueError(f"first_epoch: {path!r} was written with {first}, this run has {self.first_epoch}")

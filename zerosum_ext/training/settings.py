@@ -156,17 +156,21 @@ class Saving:
         path: the file to write, or None.
         every: the number of steps after which it is written within an epoch, or None.
         resume: the file to continue from, or None.
+        grown: whether the data may have grown since.
     """
 
     path: str | os.PathLike[str] | None = None
     every: int | None = None
     resume: str | os.PathLike[str] | None = None
+    grown: bool = False
 
     def __post_init__(self) -> None:
         if self.every is not None:
             _set(self, "every", require_positive_int("checkpoint_every", self.every))
             if self.path is None:
                 raise ValueError(f"checkpoint_every: expected None without checkpoint, got {self.every}")
+        if self.grown and self.resume is None:
+            raise ValueError("resume_grown: expected False without resume")
 
 
 @dataclass(frozen=True)
