@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext._checks import MOST_K, describe, require_choice, require_ids, require_positive_int
-from zerosum_ext._files import replacing
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.evaluation.sources import forward_decides
-from zerosum_ext.models import folding, lists
+from zerosum_ext.models import files, folding, lists
 from zerosum_ext.training import History, fit
 from zerosum_ext.training.growing import grow_parameter
 from zerosum_ext.training.optimizers import OptimizerLike
@@ -61,10 +61,14 @@ class Recommender(nn.Module):
         epochs_trained: the number of epochs that ``fit`` has trained the model for. The next fit goes on counting
             there. Model files and checkpoints keep it; ``reset_parameters`` sets it to 0.
         vocabulary: the external ids of users and items, or None. ``fit`` takes them from its interactions.
+        item_names: names of the items for people [num_items], such as titles, or None. Model files keep them.
+        information: what a model file says of where the model comes from: version, settings, metrics.
     """
 
     epochs_trained: int = 0
     vocabulary: Vocabulary | None = None
+    item_names: Any = None
+    information: Mapping[str, Any] = MappingProxyType({})
     num_users: int
     num_items: int
     user_embedding: nn.Parameter
@@ -369,47 +373,70 @@ class Recommender(nn.Module):
         """Return a model of this class to load tensors into. The seed spares torch's global generator."""
         return cls(**config, seed=0)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        path: files.Target,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Write the parameters as safetensors, with the configuration in the file's metadata.
 
-        The file is complete or not there: it is written under another name and then moved into place.
+        The file also holds the vocabulary and the names of items, where the model has them, and the library's version.
+        It is complete or not there: it is written under another name and then moved into place.
+
+        Args:
+            path: a path, or a file that is open for writing bytes.
+            settings: how the model was trained, such as the keywords of ``fit``: what JSON can hold. They come back as
+                ``model.information["settings"]``. None keeps what is known.
+            metrics: how good it is, such as the result of ``evaluate``; likewise.
 
         Raises:
             OSError: the file cannot be written.
+            TypeError: settings or metrics are nothing that JSON can hold.
         """
         metadata = {
             "format": _format(type(self)),
             "config": json.dumps(self.config()),
             "epochs_trained": str(self.epochs_trained),
+            **files.information(settings, metrics, self.information),
         }
-        save_tensors({**self.state_dict(), **self._extra_tensors()}, path, metadata)
+        tensors = {**self.state_dict(), **self._extra_tensors()}
+        if self.vocabulary is not None:
+            tensors |= files.text_tensors("user_ids", self.vocabulary.user_ids)
+            tensors |= files.text_tensors("item_ids", self.vocabulary.item_ids)
+        tensors |= files.text_tensors("item_names", files.item_names(self.item_names, self.num_items))
+        files.write(path, tensors, metadata)
+
+    def card(self, name: str | None = None) -> str:
+        """Return a model card in Markdown: what the model is, settings, results and limits, as far as they are known.
+
+        Args:
+            name: the title. None takes the class's name.
+        """
+        return files.card(self, name)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> Any:
+    def load(cls, path: files.Target, device: torch.device | str | None = None) -> Any:
         """Return a model that ``save`` wrote, on ``device`` (the CPU by default).
 
         ``Recommender.load`` reads every kind of model; a subclass reads its own kind.
+
+        Args:
+            path: a path, or a file that is open for reading bytes.
+            device: where the model is to be.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file does not hold such a model; the message says what is wrong.
         """
-        from safetensors import SafetensorError, safe_open
-
-        name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise FileNotFoundError(f"no model file {name!r}")
-        try:
-            with safe_open(name, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, OverflowError) as error:
-            raise ValueError(f"{name!r} is not a safetensors file: {error}") from None
+        name, all_tensors, metadata = files.read(path)
+        tensors = {key: value for key, value in all_tensors.items() if not key.startswith(files.PREFIX)}
         kinds = {_format(kind): kind for kind in Recommender._kinds.values() if issubclass(kind, cls)}
         kind = kinds.get(metadata.get("format", ""))
         if kind is None:
             raise ValueError(
-                f"{name!r}: expected a file of format {' or '.join(map(repr, kinds))}, got {metadata.get('format')!r}"
+                f"{name}: expected a file of format {' or '.join(map(repr, kinds))}, got {metadata.get('format')!r}"
             )
         try:
             config = json.loads(metadata["config"])
@@ -419,11 +446,23 @@ class Recommender(nn.Module):
             model = kind._restore(config, tensors)
             trained = int(metadata.get("epochs_trained", 0))
             model.epochs_trained = require_positive_int("epochs_trained", trained, minimum=0)
+            model._know(all_tensors, metadata)
         except KeyError as error:
-            raise ValueError(f"{name!r} is damaged: it lacks {error}") from None
+            raise ValueError(f"{name} is damaged: it lacks {error}") from None
         except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
-            raise ValueError(f"{name!r} is damaged: {error}") from None
+            raise ValueError(f"{name} is damaged: {error}") from None
         return model.to(device) if device is not None else model
+
+    def _know(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Take what a file says beside the parameters. Files of before say nothing."""
+        found = files.vocabulary_of(tensors, (self.num_users, self.num_items))
+        if found is not None:
+            self.vocabulary = found
+        self.item_names = files.item_names(files.names_of("item_names", tensors), self.num_items)
+        information = json.loads(metadata.get("information", "{}"))
+        if not isinstance(information, dict):
+            raise ValueError(f"information: expected an object, got {information!r}")
+        self.information = information
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Recommender:
@@ -483,11 +522,7 @@ def save_tensors(
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with replacing(path, SafetensorError) as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
+    files.write(path, tensors, metadata)
 
 
 class DotProductRecommender(Recommender):
@@ -549,8 +584,8 @@ class DotProductRecommender(Recommender):
         histories: Any,
         *,
         loss: str | nn.Module = "bpr",
-        l2: float = 0.05,
-        negatives: int | None = 2,
+        l2: float = 0.03,
+        negatives: int | None = 4,
         seed: int = 0,
         tolerance: float = 1e-4,
         max_iterations: int = 200,
