@@ -355,7 +355,7 @@ class Interactions:
         closed is text where it stands in a column that is not read, and a bad row otherwise.
 
         Args:
-            path: a file, a pattern such as "part-*.csv", a folder of parquet files, or a list of these.
+            path: a file, a pattern such as ``part-*.csv``, a folder of parquet files, or a list of these.
             columns: which column is what, by name or by 0-based number: ``{"user": "reviewerID", "item": 3}``. Usual
                 names are recognised; without a header the first columns are user and item, and a rating and a time
                 after them are taken where they look like such. ``report.notes`` says what was taken for what, and

@@ -104,11 +104,11 @@ class Recommender(nn.Module):
     # --- scores ------------------------------------------------------------------------------------------
 
     def embedding_rows(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of the embedding tables: [B, width] of ``users`` [B], [*items.shape, width] of ``items``."""
+        """Return the rows of the embedding tables: ``[B, width]`` of users, ``[*items.shape, width]`` of items."""
         return F.embedding(users, self.user_embedding), F.embedding(items, self.item_embedding)
 
     def represent(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the vectors that scores are made of: [B, D] of ``users`` [B], [*items.shape, D'] of ``items``."""
+        """Return the vectors that scores are made of: ``[B, D]`` of users, ``[*items.shape, D']`` of items."""
         return self.embedding_rows(users, items)
 
     def score(self, user_rows: Tensor, item_rows: Tensor) -> Tensor:

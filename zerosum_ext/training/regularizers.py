@@ -174,8 +174,7 @@ class PearsonRegularizer(Regularizer):
             about the same length for any weight. To trade accuracy for bias by the weight, give a number of steps.
 
     References:
-        [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering",
-            WSDM 2021.
+        [ZHZ21] Zhu, He, Zhao, Zhang, Wang, Caverlee, "Popularity-Opportunity Bias in Collaborative Filtering", 2021.
         [RCS22] Rhee, Cho, Suh, "Countering Popularity Bias by Regularizing Score Differences", RecSys 2022.
     """
 

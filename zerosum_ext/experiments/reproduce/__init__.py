@@ -33,15 +33,15 @@ only in what is done at inference (``compensation``, the c of ``macr``) and foll
 once. Their best epoch is that of the model before.
 
 Protocols:
-    synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
-    benchmark: [RCS22 section 5]: a random 60/20/20 split (of its own seed), 100 negatives for each user that he never
-        interacted with, shared by validation and test; popularity counts all interactions. ``leak = true`` draws no
-        training negative that is a held-out positive or one of these negatives, as the released code does;
-        ``leak = "positives"`` none that is a held-out positive; ``false``, the honest setting, keeps out training
-        positives alone. Figures are those of the last epoch, and those of the
-        best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other fields of
-        :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split; where it has no validation part, a
-        tenth of the training part is taken for it.
+
+- synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
+- benchmark [RCS22 section 5]: a random 60/20/20 split (of its own seed). Each user has 100 negatives that he never
+  interacted with, shared by validation and test. Popularity counts all interactions. ``leak = true`` draws no training
+  negative that is a held-out positive or one of these negatives, as the released code does. ``leak = "positives"`` draws
+  none that is a held-out positive. ``false``, the honest setting, keeps out training positives alone. Figures are those
+  of the last epoch, and those of the best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other
+  fields of :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split. If it has no validation part, a tenth of
+  the training part is taken for it.
 
     tuned: :mod:`zerosum_ext.experiments.reproduce.tuned`: a ``grid`` of settings for each method, chosen on the
         validation part for its ``goal``; all items are ranked.

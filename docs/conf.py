@@ -1,0 +1,86 @@
+"""The documentation as a web site: make docs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from zerosum_ext import __version__
+
+project = "zerosum_ext"
+author = "The zerosum_ext developers"
+copyright = f"2026, {author}"
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# torch's own docstrings are not ours to mend.
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = True
+napoleon_preprocess_types = False
+napoleon_use_ivar = True
+doctest_test_doctest_blocks = "default"
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+linkcheck_timeout = 20
+
+html_theme = "furo"
+html_title = f"zerosum_ext {__version__}"
+html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
+
+
+# Pages that stand outside of docs/.
+PAGES = {
+    "changes": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "security": "SECURITY.md",
+    "findings": "benchmarks/paper/FINDINGS.md",
+}
+
+
+def read_page(app: Any, name: str, source: list[str]) -> None:
+    """Fetch a page from outside of docs/, and show links to files that are not part of the site as their paths."""
+    text, here = source[0], ROOT / "docs" / name
+    if name in PAGES:
+        here = ROOT / PAGES[name]
+        text = here.read_text(encoding="utf-8")
+
+    def link(match: re.Match[str]) -> str:
+        words, target, anchor = match[1], match[2], match[3] or ""
+        path = (here.parent / target).resolve()
+        inside = {str(ROOT / file): f"{page}.md" for page, file in PAGES.items()}
+        if str(path) in inside:
+            return f"[{words}]({inside[str(path)]}{anchor})"
+        if path.is_relative_to(ROOT / "docs"):
+            return f"[{words}]({os.path.relpath(path, (ROOT / 'docs' / name).parent)}{anchor})"
+        if path.is_relative_to(ROOT):
+            return f"{words} (`{path.relative_to(ROOT)}`)"
+        return match[0]
+
+    source[0] = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
+
+
+def setup(app: Any) -> None:
+    """Connect what is above."""
+    app.connect("source-read", read_page)

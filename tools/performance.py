@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Write docs/performance.md from the results in benchmarks/results: python tools/performance.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+HEAD = """# Performance
+
+Generated from the files in `benchmarks/results` by `python tools/performance.py`. Each part says when and where it was
+measured, and by which version. Ratios are medians of paired rounds: the two things that are compared run in turn. A ratio
+above 1 means that the other one takes longer. The files have the quartiles, more sizes and more peers.
+"""
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a file of results."""
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def number(value: float) -> str:
+    """Return a number with three figures."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle one of (lower quartile, median, upper quartile)."""
+    return sorted(values)[len(values) // 2]
+
+
+def where(machine: dict[str, Any], name: str) -> str:
+    """Return a sentence about date, machine and file."""
+    isa = f", {machine['isa']}" if "isa" in machine else ""
+    gpu = f", {machine['gpu']}" if "gpu" in machine else ""
+    return (
+        f"Measured {machine['date']} on {machine['cpu']}{isa}{gpu}, zerosum_ext {machine['zerosum_ext']}, "
+        f"torch {machine['torch']}. All figures: [{name}.md](../benchmarks/results/{name}.md).\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, whose columns are numbers from the second text column on."""
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join('---' if h[0].islower() else '--:' for h in head)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def losses() -> str:
+    """Return the part on losses."""
+    data = read("losses-cpu")
+    rows = [
+        (
+            r["loss"],
+            " x ".join(map(str, r["shape"])),
+            r["isa"],
+            str(r["threads"]),
+            number(r["microseconds"]["zerosum_ext"]),
+            *(number(median(r["times_ours"][k])) if k in r["times_ours"] else "" for k in ("usual", "compiled")),
+        )
+        for r in data["results"]
+        if r["loss"] in ("bpr", "zerosum", "pos2neg2") and r["shape"][0] in (16, 4096, 65536, 1000000)
+    ]
+    head = ("loss", "scores", "instructions", "threads", "Microseconds", "Usual PyTorch / ours", "Torch.compile / ours")
+    return f"## Losses, forward and backward\n\n{where(data['machine'], 'losses-cpu')}\n{table(head, rows)}"
+
+
+def sampling() -> str:
+    """Return the part on sampling."""
+    data = read("sampling-cpu")
+    rows = [
+        (r["data"], r["method"], number(r["million_per_second"]), number(median(r["times_as_long"])), r["compared_with"])
+        for r in data["results"]
+    ]
+    head = ("data", "method", "Million a second", "Times as long", "as")
+    return f"## Negative sampling\n\n{where(data['machine'], 'sampling-cpu')}\n{table(head, rows)}"
+
+
+def evaluation() -> str:
+    """Return the part on evaluation."""
+    data = read("evaluation-cpu")
+    rows = [
+        (
+            r["data"],
+            r["method"],
+            str(r["threads"]),
+            number(median(r["seconds"])),
+            number(median(r["of_product"])),
+            number(median(r["of_evaluate"])),
+        )
+        for r in data["results"]["timings"]
+        if r["threads"] == 1
+    ]
+    head = ("data", "method", "threads", "Seconds", "Times torch.mm", "Times evaluate")
+    text = "`torch.mm` is the matrix product of all scores alone.\n"
+    return f"## Evaluation\n\n{where(data['machine'], 'evaluation-cpu')}\n{text}\n{table(head, rows)}"
+
+
+def graphs() -> str:
+    """Return the part on graph models."""
+    data = read("graph-cpu")
+    rows = [
+        (
+            r["data"],
+            str(r["dim"]),
+            str(r["threads"]),
+            r["part"],
+            r["method"],
+            number(r["milliseconds"]),
+            number(median(r["times_as_long"])),
+        )
+        for r in data["results"]
+    ]
+    head = ("data", "d", "threads", "what", "by", "Milliseconds", "Times ours")
+    return f"## Graph models\n\n{where(data['machine'], 'graph-cpu')}\n{table(head, rows)}"
+
+
+def training() -> str:
+    """Return the part on training: the targets, and what was reached."""
+    text = (RESULTS / "training-cpu.md").read_text(encoding="utf-8")
+    targets = text.partition("## Targets\n")[2].partition("\n## ")[0].strip()
+    machine = read("training-cpu")["machine"]
+    return f"## Training\n\n{where(machine, 'training-cpu')}\n{targets}\n"
+
+
+def gpu() -> str:
+    """Return the part on GPUs: the newest file of each kind of GPU."""
+    lines = ["## GPU", ""]
+    for file in sorted(RESULTS.glob("gpu-*.json")):
+        lines.append(where(read(file.stem)["machine"], file.stem))
+    lines.append("[cuda.md](cuda.md) says what these runs show, and what has not run on a GPU since.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parts = [HEAD, losses(), sampling(), evaluation(), training(), graphs(), gpu()]
+    (ROOT / "docs" / "performance.md").write_text("\n".join(parts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
