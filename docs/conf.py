@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zerosum_ext import __version__
+from zerosum_ext import __version__  # noqa: E402
 
 project = "zerosum_ext"
 author = "The zerosum_ext developers"
@@ -45,6 +45,9 @@ copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 linkcheck_timeout = 20
 
+# Attributes of several classes have one name, such as loss.
+suppress_warnings = ["ref.python"]
+
 html_theme = "furo"
 html_title = f"zerosum_ext {__version__}"
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
@@ -65,6 +68,8 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
     if name in PAGES:
         here = ROOT / PAGES[name]
         text = here.read_text(encoding="utf-8")
+        if not text.startswith("# "):
+            text = f"# {name.capitalize()}\n\n{text}"
 
     def link(match: re.Match[str]) -> str:
         words, target, anchor = match[1], match[2], match[3] or ""

@@ -14,8 +14,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 HEAD = """# Performance
 
 Generated from the files in `benchmarks/results` by `python tools/performance.py`. Each part says when and where it was
-measured, and by which version. Ratios are medians of paired rounds: the two things that are compared run in turn. A ratio
-above 1 means that the other one takes longer. The files have the quartiles, more sizes and more peers.
+measured, and by which version. Ratios are medians of paired rounds: the two things that are compared run in turn. Above
+1 the other one takes longer. The files have the quartiles, more sizes and more peers.
 """
 
 
@@ -74,7 +74,13 @@ def sampling() -> str:
     """Return the part on sampling."""
     data = read("sampling-cpu")
     rows = [
-        (r["data"], r["method"], number(r["million_per_second"]), number(median(r["times_as_long"])), r["compared_with"])
+        (
+            r["data"],
+            r["method"],
+            number(r["million_per_second"]),
+            number(median(r["times_as_long"])),
+            r["compared_with"],
+        )
         for r in data["results"]
     ]
     head = ("data", "method", "Million a second", "Times as long", "as")

@@ -30,7 +30,8 @@ with open(path, "w", newline="") as file:
         bought = rng.choice(articles, rng.integers(8, 30), replace=False, p=chances / chances.sum())
         writer.writerows([f"c{customer:04}", f"a{article:03}", int(rng.integers(365))] for article in bought)
 
-print(open(path).read(60))
+with open(path) as file:
+    print(file.read(60))
 
 # %% [markdown]
 # ## Train and compare
@@ -73,7 +74,7 @@ Image(os.path.join(folder, "run", "popq.png"), width=640)
 
 # %%
 for found in run.recommend(["c0007", "c0042"], 5):
-    print(found.user, [item for item in found.items])
+    print(found.user, list(found.items))
 
 # %% [markdown]
 # ## Recommendations for everybody, as parquet

@@ -7,8 +7,9 @@
 
 # %%
 import torch
-import zerosum_ext as zx
 from torch import nn
+
+import zerosum_ext as zx
 
 torch.manual_seed(0)
 users, items, features = 1500, 300, 12
@@ -100,7 +101,11 @@ def train_exact(loss: nn.Module, epochs: int = 8, negatives: int = 16) -> TwoTow
     return model
 
 
-for name, loss in {"BPR": zx.BPRLoss(), "Zerosum w=.9": zx.ZerosumLoss(w=0.9), "Zerosum w=.7": zx.ZerosumLoss(w=0.7)}.items():
+for name, loss in {
+    "BPR": zx.BPRLoss(),
+    "Zerosum w=.9": zx.ZerosumLoss(w=0.9),
+    "Zerosum w=.7": zx.ZerosumLoss(w=0.7),
+}.items():
     found = zx.evaluate(train_exact(loss), split.train, split.test, metrics=metrics, k=10)
     print(f"{name:16}", {key: round(value, 3) for key, value in found.items()})
 

@@ -6,6 +6,7 @@
 
 # %%
 import matplotlib.pyplot as plt
+
 import zerosum_ext as zx
 from zerosum_ext.experiments.synthetic import SYNTHETIC_PUBLISHED, synthetic
 

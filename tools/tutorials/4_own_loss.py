@@ -8,6 +8,7 @@
 
 # %%
 import torch
+
 import zerosum_ext as zx
 from zerosum_ext.testing import check_loss
 

@@ -37,14 +37,11 @@ Protocols:
 - synthetic: trained on and measured on one and the same matrix [RCS22 section 4.1].
 - benchmark [RCS22 section 5]: a random 60/20/20 split (of its own seed). Each user has 100 negatives that he never
   interacted with, shared by validation and test. Popularity counts all interactions. ``leak = true`` draws no training
-  negative that is a held-out positive or one of these negatives, as the released code does. ``leak = "positives"`` draws
-  none that is a held-out positive. ``false``, the honest setting, keeps out training positives alone. Figures are those
-  of the last epoch, and those of the best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``, or other
-  fields of :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split. If it has no validation part, a tenth of
-  the training part is taken for it.
-
-    tuned: :mod:`zerosum_ext.experiments.reproduce.tuned`: a ``grid`` of settings for each method, chosen on the
-        validation part for its ``goal``; all items are ranked.
+  negative that is a held-out positive or one of these negatives, as the released code does. ``leak = "positives"``
+  draws none that is a held-out positive. ``false``, the honest setting, keeps out training positives alone. Figures are
+  those of the last epoch, and those of the best epoch by sampled NDCG@10 in validation. ``split = {kind = "column"}``,
+  or other fields of :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split. If it has no validation part,
+  a tenth of the training part is taken for it.
 
 ``pairing = "released"`` pairs positives as the code that came with [RCS22] does, to show what it changes. There the
 second positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of

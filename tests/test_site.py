@@ -1,0 +1,48 @@
+"""The documentation's own rules: links lead somewhere, every page is in the contents, tutorials are their sources."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))) if "_build" not in p.parts
+]
+TUTORIALS = sorted((ROOT / "tools" / "tutorials").glob("*.py"))
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not here")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_that_are_there(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text)
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_contents():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^([\w/]+)$", index, re.M))
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    assert pages - listed == set()
+    assert {name for name in listed if "/" not in name} - pages == set()
+
+
+@pytest.mark.parametrize("source", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorials_are_what_their_sources_say(source):
+    """The notebook holds the code of its source, was executed, and nothing failed."""
+    notebook = json.loads((DOCS / "tutorials" / f"{source.stem}.ipynb").read_text(encoding="utf-8"))
+    cells = re.split(r"^# %%.*\n", source.read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert len(cells) == len(notebook["cells"])
+    for text, cell in zip(cells, notebook["cells"], strict=True):
+        if cell["cell_type"] == "code":
+            assert "".join(cell["source"]).strip() == text.strip(), "run make notebooks"
+            assert cell["execution_count"]
+            assert not [output for output in cell["outputs"] if output["output_type"] == "error"]
+    assert [cell for cell in notebook["cells"] if cell.get("outputs")]
+    assert re.search(rf"^{source.stem}$", (DOCS / "tutorials" / "index.md").read_text(), re.M)
