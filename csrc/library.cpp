@@ -72,24 +72,27 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   // Steps on consecutive batches of batch_size samples, all tables and their optimizer's state in place. settings
   // [3, 6], of users, items and biases: whether it is trained, lr, x, y, eps, and the number of the first step (from
   // 1). longest: rows of gradients are scaled down to this norm, if it is > 0. Returns the loss of each step;
-  // asynchronous: Hogwild SGD sample by sample, and one number, the sum over all samples.
+  // asynchronous: Hogwild SGD sample by sample, and one number, the sum over all samples. normalize: scores are
+  // cosines.
   m.def(
       "mf_train(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, Tensor(d!)? user_first, "
       "Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, Tensor(h!)? bias_first, "
       "Tensor(i!)? bias_second, Tensor users, Tensor positives, Tensor negatives, Tensor? constants, Tensor settings, "
       "int optimizer, int loss, float a, float b, float c, float l2, float longest, int reduction, int batch_size, "
-      "bool asynchronous) -> Tensor");
+      "bool asynchronous, bool normalize=False) -> Tensor");
   // The same on samples begin .. begin + samples of an epoch, drawn as sample_positives and sample_negatives below draw
-  // them: positives from the matrix, negatives from what the excluded one lacks.
+  // them: positives from the matrix, negatives from what the excluded one lacks. shared: how many samples in succession
+  // share their negatives (csrc/cpu/shared_samples.h), or 0.
   m.def(
       "mf_train_sampled(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, "
       "Tensor(d!)? user_first, Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, "
       "Tensor(h!)? bias_first, Tensor(i!)? bias_second, Tensor indptr, Tensor indices, Tensor hint, int hint_shift, "
       "Tensor? gaps, Tensor? active, int order, int kept, int total, int begin, int samples, int positives, "
       "Tensor excluded_indptr, Tensor excluded_indices, Tensor? filter, Tensor? slots, Tensor? masses, int num_items, "
-      "int k, int seed, int epoch, bool replacement, Tensor? constants, Tensor settings, int optimizer, int loss, "
-      "float a, float b, float c, float l2, float longest, int reduction, int batch_size, bool asynchronous) -> "
-      "Tensor");
+      "int k, int seed, int epoch, bool replacement, int shared, Tensor? constants, Tensor settings, int optimizer, "
+      "int loss, "
+      "float a, float b, float c, float l2, float longest, int reduction, int batch_size, bool asynchronous, "
+      "bool normalize=False) -> Tensor");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

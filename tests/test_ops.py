@@ -110,7 +110,8 @@ def mf_train_arguments() -> Iterator[tuple[Any, ...]]:
     settings = torch.tensor([[1.0, 0.1, 0.0, 0.0, 0.0, 1.0]] * 3, dtype=torch.float64)
     plain = (*samples(), None, settings, 0, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2)
     for asynchronous in (False, True):
-        yield user, item, bias, *(None,) * 6, *plain, 3, asynchronous
+        for normalize in (False, True):
+            yield user, item, bias, *(None,) * 6, *plain, 3, asynchronous, normalize
     states = tuple(torch.zeros_like(t) for t in (user, user, item, item, bias, bias))
     settings = torch.tensor([[1.0, 0.1, 0.9, 0.999, 1e-8, 1.0]] * 3, dtype=torch.float64)
     yield user, item, bias, *states, *samples(), None, settings, 2, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 3, False
@@ -126,7 +127,8 @@ def mf_train_sampled_arguments() -> Iterator[tuple[Any, ...]]:
         negatives = (x.indptr, x.indices, filter, None, None, ITEMS, 2, 0, 0, True)
         plain = (None, settings, 0, zerosum, 1.0, 1.0, 0.0, 0.1, 0.0, 2, 4)
         for asynchronous in (False, True):
-            yield user, item, bias, *(None,) * 6, *positives, *negatives, *plain, asynchronous
+            for shared, normalize in ((0, False), (0, True), (3, False), (3, True)):
+                yield user, item, bias, *(None,) * 6, *positives, *negatives, shared, *plain, asynchronous, normalize
 
 
 def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:

@@ -21,6 +21,8 @@ struct MfInputs {
   const S* item = nullptr;       // [num_items, dim]
   const S* bias = nullptr;       // [num_items] or absent
   const C* constants = nullptr;  // [num_items] or absent: what a loss takes beside each item
+  // [num_users] and [num_items], or both absent: what dot products are multiplied by, to be cosines.
+  const C *user_scale = nullptr, *item_scale = nullptr;
   int64_t dim = 0;
   const Id* users = nullptr;      // [samples]
   const Id* positives = nullptr;  // [samples, num_positives]
@@ -69,7 +71,8 @@ struct MfScores {
   ZX_HD static void run(const MfInputs<S, C, Id>* inputs, const uint32_t* order, int64_t first, int64_t n,
                         int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
     const MfInputs<S, C, Id> in = *inputs;
-    const bool pairs = in.num_positives == 1 && in.num_negatives == 1 && in.constants == nullptr;
+    const bool pairs =
+        in.num_positives == 1 && in.num_negatives == 1 && in.constants == nullptr && in.item_scale == nullptr;
     const auto score = [&](auto dim) __attribute__((always_inline)) {
       if (pairs)
         score_pairs<kBytes>(in, dim, order, first, n, limit, buffers);
@@ -107,7 +110,8 @@ struct MfScores {
   ZX_HD static void score_items(const MfInputs<S, C, Id>& in, Dim dim, const uint32_t* order, int64_t first, int64_t n,
                                 int64_t limit, bool planes, MfBlockBuffers<S, C>* buffers) {
     const int64_t positives = in.num_positives, k = in.num_negatives;
-    const bool plain = in.bias == nullptr && in.constants == nullptr;
+    const bool scaled = in.item_scale != nullptr;
+    const bool plain = in.bias == nullptr && in.constants == nullptr && !scaled;
     const S** rows = buffers->rows.data();
     C *pos = buffers->pos.data(), *neg = buffers->neg.data();
     C *aux_pos = buffers->aux_pos.data(), *aux_neg = buffers->aux_neg.data();
@@ -116,11 +120,14 @@ struct MfScores {
       if (kWrite && i + kNear < limit) prefetch<true>(in, dim, order != nullptr ? order[i + kNear] : first + i + kNear);
       const int64_t sample = order != nullptr ? order[i] : first + i;
       const KeptRow<C, kBytes, S, Dim> user(in.user + static_cast<int64_t>(in.users[sample]) * dim, dim);
+      const C scale = scaled ? in.user_scale[in.users[sample]] : C(1);
       for (int64_t j = 0; j < positives; ++j) {
         const int64_t item = in.positives[sample * positives + j];
         const S* row = in.item + item * dim;
         *rows++ = row;
-        pos[j * n + i] = user.dot_with(row) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+        C product = user.dot_with(row);
+        if (scaled) product *= scale * in.item_scale[item];
+        pos[j * n + i] = product + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
         if (in.constants != nullptr) aux_pos[j * n + i] = in.constants[item];
       }
       const Id* negatives = in.negatives + sample * k;
@@ -136,7 +143,9 @@ struct MfScores {
           const int64_t item = negatives[j], at = begin + j * stride;
           const S* row = in.item + item * dim;
           rows[j] = row;
-          neg[at] = user.dot_with(row) + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
+          C product = user.dot_with(row);
+          if (scaled) product *= scale * in.item_scale[item];
+          neg[at] = product + (in.bias != nullptr ? static_cast<C>(in.bias[item]) : C(0));
           if (in.constants != nullptr) aux_neg[at] = in.constants[item];
         }
       }

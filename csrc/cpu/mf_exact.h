@@ -22,6 +22,7 @@ namespace zx::cpu {
 constexpr int64_t kSegmentWords = 8192;  // of gathered rows that are scored at a time: an L1 cache full
 constexpr int64_t kEntryWords = 3072;    // of those that are summed, while as many more are on their way
 constexpr int64_t kTaskScores = 1024;    // scores that one thread takes at a time
+constexpr int64_t kNormRows = 512;       // rows whose lengths one thread takes at a time
 // Numbers in the item rows of a batch up to which a thread trains on it alone: rows come slowly from another core's
 // cache.
 constexpr int64_t kAloneWords = int64_t{1} << 17;
@@ -36,7 +37,8 @@ constexpr int64_t kDeferredSteps = 4, kDeferredShare = 3;
 
 // What is done with a segment's sum of gradients: decay times the row itself is added, a row longer than `longest`
 // (if > 0) is scaled down to it, and it is kept in `out` (its place there is the segment's number) or, where `out` is
-// null, the table's row is updated.
+// null, the table's row is updated. Before all that, if there is `scale` (of every row), the sum is of derivatives in
+// the row's direction.
 struct RowEnd {
   const float* table;
   int64_t dim;
@@ -44,6 +46,7 @@ struct RowEnd {
   float* out;
   UpdateRule rule;
   float *values, *first, *second;
+  const float* scale;
 };
 
 // The sums of the segments over entries [from, from + n) of all, `width` (factor, row) pairs each. `segment` is where
@@ -70,6 +73,7 @@ struct SegmentSums {
       weighted_sum<kBytes>(to, factor + skip, rows + skip, (stop - at) * width, dim, at > seg.begin);
       if (stop == seg.end) {
         if (end.out == nullptr && s + kRowsAhead < count) fetch(end, dim, segments[s + kRowsAhead].row * dim);
+        if (end.scale != nullptr) through_direction<kBytes>(to, end.table + seg.row * dim, end.scale[seg.row], dim);
         if (end.decay != 0)
           add_scaled(to, end.decay * static_cast<float>(seg.end - seg.begin), end.table + seg.row * dim, dim);
         if (end.longest > 0) clip<kBytes>(to, dim, end.longest);
@@ -109,15 +113,33 @@ struct Entry {
   uint32_t user;
 };
 
-// n entries as (factor, row) pairs, the rows on their way to the cache.
+// n entries as (factor, row) pairs, the rows on their way to the cache. scale: of every user, or absent.
 struct EntryRows {
-  ZX_HD static void run(const float* user, int64_t dim, const Entry* entries, int64_t n, float* factor,
-                        const float** rows) {
+  ZX_HD static void run(const float* user, const float* scale, int64_t dim, const Entry* entries, int64_t n,
+                        float* factor, const float** rows) {
     with_width(dim, [&](auto width) __attribute__((always_inline)) {
       for (int64_t i = 0; i < n; ++i) {
         factor[i] = entries[i].coefficient;
         rows[i] = user + entries[i].user * width;
         prefetch_row<false>(rows[i], width);
+      }
+      if (scale != nullptr)
+        for (int64_t i = 0; i < n; ++i) factor[i] *= scale[entries[i].user];
+    });
+  }
+};
+
+// scale[row] = inverse_norm of rows segments[from .. to), or of rows [from, to) themselves where there are none.
+struct InverseNorms {
+  template <int kBytes>
+  ZX_HD static void run(const float* table, int64_t dim, const Segment* segments, int64_t from, int64_t to,
+                        float* scale) {
+    with_width(dim, [&](auto width) __attribute__((always_inline)) {
+      for (int64_t s = from; s < to; ++s) {
+        if (segments != nullptr && s + kRowsAhead < to)
+          prefetch_row<false>(table + segments[s + kRowsAhead].row * width, width);
+        const int64_t row = segments != nullptr ? segments[s].row : s;
+        scale[row] = inverse_norm<kBytes>(table + row * width, width);
       }
     });
   }
@@ -159,10 +181,13 @@ struct ExactWorkspace {
   std::vector<double> sums;
   std::vector<Entry> entries;  // grouped by item
   std::vector<float> user_sums, item_sums, bias_sums;
+  std::vector<float> user_scale, item_scale;  // of the rows of a batch, where scores are cosines
 
   // Of the vectors that grow most.
   size_t bytes() const {
-    size_t sum = sizeof(float) * (user_sums.capacity() + item_sums.capacity()) + sizeof(Entry) * entries.capacity();
+    size_t sum =
+        sizeof(float) * (user_sums.capacity() + item_sums.capacity() + user_scale.capacity() + item_scale.capacity()) +
+        sizeof(Entry) * entries.capacity();
     for (const ExactUnit& unit : units) {
       sum += unit.ids.bytes();
       for (const ExactBatch& batch : unit.batches) sum += batch.bytes();
@@ -185,11 +210,12 @@ class ExactTrainer {
 
  public:
   // tables: what a batch has to be completed by.
-  ExactTrainer(const MfInputs<float, float>& tables, const MfLossCall& loss, Optimizer kind, bool mean, double l2,
-               double longest, MfTable& user, MfTable& item, MfTable& bias, ExactWorkspace& own)
+  ExactTrainer(const MfInputs<float, float>& tables, const MfLossCall& loss, Optimizer kind, bool mean, bool cosines,
+               double l2, double longest, MfTable& user, MfTable& item, MfTable& bias, ExactWorkspace& own)
       : loss_(loss),
         kind_(kind),
         mean_(mean),
+        cosines_(cosines),
         l2_(l2),
         longest_(longest),
         user_(user),
@@ -198,6 +224,10 @@ class ExactTrainer {
         own_(own) {
     tables_.user = tables.user, tables_.item = tables.item, tables_.bias = tables.bias;
     tables_.constants = tables.constants, tables_.dim = tables.dim;
+    if (cosines_) {
+      own_.user_scale.resize(static_cast<size_t>(user_.rows)), own_.item_scale.resize(static_cast<size_t>(item_.rows));
+      tables_.user_scale = own_.user_scale.data(), tables_.item_scale = own_.item_scale.data();
+    }
     tables_.num_positives = tables.num_positives, tables_.num_negatives = tables.num_negatives;
   }
 
@@ -206,6 +236,10 @@ class ExactTrainer {
   void run(const MfSamples& all, int64_t batch_size, double* losses) {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     if (samples == 0) return;
+    if (cosines_ && !items_wanted()) {  // batches are not grouped by items that stay as they are
+      const Segment* all_rows = nullptr;
+      inverse_norms(item_, all_rows, item_.rows, own_.item_scale);
+    }
     const int64_t threads = torch::stable::get_num_threads(), scores = batch_size * all.items();
     alone_ = scores * item_.dim <= kAloneWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, kUnit / batch_size));
@@ -252,6 +286,11 @@ class ExactTrainer {
     catch_up(user_, batch.by_user);
     catch_up(item_, batch.by_item);
     catch_up(bias_, batch.by_item);
+    if (cosines_) {
+      inverse_norms(user_, batch.by_user.data(), static_cast<int64_t>(batch.by_user.size()), own_.user_scale);
+      if (items_wanted())
+        inverse_norms(item_, batch.by_item.data(), static_cast<int64_t>(batch.by_item.size()), own_.item_scale);
+    }
     const Grouped in = grouped(batch);
     const double values = static_cast<double>(batch.samples * loss_.values_per_sample(in.num_negatives));
     const float decay = static_cast<float>(mean_ ? l2_ / static_cast<double>(batch.samples) : l2_);
@@ -276,6 +315,14 @@ class ExactTrainer {
     const Segment* segments = groups.data();
     if (t.deferred != nullptr)
       t.deferred->catch_up(static_cast<int64_t>(groups.size()), alone_, [&](int64_t i) { return segments[i].row; });
+  }
+
+  void inverse_norms(const MfTable& t, const Segment* segments, int64_t count, std::vector<float>& scale) const {
+    const int64_t blocks = (count + kNormRows - 1) / kNormRows;
+    deal_blocks(blocks, alone_ ? blocks : 1, [&](int64_t block) {
+      simd<InverseNorms>(static_cast<const float*>(t.values), t.dim, segments, block * kNormRows,
+                         std::min(count, (block + 1) * kNormRows), scale.data());
+    });
   }
 
   void group_by_user(const Inputs& in, int64_t samples, RowGroups& groups, ExactBatch& batch) const {
@@ -348,7 +395,9 @@ class ExactTrainer {
   double pass_users(const Grouped& in, const ExactBatch& batch, float scale, float decay) {
     const int64_t items = in.items(), k = in.num_negatives;
     if (user_.wanted) own_.user_sums.resize(batch.by_user.size() * static_cast<size_t>(in.dim));
-    const RowEnd end{user_.values, in.dim, decay, static_cast<float>(longest_), own_.user_sums.data(), {}, {}, {}, {}};
+    const RowEnd end{
+        user_.values,      in.dim, decay, static_cast<float>(longest_), own_.user_sums.data(), {}, {}, {}, {},
+        tables_.user_scale};
     const bool left = items_wanted();
     if (left) own_.entries.resize(batch.place.size());
     const int64_t block =
@@ -373,6 +422,14 @@ class ExactTrainer {
         if (left) leave(batch, first, n, items, c);
         if (user_.wanted) {
           float* none = nullptr;
+          if (cosines_) {
+            static thread_local std::vector<float> scaled;
+            scaled.resize(static_cast<size_t>(n * items));
+            for (int64_t i = 0; i < n; ++i)
+              for (int64_t j = 0; j < items; ++j)
+                scaled[i * items + j] = c[i * items + j] * own_.item_scale[in.item_at(first + i, j)];
+            c = scaled.data();
+          }
           simd<SegmentSums<Optimizer::kAdam>>(&end, segments, to, &segment, first, n, items, c,
                                               static_cast<const float* const*>(buffers.rows.data()), none);
         }
@@ -434,7 +491,8 @@ class ExactTrainer {
                      item_.wanted ? item_.rule(kind_, steps_before) : UpdateRule{},
                      item_.values,
                      item_.first,
-                     item_.second};
+                     item_.second,
+                     tables_.item_scale};
     const int64_t block = std::max<int64_t>(1, kEntryWords / std::max<int64_t>(1, dim));
     for_runs(batch.by_item, kTaskScores, [&](int64_t from, int64_t to) {
       const int64_t begin = segments[from].begin, last = segments[to - 1].end;
@@ -444,7 +502,7 @@ class ExactTrainer {
       rows.resize(static_cast<size_t>(2 * block));
       // Two halves take turns: the rows of one are on their way while those of the other are summed.
       const auto fetch = [&](int64_t first, int64_t half) {
-        simd<EntryRows>(static_cast<const float*>(user_.values), dim,
+        simd<EntryRows>(static_cast<const float*>(user_.values), tables_.user_scale, dim,
                         static_cast<const Entry*>(own_.entries.data()) + first, std::min(block, last - first),
                         factor.data() + half, rows.data() + half);
       };
@@ -479,7 +537,7 @@ class ExactTrainer {
   Grouped tables_;
   MfLossCall loss_;
   Optimizer kind_;
-  bool mean_, alone_ = false;
+  bool mean_, cosines_, alone_ = false;
   double l2_, longest_;
   MfTable &user_, &item_, &bias_;
   ExactWorkspace& own_;

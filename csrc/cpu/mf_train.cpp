@@ -3,6 +3,7 @@
 // mf_exact.h; Hogwild: mf_hogwild.h.
 #include "cpu/mf_exact.h"
 #include "cpu/mf_hogwild.h"
+#include "cpu/mf_shared.h"
 #include "step_checks.h"
 
 namespace zx::cpu {
@@ -11,7 +12,7 @@ namespace {
 using Inputs = MfInputs<float, float>;
 using MaybeTensor = std::optional<Tensor>;
 
-// What both ops have in common: tables, the state of their optimizer, and a loss.
+// What both ops have in common: tables, the state of their optimizer, a loss, and perhaps samples that share negatives.
 struct Training {
   Tensor user_embedding, item_embedding;
   MaybeTensor item_bias, user_first, user_second, item_first, item_second, bias_first, bias_second, constants;
@@ -19,7 +20,8 @@ struct Training {
   int64_t optimizer, loss;
   double a, b, c, l2, longest;
   int64_t reduction, batch_size;
-  bool asynchronous;
+  bool asynchronous, cosines;
+  const SharedSamples* shared = nullptr;
 };
 
 // Trains on samples_of(in), where `in`, which has the tables and perhaps ids, has got the constants as well.
@@ -60,21 +62,29 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
   MfTable item = table(1, &t.item_embedding, t.item_first, t.item_second);
   MfTable bias = table(2, t.item_bias ? &*t.item_bias : nullptr, t.bias_first, t.bias_second);
   const MfSamples samples = samples_of(in);
+  ZX_CHECK(t.shared == nullptr || (in.num_positives == 1 && in.num_negatives > 0),
+           "negatives are shared by samples of one positive, and at least one of them");
+  const SharedTables tables_of_blocks{user.values, item.values, bias.values, in.constants, in.dim, t.cosines};
   const bool mean = reduce == Reduction::kMean;
   if (t.asynchronous) {
     ZX_CHECK(kind == Optimizer::kSgd && t.longest <= 0, "asynchronous training is SGD without clipping");
     Tensor losses = new_tensor(t.user_embedding, {1}, ScalarType::Double);
-    *data<double>(losses) = hogwild(call, mean, static_cast<float>(t.l2), samples, user, item, bias);
+    const float l2 = static_cast<float>(t.l2);
+    *data<double>(losses) = t.shared != nullptr
+                                ? shared_hogwild(tables_of_blocks, call, mean, l2, *t.shared, user, item, bias)
+                                : hogwild(call, mean, t.cosines, l2, samples, user, item, bias);
     return losses;
   }
   const int64_t batch_size = std::min(t.batch_size, std::max<int64_t>(1, samples.count()));
   const int64_t steps = (samples.count() + batch_size - 1) / batch_size;
   Tensor losses = new_tensor(t.user_embedding, {steps}, ScalarType::Double);
   static thread_local ExactWorkspace workspace;
+  static thread_local SharedWorkspace of_blocks;
   DeferredAdam deferred[3];
   MfTable* tables[3] = {&user, &item, &bias};
   for (int i = 0; i < 3 && kind == Optimizer::kAdam; ++i) {
-    const int64_t touched = batch_size * (i == 0 ? 1 : in.items());
+    int64_t touched = batch_size * (i == 0 ? 1 : in.items());
+    if (i > 0 && t.shared != nullptr) touched = batch_size + (batch_size / t.shared->size() + 2) * in.num_negatives;
     if (defers(*tables[i], touched, steps)) {
       const MfTable& of = *tables[i];
       deferred[i].begin(of.values, of.first, of.second, of.rows, of.dim, of.lr, of.x, of.y, of.eps, of.step, steps);
@@ -86,14 +96,19 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
       if (of->deferred != nullptr) of->deferred->finish();
   };
   try {
-    ExactTrainer(in, call, kind, mean, t.l2, t.longest, user, item, bias, workspace)
-        .run(samples, batch_size, data<double>(losses));
+    if (t.shared != nullptr)
+      SharedTrainer(tables_of_blocks, call, kind, mean, t.l2, t.longest, user, item, bias, of_blocks)
+          .run(*t.shared, batch_size, data<double>(losses));
+    else
+      ExactTrainer(in, call, kind, mean, t.cosines, t.l2, t.longest, user, item, bias, workspace)
+          .run(samples, batch_size, data<double>(losses));
   } catch (...) {
     settle();  // whoever goes on with the tables finds all rows at the last step that was done
     throw;
   }
   settle();
   if (workspace.bytes() > kKeptBytes) workspace = {};
+  if (of_blocks.bytes() > kKeptBytes) of_blocks = {};
   return losses;
 }
 
@@ -103,7 +118,8 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_b
                 MaybeTensor user_second, MaybeTensor item_first, MaybeTensor item_second, MaybeTensor bias_first,
                 MaybeTensor bias_second, const Tensor& users, const Tensor& positives, const Tensor& negatives,
                 MaybeTensor constants, const Tensor& settings, int64_t optimizer, int64_t loss, double a, double b,
-                double c, double l2, double longest, int64_t reduction, int64_t batch_size, bool asynchronous) {
+                double c, double l2, double longest, int64_t reduction, int64_t batch_size, bool asynchronous,
+                bool normalize) {
   const Inputs ids = mf_inputs<float, float>(user_embedding, item_embedding, item_bias, users, positives, negatives);
   const int64_t samples = users.size(0), num_users = user_embedding.size(0), num_items = item_embedding.size(0);
   check_ids_in_range(ids, samples, num_users, num_items);
@@ -127,7 +143,8 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_b
                 longest,
                 reduction,
                 batch_size,
-                asynchronous},
+                asynchronous,
+                normalize},
                ids, [&](const Inputs& in) { return MfSamples(in, samples); });
 }
 
@@ -138,15 +155,33 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                         int64_t kept, int64_t total, int64_t begin, int64_t samples, int64_t positives,
                         const Tensor& excluded_indptr, const Tensor& excluded_indices, MaybeTensor filter,
                         MaybeTensor slots, MaybeTensor masses, int64_t num_items, int64_t k, int64_t seed,
-                        int64_t epoch, bool replacement, MaybeTensor constants, const Tensor& settings,
+                        int64_t epoch, bool replacement, int64_t shared, MaybeTensor constants, const Tensor& settings,
                         int64_t optimizer, int64_t loss, double a, double b, double c, double l2, double longest,
-                        int64_t reduction, int64_t batch_size, bool asynchronous) {
+                        int64_t reduction, int64_t batch_size, bool asynchronous, bool normalize) {
   check_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives);
   check_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k);
   check_samples(begin, samples, total);
   ZX_CHECK(indptr.size(0) == excluded_indptr.size(0), "the matrices must have the same users");
+  ZX_CHECK(shared >= 0 && shared <= kMostShared, "shared must be a number of samples up to ", kMostShared, ", but is ",
+           shared);
   Inputs tables = mf_table_inputs<float, float>(user_embedding, item_embedding, item_bias);
   tables.num_positives = positives, tables.num_negatives = k;
+  const DrawPositives draw_users =
+      draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives, seed, epoch);
+  const DrawNegatives draw_items =
+      draw_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k, seed, epoch, replacement);
+  // A matrix of one user without interactions, from which the lists of blocks are drawn.
+  Tensor nobody = new_tensor(indptr, {2}, ScalarType::Long),
+         nothing = new_tensor(excluded_indices, {0}, excluded_indices.scalar_type());
+  std::optional<SharedSamples> of_blocks;
+  if (shared > 0) {
+    ZX_CHECK(positives == 1 && replacement,
+             "samples that share negatives have one positive, and draw with replacement");
+    std::fill_n(data<int64_t>(nobody), 2, int64_t{0});
+    of_blocks.emplace(samples, begin, shared, k, user_embedding.size(0), item_embedding.size(0), draw_users,
+                      draw_negatives(nobody, nothing, std::nullopt, slots, masses, num_items, k, seed, epoch, true),
+                      draw_items, find_held(excluded_indptr, excluded_indices, filter, num_items));
+  }
   return train({user_embedding,
                 item_embedding,
                 item_bias,
@@ -167,13 +202,12 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                 longest,
                 reduction,
                 batch_size,
-                asynchronous},
+                asynchronous,
+                normalize,
+                of_blocks ? &*of_blocks : nullptr},
                tables, [&](const Inputs& in) {
-                 return MfSamples(in, samples, begin, user_embedding.size(0), item_embedding.size(0),
-                                  draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total,
-                                                 positives, seed, epoch),
-                                  draw_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k,
-                                                 seed, epoch, replacement));
+                 return MfSamples(in, samples, begin, user_embedding.size(0), item_embedding.size(0), draw_users,
+                                  draw_items);
                });
 }
 
@@ -201,7 +235,7 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
   }
   const Tensor losses = mf_train(user_embedding, item_embedding, item_bias, user_first, user_second, item_first,
                                  item_second, bias_first, bias_second, users, positives, negatives, constants, now,
-                                 optimizer, loss, a, b, c, l2, longest, reduction, samples, false);
+                                 optimizer, loss, a, b, c, l2, longest, reduction, samples, false, false);
   for (int64_t t = 0; t < 3; ++t) {
     if (!*steps[t]) continue;
     Tensor& step = **steps[t];

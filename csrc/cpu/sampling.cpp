@@ -428,6 +428,72 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
   return result;
 }
 
+namespace {
+
+template <class Index>
+struct HeldProblem {
+  int64_t num_users, num_entries, num_items;
+  const int64_t* indptr;
+  const Index* indices;
+  const uint16_t* filter;  // or nullptr
+};
+
+// One item after another for up to kLanes items: their bits in the filter first, and of those that it leaves open a
+// search in the row.
+template <class Index>
+struct HeldRows {
+  ZX_HD static bool run(const HeldProblem<Index>* problem, int64_t rows, const int64_t* users, const int64_t* items,
+                        int64_t k, uint8_t* held) {
+    const HeldProblem<Index>& p = *problem;
+    uint64_t hash[kLanes];
+    for (int64_t from = 0; from < k; from += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, k - from));
+      const int64_t* some = items + from;
+      for (int j = 0; j < n; ++j) hash[j] = filter_bit(1ull << 32, some[j]);  // (before it is scaled to a row's range)
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t u = users[r];
+        if (!is_item(u, p.num_users) || !is_row(p.indptr[u], p.indptr[u + 1], p.num_entries)) return false;
+        const Row<Index> row{p.indices + p.indptr[u], p.indptr[u + 1] - p.indptr[u]};
+        one_row(p, row, p.filter == nullptr ? nullptr : p.filter + p.indptr[u], some, hash, n, held + r * k + from);
+      }
+    }
+    return true;
+  }
+
+  ZX_HD static void one_row(const HeldProblem<Index>& p, Row<Index> row, const uint16_t* bits, const int64_t* items,
+                            const uint64_t* hash, int n, uint8_t* held) {
+    const uint64_t range = filter_range(row.count, p.num_items);
+    if (bits == nullptr || row.count == 0) {
+      for (int j = 0; j < n; ++j) held[j] = row_contains(row, items[j]);
+    } else if (range == 0) {
+      for (int j = 0; j < n; ++j) held[j] = bits[items[j] >> 4] >> (items[j] & 15) & 1;
+    } else {
+      uint64_t bit[kLanes];
+      for (int j = 0; j < n; ++j) bit[j] = hash[j] * range >> 32;
+      int seen = 0;
+      for (int j = 0; j < n; ++j) seen += held[j] = bits[bit[j] >> 4] >> (bit[j] & 15) & 1;
+      for (int j = 0; j < n && seen > 0; ++j)
+        if (held[j] != 0) held[j] = row_contains(row, items[j]), --seen;
+    }
+  }
+};
+
+}  // namespace
+
+FindHeld find_held(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
+                   int64_t num_items) {
+  check_negatives(indptr, indices, filter, std::nullopt, std::nullopt, num_items, 0);
+  return dispatch_index(indices.scalar_type(), [&](auto index) -> FindHeld {
+    using Index = decltype(index);
+    HeldProblem<Index> p{indptr.size(0) - 1,    indices.size(0),      num_items,
+                         data<int64_t>(indptr), data<Index>(indices), nullptr};
+    if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);
+    return [p](int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint8_t* held) {
+      return simd<HeldRows<Index>>(static_cast<const HeldProblem<Index>*>(&p), rows, users, items, k, held);
+    };
+  });
+}
+
 // ---- Positives ------------------------------------------------------------------------------------------------------
 
 namespace {

@@ -27,4 +27,10 @@ DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const 
                              const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
                              int64_t k, int64_t seed, int64_t epoch, bool replacement);
 
+// Writes whether users[r] of a matrix has items[j] to held[r, j], for rows x k of them: all rows have the same items,
+// which are in range. False if a user is out of range, or the matrix unsound.
+using FindHeld =
+    std::function<bool(int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint8_t* held)>;
+FindHeld find_held(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter, int64_t num_items);
+
 }  // namespace zx::cpu

@@ -100,7 +100,7 @@ def mf_step(
     return value
 
 
-# One argument above the limit: the op takes 24 or 43, which are grouped here.
+# Two arguments above the limit: the op takes 25 or 44, which are grouped here.
 def mf_train(
     tables: Sequence[Tensor | None],
     states: Sequence[tuple[Tensor | None, Tensor | None]],
@@ -115,6 +115,7 @@ def mf_train(
     reduction: str,
     batch_size: int,
     asynchronous: bool,
+    normalize: bool,
 ) -> Tensor:
     """Train on consecutive batches of the samples, in place, and return the loss of each batch, float64.
 
@@ -131,11 +132,14 @@ def mf_train(
         longest: rows of gradients are scaled down to this norm, if it is > 0.
         batch_size: samples of a batch.
         asynchronous: Hogwild SGD, sample by sample; the result is then one number.
+        normalize: scores are cosines of the rows, to which a bias is added.
     """
     name, a, b, c = kernel
     op = _mf_train_sampled if drawn else _mf_train
-    numbers = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction], batch_size, asynchronous)
-    values: Tensor = op(*tables, *(t for state in states for t in state), *samples, constants, settings, *numbers)
+    numbers = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction])
+    steps = (batch_size, asynchronous, normalize)
+    of_tables = (*tables, *(t for state in states for t in state))
+    values: Tensor = op(*of_tables, *samples, constants, settings, *numbers, *steps)
     return values
 
 

@@ -21,11 +21,16 @@ from zerosum_ext import _checks, _ops
 from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
 
-__all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"]
+__all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives", "shared_samples"]
 
 STRATEGIES = get_args(Strategy)
 POSITIVES = ("epoch", "interactions", "users")
 MAX_NEGATIVES = 1 << 16  # their number is 16 bits of the counter
+
+#: Samples of a block, with ``negatives_shared=True``, and the most that can be asked for.
+SHARED_SAMPLES, MOST_SHARED = 64, 4096
+# The lists of blocks are those of samples with numbers from here on: an epoch's are less.
+_SHARED_NUMBERS = 1 << 62
 
 _HINT_SHIFT = 6  # one entry of the coarse index (the user of an interaction) per 64 interactions
 _UNIT = 1 << 31  # probability units of an alias slot
@@ -198,6 +203,32 @@ class _Strategy:
         source = self.source(users.numel() * k)
         return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement, key)
 
+    def draw_shared(self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int) -> Tensor:
+        """Negatives [n, k] of which ``size`` samples in succession share a list, as csrc/cpu/shared_samples.h says.
+
+        Each block's list of k items is drawn from all items. A slot has the first item of the list, from its own place
+        on and around the end, that the user does not have. A user who has them all has the negatives of ``draw``.
+        """
+        excluded, first, n = self.excluded, offset // size, users.numel()
+        if n == 0:
+            return users.new_empty((0, k))
+        blocks = (offset + n - 1) // size - first + 1
+        nobody, nothing = users.new_zeros(2), excluded.indices[:0]
+        from_all = (nobody, nothing, None, self.slots, self.masses, excluded.num_items)
+        numbers = (k, seed, epoch, _SHARED_NUMBERS + first, True, None)
+        lists, _ = _ops.sample_negatives(users.new_zeros(blocks), *from_all, *numbers)
+        items = lists[torch.arange(offset, offset + n, device=users.device) // size - first]
+        lookup = _filter(excluded, n * k)
+        held = _ops.has_items(users, items, excluded.indptr, excluded.indices, lookup, excluded.num_items)
+        place = torch.arange(k, device=users.device)
+        free = torch.where(held, 3 * k, place)
+        there = torch.cat((free, free + k), 1).flip(1).cummin(1).values.flip(1)[:, :k] % k
+        shared = items.gather(1, there)
+        alone = held.all(1, keepdim=True)
+        if not bool(alone.any()):
+            return shared
+        return torch.where(alone, self.draw(users, k, seed, epoch, offset)[0], shared)
+
 
 def _strategy(
     interactions: Interactions, name: str, exclude: Any, alpha: float, candidates: Any, replacement: bool
@@ -223,6 +254,13 @@ def _strategy(
         if masses.numel() == 0:
             raise ValueError("candidates: expected at least one item, got none")
     return _Strategy(slots, masses, excluded, bool(replacement), name)
+
+
+def shared_samples(value: bool | int) -> int:
+    """Return the number of samples that share their negatives, 0 for none, from what a caller gives."""
+    if isinstance(value, bool):
+        return SHARED_SAMPLES if value else 0
+    return _checks.require_positive_int("negatives_shared", value, minimum=0, maximum=MOST_SHARED)
 
 
 def _popularity_table(interactions: Interactions, alpha: float) -> tuple[Tensor, Tensor]:
@@ -443,6 +481,12 @@ class TripletLoader:
         How often each interaction occurs in an epoch.
     exclude, strategy, alpha, candidates, replacement
         As in :func:`sample_negatives`. Without replacement, users with fewer than ``negatives`` negatives are left out.
+    negatives_shared : bool or int
+        How many samples in succession share their negatives. True is 64, which makes training on many negatives several
+        times as fast. A block of samples draws one list of ``negatives`` items. An item that a user has is replaced,
+        for this user, by the next one of the list that the user does not have. So each negative is distributed exactly
+        as without sharing, and none is a positive of its user. But the samples of a block depend on each other, and a
+        sample may name an item more than once.
     shuffle : bool
         False: interactions in stored order.
     positive_strategy : "epoch", "interactions" or "users"
@@ -485,6 +529,7 @@ class TripletLoader:
         alpha: float = 1.0,
         candidates: Any = None,
         replacement: bool = True,
+        negatives_shared: bool | int = False,
     ) -> None:
         self.interactions = Interactions.from_any(interactions)
         self.batch_size = _checks.require_positive_int("batch_size", batch_size)
@@ -501,6 +546,16 @@ class TripletLoader:
             raise ValueError(f"rank: expected a number below world_size = {self.world_size}, got {self.rank}")
         _checks.require_choice("positive_strategy", positive_strategy, POSITIVES)
         self._strategy = _strategy(self.interactions, strategy, exclude, alpha, candidates, replacement)
+        self.negatives_shared = shared_samples(negatives_shared)
+        if self.negatives_shared:
+            for name, value, expected in (
+                ("positives", self.positives, 1),
+                ("replacement", self._strategy.replacement, True),
+            ):
+                if value != expected:
+                    raise ValueError(f"{name}: expected {expected} with negatives_shared, got {value}")
+            if self.negatives < 1:
+                raise ValueError("negatives: expected at least 1 with negatives_shared, got 0")
         if positive_strategy == "epoch":
             self._order = 1 if shuffle else 0
         else:
@@ -592,7 +647,12 @@ class TripletLoader:
         seed = self._signed_seed
         source = (*self._positives_source(begin, end), seed, epoch, key)
         users, positives = _ops.sample_positives(*source)
-        negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
+        if self.negatives_shared:
+            if key is not None:
+                raise ValueError("key: expected None with negatives_shared")
+            negatives = self._strategy.draw_shared(users, self.negatives, seed, epoch, begin, self.negatives_shared)
+        else:
+            negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
 
     def _positives_source(self, begin: int, end: int) -> tuple[Any, ...]:
@@ -605,7 +665,8 @@ class TripletLoader:
         """Return what the fused training step needs to draw these samples by itself."""
         strategy, k = self._strategy, self.negatives
         negatives = (*strategy.source((end - begin) * k), k, self._signed_seed, epoch, strategy.replacement)
-        return *self._positives_source(begin, end), *negatives
+        shared = self.negatives_shared
+        return *self._positives_source(begin, end), *negatives, shared
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         start = self._step if self._resume else 0

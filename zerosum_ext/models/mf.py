@@ -23,7 +23,7 @@ class MatrixFactorization(DotProductRecommender):
         embedding_dim: the width d of both tables.
         item_bias: whether a learnt number is added to the scores of each item. It starts at zero.
         normalize: whether scores are cosines: both rows are scaled to length 1, as CCL and the softmax losses like it.
-            A bias is added to the cosine. Such a model is trained by autograd.
+            A bias is added to the cosine.
         init_std: the standard deviation of the initial tables, N(0, init_std^2). [RCS22] uses .01.
         sparse: whether the gradients of the tables are sparse tensors of the batch's rows. SparseAdam needs them, and
             they are faster if a batch touches few of the rows. ``fit`` turns them on for SparseAdam.
@@ -125,13 +125,12 @@ class MatrixFactorization(DotProductRecommender):
     def scores_from_tables(self) -> bool:
         """Return whether scores are exactly the formula of this class, so that compiled training may stand for it.
 
-        They are not if scores are cosines, or if a subclass, or this very object, replaces a method that scores or the
-        L2 term are made of.
+        They are not if a subclass, or this very object, replaces a method that scores or the L2 term are made of.
         """
         cls = type(self)
-        return not self.normalize and all(
+        return all(
             getattr(cls, name) is getattr(MatrixFactorization, name) and name not in self.__dict__
-            for name in ("__call__", "forward", "embedding_rows", "score", "l2_penalty")
+            for name in ("__call__", "forward", "embedding_rows", "_scaled", "score", "l2_penalty")
         )
 
     def use_sparse_gradients(self, enabled: bool = True) -> None:

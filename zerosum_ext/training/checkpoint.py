@@ -29,10 +29,12 @@ def fingerprint(parts: Parts, settings: Settings, engine: str) -> dict[str, Any]
     """
     sampling, objective, validation = settings.sampling, settings.objective, settings.validation
     validated = validation.source is not None
-    # Files from before mixed precision lack the entry.
+    # Files from before these settings lack their entries.
     mixed = {} if objective.precision == "float32" else {"precision": objective.precision}
+    shared = {"negatives_shared": sampling.negatives_shared} if sampling.negatives_shared else {}
     return {
         **mixed,
+        **shared,
         "shape": list(parts.train.shape),
         "nnz": int(parts.train.nnz),
         "interactions": _digest(parts.train),

@@ -286,6 +286,7 @@ def _make_loader(parts: Parts, settings: Settings) -> TripletLoader:
         draws=sampling.draws,
         exclude=parts.exclude,
         strategy=sampling.strategy,
+        negatives_shared=sampling.negatives_shared,
     )
     if len(loader) == 0:
         raise ValueError("interactions: no user has both a positive and a negative; there is nothing to learn from")

@@ -21,6 +21,7 @@ __all__ = ["FusedStep", "TableModel", "clip_rows", "fused_obstacle", "scores_fro
 class TableModel(Protocol):
     """A model whose scores are ``<P_u, Q_i> (+ b_i)``, read straight from its parameters.
 
+    If it has an attribute ``normalize`` that is true, both rows are scaled to length 1 before they are multiplied.
     The fused step never calls the model: it works on these parameters. A class declares that this is right by a method
     ``scores_from_tables()``, see :meth:`zerosum_ext.MatrixFactorization.scores_from_tables`.
     """
@@ -47,6 +48,11 @@ def scores_from_tables(model: object) -> TypeGuard[TableModel]:
     """Return whether a model declares that its scores come straight from its parameters."""
     declared = getattr(model, "scores_from_tables", None)
     return callable(declared) and bool(declared())
+
+
+def scores_are_cosines(model: object) -> bool:
+    """Return whether the rows are scaled to length 1 before they are multiplied."""
+    return bool(getattr(model, "normalize", False))
 
 
 # The number of each optimizer in csrc/common/optimizers.h, and the names of its state in torch.optim.
@@ -90,6 +96,8 @@ def _model_obstacle(model: nn.Module, asynchronous: bool) -> str | None:
     for p in parameters:
         if p.device != device or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
             return f"model: expected contiguous float32 parameters on one device without hooks, got {describe(p)}"
+    if scores_are_cosines(model) and device.type != "cpu":
+        return "model: expected normalize=False on a GPU, got normalize=True"
     if asynchronous and device.type != "cpu":
         return f"model: expected parameters on the CPU, got {describe(parameters[0])}"
     if not _ops.has_op("mf_step", device):
@@ -243,6 +251,8 @@ class FusedStep:
             The summed loss of these samples, without L2, a float64 scalar.
         """
         size = loader.batch_size
+        if self.device.type != "cpu" and loader.negatives_shared:
+            return self(*loader.samples_between(begin, end, epoch), size)
         if self.device.type != "cpu":
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             if self.graph is None or self.graph.loader is not loader:
@@ -289,6 +299,7 @@ class FusedStep:
             self.reduction,
             batch_size,
             self.asynchronous,
+            scores_are_cosines(self.model),
         )
         if self.asynchronous or self.reduction == "sum":
             return values.sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zerosum_ext._checks import require_choice, require_finite_number, require_positive_int
 from zerosum_ext._types import Strategy
+from zerosum_ext.data.sampling import shared_samples
 from zerosum_ext.metrics import MEASURES
 from zerosum_ext.training.history import Callback
 from zerosum_ext.training.regularizers import Regularizer
@@ -52,10 +53,12 @@ class Sampling:
     negatives: int = 1
     draws: int = 1
     strategy: Strategy = "uniform"
+    negatives_shared: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("negatives", 1), ("draws", 1)):
             _set(self, name, require_positive_int(name, getattr(self, name), minimum=least))
+        _set(self, "negatives_shared", shared_samples(self.negatives_shared))
 
 
 @dataclass(frozen=True)
