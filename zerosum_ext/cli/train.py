@@ -134,6 +134,15 @@ def _add_training_options(group: Any) -> None:
     group.add_argument(
         "--strategy", choices=("uniform", "popularity"), default="uniform", help="how negatives are drawn"
     )
+    group.add_argument(
+        "--negatives-shared",
+        type=int,
+        nargs="?",
+        const=64,
+        default=0,
+        metavar="N",
+        help="N samples in succession (64 if no number is given) share their negatives: fast with many negatives",
+    )
     add("--seed", int, 0, "S", "seed of the initial weights and the samples")
     add("--metric", str, "ndcg@10", "NAME", "the metric to watch in validation")
     add("--patience", int, 10, "N", "stop after N epochs without a better one")
@@ -273,6 +282,7 @@ def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSear
         negatives=arguments.negatives,
         draws=arguments.draws,
         strategy=arguments.strategy,
+        negatives_shared=arguments.negatives_shared,
         metric=arguments.metric,
         patience=arguments.patience,
         restore_best=arguments.restore_best,

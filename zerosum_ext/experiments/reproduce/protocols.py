@@ -218,6 +218,7 @@ def _train(
         negatives=method.negatives,
         draws=method.draws,
         strategy=method.strategy,
+        negatives_shared=method.negatives_shared,
         l2=method.l2,
         exclude=exclude,
         validation=validation,

@@ -117,6 +117,7 @@ def training_options(method: Method, parts: models.MethodParts, split: Split) ->
         "negatives": method.negatives,
         "draws": method.draws,
         "strategy": method.strategy,
+        "negatives_shared": method.negatives_shared,
         "l2": method.l2,
         "validation": split.valid if validated else None,
         "metric": method.metric,

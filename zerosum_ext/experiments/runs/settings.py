@@ -15,6 +15,7 @@ from zerosum_ext import _legacy, models
 from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_finite_number, require_positive_int
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.data.sampling import shared_samples
 from zerosum_ext.training import parse_metric, require_bias
 from zerosum_ext.training.optimizers import OPTIMIZERS, make_optimizer
 
@@ -135,7 +136,7 @@ class Method:
         model, model_options: a name of :data:`MODELS`, and what its function takes beside embedding_dim and seed.
         embedding_dim: width of the embeddings.
         optimizer, lr, weight_decay: a name of :data:`OPTIMIZERS`, and what it is made with.
-        l2, epochs, batch_size, negatives, draws, strategy, metric, patience: as in
+        l2, epochs, batch_size, negatives, draws, strategy, metric, patience, negatives_shared: as in
             :func:`zerosum_ext.training.fit`.
         restore_best: keep the weights of the best validation epoch, not those of the last. Without a validation part,
             the last are kept.
@@ -167,6 +168,7 @@ class Method:
     max_cost: float = 0.05
     seed: int = 0
     device: str = "cpu"
+    negatives_shared: int = 0
 
     def __post_init__(self) -> None:
         require_choice("loss", self.loss, models.method_names())
@@ -191,6 +193,7 @@ class Method:
             if value is not None or name != "patience":
                 least = 0 if name == "seed" else 1
                 object.__setattr__(self, name, require_positive_int(name, value, minimum=least, maximum=most))
+        object.__setattr__(self, "negatives_shared", shared_samples(self.negatives_shared))
         for name in ("lr", "weight_decay", "l2", "max_cost"):
             object.__setattr__(self, name, require_finite_number(name, getattr(self, name), minimum=0))
         if self.max_cost >= 1:
@@ -266,7 +269,7 @@ class Method:
 _NEW: dict[type, frozenset[str]] = {
     DataSource: frozenset({"format"}),
     SplitRule: frozenset(),
-    Method: frozenset({"bias", "max_cost"}),
+    Method: frozenset({"bias", "max_cost", "negatives_shared"}),
 }
 
 
