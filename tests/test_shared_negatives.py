@@ -109,7 +109,8 @@ def test_what_does_not_go_together_is_refused():
     for options, text in (
         ({"positives": 2}, "positives: expected 1 with negatives_shared, got 2"),
         ({"replacement": False}, "replacement: expected True with negatives_shared, got False"),
-        ({"negatives": 0}, "negatives: expected at least 1 with negatives_shared, got 0"),
+        ({"negatives": 0}, "negatives: expected 1 to 65535 with negatives_shared, got 0"),
+        ({"negatives": 65536}, "negatives: expected 1 to 65535 with negatives_shared, got 65536"),
         ({"negatives_shared": -1}, "negatives_shared: expected an integer in .0, 4096., got -1"),
         ({"negatives_shared": 4097}, "negatives_shared: expected an integer in .0, 4096., got 4097"),
     ):

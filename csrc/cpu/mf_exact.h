@@ -11,6 +11,7 @@
 // and help with the passes where batches are large enough for that.
 #pragma once
 
+#include "cpu/cosines.h"
 #include "cpu/mf_samples.h"
 #include "cpu/mf_table.h"
 #include "cpu/pipeline.h"

@@ -6,6 +6,7 @@
 // [RRWN11] Niu, Recht, Re, Wright, "Hogwild!", NIPS 2011.
 #pragma once
 
+#include "cpu/cosines.h"
 #include "cpu/mf_samples.h"
 #include "cpu/mf_table.h"
 #include "cpu/simd.h"

@@ -61,10 +61,10 @@ struct SharedScores {
       out.item_scale[j] = copy<kBytes>(t.item + in.items[j] * dim, t, width, row);
       for (int64_t c = 0; c < dim; ++c) out.turned[c * turned_row + j] = row[c];
     }
-    product<kBytes>(out.users.data(), width, 1, out.turned.data(), turned_row, n, columns, dim, out.scores.data(),
-                    columns, out.packed.data());
     float *pos = out.loss.pos.data(), *neg = out.loss.neg.data();
-    for (int64_t i = 0; i < n; ++i) {
+    product<kBytes>(out.users.data(), width, 1, out.turned.data(), turned_row, n, columns, dim,
+                    columns == k ? neg : out.scores.data(), columns, out.packed.data());
+    for (int64_t i = 0; i < n && columns != k; ++i) {
       const float* from = out.scores.data() + i * columns;
       for (int64_t j = 0; j < k; ++j) neg[i * k + j] = from[j];
     }

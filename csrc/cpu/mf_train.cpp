@@ -175,6 +175,7 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
          nothing = new_tensor(excluded_indices, {0}, excluded_indices.scalar_type());
   std::optional<SharedSamples> of_blocks;
   if (shared > 0) {
+    ZX_CHECK(k <= kMostHeld, "samples share at most ", kMostHeld, " negatives, not ", k);
     ZX_CHECK(positives == 1 && replacement,
              "samples that share negatives have one positive, and draw with replacement");
     std::fill_n(data<int64_t>(nobody), 2, int64_t{0});

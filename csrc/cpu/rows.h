@@ -2,7 +2,6 @@
 // the table. The additions have one order, whatever the width of the machine's vectors.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -266,23 +265,6 @@ ZX_HD void add_scaled(C* __restrict__ out, C f, const S* __restrict__ x, int64_t
   for (; i + kRowLanes <= dim; i += kRowLanes)
     for (int l = 0; l < kRowLanes; ++l) out[i + l] += f * static_cast<C>(x[i + l]);
   for (; i < dim; ++i) out[i] += f * static_cast<C>(x[i]);
-}
-
-// Rows shorter than this have a cosine as if they were as long as it; it does not depend on their length, then.
-constexpr float kShortest = 1e-12f, kLargestScale = 1 / kShortest;
-
-// What a row is multiplied by to be of length 1.
-template <int kBytes>
-ZX_HD float inverse_norm(const float* row, int64_t dim) {
-  const float norm = sqrtf(dot<float, kBytes>(row, row, dim));
-  return 1 / (norm > kShortest ? norm : (norm == norm ? kShortest : norm));
-}
-
-// From the sum of a row's derivatives in its direction (the row times `scale`, its inverse_norm) those in the row.
-template <int kBytes>
-ZX_HD void through_direction(float* __restrict__ sum, const float* __restrict__ row, float scale, int64_t dim) {
-  const float along = scale < kLargestScale ? dot<float, kBytes>(sum, row, dim) * scale * scale : 0.0f;
-  for (int64_t i = 0; i < dim; ++i) sum[i] = scale * (sum[i] - along * row[i]);
 }
 
 }  // namespace zx::cpu

@@ -438,43 +438,68 @@ struct HeldProblem {
   const uint16_t* filter;  // or nullptr
 };
 
-// One item after another for up to kLanes items: their bits in the filter first, and of those that it leaves open a
-// search in the row.
+// The users' rows are short beside the list, or their filters are no bitmaps: an item's first place in the list, from
+// 1, is marked in a table of all items, and each row is looked through. Else the items' bits in the rows' bitmaps tell.
 template <class Index>
 struct HeldRows {
+  static constexpr int64_t kLook = 4;  // entries of a row that are looked at in the time of one bit
+
+  // Marks are zero before and after.
   ZX_HD static bool run(const HeldProblem<Index>* problem, int64_t rows, const int64_t* users, const int64_t* items,
-                        int64_t k, uint8_t* held) {
+                        int64_t k, uint64_t* held, uint16_t* marks, uint16_t* next) {
     const HeldProblem<Index>& p = *problem;
-    uint64_t hash[kLanes];
-    for (int64_t from = 0; from < k; from += kLanes) {
-      const int n = static_cast<int>(std::min<int64_t>(kLanes, k - from));
-      const int64_t* some = items + from;
-      for (int j = 0; j < n; ++j) hash[j] = filter_bit(1ull << 32, some[j]);  // (before it is scaled to a row's range)
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t u = users[r];
-        if (!is_item(u, p.num_users) || !is_row(p.indptr[u], p.indptr[u + 1], p.num_entries)) return false;
-        const Row<Index> row{p.indices + p.indptr[u], p.indptr[u + 1] - p.indptr[u]};
-        one_row(p, row, p.filter == nullptr ? nullptr : p.filter + p.indptr[u], some, hash, n, held + r * k + from);
+    const int64_t words = (k + 63) / 64;
+    bool sound = true;
+    for (int64_t r = 0; r < rows; ++r)
+      sound &= is_item(users[r], p.num_users) && is_row(p.indptr[users[r]], p.indptr[users[r] + 1], p.num_entries);
+    if (!sound) return false;
+    for (int64_t j = k - 1; j >= 0; --j) {  // those of one item are a chain
+      next[j] = marks[items[j]];
+      marks[items[j]] = static_cast<uint16_t>(j + 1);
+    }
+    for (int64_t r = 0; r < rows && sound; ++r) {
+      const int64_t begin = p.indptr[users[r]], count = p.indptr[users[r] + 1] - begin;
+      uint64_t* out = held + r * words;
+      if (p.filter != nullptr && count > kLook * k && filter_range(count, p.num_items) == 0) {
+        bits(p.filter + begin, items, k, out);
+      } else {
+        for (int64_t w = 0; w < words; ++w) out[w] = 0;
+        sound = look_through(p.indices + begin, count, p.num_items, marks, next, out);
       }
     }
-    return true;
+    for (int64_t j = 0; j < k; ++j) marks[items[j]] = 0;
+    return sound;
   }
 
-  ZX_HD static void one_row(const HeldProblem<Index>& p, Row<Index> row, const uint16_t* bits, const int64_t* items,
-                            const uint64_t* hash, int n, uint8_t* held) {
-    const uint64_t range = filter_range(row.count, p.num_items);
-    if (bits == nullptr || row.count == 0) {
-      for (int j = 0; j < n; ++j) held[j] = row_contains(row, items[j]);
-    } else if (range == 0) {
-      for (int j = 0; j < n; ++j) held[j] = bits[items[j] >> 4] >> (items[j] & 15) & 1;
-    } else {
-      uint64_t bit[kLanes];
-      for (int j = 0; j < n; ++j) bit[j] = hash[j] * range >> 32;
-      int seen = 0;
-      for (int j = 0; j < n; ++j) seen += held[j] = bits[bit[j] >> 4] >> (bit[j] & 15) & 1;
-      for (int j = 0; j < n && seen > 0; ++j)
-        if (held[j] != 0) held[j] = row_contains(row, items[j]), --seen;
+  ZX_HD static void bits(const uint16_t* filter, const int64_t* items, int64_t k, uint64_t* out) {
+    for (int64_t from = 0; from < k; from += 64) {
+      const int64_t n = std::min<int64_t>(64, k - from);
+      uint64_t word = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t item = items[from + j];
+        word |= static_cast<uint64_t>(filter[item >> 4] >> (item & 15) & 1) << j;
+      }
+      out[from / 64] = word;
     }
+  }
+
+  ZX_HD static bool look_through(const Index* row, int64_t count, int64_t num_items, const uint16_t* marks,
+                                 const uint16_t* next, uint64_t* out) {
+    int64_t e = 0;
+    bool sound = true;
+    while (e < count) {
+      // Sixteen at a time, of which mostly none is in the list.
+      const int64_t stop = std::min(count, e + 16);
+      unsigned any = 0;
+      for (int64_t i = e; i < stop; ++i) sound &= is_item(static_cast<int64_t>(row[i]), num_items);
+      if (!sound) return false;
+      for (int64_t i = e; i < stop; ++i) any |= marks[row[i]];
+      for (int64_t i = e; any != 0 && i < stop; ++i)
+        for (int place = marks[row[i]]; place != 0; place = next[place - 1])
+          out[(place - 1) >> 6] |= 1ull << ((place - 1) & 63);
+      e = stop;
+    }
+    return true;
   }
 };
 
@@ -488,8 +513,12 @@ FindHeld find_held(const Tensor& indptr, const Tensor& indices, const std::optio
     HeldProblem<Index> p{indptr.size(0) - 1,    indices.size(0),      num_items,
                          data<int64_t>(indptr), data<Index>(indices), nullptr};
     if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);
-    return [p](int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint8_t* held) {
-      return simd<HeldRows<Index>>(static_cast<const HeldProblem<Index>*>(&p), rows, users, items, k, held);
+    return [p](int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint64_t* held) {
+      static thread_local std::vector<uint16_t> marks, next;
+      if (static_cast<int64_t>(marks.size()) < p.num_items) marks.assign(static_cast<size_t>(p.num_items), 0);
+      next.resize(static_cast<size_t>(k));
+      return simd<HeldRows<Index>>(static_cast<const HeldProblem<Index>*>(&p), rows, users, items, k, held,
+                                   marks.data(), next.data());
     };
   });
 }

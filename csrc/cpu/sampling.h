@@ -27,10 +27,11 @@ DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const 
                              const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
                              int64_t k, int64_t seed, int64_t epoch, bool replacement);
 
-// Writes whether users[r] of a matrix has items[j] to held[r, j], for rows x k of them: all rows have the same items,
-// which are in range. False if a user is out of range, or the matrix unsound.
+// Writes whether users[r] of a matrix has items[j] to bit j of held[r, 0 .. k / 64), for k up to kMostHeld items, which
+// must be in range. False if a user is out of range, or the matrix unsound.
 using FindHeld =
-    std::function<bool(int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint8_t* held)>;
+    std::function<bool(int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint64_t* held)>;
+constexpr int64_t kMostHeld = 65535;
 FindHeld find_held(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter, int64_t num_items);
 
 }  // namespace zx::cpu

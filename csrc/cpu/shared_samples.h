@@ -85,17 +85,22 @@ class SharedSamples {
   bool share(int64_t number, const int64_t* users, const int64_t* items, SharedBlock& block) const {
     block.replaced.clear(), block.alone.clear(), block.own.clear();
     block.uses.assign(static_cast<size_t>(k_), static_cast<uint32_t>(block.count));
-    static thread_local std::vector<uint8_t> held;
-    held.resize(static_cast<size_t>(block.count * k_));
+    const int64_t words = (k_ + 63) / 64;
+    static thread_local std::vector<uint64_t> held;
+    held.resize(static_cast<size_t>(block.count * words));
     if (!held_(block.count, users, items, k_, held.data())) return false;
     for (int64_t i = 0; i < block.count; ++i) {
-      const uint8_t* taken = held.data() + i * k_;
-      int64_t some = 0, last = -1;  // the last item that is free
-      for (int64_t j = 0; j < k_; ++j) some += taken[j];
-      if (some == 0) continue;
-      for (int64_t j = 0; j < k_; ++j)
-        if (taken[j] != 0) --block.uses[j];
-      if (some == k_) {
+      const uint64_t* taken = held.data() + i * words;
+      int64_t free = -1;  // the first place with an item that is free: where a search around the end stops
+      bool any = false;
+      for (int64_t w = 0; w < words; ++w) {
+        any |= taken[w] != 0;
+        const int64_t place = taken[w] == ~uint64_t{0} ? k_ : 64 * w + __builtin_ctzll(~taken[w]);
+        if (free < 0 && place < k_) free = place;
+      }
+      if (!any) continue;
+      if (free < 0) {
+        for (int64_t j = 0; j < k_; ++j) --block.uses[j];
         const size_t at = block.own.size();
         block.alone.push_back(static_cast<uint32_t>(i));
         block.own.resize(at + static_cast<size_t>(k_));
@@ -104,15 +109,19 @@ class SharedSamples {
           return false;
         continue;
       }
-      for (int64_t j = 0; j < k_ && last < 0; ++j)
-        if (taken[j] == 0) last = j;  // where the search that goes around the end stops
-      for (int64_t j = k_ - 1; j >= 0; --j) {
-        if (taken[j] == 0) {
-          last = j;
-        } else {
-          block.replaced.push_back({static_cast<uint32_t>(i), static_cast<uint32_t>(j), static_cast<uint32_t>(last)});
-          ++block.uses[last];
+      for (int64_t w = words - 1; w >= 0; --w) {
+        const uint64_t others =
+            ~taken[w] & (w == words - 1 && k_ % 64 != 0 ? (uint64_t{1} << k_ % 64) - 1 : ~uint64_t{0});
+        for (uint64_t left = taken[w]; left != 0;) {
+          const int bit = 63 - __builtin_clzll(left);
+          left ^= uint64_t{1} << bit;
+          const uint64_t above = bit == 63 ? 0 : others >> (bit + 1) << (bit + 1);
+          const int64_t slot = 64 * w + bit, column = above != 0 ? 64 * w + __builtin_ctzll(above) : free;
+          block.replaced.push_back(
+              {static_cast<uint32_t>(i), static_cast<uint32_t>(slot), static_cast<uint32_t>(column)});
+          --block.uses[slot], ++block.uses[column];
         }
+        if (others != 0) free = 64 * w + __builtin_ctzll(others);
       }
     }
     return true;

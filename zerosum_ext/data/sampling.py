@@ -554,8 +554,9 @@ class TripletLoader:
             ):
                 if value != expected:
                     raise ValueError(f"{name}: expected {expected} with negatives_shared, got {value}")
-            if self.negatives < 1:
-                raise ValueError("negatives: expected at least 1 with negatives_shared, got 0")
+            if not 0 < self.negatives < MAX_NEGATIVES:
+                expected = f"1 to {MAX_NEGATIVES - 1} with negatives_shared"
+                raise ValueError(f"negatives: expected {expected}, got {self.negatives}")
         if positive_strategy == "epoch":
             self._order = 1 if shuffle else 0
         else:
