@@ -1,6 +1,6 @@
 """Training matrix factorization: triples a second against implicit, cornac and PyTorch, and what it needs of memory.
 
-    python benchmarks/bench_training.py [--part engines optimizers large] [--data ml-1m gowalla yelp2018]
+    python benchmarks/bench_training.py [--part engines negatives optimizers large] [--data ml-1m gowalla yelp2018]
         [--dims 32 64 128] [--threads 1 2] [--losses zerosum bpr] [--optimizers SGD Adagrad Adam SparseAdam]
         [--output benchmarks/results/training-cpu] [--quick]
 
@@ -10,6 +10,8 @@ data.
 
 engines     whole epochs, sampling included: Hogwild and exact SGD, implicit's, cornac's and buffalo's BPR (each with
             its own threads and sampling; a draw that they skip counts as a triple; buffalo verifies its negatives).
+negatives   softmax and CCL with K negatives: both engines, with and without shared negatives, eager PyTorch; and the
+            share of the processor's multiply-adds that shared negatives reach.
 optimizers  the exact step of each optimizer and batch size against eager PyTorch (gradients as dense tensors with
             torch.optim's fused kernels, and as sparse ones) and torch.compile of its forward and backward pass.
             PyTorch is given the triples of zx.TripletLoader, which makes it faster than torch.randint and rejection
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -55,12 +58,13 @@ from zerosum_ext.losses import get_loss
 from zerosum_ext.training.fused import FusedStep
 
 NAMES = bench_sampling.NAMES
-PARTS = ("engines", "optimizers", "large")
+PARTS = ("engines", "negatives", "optimizers", "large")
 BATCHES = (256, 4096, 65_536)
 RATES = {"SGD": 0.05, "Adagrad": 0.01, "Adam": 1e-3, "SparseAdam": 1e-3}
 PEERS = ("implicit", "cornac", "buffalo")
 QUALITY = ("ndcg@10", "recall@20", "pri", "pop_q_at_1")
 LARGE = (10_000_000, 1_000_000, 100_000_000)
+SHOWN = ("hogwild bpr", "hogwild zerosum", "exact bpr 65536", "exact zerosum 256", "exact zerosum 4096")
 TARGETS = {"hogwild": 4.0, "exact": 2.0, "eager": 10.0, "large": 3.0}
 
 
@@ -122,10 +126,18 @@ def spans(samples: int, batch: int, at_once: int) -> Callable[[int], Iterator[tu
 
 
 def ours(
-    x: zx.Interactions, model: zx.MatrixFactorization, loss: str, optimizer: str, batch: int, *, hogwild: bool = False
+    x: zx.Interactions,
+    model: zx.MatrixFactorization,
+    loss: str,
+    optimizer: str,
+    batch: int,
+    *,
+    hogwild: bool = False,
+    negatives: int = 1,
+    shared: bool = False,
 ) -> Method:
     """What ``fit(engine="fused")`` or "hogwild" does in an epoch: samples, and trains on them."""
-    loader = zx.TripletLoader(x, batch, seed=1)
+    loader = zx.TripletLoader(x, batch, seed=1, negatives=negatives, negatives_shared=shared)
     step = FusedStep(model, get_loss(loss), optimizer_of(optimizer, model), asynchronous=hogwild)
     walk = spans(loader.num_samples, batch, step.steps_at_once(batch))  # as fit does
 
@@ -207,11 +219,13 @@ def implicit_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: 
     return method
 
 
-def cornac_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int) -> Method:
+def cornac_bpr(
+    matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int, rate: float = 0.05, l2: float = 0.01
+) -> Method:
     """cornac's BPR without biases: the compiled epoch that its fit calls."""
     from cornac.models.bpr.recom_bpr import BPR, RNGVector
 
-    peer = BPR(k=model.embedding_dim, learning_rate=0.05, use_bias=False)
+    peer = BPR(k=model.embedding_dim, learning_rate=rate, lambda_reg=l2, use_bias=False)
     tables = [t.detach().numpy() for t in (model.user_embedding, model.item_embedding)]
     users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     items, bias = np.arange(matrix.shape[1], dtype=np.int32), np.zeros(matrix.shape[1], np.float32)
@@ -228,9 +242,11 @@ def cornac_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: in
     return method
 
 
-def buffalo_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int) -> Method:
-    """buffalo's BPR by SGD without biases and regularization, with verified negatives: the compiled part alone, which
-    its train calls for each piece of its data file. A call starts the threads and joins them, once for all epochs."""
+def buffalo_bpr(
+    matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int, rate: float = 0.05, l2: float = 0.0
+) -> Method:
+    """buffalo's BPR by SGD without biases, with verified negatives: the compiled part alone, which its train calls for
+    each piece of its data file. A call starts the threads and joins them, once for all epochs."""
     from buffalo.algo._bpr import CyBPRMF
     from buffalo.algo.options import BPRMFOption
 
@@ -240,9 +256,9 @@ def buffalo_bpr(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: i
     ends, keys = matrix.indptr[1:].astype(np.int64), matrix.indices.astype(np.int32)
 
     def run(steps: int) -> tuple[float, int]:
-        options = dict(BPRMFOption().get_default_option(), lr=0.05, min_lr=0.05, use_bias=False, verify_neg=True)
+        options = dict(BPRMFOption().get_default_option(), lr=rate, min_lr=rate, use_bias=False, verify_neg=True)
         options |= {"d": model.embedding_dim, "num_workers": threads, "num_iters": steps}
-        options |= {"reg_u": 0.0, "reg_i": 0.0, "reg_j": 0.0, "compute_loss_on_training": False}
+        options |= {"reg_u": l2, "reg_i": l2, "reg_j": l2, "compute_loss_on_training": False}
         peer = CyBPRMF()
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(options, file)
@@ -278,8 +294,79 @@ def csr_of(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> sp.c
 # -------------------------------------------------------------------------------------------------------------- parts
 
 
+def multiply_adds(threads: int) -> float:
+    """GFLOP/s of products of square matrices that the caches hold, each thread with its own: a speed of the machine."""
+    a = torch.rand(threads, 256, 256)
+    best = math.inf
+    for _ in range(40):
+        start = time.perf_counter()
+        torch.bmm(a, a)
+        best = min(best, time.perf_counter() - start)
+    return 2e-9 * a.numel() * 256 / best
+
+
+def eager_row_loss(x: zx.Interactions, model: zx.MatrixFactorization, loss: str, batch: int, negatives: int) -> Method:
+    """The same loss of K negatives in plain PyTorch, with torch.optim's fused SGD."""
+    loader = zx.TripletLoader(x, batch, seed=1, negatives=negatives)
+    stepper = optimizer_of("SGD", model, fused=True)
+    walk = spans(loader.num_samples, batch, 1)
+
+    def run(steps: int) -> tuple[float, int]:
+        start, triples = time.perf_counter(), 0
+        for epoch, first, end in walk(steps):
+            users, positives, drawn = loader.samples_between(first, end, epoch)
+            user, items = model.user_embedding[users], torch.cat((positives.unsqueeze(1), drawn), 1)
+            scores = torch.bmm(F.embedding(items, model.item_embedding), user.unsqueeze(2)).squeeze(2)
+            if loss == "ccl":
+                value = (1 - scores[:, 0] + torch.relu(scores[:, 1:]).mean(1)).mean()
+            else:
+                value = (torch.logsumexp(scores, 1) - scores[:, 0]).mean()
+            stepper.zero_grad(set_to_none=True)
+            value.backward()
+            stepper.step()
+            triples += end - first
+        seconds = time.perf_counter() - start
+        for table in model.parameters():
+            table.grad = None
+        return seconds, triples
+
+    return Method(len(loader), run, whole=False)
+
+
+def many_negatives(
+    name: str, x: zx.Interactions, d: int, threads: int, rounds: int, loss: str, negatives: int, slice_seconds: float
+) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    before = multiply_adds(threads)
+    model, cosines = (zx.MatrixFactorization(*x.shape, d, seed=0, normalize=n) for n in (False, True))
+    batch = min(4096, x.nnz)
+    make = functools.partial(ours, x, loss=loss, optimizer="SGD", batch=batch, negatives=negatives)
+    methods = {
+        "exact": make(model=model),
+        "exact, shared": make(model=model, shared=True),
+        "exact, shared, cosines": make(model=cosines, shared=True),
+        "hogwild": make(model=model, hogwild=True),
+        "hogwild, shared": make(model=model, hogwild=True, shared=True),
+        "eager": eager_row_loss(x, model, loss, batch, negatives),
+    }
+    for method in methods.values():
+        method.whole = False
+    seconds = paired(methods, rounds, slice_seconds)
+    after = multiply_adds(threads)
+    speed = {m: float(1e-6 * negatives / np.median(v)) for m, v in seconds.items()}
+    return {
+        "key": ["negatives", name, d, threads, loss, negatives],
+        "million_per_second": speed,
+        "faster_than": {"eager": {m: _timing.ratio(seconds, "eager", m) for m in seconds if m != "eager"}},
+        "gflops_before_after": [before, after],
+        # Three products of 2 d operations a pair.
+        "share_of_multiply_adds": 6e-3 * d * speed["exact, shared"] / max(before, after),
+    }
+
+
 def engines(name: str, x: zx.Interactions, d: int, threads: int, rounds: int, batches: Sequence[int]) -> dict[str, Any]:
     torch.set_num_threads(threads)
+    before = multiply_adds(threads)
     model = zx.MatrixFactorization(*x.shape, d, seed=0)
     users, items = (t.numpy() for t in x.pairs())
     methods = {f"hogwild {loss}": ours(x, model, loss, "SGD", 4096, hogwild=True) for loss in ("zerosum", "bpr")}
@@ -292,6 +379,7 @@ def engines(name: str, x: zx.Interactions, d: int, threads: int, rounds: int, ba
         "shape": [*x.shape, x.nnz],
         "million_per_second": {m: float(1e-6 / np.median(v)) for m, v in seconds.items()},
         "skipped": {m: methods[m].skipped for m in PEERS if m in methods},
+        "gflops_before_after": [before, multiply_adds(threads)],
         "faster_than": {
             peer: {m: _timing.ratio(seconds, peer, m) for m in seconds if m not in PEERS}
             for peer in PEERS
@@ -533,6 +621,30 @@ def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 ],
             ),
         ]
+    parts += fastest_peers(by_part.get("engines", []))
+    found = by_part.get("negatives", [])
+    if found:
+        names = list(dict.fromkeys(m for r in found for m in r["million_per_second"]))
+        parts += [
+            "## Many negatives",
+            "Million pairs of a positive and a negative a second, SGD, batches of 4096, sampling included; shared: 64\n"
+            "samples share their negatives. Then how many times as fast as eager PyTorch, and the share of the\n"
+            "multiply-adds of torch.bmm that the exact step with shared negatives reaches (GFLOP/s before and after).",
+            _timing.table(
+                ("data", "d", "threads", "loss", "K", *names, "shared / eager", "exact / eager", "share", "GFLOP/s"),
+                [
+                    (
+                        *r["key"][1:],
+                        *(speed(r["million_per_second"].get(m)) for m in names),
+                        shown(r["faster_than"]["eager"]["exact, shared"]),
+                        shown(r["faster_than"]["eager"]["exact"]),
+                        f"{100 * r['share_of_multiply_adds']:.0f} %",
+                        " ".join(f"{g:.0f}" for g in r["gflops_before_after"]),
+                    )
+                    for r in found
+                ],
+            ),
+        ]
     found = by_part.get("optimizers", [])
     if found:
         parts += [
@@ -613,6 +725,26 @@ def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return parts
 
 
+def fastest_peers(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of each way against the fastest peer of its run."""
+    rows = []
+    for r in found:
+        measured = {p: r["million_per_second"][p] for p in PEERS if p in r["million_per_second"]}
+        if not measured or "gflops_before_after" not in r:
+            continue
+        best = max(measured, key=lambda p: measured[p])
+        ratios = r["faster_than"][best]
+        machine = " ".join(f"{g:.0f}" for g in r["gflops_before_after"])
+        rows.append((*r["key"][1:], best, machine, *(shown(ratios.get(m)) for m in SHOWN)))
+    if not rows:
+        return []
+    header = ("data", "d", "threads", "fastest peer", "GFLOP/s", *SHOWN)
+    return [
+        "How many times as fast as the fastest peer; GFLOP/s of torch.bmm before and after the run.",
+        _timing.table(header, rows),
+    ]
+
+
 def quality_row(result: Mapping[str, Any]) -> tuple[object, ...]:
     runs = result["runs"]
 
@@ -683,6 +815,9 @@ def main() -> None:
     for name, x in data.items():
         if "engines" in arguments.part:
             rows += [engines(name, x, dim, n, rounds, batches) for n in threads for dim in dims]
+        if "negatives" in arguments.part:
+            losses = (("sampled_softmax", 4),) if quick else (("sampled_softmax", 64), ("ccl", 64))
+            rows += [many_negatives(name, x, d, n, rounds, *one, slice_seconds) for n in threads for one in losses]
         if "optimizers" in arguments.part:
             compiled = not (quick or arguments.no_compile)
             kinds = arguments.optimizers

@@ -45,7 +45,7 @@ def call(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_quick_mode_and_merging(tmp_path, bench_training, call):
     output = str(tmp_path / "out")
-    call(bench_training, "--quick", "--part", "engines", "optimizers", "--output", output)
+    call(bench_training, "--quick", "--part", "engines", "negatives", "optimizers", "--output", output)
     first = json.loads(Path(f"{output}.json").read_text())["results"]
     assert [r["key"] for r in first[:1]] == [["engines", "generated", 8, 1]]
     assert {"hogwild zerosum", "hogwild bpr", "exact zerosum 64", "exact zerosum 512"} <= set(
@@ -57,14 +57,17 @@ def test_quick_mode_and_merging(tmp_path, bench_training, call):
         assert ("dense" in r["million_per_second"]) == (optimizer != "SparseAdam")
         assert ("sparse" in r["million_per_second"]) == (optimizer != "Adam")
         assert all(v > 0 for v in r["million_per_second"].values())
+    (many,) = [r for r in first if r["key"][0] == "negatives"]
+    assert set(many["million_per_second"]) >= {"exact", "exact, shared", "hogwild, shared", "eager"}
+    assert many["share_of_multiply_adds"] > 0
     if not sys.platform.startswith("linux"):
         return
     call(bench_training, "--quick", "--part", "large", "--output", output)
     merged = json.loads(Path(f"{output}.json").read_text())["results"]
-    assert [r for r in merged if r["key"][0] in ("engines", "optimizers")] == first
-    assert {r["key"][0] for r in merged} == {"engines", "optimizers", "large", "memory"}
+    assert [r for r in merged if r["key"][0] in ("engines", "negatives", "optimizers")] == first
+    assert {r["key"][0] for r in merged} == {"engines", "negatives", "optimizers", "large", "memory"}
     text = Path(f"{output}.md").read_text()
-    assert all(heading in text for heading in ("Whole epochs", "Exact steps", "1000 users", "GiB"))
+    assert all(heading in text for heading in ("Whole epochs", "Many negatives", "Exact steps", "1000 users", "GiB"))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")

@@ -555,8 +555,8 @@ class TripletLoader:
                 if value != expected:
                     raise ValueError(f"{name}: expected {expected} with negatives_shared, got {value}")
             if not 0 < self.negatives < MAX_NEGATIVES:
-                expected = f"1 to {MAX_NEGATIVES - 1} with negatives_shared"
-                raise ValueError(f"negatives: expected {expected}, got {self.negatives}")
+                most = MAX_NEGATIVES - 1
+                raise ValueError(f"negatives: expected 1 to {most} with negatives_shared, got {self.negatives}")
         if positive_strategy == "epoch":
             self._order = 1 if shuffle else 0
         else:

@@ -1,0 +1,209 @@
+"""How good a recommender is after so many seconds of training on so many cores: ours and other libraries'.
+
+    ZEROSUM_EXT_DATA=DIR python benchmarks/training_budget.py [--seconds 30] [--threads 2]
+        [--data ml-1m gowalla yelp2018] [--ways ...] [--output benchmarks/results/training-budget-cpu]
+
+Each way trains epoch after epoch. After each epoch it is looked at by NDCG@10 on the validation part (80/10/10,
+training items left out), until the time is used up or twelve looks in succession were no better. The rate of each way is
+the better of two by validation; each of them has the whole time. What is told is the test part's NDCG@10 of the best
+epoch within the time, and after how many seconds that epoch ended.
+
+The clock counts the processor time of training divided by the number of threads, which other processes on the machine
+hardly change. A thread that waits for another one idly does not count, to the advantage of libraries that use less than
+all threads. Evaluation does not count. Results are merged into those that OUTPUT has already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import _timing
+import bench_training
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext.data import datasets
+from zerosum_ext.evaluation import evaluate
+from zerosum_ext.training import fit
+
+PATIENCE = 12
+L2 = 0.01  # implicit's default, which all ways by SGD get
+
+Trainer = Callable[[], None]  # trains an epoch
+
+
+def metric(model: Any, exclude: Any, held_out: Any) -> float:
+    return float(evaluate(model, exclude, held_out, metrics=("ndcg",), k=(10,))["ndcg@10"])
+
+
+def ours(
+    train: zx.Interactions,
+    dim: int,
+    choice: tuple[float, ...],
+    *,
+    loss: str,
+    engine: str,
+    negatives: int = 1,
+    shared: bool = False,
+    normalize: bool = False,
+) -> tuple[zx.MatrixFactorization, Trainer]:
+    model = zx.MatrixFactorization(*train.shape, dim, seed=0, normalize=normalize)
+    module = zx.SampledSoftmaxLoss(temperature=choice[1]) if loss == "softmax" else zx.losses.get_loss(loss)
+    options: dict[str, Any] = {"batch_size": 4096, "epochs": 1, "progress": False, "engine": engine}
+    options |= {"negatives": negatives, "negatives_shared": shared}
+    if engine == "hogwild":
+        options["l2"] = L2
+    optimizer: Any = torch.optim.SGD if engine == "hogwild" else torch.optim.Adam
+    parameters = list(model.parameters())
+    kept = optimizer(parameters, lr=choice[0], **({"fused": True} if engine == "autograd" else {}))
+    return model, lambda: fit(model, train, module, kept, **options)
+
+
+def implicit(train: zx.Interactions, dim: int, choice: tuple[float, ...], threads: int) -> Any:
+    from implicit.cpu.bpr import BayesianPersonalizedRanking
+
+    users, items = (t.numpy() for t in train.pairs())
+    matrix = bench_training.csr_of(users, items, train.shape)
+    peer = BayesianPersonalizedRanking(
+        factors=dim, learning_rate=choice[0], regularization=L2, iterations=1, num_threads=threads, random_state=0
+    )
+    model = zx.MatrixFactorization(*train.shape, dim + 1)
+
+    def epoch() -> None:
+        peer.fit(matrix, show_progress=False)
+        with torch.no_grad():
+            model.user_embedding.copy_(torch.from_numpy(peer.user_factors))
+            model.item_embedding.copy_(torch.from_numpy(peer.item_factors))
+
+    return model, epoch
+
+
+def table_peer(name: str, train: zx.Interactions, dim: int, choice: tuple[float, ...], threads: int) -> Any:
+    """cornac and buffalo, which train the tables of a model of ours in place."""
+    users, items = (t.numpy() for t in train.pairs())
+    model = zx.MatrixFactorization(*train.shape, dim, seed=0)
+    make = {"cornac": bench_training.cornac_bpr, "buffalo": bench_training.buffalo_bpr}[name]
+    method = make(bench_training.csr_of(users, items, train.shape), model, threads, rate=choice[0], l2=L2)
+    return model, lambda: method.run(1)
+
+
+#: way -> what makes it, and the choices of (rate, temperature).
+BPR_RATES = ((0.05,), (0.1,))
+SOFTMAX = ((1e-3, 0.2), (3e-3, 0.2))
+WAYS: dict[str, tuple[Callable[..., Any], tuple[tuple[float, ...], ...]]] = {
+    "hogwild bpr": (functools.partial(ours, loss="bpr", engine="hogwild"), BPR_RATES),
+    "fused bpr, Adam": (functools.partial(ours, loss="bpr", engine="fused"), ((1e-3,), (3e-3,))),
+    "fused softmax, 64 shared, Adam": (
+        functools.partial(ours, loss="softmax", engine="fused", negatives=64, shared=True),
+        SOFTMAX,
+    ),
+    "fused softmax, 64, Adam": (functools.partial(ours, loss="softmax", engine="fused", negatives=64), SOFTMAX),
+    "implicit bpr": (implicit, BPR_RATES),
+    "cornac bpr": (functools.partial(table_peer, "cornac"), BPR_RATES),
+    "buffalo bpr": (functools.partial(table_peer, "buffalo"), BPR_RATES),
+    "PyTorch eager bpr, Adam": (functools.partial(ours, loss="bpr", engine="autograd"), ((3e-3,),)),
+    "PyTorch eager softmax, 64, Adam": (
+        functools.partial(ours, loss="softmax", engine="autograd", negatives=64),
+        ((3e-3, 0.2),),
+    ),
+}
+
+
+def trained(way: str, split: Any, choice: tuple[float, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train for the time given; return the best epoch's figures and the curve."""
+    make = WAYS[way][0]
+    threads = {} if way.startswith(("hogwild", "fused", "PyTorch")) else {"threads": arguments.threads}
+    model, epoch = make(split.train, arguments.dim, choice, **threads)
+    used, curve, best, since, state = 0.0, [], -1.0, 0, None
+    while used < arguments.seconds and since < PATIENCE:
+        start, wall = time.process_time(), time.perf_counter()
+        epoch()
+        took = (time.process_time() - start) / arguments.threads
+        used += took
+        if used > arguments.seconds and curve:
+            break  # this epoch did not end in time
+        value = metric(model, split.train, split.valid)
+        curve.append((round(used, 3), round(value, 5), round(time.perf_counter() - wall, 3)))
+        since += 1
+        if value > best:
+            best, since = value, 0
+            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert state is not None
+    model.load_state_dict(state)
+    test = metric(model, split.train | split.valid, split.test)
+    at = next(seconds for seconds, value, _ in curve if abs(value - best) < 1e-4)
+    return {"choice": choice, "validation": best, "test": test, "seconds": at, "epochs": len(curve), "curve": curve}
+
+
+def report(rows: list[dict[str, Any]]) -> list[str]:
+    parts = []
+    for name in dict.fromkeys(row["key"][1] for row in rows):
+        found = [row for row in rows if row["key"][1] == name]
+        parts += [
+            f"## {name}",
+            _timing.table(
+                (
+                    "way",
+                    "test NDCG@10",
+                    "validation",
+                    "best epoch ended after, s",
+                    "epochs in the time",
+                    "rate, temperature",
+                ),
+                [
+                    (
+                        row["key"][2],
+                        f"{row['test']:.4f}",
+                        f"{row['validation']:.4f}",
+                        f"{row['seconds']:.2f}",
+                        row["epochs"],
+                        ", ".join(f"{x:g}" for x in row["choice"]),
+                    )
+                    for row in sorted(found, key=lambda row: -row["test"])
+                ],
+                text_columns=1,
+            ),
+        ]
+    return parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--data", nargs="+", default=["ml-1m", "gowalla", "yelp2018"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json, merged with what is there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.data:
+        split = datasets.load(name).split_random((0.8, 0.1, 0.1), seed=0)
+        for way in arguments.ways:
+            library = way.split()[0]
+            if library in bench_training.PEERS and not importlib.util.find_spec(library):
+                continue
+            tried = [trained(way, split, choice, arguments) for choice in WAYS[way][1]]
+            best = max(tried, key=lambda run: run["validation"])
+            row = {"key": ["budget", name, way], "seconds_given": arguments.seconds, **best}
+            print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+            rows = [json.loads(json.dumps(row))]
+            rows = _timing.earlier_rows(arguments.output, rows, lambda row: row["key"]) + rows
+            info = _timing.machine() | bench_training.versions()
+            text = (
+                f"{arguments.seconds:g} s of processor time a thread on {arguments.threads} threads, d = "
+                f"{arguments.dim}, 80/10/10, one seed. Measured by\n"
+                "`python benchmarks/training_budget.py`, which says how."
+            )
+            title = "What a recommender is worth after half a minute of training"
+            _timing.write_results(arguments.output, title, info, [text, *report(rows)], rows)
+
+
+if __name__ == "__main__":
+    main()
