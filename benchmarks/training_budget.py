@@ -4,8 +4,8 @@
         [--data ml-1m gowalla yelp2018] [--ways ...] [--output benchmarks/results/training-budget-cpu]
 
 Each way trains epoch after epoch. After each epoch it is looked at by NDCG@10 on the validation part (80/10/10,
-training items left out), until the time is used up or twelve looks in succession were no better. The rate of each way is
-the better of two by validation; each of them has the whole time. What is told is the test part's NDCG@10 of the best
+training items left out), until the time is used up or twelve looks in succession were no better. The rate of each way
+is the better of two by validation; each of them has the whole time. What is told is the test part's NDCG@10 of the best
 epoch within the time, and after how many seconds that epoch ended.
 
 The clock counts the processor time of training divided by the number of threads, which other processes on the machine
