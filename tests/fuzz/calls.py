@@ -162,11 +162,11 @@ def sound(op: str, seed: int) -> list[Any]:
             *(*_training(w, optimizer), *samples, None, _settings(), *(pick(None, torch.tensor(0.01)), None) * 3),
             *(pick(None, torch.zeros((), dtype=torch.float64)), optimizer, 1, 1.0, 1.0, 1.0, 0.01, 0.0, 2),
         ),
-        "mf_train": lambda: (*_training(w, optimizer), *samples, None, _settings(), *steps),
+        "mf_train": lambda: (*_training(w, optimizer), *samples, None, _settings(), *steps, pick(False, True)),
         "mf_train_sampled": lambda: (
             *_training(w, optimizer),
-            *(*matrix, *epoch, 0, w["size"], 1, *matrix, lookup, *strategy, ITEMS, 1, 3, 1, True),
-            *(None, _settings(), *steps),
+            *(*matrix, *epoch, 0, w["size"], 1, *matrix, lookup, *strategy, ITEMS, 1, 3, 1, True, pick(0, 4)),
+            *(None, _settings(), *steps, pick(False, True)),
         ),
         "sample_negatives": lambda: (
             *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True), None),
