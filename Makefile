@@ -10,14 +10,17 @@ OUTPUT ?= runs/demo
 EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-mf-leak ml-1m-mf-half-leak ml-1m-mf ml-1m-mf-sweeps-leak ml-1m-frontier ml-1m-ncf-leak \
   ml-1m-ngcf-leak ml-1m-lightgcn-leak ml-1m-released-ngcf-leak ml-1m-released-lightgcn-leak ciao-mf-leak ciao-mf lastfm-hetrec-mf amazon-beauty-mf gowalla-mf yelp2018-mf \
   gowalla-lightgcn-split-mf yelp2018-lightgcn-split-mf gowalla-lightgcn yelp2018-lightgcn goodreads-comics-mf)
+# Every method tuned in the same way, smallest data first: accuracy against bias.
+TUNED ?= $(patsubst %,benchmarks/paper/tuned-%.toml,lastfm lastfm-balanced ciao beauty ml-1m gowalla yelp2018)
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: fuzz mutate reproduce demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
+.PHONY: fuzz mutate reproduce tuned demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
 	@echo "make test        the whole test suite"
+	@echo "make tuned       every method tuned alike on six data sets (hours; resumable), report in benchmarks/paper/TUNED.md"
 	@echo "make reproduce   the paper's experiments (hours; resumable), report in benchmarks/paper/REPORT.md"
 	@echo "make bench       the sampling benchmark (minutes)"
 	@echo "make lint types  ruff, clang-format, the rule of imports, mypy"
@@ -66,6 +69,9 @@ test-slow: $(VENV)/.installed
 # Data are found in the folder that ZEROSUM_EXT_DATA names. What is finished is not run again.
 reproduce: $(VENV)/.installed
 	$(RUN)/zerosum-ext reproduce --experiment $(EXPERIMENTS) --jobs $(JOBS) --output benchmarks/paper/results --report benchmarks/paper/REPORT.md
+
+tuned: $(VENV)/.installed
+	$(RUN)/zerosum-ext reproduce --experiment $(TUNED) --jobs 1 --output benchmarks/paper/results --report benchmarks/paper/TUNED.md --findings benchmarks/paper/tuned-findings.md
 
 bench: $(VENV)/.installed
 	$(RUN)/python benchmarks/bench_sampling.py
