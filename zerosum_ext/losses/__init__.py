@@ -2,10 +2,11 @@
 
 Every function takes the scores of positives and negatives from any model and returns a differentiable loss.
 
-Shapes
-    pos [B] and neg [B]       one negative per positive
-    pos [B] and neg [B, K]    K negatives per positive; each (positive, negative) pair is one sample
-    pos, neg [B, 2]           two positives and two negatives of the same user (Pos2Neg2)
+Shapes:
+
+- pos [B] and neg [B]: one negative per positive.
+- pos [B] and neg [B, K]: K negatives per positive; each (positive, negative) pair is one sample.
+- pos, neg [B, 2]: two positives and two negatives of the same user (Pos2Neg2).
 
 dtypes: float64, float32, float16, bfloat16; the arithmetic is in float32 or better. ``reduction="none"`` returns the
 dtype of the scores, ``"sum"`` and ``"mean"`` return float32 (float64 for float64). Values and gradients are finite for
