@@ -496,7 +496,7 @@ def bench_sampling_ops(s: Setting) -> Section:
     ]
     methods: dict[str, Method] = {}
     for strategy in ("uniform", "popularity"):
-        chosen = sampling._strategy(data, strategy, None, 0.75, None, True)
+        chosen = sampling.NegativeSource.of(data, strategy, None, 0.75, None, True)
         methods[f"negatives, {strategy}"] = rotating(lambda u, chosen=chosen: chosen.draw(u, 1, 0, 0, 0), asked)
         methods[f"negatives, {strategy}"]()  # makes the filter and the tables
     loader = zx.TripletLoader(data, size, draws=1 + size // data.nnz, seed=0)

@@ -202,7 +202,7 @@ def methods(x: zx.Interactions, large: bool, device: str = "cpu") -> dict[str, t
     epoch = 4_000_000 if large else x.nnz
 
     def ours(**options: object) -> tuple[Callable[[], object], int]:
-        chosen = sampling._strategy(x, options.get("strategy", "uniform"), None, 1.0, None, True)
+        chosen = sampling.NegativeSource.of(x, options.get("strategy", "uniform"), None, 1.0, None, True)
         return (lambda: chosen.draw(users, 1, 0, 0, 0)), len(users)
 
     def loader(**options: object) -> tuple[Callable[[], object], int]:

@@ -101,6 +101,12 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "sample_negatives(Tensor users, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, Tensor? masses, "
       "int num_items, int k, int seed, int epoch, int offset, bool replacement, Tensor? key=None) -> (Tensor items, "
       "Tensor failed)");
+  // The same of samples with these numbers, in any order: what a process draws that owns some users of an epoch.
+  m.def(
+      "sample_negatives_at(Tensor users, Tensor numbers, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, "
+      "Tensor? masses, int num_items, int k, int seed, int epoch, bool replacement) -> (Tensor items, Tensor failed)");
+  // The numbers of the samples that the epoch's shuffle takes to these cells of [0, total).
+  m.def("unshuffle(Tensor cells, int total, int seed, int epoch) -> Tensor");
   m.def(
       "sample_positives(Tensor indptr, Tensor indices, Tensor hint, int hint_shift, Tensor? gaps, Tensor? active, "
       "int order, int kept, int total, int begin, int rows, int positives, int seed, int epoch, Tensor? key=None) -> "

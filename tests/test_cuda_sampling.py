@@ -73,7 +73,9 @@ def strategies(x):
         ("candidates", {"candidates": candidates}),
     ):
         for replacement in (True, False):
-            yield sampling._strategy(x, name, None, options.get("alpha", 1.0), options.get("candidates"), replacement)
+            yield sampling.NegativeSource.of(
+                x, name, None, options.get("alpha", 1.0), options.get("candidates"), replacement
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -143,7 +145,7 @@ def test_budget_of_negatives(counted):
     """One launch; a draw from a dense row reads the row and its items' masses at most twice, and then searches."""
     x = dense()
     users = torch.full((40,), 3)
-    strategy = sampling._strategy(x, "popularity", None, 1.0, None, True)
+    strategy = sampling.NegativeSource.of(x, "popularity", None, 1.0, None, True)
     with counted.count() as counts:
         draw(counted, x, users, strategy, 1, True)
     assert len(counts.nodes) == 1

@@ -140,7 +140,7 @@ def test_small_samples_are_the_definitions(device, strategy, replacement):
     x = matrix()
     candidates = torch.arange(0, 97, 2) if strategy == "candidates" else None
     users = torch.randint(0, 61, (500,), generator=torch.Generator().manual_seed(1))
-    chosen = sampling._strategy(x, strategy, None, 0.5, candidates, replacement)
+    chosen = sampling.NegativeSource.of(x, strategy, None, 0.5, candidates, replacement)
     users = users[~chosen.lacking(3)[users]]
     want, _ = _sampling_reference.sample_negatives(
         users, x.indptr, x.indices, None, chosen.slots, chosen.masses, 97, 3, 7, 8, 9, replacement

@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1] / "zerosum_ext"
 FILES = sorted(ROOT.rglob("*.py"))
 # Libraries that take long to load, or that not everybody has: these alone may be imported inside a function.
 HEAVY = frozenset(
-    ("matplotlib", "pandas", "polars", "pyarrow", "safetensors", "scipy", "tensorboard", "tomli", "tomllib", "tqdm")
+    (
+        "matplotlib",
+        "pandas",
+        "polars",
+        "pyarrow",
+        "safetensors",
+        "scipy",
+        "tensorboard",
+        "tomli",
+        "tomllib",
+        "torchrec",
+        "tqdm",
+    )
 )
 LINES, PARAMETERS = 60, 12
 

@@ -140,6 +140,30 @@ def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
     yield ids([0, 1]), x.indptr, x.indices, bits, None, None, ITEMS, 2, 0, 0, 0, True, ids([3, 1, 0])
 
 
+def sample_negatives_at_arguments() -> Iterator[tuple[Any, ...]]:
+    x = matrix()
+    for filter in (None, _ops.row_filter(x.indptr, x.indices, ITEMS)):
+        for replacement in (False, True):
+            yield (
+                ids([0, 1, 5]),
+                ids([7, 1 << 40, 3]),
+                x.indptr,
+                x.indices,
+                filter,
+                None,
+                None,
+                ITEMS,
+                2,
+                0,
+                0,
+                replacement,
+            )
+
+
+def unshuffle_arguments() -> Iterator[tuple[Any, ...]]:
+    yield ids([0, 6, 3]), 7, 3, 1
+
+
 def sample_positives_arguments() -> Iterator[tuple[Any, ...]]:
     x = matrix()
     for positives in (1, 2):
@@ -256,7 +280,9 @@ ARGUMENTS = {
     "mf_train": mf_train_arguments,
     "mf_train_sampled": mf_train_sampled_arguments,
     "sample_negatives": sample_negatives_arguments,
+    "sample_negatives_at": sample_negatives_at_arguments,
     "sample_positives": sample_positives_arguments,
+    "unshuffle": unshuffle_arguments,
     "csr_build": csr_build_arguments,
     "integer_ids": text_ids_arguments,
     "text_ids": text_ids_arguments,
@@ -284,7 +310,9 @@ ARGUMENTS = {
         reference.list_metrics,
         reference.rank_scores,
         reference.sample_negatives,
+        reference.sample_negatives_at,
         reference.sample_positives,
+        reference.unshuffle,
     ],
 )
 def test_a_definition_takes_the_arguments_of_the_schema(definition):

@@ -138,7 +138,7 @@ def test_without_replacement_can_use_a_row_up(skewed):
 @pytest.mark.parametrize("replacement", [True, False])
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 def test_compiled_is_the_reference_bit_by_bit(skewed, name, replacement, index):
-    chosen = sampling._strategy(
+    chosen = sampling.NegativeSource.of(
         skewed,
         OPTIONS[name].get("strategy", "uniform"),
         None,

@@ -86,4 +86,23 @@ ZX_HD uint64_t permute(const Permutation& p, uint64_t x) {
   return x;
 }
 
+// The half before a round, from the half after it.
+ZX_HD uint32_t undo_permutation_round(uint32_t half, uint32_t other, const uint32_t* key, uint32_t size) {
+  const uint32_t added = mulhi32(permutation_hash(other, key[0], key[1]), size);
+  return half >= added ? half - added : half + (size - added);
+}
+
+// The number that permute takes to y: the rounds are undone from the last to the first, along the cycle backwards.
+ZX_HD uint64_t unpermute(const Permutation& p, uint64_t y) {
+  do {
+    uint32_t left = static_cast<uint32_t>(y / p.columns), right = static_cast<uint32_t>(y % p.columns);
+    for (int round = p.rounds - 2; round >= 0; round -= 2) {
+      right = undo_permutation_round(right, left, p.key + 2 * round + 2, p.columns);
+      left = undo_permutation_round(left, right, p.key + 2 * round, p.rows);
+    }
+    y = static_cast<uint64_t>(left) * p.columns + right;
+  } while (y >= p.size);
+  return y;
+}
+
 }  // namespace zx

@@ -56,6 +56,7 @@ struct NegativeProblem {
   int64_t num_users, num_entries, k, offset;
   bool replacement;
   const int64_t* users;
+  const int64_t* numbers;  // of the samples; nullptr: they are offset, offset + 1, ...
   const int64_t* indptr;
   const Index* indices;
   const uint16_t* filter;  // or nullptr
@@ -234,7 +235,10 @@ struct NegativeRows {
           rows.count[i] = known ? p.indptr[users[i] + 1] - rows.begin[i] : 0;
         }
       int64_t* out = p.out + row * p.k;
-      for (int i = 0; i < n; ++i) rows.sample[i] = static_cast<uint64_t>(p.offset + row + i);
+      for (int i = 0; i < n; ++i) {
+        const int64_t at = p.offset + row + i;
+        rows.sample[i] = static_cast<uint64_t>(p.numbers != nullptr ? p.numbers[at] : at);
+      }
       if (p.filter != nullptr) {
         for (int i = 0; i < n; ++i) rows.range[i] = filter_range(rows.count[i], p.items.num_items);
         for (int64_t j = 0; j < p.k; ++j) NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
@@ -295,7 +299,7 @@ int64_t table_bits(const Tensor& table) {
 
 DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
                              const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
-                             int64_t k, int64_t seed, int64_t epoch, bool replacement) {
+                             int64_t k, int64_t seed, int64_t epoch, bool replacement, const int64_t* numbers) {
   check_negatives(indptr, indices, filter, slots, masses, num_items, k);
   return dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
@@ -303,7 +307,7 @@ DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const 
       NegativeProblem<decltype(items), Index> p{};
       p.items = items, p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
       p.num_users = indptr.size(0) - 1, p.num_entries = indices.size(0), p.k = k, p.replacement = replacement;
-      p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
+      p.numbers = numbers, p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
       if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);  // (else it must not be believed: no row is)
       return [p](int64_t first, int64_t rows, const int64_t* users, int64_t* out) {
         auto task = p;
@@ -320,16 +324,9 @@ DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const 
   });
 }
 
-std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
-                                            std::optional<Tensor> filter, std::optional<Tensor> slots,
-                                            std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
-                                            int64_t epoch, int64_t offset, bool replacement,
-                                            std::optional<Tensor> key) {
-  if (key) read_key(*key, seed, epoch, offset);
-  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
-           "users must be a contiguous int64 vector");
-  const DrawNegatives draw =
-      draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement);
+namespace {
+
+std::tuple<Tensor, Tensor> draw_all(const Tensor& users, int64_t offset, int64_t k, const DrawNegatives& draw) {
   const int64_t rows = users.size(0);
   Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
@@ -346,6 +343,65 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
   const int64_t row = first_failed.load();
   *data<int64_t>(failed) = row == kNoneFailed ? -1 : row;
   return {out, failed};
+}
+
+void check_users(const Tensor& users) {
+  ZX_CHECK(users.dim() == 1 && users.scalar_type() == ScalarType::Long && users.is_contiguous(),
+           "users must be a contiguous int64 vector");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
+                                            std::optional<Tensor> filter, std::optional<Tensor> slots,
+                                            std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
+                                            int64_t epoch, int64_t offset, bool replacement,
+                                            std::optional<Tensor> key) {
+  if (key) read_key(*key, seed, epoch, offset);
+  check_users(users);
+  return draw_all(users, offset, k,
+                  draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement));
+}
+
+std::tuple<Tensor, Tensor> sample_negatives_at(const Tensor& users, const Tensor& numbers, const Tensor& indptr,
+                                               const Tensor& indices, std::optional<Tensor> filter,
+                                               std::optional<Tensor> slots, std::optional<Tensor> masses,
+                                               int64_t num_items, int64_t k, int64_t seed, int64_t epoch,
+                                               bool replacement) {
+  check_users(users);
+  ZX_CHECK(numbers.dim() == 1 && numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() &&
+               numbers.size(0) == users.size(0),
+           "numbers must be a contiguous int64 vector as long as users");
+  return draw_all(users, 0, k,
+                  draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement,
+                                 data<int64_t>(numbers)));
+}
+
+// ---- The epoch's order, backwards -----------------------------------------------------------------------------------
+
+Tensor unshuffle(const Tensor& cells, int64_t total, int64_t seed, int64_t epoch) {
+  ZX_CHECK(cells.dim() == 1 && cells.scalar_type() == ScalarType::Long && cells.is_contiguous(),
+           "cells must be a contiguous int64 vector");
+  ZX_CHECK(total >= 0 && total < INT64_C(1) << 62, "total must be from 0 and below 2^62, but is ", total);
+  Permutation permutation;
+  make_permutation(make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)), static_cast<uint64_t>(total),
+                   permutation);
+  const int64_t n = cells.size(0);
+  Tensor out = new_tensor(cells, {n}, ScalarType::Long);
+  const int64_t* cell = data<int64_t>(cells);
+  int64_t* number = data<int64_t>(out);
+  std::atomic<bool> sound{true};
+  for_each_block((n + kRowsPerTask - 1) / kRowsPerTask, 1, [&](int64_t task) {
+    for (int64_t i = task * kRowsPerTask; i < std::min(n, (task + 1) * kRowsPerTask); ++i) {
+      if (!is_item(cell[i], total)) {
+        sound = false;
+        return;
+      }
+      number[i] = static_cast<int64_t>(unpermute(permutation, static_cast<uint64_t>(cell[i])));
+    }
+  });
+  ZX_CHECK(sound, "cells must be from 0 and below total");
+  return out;
 }
 
 // ---- The row filter -------------------------------------------------------------------------------------------------
@@ -724,7 +780,9 @@ std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CPU, m) {
   m.impl("sample_negatives", ZX_BOX(&zx::cpu::sample_negatives));
+  m.impl("sample_negatives_at", ZX_BOX(&zx::cpu::sample_negatives_at));
   m.impl("sample_positives", ZX_BOX(&zx::cpu::sample_positives));
+  m.impl("unshuffle", ZX_BOX(&zx::cpu::unshuffle));
   m.impl("row_filter", ZX_BOX(&zx::cpu::row_filter));
   m.impl("has_items", ZX_BOX(&zx::cpu::has_items));
 }

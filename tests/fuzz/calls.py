@@ -171,6 +171,10 @@ def sound(op: str, seed: int) -> list[Any]:
         "sample_negatives": lambda: (
             *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True), None),
         ),
+        "sample_negatives_at": lambda: (
+            *(ids(9, USERS), ids(9, 1000), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, pick(False, True)),
+        ),
+        "unshuffle": lambda: (ids(9, w["size"]), w["size"], 5, 1),
         "sample_positives": lambda: (*matrix, *epoch, 0, w["size"], pick(1, 2), 5, 1, None),
         "row_filter": lambda: (*matrix, ITEMS),
         "csr_build": lambda: (ids(9, USERS), ids(9, ITEMS), USERS, ITEMS),

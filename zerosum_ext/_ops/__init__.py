@@ -15,7 +15,14 @@ from zerosum_ext._ops.ranking import (
     rank_scores,
     user_metrics,
 )
-from zerosum_ext._ops.sampling import has_items, row_filter, sample_negatives, sample_positives
+from zerosum_ext._ops.sampling import (
+    has_items,
+    row_filter,
+    sample_negatives,
+    sample_negatives_at,
+    sample_positives,
+    unshuffle,
+)
 from zerosum_ext._ops.text_ids import integer_ids, text_ids
 
 __all__ = [
@@ -47,8 +54,10 @@ __all__ = [
     "rank_scores",
     "row_filter",
     "sample_negatives",
+    "sample_negatives_at",
     "sample_positives",
     "scale_gradients",
     "text_ids",
+    "unshuffle",
     "user_metrics",
 ]

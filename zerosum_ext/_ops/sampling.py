@@ -11,6 +11,8 @@ from zerosum_ext import reference
 from zerosum_ext._ops.common import fake_kernel, has_op, kernel_or_definition, overload
 
 sample_negatives = kernel_or_definition("sample_negatives", reference.sample_negatives)
+sample_negatives_at = kernel_or_definition("sample_negatives_at", reference.sample_negatives_at)
+unshuffle = kernel_or_definition("unshuffle", reference.unshuffle)
 sample_positives = kernel_or_definition("sample_positives", reference.sample_positives)
 has_items = kernel_or_definition("has_items", reference.has_items)
 _row_filter = overload("row_filter")
@@ -27,6 +29,17 @@ def row_filter(indptr: Tensor, indices: Tensor, num_items: int) -> Tensor | None
 @fake_kernel("sample_negatives")
 def _fake_sample_negatives(given: SimpleNamespace) -> tuple[Tensor, Tensor]:
     return given.users.new_empty((given.users.shape[0], given.k)), given.users.new_empty((1,))
+
+
+@fake_kernel("sample_negatives_at")
+def _fake_sample_negatives_at(given: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    return given.users.new_empty((given.users.shape[0], given.k)), given.users.new_empty((1,))
+
+
+@fake_kernel("unshuffle")
+def _fake_unshuffle(given: SimpleNamespace) -> Tensor:
+    numbers: Tensor = torch.empty_like(given.cells)
+    return numbers
 
 
 @fake_kernel("sample_positives")

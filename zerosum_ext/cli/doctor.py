@@ -24,7 +24,11 @@ def _run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what the import warns of is reported below
         from zerosum_ext import build_info
-    info = build_info()
+    from zerosum_ext.integrations import torchrec
+
+    found = torchrec.versions()
+    installed = found["torchrec"] is not None or found["fbgemm-gpu"] is not None
+    info = {**build_info(), "torchrec": torchrec.obstacle() or found["torchrec"] if installed else None}
     if arguments.json:
         print(json.dumps(info, indent=2))
     else:
@@ -46,4 +50,6 @@ def _describe(info: dict[str, Any]) -> str:
         if "reason" in part:
             lines.append(f"{'':<12} to mend it: {part['remedy']}")
     lines.append(f"{'GPUs':<12} {', '.join(info['cuda_devices']) or 'none that torch sees'}")
+    if info["torchrec"] is not None:
+        lines.append(f"{'torchrec':<12} {info['torchrec']}")
     return "\n".join(lines)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +62,12 @@ def _add_run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder, if there is one")
     train.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder, and start again")
     train.add_argument("--no-baseline", action="store_true", help="do not train plain BPR to compare with")
+    train.add_argument(
+        "--tables",
+        choices=("sharded", "users"),
+        help="with torchrun: which tables are in parts, those of users and items or those of users alone (default: "
+        "sharded)",
+    )
     train.add_argument("--no-figures", action="store_true", help="draw no figures")
     train.add_argument(
         "--log",
@@ -218,6 +226,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite: expected one of them")
     method, search = _method(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or arguments.tables is not None:
+        return _run_together(arguments, method, search)
     folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
     try:
         run = runs.train(
@@ -252,6 +262,48 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"--weight auto chose w = {run.methods[run.main].weight:g} for {run.main}")
     written = sorted(p.name for p in run.folder.iterdir() if p.is_file())
     print(f"{', '.join(written)} and the models are in {run.folder}")
+    return 0
+
+
+def _run_together(arguments: argparse.Namespace, method: runs.Method, search: runs.WeightSearch | None) -> int:
+    """Train in the processes that torchrun started; rank 0 speaks for all."""
+    from zerosum_ext import distributed
+    from zerosum_ext.experiments import runs
+
+    if search is not None:
+        raise ValueError("--weight: expected a number with several processes, got auto")
+    group = distributed.start_group()
+    first = group.rank == 0
+    # torchrun starts all processes anew when one was lost: they go on from the checkpoint.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
+    try:
+        metrics = runs.train_together(
+            data_source(arguments.data, arguments),
+            folder,
+            group,
+            method,
+            split=_split_rule(arguments),
+            tables=arguments.tables or "sharded",
+            baseline=not arguments.no_baseline,
+            k=arguments.k or (10, 20),
+            resume=arguments.resume or again,
+            overwrite=arguments.overwrite and not again,
+            progress=False if arguments.quiet else None,
+            note=note(arguments) if first else lambda text: None,
+        )
+    except distributed.LostProcess as lost:
+        if lost.speaks:
+            print(
+                f"zerosum-ext: error: {lost}; to go on from the last checkpoint: --resume", file=sys.stderr, flush=True
+            )
+        os._exit(2)  # the threads of a broken group would not let the process end
+    except (ValueError, OSError) as error:
+        if first or "(rank " not in str(error):
+            raise
+        return 2
+    if first:
+        print(runs.to_json({"folder": folder, "metrics": metrics}) if arguments.json else comparison(metrics))
     return 0
 
 

@@ -828,6 +828,33 @@ class Interactions:
         report = self.report if report is None else report
         return self._replace(indptr=indptr, indices=indices, columns=columns, report=report)
 
+    def with_user_ids(self, user_ids: np.ndarray) -> Interactions:
+        """Return the same interactions with external ids of the users, distinct integers or text [num_users].
+
+        Raises:
+            ValueError: there is another number of users.
+        """
+        if len(user_ids) != self.num_users:
+            raise ValueError(f"user_ids: expected {self.num_users}, got {len(user_ids)}")
+        return self._replace(user_ids=user_ids)
+
+    def rows(self, first: int, last: int) -> Interactions:
+        """Return the interactions of users [first, last), who are numbered from 0 in the result.
+
+        Raises:
+            ValueError: there are no such users.
+        """
+        if not 0 <= first <= last <= self.num_users:
+            raise ValueError(f"rows: expected a range of {self.num_users} users, got [{first}, {last})")
+        begin, end = (int(self.indptr[user]) for user in (first, last))
+        return self._replace(
+            indptr=self.indptr[first : last + 1] - begin,
+            indices=self.indices[begin:end].clone(),
+            shape=(last - first, self.num_items),
+            columns={name: values[begin:end] for name, values in self.columns.items()},
+            user_ids=None if self.user_ids is None else self.user_ids[first:last],
+        )
+
     def drop_empty(self) -> Interactions:
         """Return the same without users and items that have no interaction, the rest renumbered in the same order."""
         counts = np.diff(self.indptr.cpu().numpy())

@@ -146,7 +146,7 @@ def _alias_table(weights: Tensor, slots: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Strategy:
+class NegativeSource:
     """Which items are drawn, with which weights, and which ones must be avoided."""
 
     slots: Tensor | None
@@ -154,6 +154,43 @@ class _Strategy:
     excluded: Interactions
     replacement: bool
     name: str
+
+    @classmethod
+    def of(
+        cls,
+        interactions: Interactions,
+        name: str,
+        exclude: Any,
+        alpha: float,
+        candidates: Any,
+        replacement: bool,
+        popularity: Tensor | None = None,
+    ) -> NegativeSource:
+        """Return the strategy of these arguments of :func:`sample_negatives`, which are checked.
+
+        ``popularity`` stands for the counts of the interactions, where these are only a part of all.
+        """
+        _checks.require_choice("strategy", name, STRATEGIES)
+        if interactions.num_items == 0:
+            raise ValueError(f"interactions: expected at least one item, got shape {interactions.shape}")
+        excluded = _excluded(interactions, exclude)
+        slots = masses = None
+        if name == "popularity":
+            alpha = _checks.require_finite_number("alpha", alpha)
+            tables = {} if popularity is not None else _index(interactions).tables
+            if alpha not in tables:
+                tables[alpha] = _popularity_table(interactions.popularity if popularity is None else popularity, alpha)
+            slots, masses = tables[alpha]
+        if (candidates is None) == (name == "candidates"):
+            raise ValueError(
+                f"candidates: expected {'item numbers' if candidates is None else 'None'} with strategy={name!r}, got "
+                f"{_checks.describe(candidates)}"
+            )
+        if candidates is not None:
+            masses = _item_numbers("candidates", candidates, interactions).unique()
+            if masses.numel() == 0:
+                raise ValueError("candidates: expected at least one item, got none")
+        return cls(slots, masses, excluded, bool(replacement), name)
 
     def support(self) -> Tensor | None:
         """Whether an item can be drawn at all, bool [num_items]; None: all can."""
@@ -230,32 +267,6 @@ class _Strategy:
         return torch.where(alone, self.draw(users, k, seed, epoch, offset)[0], shared)
 
 
-def _strategy(
-    interactions: Interactions, name: str, exclude: Any, alpha: float, candidates: Any, replacement: bool
-) -> _Strategy:
-    _checks.require_choice("strategy", name, STRATEGIES)
-    if interactions.num_items == 0:
-        raise ValueError(f"interactions: expected at least one item, got shape {interactions.shape}")
-    excluded = _excluded(interactions, exclude)
-    slots = masses = None
-    if name == "popularity":
-        alpha = _checks.require_finite_number("alpha", alpha)
-        tables = _index(interactions).tables
-        if alpha not in tables:
-            tables[alpha] = _popularity_table(interactions, alpha)
-        slots, masses = tables[alpha]
-    if (candidates is None) == (name == "candidates"):
-        raise ValueError(
-            f"candidates: expected {'item numbers' if candidates is None else 'None'} with strategy={name!r}, got "
-            f"{_checks.describe(candidates)}"
-        )
-    if candidates is not None:
-        masses = _item_numbers("candidates", candidates, interactions).unique()
-        if masses.numel() == 0:
-            raise ValueError("candidates: expected at least one item, got none")
-    return _Strategy(slots, masses, excluded, bool(replacement), name)
-
-
 def shared_samples(value: bool | int) -> int:
     """Return the number of samples that share their negatives, 0 for none, from what a caller gives."""
     if isinstance(value, bool):
@@ -263,14 +274,14 @@ def shared_samples(value: bool | int) -> int:
     return _checks.require_positive_int("negatives_shared", value, minimum=0, maximum=MOST_SHARED)
 
 
-def _popularity_table(interactions: Interactions, alpha: float) -> tuple[Tensor, Tensor]:
-    num_items = interactions.num_items
+def _popularity_table(popularity: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    num_items = popularity.numel()
     if num_items >= 1 << 30:
         raise ValueError(f"strategy: 'popularity' handles fewer than 2**30 items, got {num_items}")
-    if interactions.nnz == 0:
+    if not bool(popularity.any()):
         raise ValueError("strategy: 'popularity' needs at least one interaction, got none")
     size = 1 << (num_items - 1).bit_length()
-    weights = _integer_weights(interactions.popularity, alpha, size * _UNIT)
+    weights = _integer_weights(popularity, alpha, size * _UNIT)
     return _alias_table(weights, size), torch.nn.functional.pad(weights.cumsum(0), (1, 0))
 
 
@@ -299,7 +310,7 @@ def _numbers(name: str, values: Any, size: int, device: torch.device, *, check: 
     return numbers
 
 
-def _signed_seed(seed: Any) -> int:
+def signed_seed(seed: Any) -> int:
     number = _checks.require_positive_int("seed", seed, minimum=0)
     if number >= 1 << 64:
         raise ValueError(f"seed: expected a number below 2**64, got {number}")
@@ -313,7 +324,7 @@ def _epoch_number(epoch: Any) -> int:
     return number
 
 
-def _num_negatives(name: str, k: Any, minimum: int) -> int:
+def num_negatives(name: str, k: Any, minimum: int) -> int:
     number = _checks.require_positive_int(name, k, minimum=minimum)
     if number > MAX_NEGATIVES:
         raise ValueError(f"{name}: expected at most {MAX_NEGATIVES}, got {number}")
@@ -378,11 +389,11 @@ def sample_negatives(
         message names the user.
     """
     data = Interactions.from_any(interactions)
-    k = _num_negatives("k", k, 1)
+    k = num_negatives("k", k, 1)
     offset = _checks.require_positive_int("offset", offset, minimum=0)
-    chosen = _strategy(data, strategy, exclude, alpha, candidates, replacement)
+    chosen = NegativeSource.of(data, strategy, exclude, alpha, candidates, replacement)
     rows = _numbers("users", users, data.num_users, data.device, check=False)
-    out, failed = chosen.draw(rows, k, _signed_seed(seed), _epoch_number(epoch), offset)
+    out, failed = chosen.draw(rows, k, signed_seed(seed), _epoch_number(epoch), offset)
     row = int(failed)
     if row >= 0:
         user = int(rows[row])
@@ -533,19 +544,19 @@ class TripletLoader:
     ) -> None:
         self.interactions = Interactions.from_any(interactions)
         self.batch_size = _checks.require_positive_int("batch_size", batch_size)
-        self._signed_seed = _signed_seed(seed)
+        self._signed_seed = signed_seed(seed)
         self.seed = int(seed)
         if positives not in (1, 2):
             raise ValueError(f"positives: expected 1 or 2, got {positives!r}")
         self.positives = int(positives)
-        self.negatives = _num_negatives("negatives", negatives, 0)
+        self.negatives = num_negatives("negatives", negatives, 0)
         self.draws = _checks.require_positive_int("draws", draws)
         self.world_size = _checks.require_positive_int("world_size", world_size)
         self.rank = _checks.require_positive_int("rank", rank, minimum=0)
         if self.rank >= self.world_size:
             raise ValueError(f"rank: expected a number below world_size = {self.world_size}, got {self.rank}")
         _checks.require_choice("positive_strategy", positive_strategy, POSITIVES)
-        self._strategy = _strategy(self.interactions, strategy, exclude, alpha, candidates, replacement)
+        self._strategy = NegativeSource.of(self.interactions, strategy, exclude, alpha, candidates, replacement)
         self.negatives_shared = shared_samples(negatives_shared)
         if self.negatives_shared:
             for name, value, expected in (

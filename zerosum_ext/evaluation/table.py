@@ -254,12 +254,16 @@ class MetricTable:
             scores = r.scores.double()
             self.checks.append(((scores.isinf() & self.several).any(), _refuse_infinite))
             return tensors.pearson(self.counts[r.items], scores, self.several)
-        exposure = self.by_list[2][self._at(name, cutoff)]
+        exposure = self.exposure(name, cutoff)
         if name == "tail_share":
             return tensors.share_of_exposure(exposure, self.tail)
         if name == "coverage":
             return tensors.coverage_of_exposure(exposure)
         return tensors.gini_of_exposure(exposure) if name == "gini" else tensors.entropy_of_exposure(exposure)
+
+    def exposure(self, name: str, cutoff: int) -> Tensor:
+        """Return how often each item is in a list of this length, int64 [num_items]."""
+        return self.by_list[2][self._at(name, cutoff)]
 
     def _at(self, name: str, cutoff: int) -> int:
         kept = self.ranking.top_items.shape[1]

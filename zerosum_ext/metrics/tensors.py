@@ -66,7 +66,11 @@ def pri_of_quantiles(
     items: torch.Tensor, quantile: torch.Tensor, part: torch.Tensor, counts: torch.Tensor
 ) -> torch.Tensor:
     """Return PRI from each positive's (rank among its user's positives - 1) / (n_u - 1)."""
-    number, means = mean_by_item(items, quantile, part, counts.numel())
+    return pri_of_means(*mean_by_item(items, quantile, part, counts.numel()), counts)
+
+
+def pri_of_means(number: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return PRI from how many positives of each item take part, and the means of their quantiles."""
     evaluated = number > 0
     # Means of different fractions can agree in exact arithmetic and differ in the last bit: those are ties.
     means = means.round(decimals=12)

@@ -32,7 +32,10 @@ from zerosum_ext.reference.sampling import (
     mulhi64,
     philox4x32,
     sample_negatives,
+    sample_negatives_at,
     sample_positives,
+    second_position,
+    unshuffle,
 )
 from zerosum_ext.reference.text_ids import integer_ids, text_ids
 
@@ -71,10 +74,13 @@ __all__ = [
     "reduce",
     "rho",
     "sample_negatives",
+    "sample_negatives_at",
     "sample_positives",
+    "second_position",
     "softplus",
     "split_scores",
     "text_ids",
+    "unshuffle",
     "user_metrics",
     "weigh",
     "weigh_and_reduce",

@@ -216,13 +216,35 @@ def sample_negatives(
     """
     if key is not None:
         seed, epoch, offset = key.tolist()
+    numbers = offset + torch.arange(users.numel(), device=users.device)
+    return sample_negatives_at(
+        users, numbers, indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement
+    )
+
+
+# As many arguments as the op's schema has, in its order.
+def sample_negatives_at(
+    users: Tensor,
+    numbers: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    filter: Tensor | None,
+    slots: Tensor | None,
+    masses: Tensor | None,
+    num_items: int,
+    k: int,
+    seed: int,
+    epoch: int,
+    replacement: bool,
+) -> tuple[Tensor, Tensor]:
+    """Draw negatives as :func:`sample_negatives` does, of samples with these numbers, int64 [rows], in any order."""
     rows, num_users = users.numel(), indptr.numel() - 1
     items = _Items(num_items, slots, masses)
     valid = (users >= 0) & (users < num_users)
     known = torch.where(valid, users, 0)
     begin = indptr[known] if num_users else torch.zeros_like(users)
     count = (indptr[known + 1] if num_users else begin) - begin
-    sample = offset + torch.arange(rows, device=users.device)
+    sample = numbers
     by_rejection = 2 * count <= num_items
     out = torch.full((rows, k), -1, dtype=torch.int64, device=users.device)
     for j in range(k):
@@ -286,6 +308,24 @@ class Permutation:
             beyond = beyond[out[beyond] >= self.size]
         return out
 
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the numbers that the permutation takes to ``y``."""
+        out = self._undo(y)
+        beyond = (out >= self.size).nonzero().flatten()
+        while beyond.numel():
+            out[beyond] = self._undo(out[beyond])
+            beyond = beyond[out[beyond] >= self.size]
+        return out
+
+    def _undo(self, y: Tensor) -> Tensor:
+        left, right = y // self.columns, y % self.columns
+        for k in reversed(self.key):
+            right = right - (_hash(left, k[2], k[3]) * self.columns >> 32)
+            right = torch.where(right < 0, right + self.columns, right)
+            left = left - (_hash(right, k[0], k[1]) * self.rows >> 32)
+            left = torch.where(left < 0, left + self.rows, left)
+        return left * self.columns + right
+
     def _cell(self, x: Tensor) -> Tensor:
         left, right = x // self.columns, x % self.columns
         for k in self.key:
@@ -294,6 +334,11 @@ class Permutation:
             right = right + (_hash(left, k[2], k[3]) * self.columns >> 32)
             right = torch.where(right >= self.columns, right - self.columns, right)
         return left * self.columns + right
+
+
+def unshuffle(cells: Tensor, total: int, seed: int, epoch: int) -> Tensor:
+    """Return the numbers of the samples that an epoch's shuffle takes to ``cells`` of [0, total): int64, as cells."""
+    return Permutation(total, seed, epoch).inverse(cells)
 
 
 # As many arguments as the op's schema has, in its order.
@@ -353,8 +398,18 @@ def sample_positives(
     if positives == 1:
         return users, items
     start = indptr[users]
-    count = indptr[users + 1] - start
-    position = edge - start
-    other = mulhi64(draws(sample, seed, epoch, SECOND_POSITIVE, 0, 0)[0], (count - 1).clamp(min=1))
-    other = torch.where(count < 2, position, other + (other >= position))
+    other = second_position(sample, edge - start, indptr[users + 1] - start, seed, epoch)
     return users, torch.stack((items, indices[start + other].long()), 1)
+
+
+def second_position(numbers: Tensor, position: Tensor, count: Tensor, seed: int, epoch: int) -> Tensor:
+    """Return where the second positives of samples lie in their users' rows.
+
+    Args:
+        numbers: of the samples, int64 [rows].
+        position: where the first positives lie.
+        count: the lengths of the rows. In a row of one item the second positive is the first one.
+        seed, epoch: of the counter-based generator.
+    """
+    other = mulhi64(draws(numbers, seed, epoch, SECOND_POSITIVE, 0, 0)[0], (count - 1).clamp(min=1))
+    return torch.where(count < 2, position, other + (other >= position))

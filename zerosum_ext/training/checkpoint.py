@@ -13,11 +13,20 @@ from torch import Tensor
 
 from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.shards import ShardedInteractions
 from zerosum_ext.training.engines import Parts
 from zerosum_ext.training.history import History
 from zerosum_ext.training.settings import MOST_EPOCHS, Settings
 
-__all__ = ["check_moments", "fingerprint", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "check_fingerprint",
+    "check_moments",
+    "check_position",
+    "fingerprint",
+    "read_checkpoint",
+    "read_state",
+    "write_checkpoint",
+]
 
 _FORMAT = "zerosum_ext.checkpoint/1"
 
@@ -92,21 +101,25 @@ def read_checkpoint(path: str, this_run: dict[str, Any], steps: int, grown: bool
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"resume: no checkpoint file {path!r}")
-    state = _read(path)
-    _check_position(path, state, steps)
-    written_by = state["fingerprint"]
+    state = read_state(path)
+    check_position(path, state, steps)
     if grown and state["step"] != 0:
         raise ValueError(f"resume: {path!r} was written within an epoch, which does not go on with other data")
+    check_fingerprint(path, state["fingerprint"], this_run, grown)
+    return state
+
+
+def check_fingerprint(path: str, written_by: dict[str, Any], this_run: dict[str, Any], grown: bool = False) -> None:
+    """Raise ValueError where a checkpoint was written by another run; the message names the difference."""
     for name in {**this_run, **written_by}:
         if grown and name in _OF_THE_DATA:
             continue
         written, value = written_by.get(name), this_run.get(name)
         if written != value:
             raise ValueError(f"resume: {path!r} was written with {name}={written!r}, this run has {value!r}")
-    return state
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_state(path: str) -> dict[str, Any]:
     """Read the file, without running code that it holds and without taking memory that it does not need."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -140,7 +153,7 @@ def _read(path: str) -> dict[str, Any]:
     return state
 
 
-def _check_position(path: str, state: dict[str, Any], steps: int) -> None:
+def check_position(path: str, state: dict[str, Any], steps: int) -> None:
     """Raise where a checkpoint's numbers cannot be those of a run whose epochs have so many steps."""
     first, best = state.get("first_epoch", 0), state["best_state"]
     try:
@@ -170,8 +183,10 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
 
 
-def _digest(interactions: Interactions) -> str:
+def _digest(interactions: Interactions | ShardedInteractions) -> str:
     """Return a short name of the interactions themselves, the same on every machine."""
+    if isinstance(interactions, ShardedInteractions):
+        return interactions.digest()
     digest = hashlib.blake2b(digest_size=16)
     for tensor in (interactions.indptr, interactions.indices):
         digest.update(tensor.cpu().numpy().tobytes())

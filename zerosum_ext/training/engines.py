@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext._group import Group
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader
 from zerosum_ext.training.fused import FusedStep, clip_rows, fused_obstacle, scores_from_tables
 from zerosum_ext.training.settings import Settings
 
-__all__ = ["AutogradEngine", "FusedEngine", "HogwildEngine", "Parts", "choose_engine"]
+__all__ = ["AutogradEngine", "FusedEngine", "HogwildEngine", "Parts", "choose_engine", "sample_widths"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Parts:
         loss: the loss module.
         optimizer: the optimizer, which holds parameters of the model.
         exclude: further interactions that are not drawn as negatives, or None.
+        group: the processes that train together, or None.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Parts:
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     exclude: Interactions | None = None
+    group: Group | None = None
 
     @property
     def device(self) -> torch.device:
@@ -269,14 +272,24 @@ def _settings_obstacle(settings: Settings, hogwild: bool) -> str | None:
     return None
 
 
+def sample_widths(loss: nn.Module, negatives: int) -> tuple[int, int]:
+    """Return the numbers of positives and negatives of each sample that a loss takes, if ``negatives`` were asked for.
+
+    Raises:
+        ValueError: the loss takes another number of negatives.
+    """
+    positives = int(getattr(loss, "num_positives", 1))
+    if positives != 2:
+        return positives, negatives
+    if negatives not in (1, 2):
+        raise ValueError(f"negatives: {type(loss).__name__} uses two, got {negatives}")
+    return 2, 2
+
+
 def _make_loader(parts: Parts, settings: Settings) -> TripletLoader:
     """Return the loader of a run, with the numbers of positives and negatives that its loss takes."""
     sampling = settings.sampling
-    positives, negatives = int(getattr(parts.loss, "num_positives", 1)), sampling.negatives
-    if positives == 2:
-        if negatives not in (1, 2):
-            raise ValueError(f"negatives: {type(parts.loss).__name__} uses two, got {negatives}")
-        negatives = 2
+    positives, negatives = sample_widths(parts.loss, sampling.negatives)
     loader = TripletLoader(
         parts.train,
         sampling.batch_size,

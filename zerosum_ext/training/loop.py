@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext._group import Group, as_group
 from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.shards import ShardedInteractions
 from zerosum_ext.losses import get_loss, loss_names, loss_options
 from zerosum_ext.metrics import measure_of
 from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_checkpoint, write_checkpoint
@@ -32,6 +34,8 @@ from zerosum_ext.training.engines import AutogradEngine, Parts, choose_engine
 from zerosum_ext.training.growing import grown_optimizer_state, grown_tensor
 from zerosum_ext.training.history import Callback, EpochEnd, History, StopTraining
 from zerosum_ext.training.optimizers import OptimizerLike, load_optimizer_state, optimizer_from, optimizer_state
+from zerosum_ext.training.parallel import ShardedEngine, is_sharded, parallel_engine
+from zerosum_ext.training.parts import read_together, write_together
 from zerosum_ext.training.regularizers import Regularizer
 from zerosum_ext.training.settings import (
     Engine,
@@ -92,6 +96,7 @@ def fit(
     engine: Engine = "auto",
     precision: Precision = "float32",
     first_epoch: int | None = None,
+    mesh: Any = None,
 ) -> History:
     """Train a model in place on sampled (user, positives, negatives).
 
@@ -168,6 +173,13 @@ def fit(
         first_epoch: the number of the first epoch, from which its samples follow. None goes on where the model's last
             training stopped (``model.epochs_trained``, 0 for modules without it). So fits of one epoch each draw what a
             single longer fit draws. A resumed run keeps the numbers of its checkpoint.
+        mesh: a one-dimensional torch.distributed DeviceMesh, or a process group, whose processes train together; each
+            of them calls fit with the same settings. ``batch_size`` counts the samples of all. They draw the samples of
+            one process, and the losses are the same up to the order of additions. A model in one piece is trained data
+            parallel, and every process needs all interactions. A
+            :class:`~zerosum_ext.distributed.ShardedMatrixFactorization` takes
+            :class:`~zerosum_ext.distributed.ShardedInteractions`; its checkpoint is a folder, from which any number of
+            processes can resume. Callbacks are called in every process.
 
     Returns:
         The history. On Ctrl-C the current step is finished, a checkpoint is written if one was asked for, and the
@@ -196,7 +208,10 @@ def fit(
         callbacks=tuple(callbacks),
         progress=progress,
     )
-    return _Run(_prepare(model, interactions, loss, (optimizer, lr), device, exclude, settings), settings).train()
+    group = None if mesh is None else as_group(mesh)
+    return _Run(
+        _prepare(model, interactions, loss, (optimizer, lr), device, exclude, settings, group), settings
+    ).train()
 
 
 # --- before the first step -----------------------------------------------------------------------------------
@@ -210,16 +225,23 @@ def _prepare(
     device: torch.device | str | None,
     exclude: Any,
     settings: Settings,
+    group: Group | None,
 ) -> Parts:
     """Return the parts of a run, checked against each other and on one device."""
-    train = Interactions.from_any(interactions)
+    sharded = is_sharded(model)
+    if sharded != isinstance(interactions, ShardedInteractions) or (sharded and group is None):
+        raise TypeError(
+            "interactions: expected ShardedInteractions and mesh with a model in parts, and neither with another, "
+            f"got {type(interactions).__name__} with {type(model).__name__}"
+        )
+    train = interactions if sharded else Interactions.from_any(interactions)
     loss_module = _loss_module(loss, train)
     expected = (getattr(model, "num_users", train.shape[0]), getattr(model, "num_items", train.shape[1]))
     if train.shape != expected:
         raise ValueError(f"interactions: expected shape {expected} as the model's, got {train.shape}")
     if train.nnz == 0:
         raise ValueError("interactions: expected at least one interaction, got none")
-    if settings.objective.l2 and not hasattr(model, "l2_penalty"):
+    if settings.objective.l2 and not hasattr(model, "l2_penalty") and not sharded:
         raise ValueError(f"l2: expected 0, since {type(model).__name__} has no method l2_penalty(users, items)")
     if hasattr(model, "vocabulary") and (train.user_ids is not None or train.item_ids is not None):
         # The ids that its rows belong to from now on.
@@ -229,14 +251,14 @@ def _prepare(
     place = next(iter(model.parameters())).device
     loss_module.to(place)
     train = train.to(place)
-    excluded = None if exclude is None else matching_interactions("exclude", exclude, train)
+    excluded = exclude if exclude is None or sharded else matching_interactions("exclude", exclude, train)
     chosen = _make_optimizer(*optimizer, model, loss_module)
     if isinstance(chosen, torch.optim.SparseAdam):  # which refuses dense gradients
         if settings.objective.regularizer is not None:
             raise ValueError("regularizer: expected None with SparseAdam, which takes no gradient of all rows")
         if hasattr(model, "use_sparse_gradients"):
             model.use_sparse_gradients()  # type: ignore[operator]
-    return Parts(model, train, loss_module, chosen, excluded)
+    return Parts(model, train, loss_module, chosen, excluded, group)
 
 
 def _loss_module(loss: str | nn.Module, train: Interactions) -> nn.Module:
@@ -296,13 +318,15 @@ class _Run:
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts, self.settings = parts, settings
         validation = settings.validation
+        self.group = parts.group
         self.evaluator: Evaluator | None = make_evaluator(
-            validation.source, validation.metric, parts.train, parts.model, validation.bias
+            validation.source, validation.metric, parts.train, parts.model, validation.bias, parts.group
         )
         # The number of the first epoch: that given, or where the model's last training stopped.
         counted = int(getattr(parts.model, "epochs_trained", 0))
         self.first_epoch = counted if settings.first_epoch is None else settings.first_epoch
-        self.engine: AutogradEngine = choose_engine(parts, settings)(parts, settings)
+        choose = choose_engine if parts.group is None else parallel_engine
+        self.engine: AutogradEngine | ShardedEngine = choose(parts, settings)(parts, settings)
         self.scheduler = _make_scheduler(settings.schedule, parts.optimizer)
         saving = settings.saving
         self.fingerprint: dict[str, Any] = {}
@@ -334,7 +358,8 @@ class _Run:
             self.history.stopped = "completed"
             model.train()
             steps = self.engine.steps
-            bar = progress_bar(settings.progress, settings.epochs * steps, self.epoch * steps + self.step)
+            shown = settings.progress if self.group is None or self.group.rank == 0 else False
+            bar = progress_bar(shown, settings.epochs * steps, self.epoch * steps + self.step)
             try:
                 self._train_epochs(bar, interrupt)
             except KeyboardInterrupt:
@@ -375,6 +400,8 @@ class _Run:
             done = engine.advance(limit, self.loss_sum, self._after_step)
             self.step += done
             bar.update(done)
+            if self.group is not None:
+                interrupt.seen = self.group.any(interrupt.seen)
             if every is not None and self.step % every == 0 and self.step < engine.steps and not interrupt.seen:
                 self._save()
         self.seconds += time.perf_counter() - start
@@ -391,6 +418,8 @@ class _Run:
     def _end_epoch(self, bar: Bar) -> bool:
         """Finish an epoch: record, validate, advance the schedule, call back, save. Return whether to stop."""
         self.engine.end()
+        if self.group is not None:
+            self.group.sum_(self.loss_sum)
         mean = float(self.loss_sum) / max(1, self.engine.samples)
         if not math.isfinite(mean):
             raise ValueError(
@@ -417,7 +446,7 @@ class _Run:
         event = EpochEnd(self.epoch - 1, self.parts.model, self.parts.optimizer, history)
         # Every callback hears of every epoch, also where an earlier one asks to stop.
         answers = [_asks_to_stop(callback, event) for callback in self.settings.callbacks]
-        if any(answers):
+        if any(answers) if self.group is None else self.group.any(any(answers)):
             history.stopped, stop = "callback", True
         self._save()
         return stop
@@ -475,11 +504,20 @@ class _Run:
         path, parts = self.settings.saving.path, self.parts
         if path is None:
             return
-        run = {
+        state = self._state()
+        if self.group is None:
+            write_checkpoint(os.fspath(path), state, self.fingerprint)
+        else:
+            write_together(os.fspath(path), state, self.fingerprint, parts)
+
+    def _state(self) -> dict[str, Any]:
+        """Return where the run stands, and the state of its parts in this process."""
+        parts, loss_sum = self.parts, self.loss_sum.clone()
+        return {
             "epoch": self.epoch,
             "step": self.step,
             "first_epoch": self.first_epoch,
-            "loss_sum": self.loss_sum.cpu(),
+            "loss_sum": (loss_sum if self.group is None else self.group.sum_(loss_sum)).cpu(),
             "seconds": self.seconds,
             "model": parts.model.state_dict(),
             "loss": parts.loss.state_dict(),
@@ -494,7 +532,6 @@ class _Run:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(parts.device) if parts.device.type == "cuda" else None,
         }
-        write_checkpoint(os.fspath(path), run, self.fingerprint)
 
     def _grow_state(self, path: str, state: dict[str, Any]) -> None:
         """Bring a checkpoint's state to the shapes of the parts, in place."""
@@ -513,7 +550,12 @@ class _Run:
         """Go to where a checkpoint was written."""
         parts = self.parts
         grown = self.settings.saving.grown
-        state = read_checkpoint(path, self.fingerprint, self.engine.steps, grown)
+        if self.group is not None:
+            if grown:
+                raise ValueError("resume_grown: expected False with mesh, got True")
+            state = read_together(path, self.fingerprint, self.engine.steps, parts)
+        else:
+            state = read_checkpoint(path, self.fingerprint, self.engine.steps, grown)
         if grown:
             self._grow_state(path, state)
         first = state.get("first_epoch", 0)
@@ -541,7 +583,8 @@ class _Run:
         self.history = History.from_dict(state["history"])
         self.first_epoch = first
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.loss_sum.copy_(state["loss_sum"])
+        if self.group is None or self.group.rank == 0:  # (the sum over the processes is taken at the end of an epoch)
+            self.loss_sum.copy_(state["loss_sum"])
         self.best_value, self.epochs_since_best = state["best_value"], state["epochs_since_best"]
         if state["best_state"] is not None:
             _check_state(path, state["best_state"], parts.model)

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from zerosum_ext._group import Group
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.shards import ShardedInteractions
 from zerosum_ext.evaluation import AT_K_METRICS, METRICS, SAMPLED_METRICS, WEIGHTED_METRICS, evaluate
+from zerosum_ext.evaluation.sharded import evaluate_shards, evaluate_together
 from zerosum_ext.evaluation.sources import score_source
 
 __all__ = ["Evaluator", "Validated", "make_evaluator", "matching_interactions", "parse_metric"]
@@ -28,7 +31,12 @@ Evaluator: TypeAlias = Callable[[nn.Module], Validated]
 
 
 def make_evaluator(
-    source: Any, metric: str, train: Interactions, model: nn.Module, bias: str | None = None
+    source: Any,
+    metric: str,
+    train: Interactions,
+    model: nn.Module,
+    bias: str | None = None,
+    group: Group | None = None,
 ) -> Evaluator | None:
     """Return the function that validates a model, or None without validation.
 
@@ -38,6 +46,7 @@ def make_evaluator(
         train: the training interactions, whose items are no candidates.
         model: the model that is going to be validated.
         bias: a measure of bias to compute with it, or None.
+        group: the processes that evaluate together, or None.
 
     Raises:
         ValueError: the metric is unknown, the shapes differ, or the model cannot score all items of a user.
@@ -48,13 +57,22 @@ def make_evaluator(
         if bias is not None:
             raise ValueError(f"bias: expected None where validation is a callable, got {bias!r}")
         return lambda model: Validated(float(source(model)))
-    held_out = matching_interactions("validation", source, train)
     name, cutoff = parse_metric(metric)
-    _try_scores(model, train)
+    if isinstance(train, ShardedInteractions):
+        if not isinstance(source, ShardedInteractions):
+            raise TypeError(f"validation: expected ShardedInteractions or a callable, got {type(source).__name__}")
+    else:
+        source = matching_interactions("validation", source, train)
+        _try_scores(model, train)
     wanted = (name,) if bias is None else (name, bias)
 
     def validate(model: nn.Module) -> Validated:
-        values = evaluate(model, train, held_out, metrics=wanted, k=(cutoff,))
+        if isinstance(train, ShardedInteractions):
+            values = evaluate_shards(model, train, source, metrics=wanted, k=(cutoff,))
+        elif group is not None:
+            values = evaluate_together(model, train, source, group, metrics=wanted, k=(cutoff,))
+        else:
+            values = evaluate(model, train, source, metrics=wanted, k=(cutoff,))
         return Validated(float(values[metric]), None if bias is None else float(values[bias]))
 
     return validate

@@ -25,6 +25,7 @@ from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, popula
 from zerosum_ext.experiments.runs.run import Recommended, Run
 from zerosum_ext.experiments.runs.search import Tried, WeightSearch, choose_weight
 from zerosum_ext.experiments.runs.settings import MODELS, DataSource, Method, SplitRule
+from zerosum_ext.experiments.runs.together import train_together
 from zerosum_ext.experiments.runs.training import train
 from zerosum_ext.training.optimizers import OPTIMIZERS
 
@@ -46,4 +47,5 @@ __all__ = [
     "to_json",
     "train",
     "train_method",
+    "train_together",
 ]

@@ -1,0 +1,199 @@
+"""Several processes train, evaluate and resume as one does.
+
+Every group of processes is started once and does many jobs, since each process takes seconds to load torch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import distributed_worker as worker
+import numpy as np
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext._group import even_cuts
+from zerosum_ext.distributed import to_safetensors
+
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.threads]
+WORKER = Path(__file__).with_name("distributed_worker.py")
+SECONDS = 240
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def start(command: list[str], size: int, **options: Any) -> list[subprocess.Popen[str]]:
+    """Start processes that find each other as those of torchrun do."""
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = SECONDS) -> list[str]:
+    """Wait for processes, kill what hangs, and return what they said."""
+    said = []
+    try:
+        for process in processes:
+            said.append(process.communicate(timeout=seconds)[0])
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    return said
+
+
+def run(folder: Path, size: int, *jobs: str) -> dict[str, Any]:
+    processes = start([str(WORKER), str(folder), *jobs], size)
+    said = finish(processes)
+    assert [process.returncode for process in processes] == [0] * size, "\n".join(said)[-4000:]
+    return {job: torch.load(folder / f"{job}-{size}.pt", weights_only=False) for job in jobs}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    return run(folder, 2, "train", "evaluate", "save", "refuse")
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path, two: dict[str, Any]) -> dict[str, Any]:
+    return run(folder, 4, "train", "evaluate", "resume")
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[int, Any]:
+    """What one process trains without a group."""
+    data, out = worker.interactions(), {}
+    for number, (loss, optimizer, bias, options) in enumerate(worker.CASES):
+        model = worker.model_of("one", data, bias)
+        given = worker.options_of(loss, optimizer, options, data)
+        history = model.fit(data, **given, epochs=2, engine="autograd")
+        out[number] = list(history), history.samples, model
+    return out
+
+
+@pytest.mark.parametrize("number", range(len(worker.CASES)))
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_train_as_one_does(size, number, two, four, alone):
+    """The same samples: losses and tables are equal up to the order of additions, and so are the rankings."""
+    losses, samples, model = alone[number]
+    trained = {layout: out for (n, layout), out in (two, four)[size == 4]["train"].items() if n == number}
+    assert trained
+    for layout, (theirs, their_samples, engine, tables) in trained.items():
+        assert engine == ("data-parallel" if layout == "data-parallel" else "sharded")
+        assert their_samples == samples
+        np.testing.assert_allclose(theirs, losses, rtol=0, atol=1e-10)
+        for name, table in model.state_dict().items():
+            torch.testing.assert_close(tables[name], table, rtol=0, atol=1e-9)
+        other = zx.MatrixFactorization(worker.USERS, worker.ITEMS, worker.DIM, item_bias=model.item_bias is not None)
+        other.double().load_state_dict(tables)
+        assert torch.equal(other.recommend(range(worker.USERS), 20)[0], model.recommend(range(worker.USERS), 20)[0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("layout", worker.LAYOUTS[:2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_processes_evaluate_and_recommend_as_one_does(size, layout, bias, two, four):
+    values, (items, scores), tables = (two, four)[size == 4]["evaluate"][layout, bias]
+    data, test = worker.interactions(), worker.interactions(1)
+    model = zx.MatrixFactorization(worker.USERS, worker.ITEMS, worker.DIM, item_bias=bias)
+    model.load_state_dict(tables)
+    expected = zx.evaluate(model, data, test)
+    assert values == pytest.approx(expected, rel=1e-13, nan_ok=True)
+    for name in ("hr@10", "hr@20", "pairwise_accuracy", "coverage@10", "gini@20", "entropy@10", "tail_share@10"):
+        assert values[name] == expected[name]  # sums of whole numbers
+    wanted, wanted_scores = model.recommend(range(worker.USERS), 7, exclude=data)
+    assert torch.equal(items, wanted)
+    assert torch.equal(scores, wanted_scores)
+
+
+def test_data_parallel_validation_has_the_bits_of_one_process(two, four):
+    data, test = worker.interactions(), worker.interactions(1)
+    one = worker.model_of("one", data, dtype=torch.float32)
+    options = {"epochs": 2, "batch_size": 64, "validation": test, "metric": "ndcg@10", "engine": "autograd"}
+    expected = one.fit(data, "zerosum", **options).validation
+    for out in (two, four):
+        assert out["evaluate"]["validation"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_splits_and_digests_do_not_depend_on_the_number_of_processes(two, four):
+    first, second = two["evaluate"], four["evaluate"]
+    assert first["digest"] == second["digest"]
+    for mine, theirs in zip(first["split"], second["split"], strict=True):
+        assert torch.equal(mine, theirs)
+    data = worker.interactions()
+    assert sum(len(part) for part in first["split"]) == data.nnz
+    assert len(first["split"][0]) == pytest.approx(0.7 * data.nnz, rel=0.1)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_checkpoint_of_two_processes_is_resumed_by_four(number, two, four):
+    losses, tables = two["save"][number]
+    resumed, their_tables = four["resume"][number]
+    np.testing.assert_allclose(resumed, losses, rtol=0, atol=1e-10)
+    for name, table in tables.items():
+        torch.testing.assert_close(their_tables[name], table, rtol=0, atol=1e-9)
+
+
+def test_a_checkpoint_of_another_run_is_refused(four):
+    assert "batch_size=64, this run has 32" in four["resume"]["other run"]
+
+
+def test_a_checkpoint_becomes_one_model_file(folder, two, tmp_path):
+    """The newest complete checkpoint alone is kept, and one process makes a model file of it."""
+    tables = two["save"][1][1]
+    kept = sorted(p.name for p in (folder / "whole-1").iterdir())
+    assert kept == ["epoch-000003-step-000000000"]
+    to_safetensors(folder / "whole-1", tmp_path / "model.safetensors")
+    model = zx.MatrixFactorization.load(tmp_path / "model.safetensors")
+    assert model.epochs_trained == 3
+    for name, table in tables.items():
+        assert torch.equal(model.state_dict()[name], table)
+    with pytest.raises(ValueError, match="no weights of a best epoch"):
+        to_safetensors(folder / "whole-1", tmp_path / "best.safetensors", best=True)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        to_safetensors(tmp_path, tmp_path / "none.safetensors")
+
+
+def test_what_does_not_fit_is_refused_by_every_process(two):
+    said = two["refuse"]
+    assert said["whole interactions"].startswith("TypeError: interactions: expected ShardedInteractions")
+    assert said["hogwild"].startswith("ValueError: engine: expected 'auto' or 'autograd' with mesh, got 'hogwild'")
+    assert "precision: expected 'float32' with mesh" in said["precision"]
+    assert "transform: expected None with sharded tables" in said["transform"]
+    assert "interactions: expected the users of the model" in said["users"]
+    assert said["one process errs"].endswith("(rank 1)")  # and rank 0 does not wait for it for ever
+    assert "FileNotFoundError: resume: no complete checkpoint" in said["no checkpoint"]
+
+
+def test_even_cuts_are_those_of_chunk():
+    for size, parts in ((10, 4), (3, 5), (0, 2), (16, 4)):
+        chunks = [len(c) for c in torch.arange(size).chunk(parts)] if size else []
+        assert [b - a for a, b in zip(even_cuts(size, parts), even_cuts(size, parts)[1:], strict=False) if b > a] == [
+            c for c in chunks if c
+        ]
