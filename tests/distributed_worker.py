@@ -107,6 +107,26 @@ def _cells(part: zxd.ShardedInteractions) -> torch.Tensor:
     return (users + part.first_user) * ITEMS + items
 
 
+def shards(group: zxd.Group, folder: Path) -> dict[str, Any]:
+    """Read folders of parquet parts, and gather what the processes have."""
+    out: dict[str, Any] = {}
+    for kind in ("text", "numbers"):
+        part = zxd.read_shards(folder / kind, group)
+        users, items = part.local.pairs()
+        cells = torch.stack((users + part.first_user, items), 1)
+        parts: list[Any] = [None] * group.size
+        mine = part.local.user_ids, part.item_ids, part.local.column("test", "rating")
+        torch.distributed.all_gather_object(parts, mine, group=group.process_group)
+        out[kind] = torch.cat(group.gather(cells)), parts, part.shape, part.digest()
+    for name in ("twice", "few", "mixed", "broken"):
+        try:
+            zxd.read_shards(folder / name, group)
+            out[name] = "read"
+        except (ValueError, OSError) as error:
+            out[name] = str(error)
+    return out
+
+
 def save(group: zxd.Group, folder: Path) -> dict[str, Any]:
     """Train for three epochs, and again with a stop in the middle of the second, whose checkpoint is kept."""
     data = interactions()

@@ -14,12 +14,14 @@ from typing import Any
 
 import distributed_worker as worker
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import zerosum_ext as zx
 from zerosum_ext._group import even_cuts
-from zerosum_ext.distributed import to_safetensors
+from zerosum_ext.distributed import to_safetensors, write_shards
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.threads]
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -72,17 +74,46 @@ def run(folder: Path, size: int, *jobs: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("distributed")
+    folder = tmp_path_factory.mktemp("distributed")
+    write_folders(folder)
+    return folder
+
+
+def table(kind: str) -> dict[str, list[Any]]:
+    """Return some rows: text ids of several lengths and alphabets, or integers, and a rating."""
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(0, 40, 300), rng.integers(0, 30, 300)
+    pairs = sorted({*zip(users.tolist(), items.tolist(), strict=True)})
+    users, items = zip(*pairs, strict=True)
+    if kind == "text":
+        users, items = [f"user {u * 7919 % 1000}" for u in users], ["ä" * (i % 3) + f"{i:x}" for i in items]
+    else:
+        items = [i * 1_000_003 - 7_000_000 for i in items]
+    return {"user": list(users), "item": list(items), "rating": [float(n) for n in range(len(pairs))]}
+
+
+def write_folders(folder: Path) -> None:
+    """Write parts that are right, and some that are not."""
+    for kind in ("text", "numbers"):
+        pq.write_table(pa.table(table(kind)), folder / f"{kind}.parquet", row_group_size=50)
+        write_shards(folder / f"{kind}.parquet", folder / kind, 5)
+    for name, users in (("twice", ["a", "b"]), ("few", None), ("mixed", [1, 2]), ("broken", ["c"])):
+        (folder / name).mkdir()
+        pq.write_table(pa.table({"user": ["a"], "item": ["x"]}), folder / name / "0.parquet")
+        if users is not None:
+            pq.write_table(pa.table({"user": users, "item": ["y"] * len(users)}), folder / name / "1.parquet")
+        if name == "broken":
+            (folder / name / "1.parquet").write_bytes(b"PAR1 and no more")
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict[str, Any]:
-    return run(folder, 2, "train", "evaluate", "save", "refuse")
+    return run(folder, 2, "train", "evaluate", "shards", "save", "refuse")
 
 
 @pytest.fixture(scope="module")
 def four(folder: Path, two: dict[str, Any]) -> dict[str, Any]:
-    return run(folder, 4, "train", "evaluate", "resume")
+    return run(folder, 4, "train", "evaluate", "shards", "resume")
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +220,54 @@ def test_what_does_not_fit_is_refused_by_every_process(two):
     assert "interactions: expected the users of the model" in said["users"]
     assert said["one process errs"].endswith("(rank 1)")  # and rank 0 does not wait for it for ever
     assert "FileNotFoundError: resume: no complete checkpoint" in said["no checkpoint"]
+
+
+@pytest.mark.parametrize("kind", ["text", "numbers"])
+def test_processes_read_their_own_parts(kind, two, four):
+    """Items are numbered as one process numbers them; users file by file, whatever the number of processes."""
+    rows = table(kind)
+    expected = sorted(zip(*rows.values(), strict=True))
+    digests = []
+    for out in (two, four):
+        cells, parts, shape, digest = out["shards"][kind]
+        users = np.concatenate([ids for ids, _, _ in parts if ids is not None])
+        items = np.concatenate([ids for _, ids, _ in parts])
+        ratings = np.concatenate([values for _, _, values in parts])
+        assert (len(users), len(items)) == shape
+        assert np.array_equal(items, np.unique(np.array(rows["item"])))
+        found = zip(
+            users[cells[:, 0].numpy()].tolist(), items[cells[:, 1].numpy()].tolist(), ratings.tolist(), strict=True
+        )
+        assert sorted(found) == expected
+        digests.append(digest)
+    assert digests[0] == digests[1]
+
+
+def test_parts_that_do_not_fit_are_refused_by_every_process(two, four):
+    said = two["shards"]
+    assert "expected all rows of a user in one file, got 1 users in several" in said["twice"]
+    assert "text in some files and integers in others" in said["mixed"]
+    assert "1.parquet is not parquet" in said["broken"]
+    assert "expected a file for each of the 2 processes, got 1" in said["few"]
+    assert "expected a file for each of the 4 processes, got 2" in four["shards"]["twice"]
+
+
+def test_parts_are_written_by_user(folder, tmp_path):
+    files = sorted((folder / "text").glob("*.parquet"))
+    assert [file.name for file in files] == [f"part-{n:05d}.parquet" for n in range(5)]
+    users = [set(pq.read_table(file)["user"].to_pylist()) for file in files]
+    assert sum(map(len, users)) == len(set.union(*users)) == len(set(table("text")["user"]))
+    with pytest.raises(ValueError, match="folder: expected a new or empty one"):
+        write_shards(folder / "text.parquet", folder / "text", 5)
+    with pytest.raises(ValueError, match="user: expected a column of user, item, rating, got 'who'"):
+        write_shards(folder / "text.parquet", tmp_path / "new", 5, user="who")
+    assert not (tmp_path / "new").exists()
+    pq.write_table(pa.table({"user": ["a", None], "item": [1, 2]}), tmp_path / "null.parquet")
+    with pytest.raises(ValueError, match="user: expected an id in every row, got null"):
+        write_shards(tmp_path / "null.parquet", tmp_path / "new", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["null.parquet"]  # nothing half written
+    data = worker.interactions()
+    assert sum(write_shards(data, tmp_path / "indices", 3)) == data.nnz
 
 
 def test_even_cuts_are_those_of_chunk():
