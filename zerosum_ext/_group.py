@@ -45,19 +45,23 @@ def even_cuts(size: int, parts: int) -> list[int]:
 def start_group(seconds: float = 1800.0) -> Group:
     """Join the processes that torchrun started, unless this process has joined them already, and return the group.
 
-    The backend is NCCL where each process has a GPU of its own, and gloo otherwise.
+    The backend is NCCL where each process has a GPU of its own, and gloo otherwise. Without torchrun the group is this
+    process alone.
 
     Args:
         seconds: how long a collective waits for the slowest process.
 
     Raises:
-        ValueError: the environment of torchrun is not there.
+        ValueError: the environment of torchrun is only partly there.
     """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if not dist.is_initialized() and len(missing) == len(names):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     if not dist.is_initialized():
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(
-                f"mesh: expected the environment of torchrun, got none of {', '.join(missing)}; start the program by "
+                f"mesh: expected the environment of torchrun, which lacks {', '.join(missing)}; start the program by "
                 "torchrun --nproc-per-node N"
             )
         local = int(os.environ.get("LOCAL_RANK", "0"))
