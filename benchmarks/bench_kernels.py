@@ -95,7 +95,7 @@ def draws(s: Setting) -> Iterator[Case]:
     users = data.pairs()[0].cpu()
     users = users[torch.randint(0, len(users), (size,), generator=generator)].to(s.device)
     for strategy in ("uniform", "popularity"):
-        chosen = sampling._strategy(data, strategy, None, 0.75, None, True)
+        chosen = sampling.NegativeSource.of(data, strategy, None, 0.75, None, True)
         yield Case("draws", f"{strategy}, {size}", lambda c=chosen: c.draw(users, 1, 0, 0, 0), 16 * size)
     loader = zx.TripletLoader(data, size, draws=1 + size // data.nnz, seed=0)
     yield Case("draws", f"triplets, {size}", lambda: loader._batch(0, 0), 24 * size)

@@ -201,6 +201,9 @@ class ShardedEngine:
         for name in ("regularizer", "transform"):
             if getattr(objective, name) is not None:
                 raise ValueError(f"{name}: expected None with sharded tables, got {getattr(objective, name)!r}")
+        if settings.sampling.negatives_shared:
+            shared = settings.sampling.negatives_shared
+            raise ValueError(f"negatives_shared: expected False with sharded tables, got {shared}")
         if settings.validation.bias is not None:
             raise ValueError(f"bias: expected None with sharded tables, got {settings.validation.bias!r}")
         if getattr(parts.loss, "needs_branches", False) or any(p.requires_grad for p in parts.loss.parameters()):
