@@ -46,7 +46,7 @@ copybutton_prompt_is_regexp = True
 linkcheck_timeout = 20
 
 # Attributes of several classes have one name, such as loss.
-suppress_warnings = ["ref.python", "toc.empty_glob"]
+suppress_warnings = ["ref.python"]
 
 html_theme = "furo"
 html_title = f"zerosum_ext {__version__}"
