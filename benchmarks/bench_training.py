@@ -591,7 +591,11 @@ def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = sorted(by_part.get("engines", []), key=lambda r: [NAMES.index(r["key"][1]) if r["key"][1] in NAMES else 9])
     if found:
         skips = list(
-            dict.fromkeys(f"{p} {100 * v:.2g} % of {r['key'][1]}" for r in found for p, v in r["skipped"].items())
+            {
+                (p, r["key"][1]): f"{p} {100 * v:.2g} % of {r['key'][1]}"
+                for r in found
+                for p, v in r["skipped"].items()
+            }.values()
         )
         names = list(dict.fromkeys(m for r in found for m in r["million_per_second"]))
         parts += [

@@ -25,6 +25,7 @@ from typing import Any
 
 import _timing
 import bench_training
+import numpy as np
 import torch
 
 import zerosum_ext as zx
@@ -70,8 +71,10 @@ def implicit(train: zx.Interactions, dim: int, choice: tuple[float, ...], thread
 
     users, items = (t.numpy() for t in train.pairs())
     matrix = bench_training.csr_of(users, items, train.shape)
+    # A generator, which goes on from call to call: a number would mean the same draws in every epoch.
+    draws = np.random.default_rng(0)
     peer = BayesianPersonalizedRanking(
-        factors=dim, learning_rate=choice[0], regularization=L2, iterations=1, num_threads=threads, random_state=0
+        factors=dim, learning_rate=choice[0], regularization=L2, iterations=1, num_threads=threads, random_state=draws
     )
     model = zx.MatrixFactorization(*train.shape, dim + 1)
 
