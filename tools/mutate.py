@@ -104,6 +104,18 @@ def copy_repository(target: Path) -> None:
         shutil.copy2(library, target / "zerosum_ext" / library.name)
 
 
+def keep_one_isa(target: Path) -> None:
+    """Make the copy compile kernels for this processor's instruction set alone, which takes a third of the time."""
+    code = "import torch, zerosum_ext; print(torch.ops.zerosum_ext.cpu_isa())"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    isa = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    file = target / "csrc" / "cpu" / "simd.h"
+    text = file.read_text()
+    for other in ("avx512", "avx2", "baseline"):
+        text = text.replace(f"return run_{other}<Kernel>", f"return run_{isa.strip()}<Kernel>")
+    file.write_text(text)
+
+
 def fingerprint_of_sources() -> str:
     """Return a short name of all that is compiled."""
     digest = hashlib.blake2b(digest_size=8)
@@ -223,6 +235,10 @@ def main() -> int:
             open_ones.append(mutation)
     if open_ones:
         copy_repository(options.copy)
+    if any(mutation.compiled for mutation in open_ones):
+        keep_one_isa(options.copy)
+        if error := build(options.copy):
+            raise RuntimeError(f"the sources without a mistake do not compile: {error}")
     for mutation in open_ones:
         record = try_out(mutation, options.copy, options.whole, known.get(mutation.name, {}).get("by", ""))
         known = {**finished(options.output), mutation.name: record}

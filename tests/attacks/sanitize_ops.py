@@ -95,6 +95,7 @@ def build(kind: str, folder: Path) -> None:
     if stamp.is_file() and stamp.read_text() == done:
         return
     mutate.copy_repository(folder)
+    mutate.keep_one_isa(folder)
     flags = FLAGS[kind]
     if kind == "tsan":
         flags += f" -include {folder / 'tests' / 'attacks' / 'tsan_threads.h'}"
