@@ -12,7 +12,9 @@ test suite does not run them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -79,9 +81,9 @@ CASES = [
 
 def train(folder: Path, case: Case, resume: bool) -> None:
     """Train a case in this process; the result is the file final.pt."""
-    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
+    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(40, 40))
     if case.method == "run":  # a run folder: several methods, figures left out
-        method = runs.Method(loss="zerosum", weight=0.8, embedding_dim=8, epochs=8, batch_size=128)
+        method = runs.Method(loss="zerosum", weight=0.8, embedding_dim=8, epochs=4, batch_size=128)
         there = (folder / "run").exists()
         run = runs.train(data, folder / "run", method, resume=there, figures=False, progress=False)
         (folder / "metrics.json").write_text(json.dumps(run.metrics, sort_keys=True))
@@ -101,7 +103,7 @@ def train(folder: Path, case: Case, resume: bool) -> None:
         parts.loss,
         lambda parameters: getattr(torch.optim, case.optimizer)(parameters, lr=0.05),
         regularizer=parts.regularizer,
-        epochs=12,
+        epochs=5,
         batch_size=128,
         engine=case.engine,
         progress=False,
@@ -120,6 +122,7 @@ def start(folder: Path, case: Case) -> int:
     if child == 0:
         try:
             train(folder, case, (folder / "c.pt").is_file())
+            (folder / "modules").write_text("\n".join(sys.modules))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -131,9 +134,31 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def written(folder: Path) -> bool:
-    """Tell whether a training has written what the next one goes on from."""
-    return (folder / "c.pt").is_file() or any((folder / "run").glob("*/checkpoint.pt"))
+class Watched:
+    """Counts how often a training has written what the next one goes on from, while it is asked again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[tuple[str, int, int]] = set()
+
+    def count(self) -> int:
+        for path in [self.folder / "c.pt", *(self.folder / "run").glob("*/*")]:
+            with contextlib.suppress(OSError):
+                state = path.stat()
+                self.seen.add((path.name, state.st_ino, state.st_mtime_ns))
+        return len(self.seen)
+
+
+def watch(child: int, folder: Path, times: int) -> int | None:
+    """Wait until a training has written so many times; return its exit status if it ended before, and None else."""
+    watched = Watched(folder)
+    begun = watched.count()
+    while watched.count() - begun < times:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.003)
+    return None
 
 
 def same(one: Path, other: Path) -> bool:
@@ -151,32 +176,31 @@ def kill(times: int) -> dict[str, object]:
     """Kill trainings at random moments, resume each, and compare the end with a run that nobody touched."""
     rng, killed, rounds, resumed, failed = random.Random(0), 0, 0, 0, []
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        lasts = {}
+        writes = {}
         for case in CASES:
             folder = Path(name) / case.name
             folder.mkdir()
-            child = start(folder, case)
-            while not written(folder):
-                time.sleep(0.002)
-            begin = time.monotonic()
-            if ended(child) != 0:
+            if watch(start(folder, case), folder, 10**9) != 0:
                 raise RuntimeError(f"{case.name}: it does not train")
-            lasts[case] = time.monotonic() - begin
+            writes[case] = 10 if case.method != "run" else 20
+            # What a training imports, the next child has already. (Autograd itself must not run before a fork.)
+            for module in (folder / "modules").read_text().split("\n"):
+                if module not in sys.modules:
+                    with contextlib.suppress(Exception):
+                        importlib.import_module(module)
         while killed < times:
             case = CASES[rounds % len(CASES)]
             rounds += 1
             with tempfile.TemporaryDirectory(dir=MEMORY) as place:
                 folder = Path(place)
                 for _ in range(3):
+                    resumed += (folder / "c.pt").is_file() or any((folder / "run").glob("*/checkpoint.pt"))
                     child = start(folder, case)
-                    resumed += written(folder)
-                    # Mostly in the midst of it, and at times before anything is written.
-                    waits = time.monotonic() + (10 * lasts[case] if rng.random() < 0.9 else 0)
-                    while time.monotonic() < waits and not written(folder):
-                        time.sleep(0.002)
-                    time.sleep(rng.random() * lasts[case])
-                    os.kill(child, signal.SIGKILL)
-                    code = ended(child)
+                    code = watch(child, folder, rng.randrange(writes[case]))
+                    if code is None:
+                        time.sleep(rng.random() * 0.01)
+                        os.kill(child, signal.SIGKILL)
+                        code = ended(child)
                     killed += code == -signal.SIGKILL
                     if code == 0:
                         break
@@ -186,6 +210,7 @@ def kill(times: int) -> dict[str, object]:
                     failed.append((case.name, "does not resume"))
                 elif not same(folder / "final.pt", Path(name) / case.name / "final.pt"):
                     failed.append((case.name, "other numbers"))
+            print(f"{killed} killed, {rounds} compared, {len(failed)} failed", file=sys.stderr, flush=True)
     return {
         "kinds of training": len(CASES),
         "killed": killed,
