@@ -116,6 +116,15 @@ def keep_one_isa(target: Path) -> None:
     file.write_text(text)
 
 
+def has_kernels(target: Path) -> bool:
+    """Tell whether the copy loads its compiled library: with an old one it runs on plain PyTorch."""
+    code = "from zerosum_ext import _library; raise SystemExit(not _library.CPU.loaded)"
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    return (
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=target, env=env, check=False).returncode == 0
+    )
+
+
 def fingerprint_of_sources() -> str:
     """Return a short name of all that is compiled."""
     digest = hashlib.blake2b(digest_size=8)
@@ -239,6 +248,8 @@ def main() -> int:
         keep_one_isa(options.copy)
         if error := build(options.copy):
             raise RuntimeError(f"the sources without a mistake do not compile: {error}")
+    if open_ones and not has_kernels(options.copy):
+        raise RuntimeError("the copy runs on plain PyTorch, where mistakes go unnoticed: rebuild the library")
     for mutation in open_ones:
         record = try_out(mutation, options.copy, options.whole, known.get(mutation.name, {}).get("by", ""))
         known = {**finished(options.output), mutation.name: record}
