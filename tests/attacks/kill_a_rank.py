@@ -109,7 +109,10 @@ def attack(kills: int, size: int, epochs: int, seed: int) -> list[str]:
             done = (rough / "end.pt").exists()
             outcome = "done already" if done else "named" if named else "NOT NAMED"
             took = time.monotonic() - began
-            print(f"kill {number}: rank {victim} after {after:.2f} s; the others ended in {took:.1f} s; {outcome}")
+            print(
+                f"kill {number}: rank {victim} after {after:.2f} s; the others ended in {took:.1f} s; {outcome}",
+                flush=True,
+            )
             if killed and not done and not named:
                 wrong.append(f"kill {number}: expected one line that names rank {victim}, got {said}")
             if done:
