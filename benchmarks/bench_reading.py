@@ -1,7 +1,7 @@
 """Reading: CPU seconds, wall and peak memory of from_file beside pyarrow, polars and pandas, taking turns.
 
-Each method runs in a process of its own, so that peak memory is its own. The others read the file and number the ids;
-only from_file also builds the CSR matrix.
+Each method runs in a process of its own, so that peak memory is its own; it is counted from after the imports. The
+others read the file and number the ids; only from_file also builds the CSR matrix.
 
     python benchmarks/bench_reading.py --rows 5000000 --output benchmarks/results/reading
 """
@@ -20,13 +20,17 @@ from _timing import machine, spread, table, write_results
 
 METHODS = ("zerosum_ext", "pyarrow", "polars", "pandas")
 _RUN = """
-import json, resource, sys, time
+import json, sys, time
 method, path = sys.argv[1:]
+def peak_kb():  # (ru_maxrss would begin with the memory of the process that started this one)
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 if method == "zerosum_ext":
     import torch, zerosum_ext as zx
     import pyarrow.csv
     torch.set_num_threads(2)
-    read = lambda: zx.Interactions.from_file(path)
+    interactions = zx.Interactions  # loads what reads
+    read = lambda: interactions.from_file(path)
 elif method == "pyarrow":
     import pyarrow.csv as csv
     def read():
@@ -36,17 +40,18 @@ elif method == "polars":
     import polars as pl
     def read():
         t = pl.read_csv(path)
-        return t, t["user_id"].cast(pl.String).cast(pl.Categorical), t["item_id"].cast(pl.String).cast(pl.Categorical)
+        number = lambda c: c.cast(pl.Categorical) if c.dtype == pl.String else c.rank("dense")
+        return t, number(t["user_id"]), number(t["item_id"])
 else:
     import pandas as pd
     def read():
         t = pd.read_csv(path, engine="pyarrow")
         return t, pd.factorize(t["user_id"]), pd.factorize(t["item_id"])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kb()
 cpu, wall = time.process_time(), time.perf_counter()
 kept = read()
 cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+peak = peak_kb() - before
 print(json.dumps({"cpu": cpu, "wall": wall, "peak_mb": peak / 1024}))
 """
 
@@ -89,18 +94,24 @@ def measure(path: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each method; 0 only makes the files")
     parser.add_argument("--ids", nargs="+", choices=("int", "text"), default=["int", "text"])
     parser.add_argument("--quotes", nargs="+", choices=("none", "header", "all"), default=["none", "header", "all"])
+    parser.add_argument("--folder", type=Path, help="where the files are made, and found again; else they are not kept")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
     results, rows = [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for ids in arguments.ids:
             for quotes in arguments.quotes:
-                path = Path(folder) / "data.csv"
-                make(path, arguments.rows, ids, quotes)
+                path = (arguments.folder or Path(temporary)) / f"{arguments.rows}-{ids}-{quotes}.csv"
+                if not path.exists():
+                    make(path, arguments.rows, ids, quotes)
+                if not arguments.rounds:
+                    continue
                 found = measure(path, arguments.rounds)
+                if arguments.folder is None:
+                    path.unlink()
                 base = {key: np.array(values) for key, values in found["pyarrow"].items()}
                 for method, values in found.items():
                     ratios = {key: spread(np.array(values[key]) / base[key]) for key in values}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -49,6 +49,57 @@ class InteractionsLike(Protocol):
     @property
     def popularity(self) -> Tensor:
         """int64 [num_items], the number of users who have each item."""
+
+
+_Rows = TypeVar("_Rows", bound="InteractionRows")
+
+
+class InteractionRows(InteractionsLike, Protocol):
+    """Interactions with their columns and ids: what is split, filtered and cut, and comes back as the same kind."""
+
+    @property
+    def columns(self) -> Mapping[str, Array]:
+        """Arrays [nnz] in the order of the indices."""
+
+    @property
+    def report(self) -> Any:
+        """What became of the rows: a dataclass of counts and notes."""
+
+    @property
+    def nnz(self) -> int:
+        """The number of interactions."""
+
+    @property
+    def num_users(self) -> int:
+        """The number of users."""
+
+    @property
+    def num_items(self) -> int:
+        """The number of items."""
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Return (users, items), int64 [nnz] each."""
+
+    def column(self, argument: str, name: str) -> Array:
+        """Return a column, or raise ValueError that names the argument."""
+
+    def decode_users(self, indices: Any) -> Array:
+        """Return external ids of users."""
+
+    def decode_items(self, indices: Any) -> Array:
+        """Return external ids of items."""
+
+    def take(self: _Rows, keep: Array, report: Any = None) -> _Rows:
+        """Return the interactions where keep, bool [nnz], holds."""
+
+    def drop_empty(self: _Rows) -> _Rows:
+        """Return the same without users and items that have nothing."""
+
+    def with_report(self: _Rows, report: Any) -> _Rows:
+        """Return the same with another report."""
+
+    def with_columns(self: _Rows, columns: Mapping[str, Array]) -> _Rows:
+        """Return the same with other columns."""
 
 
 class ScoringModel(Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,7 +19,6 @@ from zerosum_ext._files import replacing
 from zerosum_ext.data import building, preparing, readers, splits, times
 from zerosum_ext.data import ids as _ids
 from zerosum_ext.data.report import Report
-from zerosum_ext.data.splits import Split
 from zerosum_ext.data.vocabulary import Unknown, Vocabulary, check_range
 
 __all__ = ["Interactions", "Report", "Split"]
@@ -697,7 +697,7 @@ class Interactions:
 
         The ratios must sum to 1 and are met to within one interaction. [RCS22] uses 60/20/20.
         """
-        return splits.random(self, ratios, seed)
+        return Split(*splits.random(self, ratios, seed))
 
     def split_balanced(self, ratios: Sequence[float] = (0.8, 0.1, 0.1), *, seed: int = 0, most: float = 0.5) -> Split:
         """Split off validation and test parts in which items are as equally frequent as they can be.
@@ -715,11 +715,11 @@ class Interactions:
         Raises:
             ValueError: bad ratios, or more to hold out than ``most`` allows.
         """
-        return splits.balanced(self, ratios, seed, most)
+        return Split(*splits.balanced(self, ratios, seed, most))
 
     def folds(self, k: int = 5, *, seed: int = 0) -> Iterator[Split]:
         """Yield k splits whose test parts are disjoint and together hold all interactions, drawn at random."""
-        return splits.folds(self, k, seed)
+        return itertools.starmap(Split, splits.folds(self, k, seed))
 
     def split_last(self, *, by: str | None = None, test: int = 1, valid: int = 0) -> Split:
         """Split off each user's last ``test`` interactions for test and the ``valid`` before them for validation.
@@ -728,7 +728,7 @@ class Interactions:
         ``report.notes`` of the parts says by which; ties go by row. A user with no more than ``test + valid``
         interactions stays in train whole, so that each user can be learnt.
         """
-        return splits.last(self, by, test, valid)
+        return Split(*splits.last(self, by, test, valid))
 
     def split_last_share(self, ratios: Sequence[float] = (0.8, 0.1, 0.1), *, by: str | None = None) -> Split:
         """Split each user's interactions by their order: the first share for train, the last for test.
@@ -736,7 +736,7 @@ class Interactions:
         Counts are rounded user by user; a user of whom nothing would be left to train on stays in train whole. Order
         as of :meth:`split_last`.
         """
-        return splits.last_share(self, ratios, by)
+        return Split(*splits.last_share(self, ratios, by))
 
     def split_time(
         self,
@@ -753,7 +753,7 @@ class Interactions:
             cuts: the times at which validation and test begin, or the one at which test begins.
             by: the column of times; by default ``timestamp``, else ``order``.
         """
-        return splits.by_time(self, ratios, cuts, by)
+        return Split(*splits.by_time(self, ratios, cuts, by))
 
     def split_by(self, column: str = "split", *, train: Any = 0, valid: Any = 2, test: Any = 1) -> Split:
         """Split by a column's values, such as the split that a data set was published with.
@@ -761,7 +761,7 @@ class Interactions:
         A value may be a tuple of values; for text columns say e.g. ``train="train", test="test"``. A value of
         the column that is none of these is a ValueError, so that nothing is left out unnoticed.
         """
-        return splits.by_column(self, column, train, valid, test)
+        return Split(*splits.by_column(self, column, train, valid, test))
 
     def union(self, other: Interactions) -> Interactions:
         """Return all pairs that are in either, such as train and validation together; also written ``a | b``.
@@ -876,6 +876,16 @@ class Interactions:
     def _replace(self, **changes: Any) -> Interactions:
         fields = ("indptr", "indices", "shape", "columns", "user_ids", "item_ids", "report")
         return self._build(**{name: changes.get(name, getattr(self, name)) for name in fields})
+
+
+class Split(NamedTuple):
+    """Parts of the same interactions, all with the shape and ids of the whole; ``valid`` is empty where none was asked
+    for.
+    """
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
 
 
 def _require_interactions(name: str, value: object) -> None:

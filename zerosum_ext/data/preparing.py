@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from zerosum_ext import _checks
+from zerosum_ext._types import InteractionRows
 from zerosum_ext.data.splits import from_end
-
-if TYPE_CHECKING:
-    from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["binarise", "filter_items", "k_core", "keep_last"]
 
+Rows = TypeVar("Rows", bound=InteractionRows)
 
-def filter_items(data: Interactions, min_count: int) -> Interactions:
+
+def filter_items(data: Rows, min_count: int) -> Rows:
     """See :meth:`zerosum_ext.Interactions.filter_items`."""
     if min_count < 0:
         raise ValueError(f"min_count: expected a number from 0, got {min_count}")
@@ -35,7 +35,7 @@ def filter_items(data: Interactions, min_count: int) -> Interactions:
     return data.take(keep, report).drop_empty()
 
 
-def k_core(data: Interactions, min_user: int, min_item: int) -> Interactions:
+def k_core(data: Rows, min_user: int, min_item: int) -> Rows:
     """See :meth:`zerosum_ext.Interactions.k_core`."""
     min_user = _checks.require_positive_int("min_user", min_user)
     min_item = _checks.require_positive_int("min_item", min_item)
@@ -70,7 +70,7 @@ def k_core(data: Interactions, min_user: int, min_item: int) -> Interactions:
     return kept.with_report(replace(kept.report, emptied_users=data.report.emptied_users))
 
 
-def binarise(data: Interactions, min_rating: float | None, drop_empty: bool) -> Interactions:
+def binarise(data: Rows, min_rating: float | None, drop_empty: bool) -> Rows:
     """See :meth:`zerosum_ext.Interactions.binarise`."""
     columns = {name: values for name, values in data.columns.items() if name not in ("rating", "weights")}
     if min_rating is None:
@@ -84,7 +84,7 @@ def binarise(data: Interactions, min_rating: float | None, drop_empty: bool) -> 
     return kept.drop_empty() if drop_empty else kept
 
 
-def keep_last(data: Interactions, count: int, by: str | None) -> Interactions:
+def keep_last(data: Rows, count: int, by: str | None) -> Rows:
     """See :meth:`zerosum_ext.Interactions.keep_last`."""
     count = _checks.require_positive_int("count", count)
     after, _, note = from_end(data, by)

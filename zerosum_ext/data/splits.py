@@ -1,30 +1,20 @@
-"""How interactions are divided into train, validation and test. Every part has the shape and ids of the whole."""
+"""How interactions are divided into (train, valid, test). Every part has the shape and ids of the whole."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 
 from zerosum_ext import _checks
+from zerosum_ext._types import InteractionRows
 
-if TYPE_CHECKING:
-    from zerosum_ext.data.interactions import Interactions
+__all__ = ["balanced", "by_column", "by_time", "folds", "from_end", "last", "last_share", "random"]
 
-__all__ = ["Split", "balanced", "by_column", "by_time", "folds", "last", "last_share", "random"]
-
-
-class Split(NamedTuple):
-    """Parts of the same interactions, all with the shape and ids of the whole; ``valid`` is empty where none
-    was asked for.
-    """
-
-    train: Interactions
-    valid: Interactions
-    test: Interactions
+Rows = TypeVar("Rows", bound=InteractionRows)
 
 
 def _ratios(ratios: Sequence[float]) -> tuple[float, ...]:
@@ -34,15 +24,16 @@ def _ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _parts(data: Interactions, part: np.ndarray, note: str | None = None) -> Split:
+def _parts(data: Rows, part: np.ndarray, note: str | None = None) -> tuple[Rows, Rows, Rows]:
     """The interactions by the number of their part: 0 train, 1 valid, 2 test."""
     report = data.report
     if note is not None:
         report = replace(report, notes=(*report.notes, note))
-    return Split(*(data.take(part == code, report) for code in range(3)))
+    train, valid, test = (data.take(part == code, report) for code in range(3))
+    return train, valid, test
 
 
-def random(data: Interactions, ratios: Sequence[float], seed: int) -> Split:
+def random(data: Rows, ratios: Sequence[float], seed: int) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_random`."""
     numbers = _ratios(ratios)
     if seed < 0:
@@ -55,7 +46,7 @@ def random(data: Interactions, ratios: Sequence[float], seed: int) -> Split:
     return _parts(data, part)
 
 
-def balanced(data: Interactions, ratios: Sequence[float], seed: int, most: float) -> Split:
+def balanced(data: Rows, ratios: Sequence[float], seed: int, most: float) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_balanced`."""
     numbers = _ratios(ratios)
     if seed < 0:
@@ -101,7 +92,7 @@ def _even_quotas(limits: np.ndarray, wanted: int, rng: np.random.Generator) -> n
     return quota
 
 
-def folds(data: Interactions, count: int, seed: int) -> Iterator[Split]:
+def folds(data: Rows, count: int, seed: int) -> Iterator[tuple[Rows, Rows, Rows]]:
     """See :meth:`zerosum_ext.Interactions.folds`."""
     count = _checks.require_positive_int("k", count, minimum=2)
     if count > data.nnz:
@@ -111,14 +102,14 @@ def folds(data: Interactions, count: int, seed: int) -> Iterator[Split]:
     fold = np.empty(data.nnz, np.int64)
     fold[np.random.default_rng(seed).permutation(data.nnz)] = np.arange(data.nnz) % count
 
-    def each() -> Iterator[Split]:
+    def each() -> Iterator[tuple[Rows, Rows, Rows]]:
         for number in range(count):
             yield _parts(data, np.where(fold == number, 2, 0), f"fold {number + 1} of {count}")
 
     return each()
 
 
-def _order_column(data: Interactions, by: str | None) -> tuple[str, np.ndarray, str]:
+def _order_column(data: InteractionRows, by: str | None) -> tuple[str, np.ndarray, str]:
     """Which column the order goes by, its values as numbers, and a note of it."""
     note = f"last by {by}"
     if not by:
@@ -141,7 +132,7 @@ def _order_column(data: Interactions, by: str | None) -> tuple[str, np.ndarray, 
     return by, values, note
 
 
-def from_end(data: Interactions, by: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+def from_end(data: InteractionRows, by: str | None) -> tuple[np.ndarray, np.ndarray, str]:
     """Return how many of the user's interactions come after each one, the number of each one's user's, and a note."""
     by, values, note = _order_column(data, by)
     keys = [values]
@@ -155,7 +146,7 @@ def from_end(data: Interactions, by: str | None) -> tuple[np.ndarray, np.ndarray
     return after, counts[users], note
 
 
-def last(data: Interactions, by: str | None, test: int, valid: int) -> Split:
+def last(data: Rows, by: str | None, test: int, valid: int) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_last`."""
     if test < 1 or valid < 0:
         raise ValueError(f"test, valid: expected at least 1 and 0 interactions, got {test} and {valid}")
@@ -165,7 +156,7 @@ def last(data: Interactions, by: str | None, test: int, valid: int) -> Split:
     return _parts(data, part, note)
 
 
-def last_share(data: Interactions, ratios: Sequence[float], by: str | None) -> Split:
+def last_share(data: Rows, ratios: Sequence[float], by: str | None) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_last_share`."""
     numbers = _ratios(ratios)
     after, of_user, note = from_end(data, by)
@@ -176,7 +167,9 @@ def last_share(data: Interactions, ratios: Sequence[float], by: str | None) -> S
     return _parts(data, part, note)
 
 
-def by_time(data: Interactions, ratios: Sequence[float] | None, cuts: Sequence[float] | None, by: str | None) -> Split:
+def by_time(
+    data: Rows, ratios: Sequence[float] | None, cuts: Sequence[float] | None, by: str | None
+) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_time`."""
     if (ratios is None) == (cuts is None):
         raise ValueError("ratios, cuts: expected one of them")
@@ -203,7 +196,7 @@ def by_time(data: Interactions, ratios: Sequence[float] | None, cuts: Sequence[f
     return _parts(data, part, note)
 
 
-def by_column(data: Interactions, column: str, train: Any, valid: Any, test: Any) -> Split:
+def by_column(data: Rows, column: str, train: Any, valid: Any, test: Any) -> tuple[Rows, Rows, Rows]:
     """See :meth:`zerosum_ext.Interactions.split_by`."""
     values = data.column("column", column)
     part = np.full(data.nnz, -1, np.int64)
