@@ -106,7 +106,9 @@ def main() -> None:
             for quotes in arguments.quotes:
                 path = (arguments.folder or Path(temporary)) / f"{arguments.rows}-{ids}-{quotes}.csv"
                 if not path.exists():
-                    make(path, arguments.rows, ids, quotes)
+                    part = path.with_suffix(".part")
+                    make(part, arguments.rows, ids, quotes)
+                    part.rename(path)
                 if not arguments.rounds:
                     continue
                 found = measure(path, arguments.rounds)

@@ -169,6 +169,8 @@ def test_adjacency_lists(tmp_path):
     assert triples(x) == [(0, 5), (0, 6), (0, 7), (0, 11), (0, 12), (1, 5), (3, 8), (3, 9)]
     assert (x.report.rows, x.report.empty_lists) == (8, 1)
     assert x.report.guesses
+    blank = write(tmp_path, "\n0 5 6 7 11 12\n\n1 5\n2\n \n3 8 9\n\n", "blank.txt")
+    assert triples(Interactions.from_file(blank)) == triples(x)
     by_index = Interactions.from_file(path, ids=False, shape=(5, 20))
     assert (by_index.shape, by_index.nnz) == ((5, 20), 8)
     equal = write(tmp_path, "0 5 6 7 11 12\n1 5 8 9 10 13\n")  # not user, item, rating, time
@@ -206,7 +208,7 @@ def test_several_files_are_one_data_set(tmp_path):
         Interactions.from_file([a, write(tmp_path, "user,item,rating\n1,2,3\n", "c.csv")])
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "reader"])
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "reader", "duckdb", "datasets"])
 def test_data_frames(library):
     table = frame()
     if library == "pandas":
@@ -216,6 +218,14 @@ def test_data_frames(library):
         table = pytest.importorskip("polars").from_arrow(table)
     elif library == "reader":
         table = table.to_reader()
+    elif library == "duckdb":
+        duckdb = pytest.importorskip("duckdb")
+        table = duckdb.from_arrow(table)
+    elif library == "datasets":
+        table = pytest.importorskip("datasets").Dataset.from_dict(table.to_pydict())
+        turned = Interactions.from_table(table.select([2, 0, 1]))
+        assert triples(turned, "rating") == EXPECTED
+        assert turned.columns["row"][turned.columns["rating"] == 5.0].tolist() == [0]
     x = Interactions.from_table(table)
     assert triples(x, "rating") == EXPECTED
     assert x.report.columns == (
@@ -267,6 +277,54 @@ def test_scipy_matrices_and_arrays(form, array):
     assert triples(x) == [(0, 1), (1, 0), (1, 2)]
     assert x.weights is None
     assert Interactions.from_scipy(matrix, weights=True).weights.tolist() == [2.0, 1.0, 3.0]
+
+
+def test_a_hive_partitioned_folder_reads_the_columns_that_are_used(tmp_path):
+    import pyarrow.dataset as ds
+
+    table = pa.table({"user": [3, 1, 3], "item": ["b", "b", "a"], "year": [2020, 2021, 2020], "text": ["x" * 999] * 3})
+    ds.write_dataset(table, tmp_path / "p", format="parquet", partitioning=["year"], partitioning_flavor="hive")
+    x = Interactions.from_file(tmp_path / "p")
+    assert triples(x) == [(1, "b"), (3, "a"), (3, "b")]
+    assert set(x.report.unread) == {"text", "year"}
+    by_year = Interactions.from_file(tmp_path / "p", columns={"year": "year"})
+    assert sorted(by_year.columns["year"].tolist()) == [2020, 2020, 2021]
+    file = next((tmp_path / "p" / "year=2021").glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"cannot be read as parquet: .*") as caught:
+        Interactions.from_file(tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_damaged_file_of_several_is_named(tmp_path):
+    good = write(tmp_path, "user,item\n10,b\n7,a\n", "part-0.csv")
+    packed("gz", b"user,item\n" + b"1,2\n" * 3000, tmp_path / "part-1.csv")
+    bad = write(tmp_path, (tmp_path / "part-1.csv").read_bytes()[:-9], "part-1.csv")
+    for source in ([good, bad], tmp_path / "part-*.csv"):
+        with pytest.raises(ValueError, match=r"part-1.csv is not a complete gzip file") as caught:
+            Interactions.from_file(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_hostile_lists_and_matrices(tmp_path):
+    with pytest.raises(ValueError, match=r"data.csv:2: the line has more than 1,000 bytes"):
+        Interactions.from_file(
+            write(tmp_path, b"1 2 3\n" + b"1 " * 5_000_000 + b"\n"), format="adjacency", max_line_bytes=1000
+        )
+    with pytest.raises(ValueError, match=r"data.csv:2: not a text file"):
+        Interactions.from_file(write(tmp_path, b"1 2 3\n2 \0 4\n"), format="adjacency")
+    with pytest.raises(ValueError, match=r"data.csv:3: b'2 .xff 4' is not utf-8; give the file's encoding="):
+        Interactions.from_file(write(tmp_path, b"# a\n1 2 3\n2 \xff 4\n"), format="adjacency")
+    for text, line in (("1 2 3\n\n2 4 5\n3 6 x\n", 4), ("1 2 3\nx 4\n3 6\n", 2), ("# a\n1 2 3\nx 4\n3 6\n", 3)):
+        with pytest.raises(ValueError, match=rf"data.csv:{line}: the (user|item) is 'x', expected an integer"):
+            Interactions.from_file(write(tmp_path, text), format="adjacency", id_type="int")
+    sp.save_npz(tmp_path / "m.npz", sp.csr_matrix(np.eye(9)))
+    assert Interactions.from_file(tmp_path / "m.npz").nnz == 9
+    data = (tmp_path / "m.npz").read_bytes()
+    for cut in (len(data) // 3, len(data) - 30):
+        with pytest.raises(ValueError, match=r"m.npz") as caught:
+            Interactions.from_file(write(tmp_path, data[:cut], "m.npz"))
+        assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------ D1 to D17, and their neighbours
@@ -511,6 +569,8 @@ def test_a_vocabulary_is_shared(tmp_path):
     assert (skipped.shape, triples(skipped), skipped.report.unknown) == (train.shape, [(7, "7")], 2)
     assert skipped.columns["row"].tolist() == [0]
     grown = Interactions.from_file(later, vocabulary=train.vocabulary, unknown="grow")
+    assert (grown.report.new_users, grown.report.new_items, grown.report.unknown) == (1, 1, 0)
+    assert "1 new users, 1 new items" in str(grown.report)
     assert grown.user_ids.tolist() == [7, 10, 11]
     assert grown.item_ids.tolist() == ["007", "7", "8"]
     assert grown.encode_items(["8", "007"]).tolist() == [2, 0]
@@ -537,6 +597,8 @@ def test_saved_vocabularies_and_interactions_come_back(tmp_path):
     y = Interactions.load(tmp_path / "x.npz")
     assert (triples(y, "rating"), y.vocabulary, y.weights.tolist()) == (triples(x, "rating"), x.vocabulary, [1.0, 2.0])
     assert Vocabulary.load(tmp_path / "x.npz") == x.vocabulary
+    assert y.report == x.report
+    assert y.report.duplicates == 1
     x.vocabulary.save(tmp_path / "v.npz")
     assert Vocabulary.load(tmp_path / "v.npz") == x.vocabulary
     data = (tmp_path / "x.npz").read_bytes()
@@ -549,6 +611,9 @@ def test_saved_vocabularies_and_interactions_come_back(tmp_path):
         ("indices", arrays["indices"] + 9),
         ("indptr", arrays["indptr"][::-1].copy()),
         ("shape", np.array([1])),
+        ("report", np.array('{"rows": "many"}')),
+        ("report", np.array("{")),
+        ("report", np.array("[1]")),
     ):
         np.savez(tmp_path / "z.npz", **{**arrays, name: value})
         with pytest.raises(ValueError, match=r"z.npz (is damaged|holds no vocabulary)"):
@@ -679,6 +744,43 @@ def test_folds_hold_out_everything_once(timed):
     for k in (1, timed.nnz + 1):
         with pytest.raises(ValueError, match="k: expected"):
             timed.folds(k)
+
+
+def each_users_times(part: Interactions) -> list[np.ndarray]:
+    return np.split(part.columns["timestamp"], part.indptr[1:-1].numpy())
+
+
+SPLITS = {
+    "random": lambda x: x.split_random((0.7, 0.1, 0.2), seed=3),
+    "folds": lambda x: next(iter(x.folds(4, seed=3))),
+    "last": lambda x: x.split_last(test=2, valid=1),
+    "last_share": lambda x: x.split_last_share((0.6, 0.2, 0.2)),
+    "time": lambda x: x.split_time((0.7, 0.1, 0.2)),
+    "cuts": lambda x: x.split_time(cuts=[20, 40]),
+    "column": lambda x: x.split_by("rating", train=(1, 2, 3), valid=4, test=5),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_split_leaks(timed, name):
+    """Every pair is in one part, whatever the seed and however often its rows occurred, and no part knows more."""
+    assert timed.report.duplicates  # a pair of several rows must not be in two parts
+    parts = SPLITS[name](timed)
+    whole(timed, parts)
+    for one, other in itertools.combinations(parts, 2):
+        assert not {pair[:2] for pair in triples(one)} & {pair[:2] for pair in triples(other)}
+    for part in parts:
+        assert part.popularity.sum() == part.nnz == part.user_counts.sum()  # nothing is counted that is elsewhere
+        assert set(part.columns) == set(timed.columns)
+        assert all(len(values) == part.nnz for values in part.columns.values())
+    for before, after in itertools.combinations(parts, 2):
+        if name in ("time", "cuts"):
+            assert before.columns["timestamp"].max() < after.columns["timestamp"].min()
+        elif name in ("last", "last_share"):
+            for early, late in zip(each_users_times(before), each_users_times(after), strict=True):
+                assert not len(early) or not len(late) or early.max() <= late.min()
+    again = SPLITS[name](timed)
+    assert [triples(part, "row") for part in parts] == [triples(part, "row") for part in again]
 
 
 # ---------------------------------------------------------------------------------------------------- round trips

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -134,7 +135,7 @@ class Interactions:
             return cls.from_file(data)
         if isinstance(data, tuple) and len(data) == 2:
             return cls.from_arrays(*data)
-        if hasattr(data, "__arrow_c_stream__") or hasattr(data, "to_arrow_table"):
+        if readers.is_table(data):
             return cls.from_table(data)
         raise TypeError(
             "interactions: expected Interactions, a scipy sparse matrix, a torch sparse tensor, a pair (users, "
@@ -298,8 +299,8 @@ class Interactions:
     ) -> Interactions:
         """Return the interactions of a data frame with one interaction a row.
 
-        Takes everything with an Arrow stream (pandas, polars, pyarrow, duckdb and others), without a copy of the
-        columns where Arrow needs none.
+        Takes everything with an Arrow stream (pandas, polars, pyarrow, duckdb and others) and Datasets of Hugging Face,
+        without a copy of the columns where Arrow needs none.
 
         Args:
             table: the data frame; its columns are recognised as those of a file are.
@@ -440,7 +441,7 @@ class Interactions:
             "shape": np.array(self.shape, np.int64),
             "indptr": self.indptr.cpu().numpy(),
             "indices": self.indices.cpu().numpy(),
-            "source": np.array(self.report.source),
+            "report": np.array(json.dumps(asdict(self.report))),
         }
         for name, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
             if ids is not None:
@@ -467,6 +468,7 @@ class Interactions:
             indptr, indices = arrays["indptr"], arrays["indices"]
             columns = {key[7:]: values for key, values in arrays.items() if key.startswith("column ")}
             _check_csr(indptr, indices, vocabulary.shape, columns)
+            report = _saved_report(arrays, name, len(indices))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{name} is damaged: {error}") from None
         return cls._build(
@@ -476,7 +478,7 @@ class Interactions:
             columns,
             vocabulary.user_ids,
             vocabulary.item_ids,
-            Report(str(arrays.get("source", name)), len(indices)),
+            report,
         )
 
     # ------------------------------------------------------------------------------------------------ looking
@@ -934,6 +936,24 @@ def _is_scipy_archive(path: Path) -> bool:
             return {"format", "shape", "data"} <= set(archive.files)
     except readers.DAMAGED:
         return False  # the reader says what is wrong with it
+
+
+def _saved_report(arrays: Mapping[str, np.ndarray], name: str, rows: int) -> Report:
+    """The report that :meth:`Interactions.save` wrote, as far as its fields are those of this version."""
+    try:
+        saved = json.loads(str(arrays["report"])) if "report" in arrays else {}
+        default = asdict(Report(str(arrays.get("source", name)), rows))
+        for key, value in saved.items():
+            if key not in default:
+                continue
+            if isinstance(value, list):
+                value = tuple(tuple(map(str, one)) if isinstance(one, list) else str(one) for one in value)
+            if type(value) is not type(default[key]):
+                raise ValueError(f"{key} is {value!r}")
+            default[key] = value
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"its report cannot be read ({str(error)[:80]})") from None
+    return Report(**default)
 
 
 def _check_csr(

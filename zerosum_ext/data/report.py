@@ -19,6 +19,8 @@ class Report:
         bad_rows: rows that could not be read and were left out on request.
         bad_row_messages: the first of them, as "file:line: problem".
         unknown: rows of users or items outside a given vocabulary, left out on request.
+        new_users: users that a vocabulary lacked and got, on request.
+        new_items: items that it lacked and got.
         comments: lines above the first row that begin with ``#``, ``%`` or ``//``.
         empty_lists: users of an adjacency list without items.
         low_ratings: rows rated below ``min_rating``.
@@ -54,6 +56,8 @@ class Report:
     columns: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     guesses: tuple[str, ...] = ()
+    new_users: int = 0
+    new_items: int = 0
 
     def __str__(self) -> str:
         """Return one line with everything that was counted."""
@@ -62,6 +66,8 @@ class Report:
             (self.comments, "lines of comments above them"),
             (self.bad_rows, "bad rows skipped"),
             (self.unknown, "rows of unknown users or items left out"),
+            (self.new_users, "new users"),
+            (self.new_items, "new items"),
             (self.zeros, "explicit zeros left out"),
             (self.duplicates, "duplicates merged"),
             (self.empty_lists, "users with an empty list left out"),

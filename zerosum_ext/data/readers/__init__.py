@@ -20,7 +20,7 @@ from zerosum_ext.data.readers.lists import read_lists
 from zerosum_ext.data.readers.sniff import sniff_format
 from zerosum_ext.data.readers.sources import DAMAGED
 from zerosum_ext.data.readers.table import Column, Options, Table, join_tables
-from zerosum_ext.data.readers.tables import from_stream, read_dataset
+from zerosum_ext.data.readers.tables import from_stream, is_table, read_dataset
 from zerosum_ext.data.readers.text import read_text
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "check_options",
     "expand",
     "from_stream",
+    "is_table",
     "load_arrays",
     "read_table",
 ]

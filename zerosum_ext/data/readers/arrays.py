@@ -69,6 +69,7 @@ def read_npz(path: Path, options: Options) -> Table:
             continue
         if name not in columns and np.shape(array) == shape:
             columns[name] = np.asarray(array)
+            choice.columns[name] = at
         else:
             left.append(name)
     if len(shape) != 1:

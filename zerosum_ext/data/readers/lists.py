@@ -10,6 +10,7 @@ import numpy as np
 
 from zerosum_ext.data.ids import code, join
 from zerosum_ext.data.readers import arrow as _arrow
+from zerosum_ext.data.readers.sniff import decode
 from zerosum_ext.data.readers.sources import Lines
 from zerosum_ext.data.readers.table import Options, Table
 
@@ -38,13 +39,17 @@ def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) ->
     users: list[np.ndarray | pa.Array] = []
     items: list[pa.Array] = []
     counter = _Counter()
-    for flat, counts in _tokens(lines, options.delimiter, counter):
+    numbers: list[np.ndarray] = []  # of the lines, as often as each has items
+    for flat, counts, line in _tokens(path, lines, options.delimiter, counter):
+        here = np.arange(line, line + len(counts))
+        numbers.append(np.repeat(here, np.maximum(counts - users_first, 0)).astype(np.int32))
         ends = np.cumsum(counts)
         starts = ends - counts
         if users_first:
             inner = np.ones(int(ends[-1]) if len(ends) else 0, bool)
-            inner[starts] = False
-            users.append(flat.take(pa.array(np.repeat(starts, counts - 1))))
+            some = counts > 0  # a blank line is no user
+            inner[starts[some]] = False
+            users.append(flat.take(pa.array(np.repeat(starts[some], counts[some] - 1))))
             items.append(flat.filter(pa.array(inner)))
             counter.empty += int((counts == 1).sum())
         else:
@@ -60,7 +65,8 @@ def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) ->
     else:
         user = code("user", np.concatenate([np.asarray(part) for part in users]))
     if bad.rows:
-        raise ValueError(f"{path}: {next(iter(bad.rows.values()))}")
+        row = min(bad.rows)
+        raise ValueError(f"{path}:{np.concatenate(numbers)[row]}: {bad.rows[row]}")
     what = "a user and items each" if users_first else "items each; users are the numbers of the lines"
     note = f"lists: lines of {what}"
     guesses = () if options.format else (note,)
@@ -80,19 +86,30 @@ class _Counter:
         self.users = self.empty = self.comments = 0
 
 
-def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    """Yield (all ids of a block, how many each line has). Comments above the first line are left out."""
+def _tokens(
+    path: Path, lines: Lines, delimiter: str | None, counter: _Counter
+) -> Iterator[tuple[pa.Array, np.ndarray, int]]:
+    """Yield (all ids of a block, how many each line has, the number of its first line).
+
+    Comments above the first line are left out.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    first = True
+    first, line = True, 1
     for block in lines:
         rows = block.split(b"\n")[:-1]
         while first and rows and (not rows[0].strip() or rows[0].lstrip()[:1] in (b"#", b"%")):
             counter.comments += bool(rows[0].strip())
             rows.pop(0)
+            line += 1
         first = first and not rows
-        text = pa.array(rows, pa.binary()).cast(pa.string())
+        try:
+            text = pa.array(rows, pa.binary()).cast(pa.string())
+        except pa.ArrowInvalid:
+            for number, row in enumerate(rows, line):
+                decode(path, row, number)
+            raise
         if delimiter not in (None, " "):
             text = pc.replace_substring(text, delimiter, " ")
         text = pc.ascii_trim_whitespace(text)
@@ -104,4 +121,5 @@ def _tokens(lines: Lines, delimiter: str | None, counter: _Counter) -> Iterator[
             keep[(np.cumsum(counts) - counts)[blank & (counts > 0)]] = False
             flat = flat.filter(pa.array(keep))
             counts[blank] = 0
-        yield flat, counts
+        yield flat, counts, line
+        line += len(rows)

@@ -17,7 +17,7 @@ from zerosum_ext.data.wording import option
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["from_stream", "read_dataset"]
+__all__ = ["from_stream", "is_table", "read_dataset"]
 
 
 def read_dataset(path: Path, kind: str, options: Options) -> Table:
@@ -78,6 +78,8 @@ def from_stream(table: Any, options: Options) -> Table:
         import polars
 
         read = table.to_arrow(compat_level=polars.CompatLevel.oldest())  # pyarrow 17 cannot cast views of strings
+    elif name == "datasets table" and hasattr(table, "with_format") and hasattr(table, "__len__"):
+        read = table.with_format("arrow")[:]  # in its order, which select and shuffle change
     elif hasattr(table, "__arrow_c_stream__"):
         read = pa.RecordBatchReader.from_stream(table)
     elif type(table).__module__.split(".")[0] == "pandas":  # before 2.2 it has no stream
@@ -92,6 +94,13 @@ def from_stream(table: Any, options: Options) -> Table:
     elif isinstance(read, pa.RecordBatch):
         read = pa.Table.from_batches([read])
     return _table(name, read, options)
+
+
+def is_table(data: object) -> bool:
+    """Return whether :func:`from_stream` takes an object."""
+    module = type(data).__module__.split(".")[0]
+    known = (module == "pandas" and hasattr(data, "columns")) or (module == "datasets" and hasattr(data, "with_format"))
+    return known or hasattr(data, "__arrow_c_stream__") or hasattr(data, "to_arrow_table")
 
 
 def _table(source: str, read: pa.Table, options: Options, names: list[str] | None = None) -> Table:
