@@ -1,8 +1,7 @@
-// A CSR matrix from pairs of codes: count, scatter, sort each row, merge duplicates. An array of the size of the result
-// is all the memory that it takes beside it.
+// A CSR matrix from pairs of codes: count, scatter, sort each row, merge duplicates. Two arrays of the size of the
+// result are all the memory that it takes.
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -15,18 +14,23 @@ namespace {
 constexpr int64_t kLargest = INT64_C(1) << 31;  // codes and positions must be below
 constexpr int64_t kEntriesPerTask = 1 << 15;
 
-constexpr int64_t kAhead = 16;  // pairs between the one whose place is fetched and the one that is written
-
 // Sorts the entries of one row by item, equal items by position, and keeps the last position of each item. Returns how
-// many are left. An entry is (item, position) as one word, so that one comparison orders both.
-int64_t sort_row(uint64_t* entries, int64_t count) {
+// many are left. scratch holds (item, position) as one word each, so that one comparison orders both.
+int64_t sort_row(int32_t* items, int32_t* positions, int64_t count, std::vector<uint64_t>& scratch) {
   bool ascending = true;
-  for (int64_t i = 1; i < count; ++i) ascending &= entries[i - 1] >> 32 < entries[i] >> 32;
+  for (int64_t i = 1; i < count; ++i) ascending &= items[i - 1] < items[i];
   if (ascending) return count;
-  std::sort(entries, entries + count);
-  int64_t kept = 0;
+  if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(static_cast<size_t>(count));
+  uint64_t* key = scratch.data();
   for (int64_t i = 0; i < count; ++i)
-    if (i + 1 == count || entries[i] >> 32 != entries[i + 1] >> 32) entries[kept++] = entries[i];
+    key[i] = static_cast<uint64_t>(items[i]) << 32 | static_cast<uint32_t>(positions[i]);
+  std::sort(key, key + count);
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + 1 < count && key[i] >> 32 == key[i + 1] >> 32) continue;
+    items[kept] = static_cast<int32_t>(key[i] >> 32);
+    positions[kept++] = static_cast<int32_t>(key[i] & UINT32_MAX);
+  }
   return kept;
 }
 
@@ -37,7 +41,11 @@ std::tuple<Tensor, Tensor, Tensor> build(const Tensor& users, const Tensor& item
   const Code* user = data<Code>(users);
   const Code* item = data<Code>(items);
   Tensor indptr = new_tensor(users, {num_users + 1}, ScalarType::Long);
+  Tensor indices = new_tensor(users, {n}, ScalarType::Int);
+  Tensor rows = new_tensor(users, {n}, ScalarType::Int);
   int64_t* start = data<int64_t>(indptr);
+  int32_t* column = data<int32_t>(indices);
+  int32_t* position = data<int32_t>(rows);
 
   std::fill_n(start, num_users + 1, int64_t{0});
   for (int64_t i = 0; i < n; ++i) {
@@ -49,40 +57,44 @@ std::tuple<Tensor, Tensor, Tensor> build(const Tensor& users, const Tensor& item
     ++start[u + 1];
   }
   for (int64_t u = 0; u < num_users; ++u) start[u + 1] += start[u];
-  const std::unique_ptr<uint64_t[]> entries(new uint64_t[static_cast<size_t>(n)]);  // not initialised
   // Afterwards start[u] is where row u ends, that is, where row u + 1 begins.
   for (int64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) __builtin_prefetch(&entries[static_cast<size_t>(start[user[i + kAhead]])], 1);
-    entries[static_cast<size_t>(start[user[i]]++)] = static_cast<uint64_t>(item[i]) << 32 | static_cast<uint64_t>(i);
+    const int64_t at = start[user[i]]++;
+    column[at] = static_cast<int32_t>(item[i]);
+    position[at] = static_cast<int32_t>(i);
   }
   std::copy_backward(start, start + num_users, start + num_users + 1);
   start[0] = 0;
 
   // Rows are shared out in ranges of about as many entries each; what a range is does not matter to the result.
+  std::vector<int64_t> kept(static_cast<size_t>(num_users));
   const int64_t tasks = (n + kEntriesPerTask - 1) / kEntriesPerTask;
-  const auto each_row = [&](const auto& f) {
-    for_each_block(tasks, 1, [&](int64_t task) {
-      // Rows that begin within the task's entries; empty rows may fall to two tasks, which does no harm.
-      int64_t* const first = std::lower_bound(start, start + num_users, task * kEntriesPerTask);
-      int64_t* const last = std::lower_bound(first, start + num_users, (task + 1) * kEntriesPerTask);
-      for (const int64_t* row = first; row < last; ++row) f(row - start, row[0], row[1] - row[0]);
+  Failure failure;
+  share_blocks(tasks, [&](const auto& next) {
+    failure.guard([&] {
+      std::vector<uint64_t> scratch;
+      for (int64_t task = next(); task >= 0; task = next()) {
+        // Rows that begin within the task's entries; empty rows may fall to two tasks, which does no harm.
+        int64_t* const first = std::lower_bound(start, start + num_users, task * kEntriesPerTask);
+        int64_t* const last = std::lower_bound(first, start + num_users, (task + 1) * kEntriesPerTask);
+        for (const int64_t* row = first; row < last; ++row)
+          kept[row - start] = sort_row(column + row[0], position + row[0], row[1] - row[0], scratch);
+      }
     });
-  };
-  std::vector<int64_t> end(static_cast<size_t>(num_users));  // of each row that is kept
-  each_row([&](int64_t u, int64_t begin, int64_t count) { end[u] = sort_row(&entries[begin], count); });
-  for (int64_t u = 1; u < num_users; ++u) end[u] += end[u - 1];
-  Tensor indices = new_tensor(users, {n}, ScalarType::Int);
-  Tensor rows = new_tensor(users, {n}, ScalarType::Int);
-  each_row([&](int64_t u, int64_t begin, int64_t) {
-    const int64_t to = u ? end[u - 1] : 0, count = end[u] - to;
-    int32_t* const column = data<int32_t>(indices) + to;
-    int32_t* const position = data<int32_t>(rows) + to;
-    for (int64_t i = 0; i < count; ++i) {
-      column[i] = static_cast<int32_t>(entries[begin + i] >> 32);
-      position[i] = static_cast<int32_t>(entries[begin + i] & UINT32_MAX);
-    }
   });
-  std::copy(end.begin(), end.end(), start + 1);
+  failure.rethrow();
+
+  int64_t to = 0;
+  for (int64_t u = 0; u < num_users; ++u) {
+    const int64_t from = start[u], count = kept[u];
+    if (from != to) {
+      std::copy_n(column + from, count, column + to);
+      std::copy_n(position + from, count, position + to);
+    }
+    start[u] = to;
+    to += count;
+  }
+  start[num_users] = to;
   return {indptr, indices, rows};
 }
 

@@ -260,6 +260,8 @@ def whole(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f" or not len(values):
         return values
     with np.errstate(invalid="ignore"):
+        if (values[:1000] != np.trunc(values[:1000])).any():  # ratings in halves are told by the first of them
+            return values
         integers = values.astype(np.int64)
     exact = bool((integers == values).all()) and max(abs(int(integers.max())), abs(int(integers.min()))) < 2**53
     return integers if exact else values

@@ -124,7 +124,9 @@ def _zip_member(path: Path) -> ByteStream:
 
 def count_lines(block: bytes) -> int:
     """Return the number of line feeds; where lines are short, bytes.count takes three times as long."""
-    return int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10))
+    ends = np.frombuffer(block, np.uint8)
+    step = 1 << 18  # so that what is compared stays in the cache
+    return sum(int(np.count_nonzero(ends[at : at + step] == 10)) for at in range(0, len(ends), step))
 
 
 class Lines:
