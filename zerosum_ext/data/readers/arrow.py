@@ -69,7 +69,9 @@ def values_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
             parts.append(values)
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+    # (NumPy asks for huge pages, which cost several times what the copy does where memory is in pieces.)
+    out: np.ndarray = torch.empty(sum(map(len, parts)), dtype=getattr(torch, dtype)).numpy()
+    return np.concatenate(parts, out=out) if parts else out
 
 
 def _text(words: pa.Array) -> pa.Array:
