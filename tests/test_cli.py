@@ -92,8 +92,7 @@ def test_help_has_two_levels(name, capsys):
             cli.main([name, flag])
         assert stop.value.code == 0
         texts[flag] = capsys.readouterr().out
-    options = [action.option_strings[-1] for action in command._actions if action.option_strings]
-    options[0] = "-h"
+    options = [action.option_strings[0] for action in command._actions if action.option_strings]
     usages = {flag: text.partition("\n\n")[0] for flag, text in texts.items()}
     shown = {flag: {o for o in options if re.search(rf"[ \[]{o}(?![\w-])", usage)} for flag, usage in usages.items()}
     assert shown["--help-all"] == set(options)
