@@ -235,8 +235,12 @@ def test_train_prints_both_methods_and_says_where_all_is(ratings, tmp_path, caps
     folder = tmp_path / "run"
     assert cli.main(["train", str(ratings), "--output", str(folder), *SMALL]) == 0
     out, err = capsys.readouterr()
-    head = out.splitlines()[0].split()
-    assert head == ["bpr", "zerosum", "difference"]
+    lines = out.splitlines()
+    assert lines[0].startswith("Zerosum against BPR: accuracy (NDCG@10) ")
+    assert lines[1].startswith("Zerosum against most popular: accuracy (NDCG@10) ")
+    assert "only 35 users were tested" in lines[2]
+    head = next(i for i, line in enumerate(lines) if line.split() == ["bpr", "zerosum", "difference"])
+    out = "\n".join(lines[head:])
     for label in ("Hit @10", "NDCG @20", "PRI", "PopQ@1", "ARP @10", "coverage @10"):
         assert label in out
     assert str(folder) in out
@@ -283,6 +287,8 @@ def test_train_json_is_all_of_stdout(ratings, tmp_path, capsys):
     assert cli.main([*argv, "--k", "3", "--loss", "pd", "--loss-option", "gamma=0.5"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert list(values["metrics"]) == ["pd"]
+    assert [one["name"] for one in values["verdict"]["against"]] == ["most_popular"]
+    assert values["verdict"]["references"]["most_popular"].keys() == values["metrics"]["pd"].keys()
     assert "ndcg@3" in values["metrics"]["pd"]
     assert len(values["histories"]["pd"]["loss"]) == 2
     assert runs.Run.open(tmp_path / "r").methods["pd"].loss_options == {"gamma": 0.5}

@@ -19,7 +19,8 @@ from zerosum_ext.experiments.runs import method as training_of_one
 
 METHOD = runs.Method(weight=0.8, embedding_dim=8, epochs=3, batch_size=64, patience=None)
 FAST = {"figures": False, "progress": False}
-FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "curves.png", "popq.png", "ranks.png"}
+FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "verdict.json"}
+FILES |= {"curves.png", "popq.png", "ranks.png"}
 
 
 @pytest.fixture(scope="module")

@@ -251,12 +251,18 @@ def _run(arguments: argparse.Namespace) -> int:
         again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
         command = shlex.join(["zerosum-ext", *again, "--resume"])
         raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
+    found = runs.read_verdict(run)
+    if found is None:
+        raise ValueError(f"{run.folder}: its verdict.json is gone; --resume makes it anew")
     if arguments.json:
+        verdict = found.to_dict()
         histories = {name: history.to_dict() for name, history in run.histories.items()}
         weights = {name: method.weight for name, method in run.methods.items() if method.weight is not None}
-        told = {"folder": str(run.folder), "metrics": run.metrics, "histories": histories, "weights": weights}
+        told = {"folder": str(run.folder), "verdict": verdict, "metrics": run.metrics}
+        told |= {"histories": histories, "weights": weights}
         print(runs.to_json(told))
         return 0
+    print("\n".join(found.lines(intervals=False)))
     print(comparison(run.metrics))
     if search is not None:
         print(f"--weight auto chose w = {run.methods[run.main].weight:g} for {run.main}")

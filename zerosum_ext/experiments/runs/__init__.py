@@ -13,6 +13,7 @@ The folder holds everything that the figures follow from and all that recommendi
     weights/            models of the weights that were tried, and search.json, where the weight was searched for
     metrics.json        {method: {metric: value}}
     history.csv         one row for each epoch of each method
+    verdict.json        what the main method changed against BPR and the most popular items, with intervals
     *.png               curves, PopQ histogram, average ranks, score matrices where small
 
 A run that was interrupted goes on where it was (``resume=True``) and ends in the same bits. Larger experiments, of
@@ -21,6 +22,7 @@ many splits and methods, are made of the same parts: :class:`Method` and :func:`
 """
 
 from zerosum_ext.experiments.runs.files import environment, to_json
+from zerosum_ext.experiments.runs.judging import judge_run, read_verdict
 from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, popularity_of, train_method
 from zerosum_ext.experiments.runs.run import Recommended, Run
 from zerosum_ext.experiments.runs.search import Tried, WeightSearch, choose_weight
@@ -42,8 +44,10 @@ __all__ = [
     "WeightSearch",
     "choose_weight",
     "environment",
+    "judge_run",
     "measure",
     "popularity_of",
+    "read_verdict",
     "to_json",
     "train",
     "train_method",

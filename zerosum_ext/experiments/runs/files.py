@@ -27,7 +27,7 @@ FORMAT = "zerosum_ext.run/1"
 # The files of one method, and those of the run itself: what ``remove_run`` removes.
 _METHOD_FILES = ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt", "log.csv")
 _FIGURES = ("curves.png", "popq.png", "ranks.png", "scores.png")
-_RUN_FILES = ("metrics.json", "history.csv", "interactions.npz", "config.json", *_FIGURES)
+_RUN_FILES = ("metrics.json", "history.csv", "interactions.npz", "verdict.json", "config.json", *_FIGURES)
 PARTS = ("train", "valid", "test")
 
 

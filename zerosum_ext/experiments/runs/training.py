@@ -15,6 +15,7 @@ from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
 from zerosum_ext._files import locked, replacing
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.experiments.runs import files
+from zerosum_ext.experiments.runs.judging import judge_run
 from zerosum_ext.experiments.runs.method import loggers, measure, train_method, training_options
 from zerosum_ext.experiments.runs.run import Run
 from zerosum_ext.experiments.runs.search import WeightSearch, choose_weight
@@ -119,6 +120,7 @@ def _train_in(
     run.write_tables()
     if figures:
         run.draw(rankings)
+    judge_run(run, rankings)
     return run
 
 

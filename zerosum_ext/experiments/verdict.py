@@ -1,0 +1,543 @@
+"""A verdict in words: what a method changed against others on the same users, and whether that is more than chance.
+
+    found = judge({"bpr": [ranking], "zerosum": [ranking]}, popularity, "zerosum", metric="ndcg@10", k=10)
+    print(found.sentences()[0])
+
+Values of each user are compared in pairs by :func:`zerosum_ext.evaluation.significance.compare`. The coverage of the
+catalogue has no value for a user; the two models' lists are exchanged for each user instead
+(:func:`zerosum_ext.evaluation.significance.exchange`). The p-values of one comparison are adjusted by Holm's method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.evaluation import Ranking, per_user
+from zerosum_ext.evaluation.significance import Comparison, compare, coverage_of_lists, exchange, holm
+from zerosum_ext.training import History
+
+__all__ = [
+    "MOST_POPULAR",
+    "Against",
+    "Change",
+    "Measure",
+    "Verdict",
+    "bias_measures",
+    "data_warnings",
+    "distance",
+    "history_warnings",
+    "judge",
+    "measure_of",
+    "method_label",
+    "popularity_scores",
+]
+
+#: The name of the ranking by popularity alone, which needs no training.
+MOST_POPULAR = "most_popular"
+
+# Changes with an adjusted p-value below this are called significant.
+LEVEL = 0.05
+# Random permutations and bootstrap samples of a comparison: p-values are exact to about .01 at .05.
+RESAMPLES = 999
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is written and read.
+
+    Attributes:
+        name: its key in :func:`zerosum_ext.evaluate`, without the cut-off.
+        label: its name in tables and sentences.
+        about: what it says, in one sentence.
+        better: "up" or "down" if larger or smaller values are better, "ideal" if values near ``ideal`` are.
+        ideal: the value without bias, or None if there is none.
+        percent: it is a share and written in percent.
+        kind: "accuracy", "bias" or "exposure".
+    """
+
+    name: str
+    label: str
+    about: str
+    better: Literal["up", "down", "ideal"]
+    ideal: float | None = None
+    percent: bool = False
+    kind: Literal["accuracy", "bias", "exposure"] = "accuracy"
+
+    @property
+    def arrow(self) -> str:
+        """Return the direction of better values: an arrow, with the ideal if there is one."""
+        if self.better == "ideal":
+            return f"→ {self.ideal:g}"
+        return "↑" if self.better == "up" else "↓"
+
+    def distance(self, value: float) -> float:
+        """Return how far a value is from the best: smaller is better."""
+        if self.ideal is not None:
+            return abs(value - self.ideal)
+        return -value if self.better == "up" else value
+
+    def write(self, value: float | None) -> str:
+        """Return a value as text."""
+        if value is None or not math.isfinite(value):
+            return "no value"
+        if self.percent:
+            return f"{100 * value:.1f} %"
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+_SPELLED = {
+    "hr": ("Hit", "the share of users who have a held-out item in their list", "up", None, True, "accuracy"),
+    "recall": ("Recall", "the share of a user's held-out items in the list", "up", None, False, "accuracy"),
+    "precision": ("Precision", "the share of the list that are held-out items", "up", None, False, "accuracy"),
+    "ndcg": ("NDCG", "held-out items in the list, those near its top counting more", "up", None, False, "accuracy"),
+    "mrr": ("MRR", "one divided by the place of the first held-out item", "up", None, False, "accuracy"),
+    "map": ("MAP", "the mean precision at the places of the held-out items", "up", None, False, "accuracy"),
+    "auc": ("AUC", "the share of other items that stand below a held-out one", "up", None, False, "accuracy"),
+    "pairwise_accuracy": ("pairwise accuracy", "AUC over all pairs of all users", "up", None, False, "accuracy"),
+    "pri": (
+        "PRI (popularity-rank correlation of items)",
+        "whether popular items stand above unpopular ones among the items a user likes: 1 always, 0 not at all",
+        "ideal",
+        0.0,
+        False,
+        "bias",
+    ),
+    "pop_q_at_1": (
+        "PopQ@1 (popularity quantile of the top item)",
+        "how popular the item is that the model puts first among those a user likes: 0 the most popular, .5 ideal",
+        "ideal",
+        0.5,
+        False,
+        "bias",
+    ),
+    "upo": (
+        "uPO (popularity-opportunity bias of users)",
+        "whether a user's popular items score higher than the user's other items: 1 always, 0 not at all",
+        "ideal",
+        0.0,
+        False,
+        "bias",
+    ),
+    "pcc": ("PCC (popularity-score correlation)", "the same over all users together", "ideal", 0.0, False, "bias"),
+    "pru": ("PRU (popularity-rank correlation of users)", "uPO by places in the list", "ideal", 0.0, False, "bias"),
+    "arp": (
+        "ARP (average popularity of what is recommended)",
+        "how many users have the items that are recommended, on average",
+        "down",
+        None,
+        False,
+        "exposure",
+    ),
+    "aplt": (
+        "long-tail share",
+        "the share of a list that are unpopular items: those that have the last fifth of all interactions",
+        "up",
+        None,
+        True,
+        "exposure",
+    ),
+    "tail_share": ("long-tail exposure", "the long-tail share of all lists together", "up", None, True, "exposure"),
+    "coverage": ("coverage", "the share of all items that anybody is recommended", "up", None, True, "exposure"),
+    "gini": (
+        "Gini",
+        "how unequal items' exposure is: 0 all alike, 1 one item has all",
+        "ideal",
+        0.0,
+        False,
+        "exposure",
+    ),
+}
+
+_LABELS = {
+    MOST_POPULAR: "most popular",
+    "popular": "most popular",
+    "bpr": "BPR",
+    "zerosum": "Zerosum",
+    "pos2neg2": "Pos2Neg2",
+    "macr": "MACR",
+    "pd": "PD",
+    "pda": "PDA",
+    "ipw": "IPW",
+    "bsl": "BSL",
+    "psl": "PSL",
+    "ccl": "CCL",
+    "ease": "EASE",
+    "ials": "iALS",
+    "sampled_softmax": "softmax",
+    "popularity_softmax": "popularity softmax",
+    "refined_softmax": "refined softmax",
+    "hardest": "hard negatives (DNS)",
+    "pearson": "Pearson",
+    "compensation": "compensation",
+}
+
+
+def method_label(name: str) -> str:
+    """Return a method's name as people write it."""
+    return _LABELS.get(name, name)
+
+
+def measure_of(key: str) -> Measure:
+    """Return how a measure is written and read, from a key of :func:`zerosum_ext.evaluate` such as "arp@10"."""
+    name, at, cutoff = key.partition("@")
+    if name not in _SPELLED:
+        return Measure(name, key, "", "up")
+    label, *rest = _SPELLED[name]
+    short, bracket, more = label.partition(" (")
+    return Measure(name, f"{short}{at}{cutoff}{bracket}{more}", *rest)  # type: ignore[arg-type]
+
+
+def bias_measures(k: int) -> tuple[str, ...]:
+    """Return the keys of the measures that a verdict compares beside accuracy, for lists of k items."""
+    return (f"aplt@{k}", "pop_q_at_1", "upo", f"arp@{k}", f"coverage@{k}")
+
+
+def distance(key: str, value: float) -> float:
+    """Return how far a measure's value is from the best; smaller is better."""
+    return measure_of(key).distance(value)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of two models over the same users.
+
+    Attributes:
+        key: the measure.
+        before, after: the values of the other model and of the one judged.
+        low, high: 95 % confidence interval of ``after - before``.
+        p_value, adjusted: of no difference; adjusted for all measures compared.
+        better: whether ``after`` is better than ``before``. None: not significant, or no value.
+        users: users with a value under both models.
+    """
+
+    key: str
+    before: float | None
+    after: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    adjusted: float | None
+    better: bool | None
+    users: int
+
+    @property
+    def relative(self) -> tuple[float, float, float] | None:
+        """Return the change and its interval as shares of ``before``, or None without a value above 0."""
+        if self.before is None or self.after is None or self.before <= 0 or self.low is None or self.high is None:
+            return None
+        return (self.after - self.before) / self.before, self.low / self.before, self.high / self.before
+
+    def text(self, intervals: bool = True) -> str:
+        """Return the change in words, such as "long-tail share 8.0 % -> 21.0 %"."""
+        measure = measure_of(self.key)
+        name = measure.label.partition(" (")[0]
+        if self.before is None or self.after is None:
+            return f"{name} has no value here"
+        remark = "" if self.better is not None else "not significant"
+        if measure.kind == "accuracy" and (relative := self.relative) is not None:
+            said = f"accuracy ({name}) {_signed(100 * relative[0])} %"
+            interval = f"95 %: {_signed(100 * relative[1])} to {_signed(100 * relative[2])}"
+        else:
+            said = f"{name} {measure.write(self.before)} -> {measure.write(self.after)}"
+            factor = 100 if measure.percent else 1
+            digits = 3 if not measure.percent and abs(self.before) < 10 else 1
+            low, high = self.low or 0.0, self.high or 0.0
+            interval = f"95 %: {_signed(factor * low, digits)} to {_signed(factor * high, digits)}"
+            if measure.ideal is not None and not remark:
+                remark = f"ideal {measure.ideal:g}, " + ("better" if self.better else "worse")
+            elif not remark and not self.better:
+                remark = "worse"
+        inside = [part for part in (interval if intervals else "", remark) if part]
+        return f"{said} ({'; '.join(inside)})" if inside else said
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
+@dataclass(frozen=True)
+class Against:
+    """What changed against one other model."""
+
+    name: str
+    changes: tuple[Change, ...]
+
+    def change(self, name: str) -> Change | None:
+        """Return the change of a measure, by its name without the cut-off."""
+        return next((c for c in self.changes if c.key.partition("@")[0] == name), None)
+
+    @property
+    def accuracy(self) -> Change:
+        """The change of accuracy."""
+        return self.changes[0]
+
+    @property
+    def bias(self) -> tuple[Change, ...]:
+        """The changes of all measures but accuracy."""
+        return self.changes[1:]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a method changed, warnings, and what to try.
+
+    Attributes:
+        main: the method judged.
+        users: how many users were tested.
+        against: the comparisons.
+        warnings: what a reader must know before the figures are used.
+        advice: what to try next.
+        references: measures of models that the run folder does not hold, such as the most popular items.
+    """
+
+    main: str
+    users: int
+    against: tuple[Against, ...]
+    warnings: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    references: Mapping[str, Mapping[str, float]] | None = None
+
+    def sentences(self, intervals: bool = True) -> list[str]:
+        """Return one sentence for each comparison."""
+        return [
+            f"{method_label(self.main)} against {method_label(one.name)}: "
+            + ", ".join(change.text(intervals) for change in one.changes)
+            for one in self.against
+        ]
+
+    def lines(self, intervals: bool = True) -> list[str]:
+        """Return the sentences, the warnings and the advice, each a line."""
+        return [
+            *self.sentences(intervals),
+            *(f"warning: {text}" for text in self.warnings),
+            *(f"try: {text}" for text in self.advice),
+        ]
+
+    def with_warnings(self, warnings: Sequence[str], advice: Sequence[str] = ()) -> Verdict:
+        """Return this verdict with further warnings and advice; each stands once."""
+        return replace(
+            self,
+            warnings=tuple(dict.fromkeys((*self.warnings, *warnings))),
+            advice=tuple(dict.fromkeys((*self.advice, *advice))),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values that JSON can hold."""
+        return {**asdict(self), "sentences": self.sentences()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Verdict:
+        """Return the verdict that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: values that no verdict has.
+        """
+        try:
+            against = tuple(
+                Against(str(one["name"]), tuple(Change(**_checked_change(c)) for c in one["changes"]))
+                for one in values["against"]
+            )
+            texts = {name: tuple(map(str, values[name])) for name in ("warnings", "advice")}
+            references = {str(n): {str(k): v for k, v in r.items()} for n, r in (values["references"] or {}).items()}
+            if not all(one.changes for one in against):
+                raise ValueError("a comparison without measures")
+            return cls(str(values["main"]), int(values["users"]), against, **texts, references=references)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"it is no verdict: {error}") from None
+
+
+def _checked_change(values: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        number = value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+        if not (isinstance(value, str) if name == "key" else number):
+            raise ValueError(f"{name}: got {value!r}")
+    return dict(values)
+
+
+def popularity_scores(train: Interactions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return factors whose scores rank every user's items by their popularity in the training part."""
+    counts = train.popularity.cpu().double()
+    return torch.ones(train.num_users, 1, dtype=torch.float64), counts[:, None]
+
+
+def judge(
+    rankings: Mapping[str, Sequence[Ranking]],
+    popularity: torch.Tensor,
+    main: str,
+    *,
+    metric: str = "ndcg@10",
+    k: int = 10,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Verdict:
+    """Compare a method with every other one over the same users.
+
+    Args:
+        rankings: {method: its rankings of the test part, one for each seed}. Values of a user are averaged over
+            seeds. The lists hold at least ``k`` items.
+        popularity: interaction counts [num_items].
+        main: the method to judge.
+        metric: the measure of accuracy, a mean over users.
+        k: the cut-off of the measures of lists.
+        resamples, seed: of the bootstrap and the permutations.
+
+    Returns:
+        The verdict, with the warnings that follow from the comparisons.
+
+    Raises:
+        ValueError: ``main`` has no ranking.
+    """
+    if main not in rankings:
+        raise ValueError(f"main: expected one of {', '.join(rankings)}, got {main!r}")
+    keys = (metric, *bias_measures(k))
+    values = {name: _values(several, popularity, keys) for name, several in rankings.items()}
+    against = []
+    for name in rankings:
+        if name != main:
+            found = [_compared(key, values[name], values[main], resamples, seed) for key in keys]
+            against.append(Against(name, _adjusted(keys, found)))
+    users = int(rankings[main][0].users.size)
+    return Verdict(main, users, tuple(against)).with_warnings(*_warnings(main, users, against))
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What one method reaches: values of each user, averaged over seeds, and the lists of all seeds."""
+
+    per_user: dict[str, np.ndarray]
+    lists: list[np.ndarray]
+    num_items: int
+
+
+def _values(rankings: Sequence[Ranking], popularity: torch.Tensor, keys: Sequence[str]) -> _Values:
+    wanted = [key for key in keys if not key.startswith("coverage")]
+    cutoff = next(int(key.partition("@")[2]) for key in keys if key.startswith("coverage"))
+    each = [per_user(ranking, popularity, metrics=wanted) for ranking in rankings]
+    mean = {key: np.mean([one[key] for one in each], axis=0) for key in wanted}
+    lists = [ranking.top_items[:, :cutoff] for ranking in rankings]
+    return _Values(mean, lists, rankings[0].num_items)
+
+
+def _compared(key: str, a: _Values, b: _Values, resamples: int, seed: int) -> Comparison | None:
+    """Return the comparison of a measure, or None if fewer than two users have a value."""
+    if key.startswith("coverage"):
+        return _compared_coverage(a, b, seed)
+    x, y = a.per_user[key], b.per_user[key]
+    both = ~(np.isnan(x) | np.isnan(y))
+    if both.sum() < 2:
+        return None
+    x, y = x[both], y[both]
+    found = compare(x, y, resamples=resamples, seed=seed)
+    ideal = measure_of(key).ideal
+    if ideal is not None and (found.mean_a - ideal) * (found.mean_b - ideal) < 0:
+        # On two sides of the ideal: what is tested is the difference of the distances from it.
+        sign = math.copysign(1.0, found.mean_b - ideal)
+        moved = compare(np.zeros_like(x), sign * (x + y - 2 * ideal), resamples=resamples, seed=seed)
+        found = replace(found, p_value=moved.p_value)
+    return found
+
+
+def _compared_coverage(a: _Values, b: _Values, seed: int) -> Comparison | None:
+    """Exchange the lists of users, all seeds of a user together. The coverage is the mean of the seeds'."""
+    if len(a.lists[0]) < 2:
+        return None
+    count = max(len(a.lists), len(b.lists))
+
+    def mean_coverage(lists: np.ndarray, num_items: int) -> float:
+        parts = np.split(lists, count, axis=1)
+        return float(np.mean([coverage_of_lists(part, num_items) for part in parts]))
+
+    # (A ranking without a seed, as by popularity, stands for each of the other's.)
+    x, y = (np.concatenate(v.lists * (count // len(v.lists)), axis=1) for v in (a, b))
+    return exchange(x, y, a.num_items, statistic=mean_coverage, seed=seed)
+
+
+def _adjusted(keys: Sequence[str], found: Sequence[Comparison | None]) -> tuple[Change, ...]:
+    adjusted = holm([math.nan if one is None else one.p_value for one in found])
+    return tuple(_change(key, one, p) for key, one, p in zip(keys, found, adjusted, strict=True))
+
+
+def _change(key: str, found: Comparison | None, adjusted: float) -> Change:
+    if found is None:
+        return Change(key, None, None, None, None, None, None, None, 0)
+    measure = measure_of(key)
+    better = None
+    if adjusted < LEVEL:
+        better = measure.distance(found.mean_b) < measure.distance(found.mean_a)
+    numbers = (found.mean_a, found.mean_b, found.low, found.high, found.p_value, adjusted)
+    return Change(key, *numbers, better, found.users)
+
+
+# Fewer users than this seldom show a difference.
+FEW_USERS = 50
+
+
+def _warnings(main: str, users: int, against: Sequence[Against]) -> tuple[list[str], list[str]]:
+    """Return what the comparisons warn of, and what to try."""
+    warnings, advice = [], []
+    label = method_label(main)
+    if users < FEW_USERS:
+        warnings.append(
+            f"only {users} users were tested: with so few, chance hides all but large differences, and the "
+            "percentages say little"
+        )
+    by_name = {one.name: one for one in against}
+    base = by_name.get("bpr")
+    if base is not None:
+        gained = [change for change in base.bias if change.better]
+        lost = [change for change in base.bias if change.better is False]
+        if base.accuracy.better is False and len(gained) <= len(lost):
+            what = "and does not debias" if not gained else "and is worse in as many measures of bias as it is better"
+            warnings.append(f"{label} is less accurate than BPR {what} on these data: do not use this setting")
+        elif base.accuracy.better is not True and not gained and users >= FEW_USERS:
+            warnings.append(f"{label} is neither more accurate nor less biased than BPR on these data")
+    popular = None if MOST_POPULAR not in by_name else by_name[MOST_POPULAR].accuracy
+    if popular is not None and 0 < (popular.before or 0) >= (popular.after or 0):
+        sure = "" if popular.better is False else " (not significantly)"
+        warnings.append(
+            f"the most popular items, the same for everybody, are more accurate than {label}{sure}: these data say "
+            "little about what individual users like"
+        )
+        advice.append(
+            "data that say more of each user (more interactions a user, other signals), or recommend the most popular "
+            "items"
+        )
+    return warnings, advice
+
+
+def history_warnings(histories: Mapping[str, History], patience: Mapping[str, int | None]) -> list[str]:
+    """Return a warning for each method whose validation was still rising when the number of epochs ran out."""
+    told = []
+    for name, history in histories.items():
+        best, limit = history.best_epoch, patience.get(name)
+        if history.stopped == "completed" and best is not None and len(history) > 1:
+            since = len(history) - 1 - best
+            # It was not level for as long as it takes to stop early: the cap stopped it.
+            if since < (limit if limit is not None else max(1, len(history) // 10)):
+                told.append(
+                    f"{method_label(name)} was stopped by the cap of {len(history)} epochs; its best was epoch "
+                    f"{best + 1}, so more epochs (--epochs) may improve it"
+                )
+    return told
+
+
+def data_warnings(split: Split) -> tuple[list[str], list[str]]:
+    """Return what the interactions themselves warn of, and what to try."""
+    counts = split.train.user_counts.cpu() + split.valid.user_counts.cpu() + split.test.user_counts.cpu()
+    if int((counts > 1).sum()) == 0:
+        return (
+            [
+                "no user has two items: an item that is held out belongs to a user of whom nothing is known, so no "
+                "model can learn what a user likes from these data"
+            ],
+            ["a file with several items of each user; until then recommend the most popular items"],
+        )
+    return [], []
