@@ -14,6 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 HEAVY = frozenset(
     (
         "matplotlib",
+        "optuna",
         "pandas",
         "polars",
         "pyarrow",

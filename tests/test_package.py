@@ -48,7 +48,8 @@ def test_type_checkers_see_what_the_tables_load():
     modules = {name: ".".join(filter(None, (seen.pop(name, "missing"), name))) for name in zx._MODULES}
     assert modules == zx._MODULES
     assert seen == zx._HOMES
-    assert set(zx.__all__) == {*zx._HOMES, "__version__", "datasets", "functional", "metrics"}
+    # compare draws in the experiments, so that a star import leaves it out.
+    assert set(zx.__all__) == {*zx._HOMES, "__version__", "datasets", "functional", "metrics"} - {"compare"}
 
 
 @pytest.mark.parametrize("name", ["nothing", "__wrapped__"])

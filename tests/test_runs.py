@@ -19,7 +19,7 @@ from zerosum_ext.experiments.runs import method as training_of_one
 
 METHOD = runs.Method(weight=0.8, embedding_dim=8, epochs=3, batch_size=64, patience=None)
 FAST = {"figures": False, "progress": False}
-FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "verdict.json"}
+FILES = {"config.json", "interactions.npz", "metrics.json", "history.csv", "verdict.json", "report.html"}
 FILES |= {"curves.png", "popq.png", "ranks.png"}
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from zerosum_ext.experiments import plots as plots
     from zerosum_ext.experiments import reproduce as reproduce
     from zerosum_ext.experiments import runs as runs
+    from zerosum_ext.experiments.compare import compare as compare
     from zerosum_ext.losses import CustomLoss, functional, get_loss, loss_and_grad, mf_loss
     from zerosum_ext.losses.functional import *  # noqa: F403
     from zerosum_ext.losses.modules import *  # noqa: F403
@@ -105,6 +106,7 @@ _HOMES: dict[str, str] = {
         "data.interactions": ("Interactions",),
         "data.sampling": ("TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives"),
         "evaluation": ("Ranking", "RankingMetrics", "evaluate", "rank"),
+        "experiments.compare": ("compare",),
         "losses": ("CustomLoss", "get_loss", "loss_and_grad", "mf_loss"),
         "models": ("GMF", "MACR", "MLP", "NGCF", "Compensated", "LightGCN", "MACRLoss", "MatrixFactorization")
         + ("EASE", "IALS", "MostPopular", "NeuMF", "PopularityAdjusted", "Recommender", "get_method", "get_model"),
@@ -145,7 +147,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__, *_HOMES, *_MODULES})
 
 
 if os.environ.get("EAGER_IMPORT"):

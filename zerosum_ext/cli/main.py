@@ -15,14 +15,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zerosum_ext._version import __version__
-from zerosum_ext.cli import completion, demo, doctor, evaluate, gradcheck, recommend, reproduce, shard, train
+from zerosum_ext.cli import (
+    compare,
+    completion,
+    demo,
+    doctor,
+    evaluate,
+    gradcheck,
+    recommend,
+    report,
+    reproduce,
+    shard,
+    train,
+)
 from zerosum_ext.cli.parser import LEVELS, Parser
 from zerosum_ext.data import wording
 
 __all__ = ["main"]
 
 # A new command is a file of this folder with add_to(commands), and its name here.
-_COMMANDS = (doctor, demo, gradcheck, train, evaluate, recommend, reproduce, shard)
+_COMMANDS = (doctor, demo, gradcheck, train, compare, report, evaluate, recommend, reproduce, shard)
 _EPILOG = """\
 start here: zerosum-ext demo, or zerosum-ext train YOUR_FILE.csv
 

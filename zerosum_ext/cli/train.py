@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
     method = train.add_argument_group("method")
     _add_loss_options(method)
     _add_training_options(method)
-    _add_split_options(train.add_argument_group("split"))
+    add_split_options(train.add_argument_group("split"))
     add_reading_options(train)
     train.essential(*_ESSENTIAL)
     train.set_defaults(run=_run, parser=train)
@@ -163,7 +163,8 @@ def _add_training_options(group: Any) -> None:
     add("--device", str, "cpu", "NAME", "cpu, cuda or cuda:N")
 
 
-def _add_split_options(group: Any) -> None:
+def add_split_options(group: Any) -> None:
+    """Add the options of the split."""
     group.add_argument(
         "--split",
         choices=("random", "balanced", "last", "column"),
@@ -234,7 +235,7 @@ def _run(arguments: argparse.Namespace) -> int:
             data_source(arguments.data, arguments),
             folder,
             method,
-            split=_split_rule(arguments),
+            split=split_rule(arguments),
             baseline=not arguments.no_baseline,
             k=arguments.k or (10, 20),
             resume=arguments.resume,
@@ -268,6 +269,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"--weight auto chose w = {run.methods[run.main].weight:g} for {run.main}")
     written = sorted(p.name for p in run.folder.iterdir() if p.is_file())
     print(f"{', '.join(written)} and the models are in {run.folder}")
+    print(f"which method and weight serve these data best: zerosum-ext compare {shlex.quote(arguments.data)}")
     return 0
 
 
@@ -352,7 +354,8 @@ def _method(arguments: argparse.Namespace) -> tuple[runs.Method, runs.WeightSear
     return method, search
 
 
-def _split_rule(arguments: argparse.Namespace) -> runs.SplitRule:
+def split_rule(arguments: argparse.Namespace) -> runs.SplitRule:
+    """Return the split that the options describe."""
     from zerosum_ext.experiments import runs
 
     train, valid, test = (int(v) if v.lstrip("-").isdecimal() else v for v in arguments.split_values)

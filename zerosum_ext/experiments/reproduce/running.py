@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
-import multiprocessing
-import os
 import resource
-import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from zerosum_ext._checks import require_positive_int
 from zerosum_ext._files import replacing
+from zerosum_ext.experiments.processes import Workers
 from zerosum_ext.experiments.reproduce import results
 from zerosum_ext.experiments.reproduce.experiment import Cell
 from zerosum_ext.experiments.reproduce.file import read_experiment
@@ -76,68 +67,9 @@ def run(
     bar = tqdm(
         total=len(open_cells), desc=experiment.name, unit="run", disable=None if progress is None else not progress
     )
-    with bar:
-        if jobs == 1:
-            for cell in open_cells:
-                bar.set_postfix_str(cell.name)
-                _run_and_write(cell, output)
-                bar.update()
-        else:
-            _run_in_processes(open_cells, output, jobs, bar.update)
+    with bar, Workers(jobs) as workers:
+        workers.run(_run_and_write, [(cell, output) for cell in open_cells], lambda place, _: bar.update())
     return results.finished(experiment, output, data)
-
-
-def _run_in_processes(cells: Sequence[Cell], output: Path, jobs: int, after_each: Callable[[], Any]) -> None:
-    """Run cells in processes of one thread each. Never more cells are handed out than there are processes.
-
-    Cells that wait in the pool cannot be taken back: they would begin after an interruption.
-    """
-    context = multiprocessing.get_context("spawn")
-    # The workers end at once when its other end is closed: by us, or because this process is gone.
-    ours_alone, our_end = context.Pipe(duplex=False)
-    queue = iter(cells)
-
-    def submit(pool: ProcessPoolExecutor, count: int) -> set[Future[None]]:
-        # Ctrl-C is for this process to answer: workers inherit that it is blocked.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return {pool.submit(_run_and_write, cell, output) for cell in itertools.islice(queue, count)}
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    try:
-        with ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(ours_alone,)) as pool:
-            try:
-                running = submit(pool, jobs)
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for one in done:
-                        one.result()
-                        after_each()
-                    running |= submit(pool, len(done))
-            except KeyboardInterrupt:
-                our_end.close()
-                raise
-            except BrokenProcessPool:
-                raise ChildProcessError(
-                    f"jobs: one of {jobs} processes died, killed or for want of memory; the cells that are finished "
-                    "are kept: run the same again, with fewer jobs where memory is short"
-                ) from None
-    finally:
-        our_end.close()
-        ours_alone.close()
-
-
-def _begin_worker(parents: Connection) -> None:
-    """Compute with one thread, and end when the parent's end of the pipe is closed."""
-    torch.set_num_threads(1)
-
-    def end_with_the_parent() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            parents.recv()
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 def _run_and_write(cell: Cell, output: Path) -> None:

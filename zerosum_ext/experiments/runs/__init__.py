@@ -14,6 +14,7 @@ The folder holds everything that the figures follow from and all that recommendi
     metrics.json        {method: {metric: value}}
     history.csv         one row for each epoch of each method
     verdict.json        what the main method changed against BPR and the most popular items, with intervals
+    report.html         all of it as one page, with figures, lists of some users and settings
     *.png               curves, PopQ histogram, average ranks, score matrices where small
 
 A run that was interrupted goes on where it was (``resume=True``) and ends in the same bits. Larger experiments, of
@@ -24,6 +25,7 @@ many splits and methods, are made of the same parts: :class:`Method` and :func:`
 from zerosum_ext.experiments.runs.files import environment, to_json
 from zerosum_ext.experiments.runs.judging import judge_run, read_verdict
 from zerosum_ext.experiments.runs.method import MACR_REFERENCES, measure, popularity_of, train_method
+from zerosum_ext.experiments.runs.reporting import write_report
 from zerosum_ext.experiments.runs.run import Recommended, Run
 from zerosum_ext.experiments.runs.search import Tried, WeightSearch, choose_weight
 from zerosum_ext.experiments.runs.settings import MODELS, DataSource, Method, SplitRule
@@ -52,4 +54,5 @@ __all__ = [
     "train",
     "train_method",
     "train_together",
+    "write_report",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ FORMAT = "zerosum_ext.run/1"
 # The files of one method, and those of the run itself: what ``remove_run`` removes.
 _METHOD_FILES = ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt", "log.csv")
 _FIGURES = ("curves.png", "popq.png", "ranks.png", "scores.png")
-_RUN_FILES = ("metrics.json", "history.csv", "interactions.npz", "verdict.json", "config.json", *_FIGURES)
+_RUN_FILES: tuple[str, ...] = ("metrics.json", "history.csv", "interactions.npz", "verdict.json", "config.json")
+_RUN_FILES += ("compare.json", "report.html", *_FIGURES)
 PARTS = ("train", "valid", "test")
 
 
@@ -85,7 +87,7 @@ def read_history(path: Path) -> History:
 def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Make the folder of a run, or decide what becomes of what is in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*config["methods"], "weights"):
+    for name in (*config["methods"], "weights", "trials"):
         # A link could lead what is written, or removed, to anywhere.
         if (folder / name).is_symlink():
             raise ValueError(f"{folder / name} is a link, expected a folder of the run")
@@ -107,7 +109,9 @@ def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool)
 
 def difference(old: Any, new: Any) -> str:
     """Return the first setting in which two configurations differ, in words, or an empty string if they agree."""
-    for part in ("methods", "evaluation", "search"):
+    for part in ("compare", "methods", "evaluation", "search"):
+        if part == "methods" and old.get("compare") and new.get("compare"):
+            continue  # they are what was looked for
         before, after = _flat(old.get(part)), _flat(new.get(part))
         for name in [*after, *before]:
             if old.get("search") and new.get("search") and part == "methods" and name.endswith(".weight"):
@@ -142,8 +146,26 @@ def remove_run(folder: Path, config: dict[str, Any]) -> None:
                     events.unlink()
     if not linked:
         (folder / "weights" / "search.json").unlink(missing_ok=True)
+    _remove_trials(folder / "trials")
     for file in _RUN_FILES:
         (folder / file).unlink(missing_ok=True)
+
+
+def _remove_trials(folder: Path) -> None:
+    """Remove the files of the candidates of a comparison, and the folders that are empty then."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for place in folder.iterdir():
+        if place.is_symlink() or not place.is_dir() or not re.fullmatch(r"[A-Za-z0-9_.=+-]+", place.name):
+            continue
+        for inner in (place / "model", place):
+            if inner.is_dir() and not inner.is_symlink():
+                for file in (*_METHOD_FILES, "record.json"):
+                    (inner / file).unlink(missing_ok=True)
+                if not any(inner.iterdir()):
+                    inner.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -158,7 +180,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} is not the configuration of a run ({FORMAT})")
-    for name in ("search", "interactions", "evaluation"):
+    for name in ("search", "interactions", "evaluation", "compare"):
         if not isinstance(config.get(name) or {}, dict):
             raise ValueError(f"{path} is damaged: {name}: expected an object, got {config[name]!r}")
     cutoffs = (config.get("evaluation") or {}).get("k")
@@ -220,6 +242,14 @@ def write_split(path: Path, split: Split) -> None:
             arrays[name] = ids
     with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def keep_split(file: Path, split: Split, note: Callable[[str], Any]) -> None:
+    """Write the interactions, unless the file holds them already."""
+    if not holds(file, split):
+        if file.is_file():
+            note(f"{file} was damaged, and is written anew")
+        write_split(file, split)
 
 
 def holds(path: Path, split: Split) -> bool:

@@ -30,12 +30,18 @@ def popular_ranking(split: Split, k: int) -> Ranking:
     return rank(popularity_scores(split.train), seen, split.test, k=k)
 
 
-def judge_run(run: Run, rankings: Mapping[str, Ranking | Sequence[Ranking]]) -> Verdict:
+def judge_run(
+    run: Run,
+    rankings: Mapping[str, Ranking | Sequence[Ranking]],
+    warnings: Sequence[str] = (),
+    advice: Sequence[str] = (),
+) -> Verdict:
     """Compare the main method of a run with its others and with the most popular items, and write verdict.json.
 
     Args:
         run: the run, all methods of which are trained.
         rankings: {method: its ranking of the test part, or one for each seed}.
+        warnings, advice: what is known beside that, and belongs to the verdict.
     """
     cutoffs = run.config["evaluation"]["k"]
     name, _, _ = run.methods[run.main].metric.partition("@")
@@ -48,6 +54,7 @@ def judge_run(run: Run, rankings: Mapping[str, Ranking | Sequence[Ranking]]) -> 
     verdict = verdict.with_warnings(
         history_warnings(run.histories, {name: method.patience for name, method in run.methods.items()})
     )
+    verdict = verdict.with_warnings(warnings, advice)
     references = {MOST_POPULAR: compute(popular, popularity, k=tuple(cutoffs))}
     verdict = Verdict(verdict.main, verdict.users, verdict.against, verdict.warnings, verdict.advice, references)
     write_json(run.folder / VERDICT, verdict.to_dict())

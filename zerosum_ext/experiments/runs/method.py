@@ -100,7 +100,7 @@ def _train_in(
     model = parts.inference(model)
     if method.loss == "macr" and split.valid.nnz > 0 and "c" not in method.loss_options:
         models.choose(model, MACR_REFERENCES, split.train, split.valid, method.metric)
-    _save_model(model, model_file)
+    save_model(model, model_file)
     write_json(history_file, history.to_dict())
     checkpoint.unlink()
     return model, history
@@ -128,7 +128,7 @@ def training_options(method: Method, parts: models.MethodParts, split: Split) ->
     }
 
 
-def _save_model(model: nn.Module, path: Path) -> None:
+def save_model(model: nn.Module, path: Path) -> None:
     if hasattr(model, "save"):
         model.save(path)  # type: ignore[operator]
     else:

@@ -17,6 +17,7 @@ from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.experiments.runs import files
 from zerosum_ext.experiments.runs.judging import judge_run
 from zerosum_ext.experiments.runs.method import loggers, measure, train_method, training_options
+from zerosum_ext.experiments.runs.reporting import write_report
 from zerosum_ext.experiments.runs.run import Run
 from zerosum_ext.experiments.runs.search import WeightSearch, choose_weight
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule
@@ -93,7 +94,7 @@ def _train_in(
     config = work.config(cutoffs)
     files.prepare(path, config, resume, overwrite)
     files.write_json(path / "config.json", config)
-    _keep_split(path / "interactions.npz", work.split, note)
+    files.keep_split(path / "interactions.npz", work.split, note)
     if search is not None:
         weights = path / "weights"
         weight, _ = choose_weight(
@@ -121,6 +122,7 @@ def _train_in(
     if figures:
         run.draw(rankings)
     judge_run(run, rankings)
+    write_report(run, rankings)
     return run
 
 
@@ -177,7 +179,7 @@ def _prepare(
         data = DataSource(os.fspath(data))
     interactions = data.read() if isinstance(data, DataSource) else Interactions.from_any(data)
     split = rule.apply(interactions)
-    _tell_of_data(interactions, split, note)
+    tell_of_data(interactions, split, note)
     chosen = {}
     if baseline and method.loss != "bpr":
         chosen["bpr"] = method.plain_bpr()
@@ -193,7 +195,8 @@ def _prepare(
     return _Work(source, rule, interactions, split, chosen, search)
 
 
-def _tell_of_data(interactions: Interactions, split: Split, note: Note) -> None:
+def tell_of_data(interactions: Interactions, split: Split, note: Note) -> None:
+    """Tell what was read, what was guessed, and how it was split."""
     note(str(interactions.report))
     for message in interactions.report.bad_row_messages:
         note(f"skipped: {message}")
@@ -205,14 +208,6 @@ def _tell_of_data(interactions: Interactions, split: Split, note: Note) -> None:
         note(f"{full:,} users have every item in the training part: without a negative they cannot be learnt from")
     if split.valid.nnz == 0:
         note("no validation part: all epochs are trained and the last one is kept")
-
-
-def _keep_split(file: Path, split: Split, note: Note) -> None:
-    """Write the interactions, unless the file holds them already."""
-    if not files.holds(file, split):
-        if file.is_file():
-            note(f"{file} was damaged, and is written anew")
-        files.write_split(file, split)
 
 
 def _take_models_of_search(path: Path, chosen: dict[str, Method], loss: str, weight: float) -> None:
