@@ -87,10 +87,11 @@ h3{font-size:1rem;margin:1rem 0 .3rem}
 table{border-collapse:collapse;font-size:.92rem;overflow-wrap:normal}
 caption{text-align:left;padding:.2rem 0}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top}
+td{white-space:nowrap}
 th:first-child,td:first-child{text-align:left;min-width:8rem}
 thead th{border-bottom:2px solid #888}
 tr.marked{background:#f1f7fb;font-weight:600}
-td.text{text-align:left;max-width:34rem;overflow-wrap:anywhere}
+td.text{text-align:left;white-space:normal;min-width:13rem;max-width:34rem;overflow-wrap:break-word}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:1.2rem}
 figure{margin:0;max-width:560px}
 figure>svg{width:100%;height:auto;display:block}
@@ -102,6 +103,7 @@ svg text.ideal{fill:#555;font-style:italic}
 svg .field{fill:none;stroke:#999}
 svg .grid{stroke:#e4e4e4}
 svg line.ideal{stroke:#555;stroke-dasharray:5 4;stroke-width:1.5}
+svg .lead{stroke:#aaa;stroke-width:.8}
 svg .front{fill:none;stroke:#777;stroke-width:1.2}
 .legend{margin:.1rem 0 .3rem;font-size:.88rem}
 .key{display:inline-block;margin-right:.9rem;white-space:nowrap}

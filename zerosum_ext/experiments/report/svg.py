@@ -16,7 +16,7 @@ __all__ = ["COLOURS", "Axis", "Dot", "bars", "lines", "nice_ticks", "scatter"]
 COLOURS = ("#0072B2", "#D55E00", "#007A5E", "#A2427A", "#8A6D00", "#2F6F9F")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 _WIDTH, _HEIGHT = 360, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 14, 46
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,16 @@ def _figure(alt: str, parts: Sequence[str]) -> str:
     )
 
 
-def _legend(names: Sequence[str]) -> str:
+def _legend(names: Sequence[str], dashed: bool = True) -> str:
     """Return the legend, which stands below the figure and so wraps on narrow screens."""
     keys = []
     for number, name in enumerate(names):
         colour, dash = COLOURS[number % len(COLOURS)], _DASHES[number % len(_DASHES)]
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
+        pattern = f' stroke-dasharray="{dash}"' if dash and dashed else ""
         keys.append(
             '<span class="key"><svg viewBox="0 0 26 10" width="26" height="10" aria-hidden="true">'
-            f'<line x1="1" x2="25" y1="5" y2="5" stroke="{colour}" stroke-width="3"{dashed}/></svg> '
+            f'<line x1="1" x2="25" y1="5" y2="5" stroke="{colour}" stroke-width="{3 if dashed else 9}"{pattern}/>'
+            "</svg> "
             f"{escape(name)}</span>"
         )
     return f'<p class="legend">{" ".join(keys)}</p>'
@@ -165,7 +166,7 @@ def bars(
                     f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" '
                     f'fill="{colour}"/>'
                 )
-    return _figure(alt, parts) + _legend(list(series))
+    return _figure(alt, parts) + _legend(list(series), dashed=False)
 
 
 @dataclass(frozen=True)
@@ -190,16 +191,42 @@ def scatter(alt: str, dots: Sequence[Dot], x: Axis, y: Axis) -> str:
     series = list(dict.fromkeys(dot.series for dot in dots))
     for dot in dots:
         number = series.index(dot.series)
-        across, up = _x(x, dot.x), _y(y, dot.y)
-        parts.append(f'<g fill="{COLOURS[number % len(COLOURS)]}">{_mark(number, across, up)}')
+        parts.append(f'<g fill="{COLOURS[number % len(COLOURS)]}">{_mark(number, _x(x, dot.x), _y(y, dot.y))}')
         parts.append(f"<title>{escape(dot.name)}</title></g>")
-        if dot.labelled:
-            side, anchor = (6, "start") if across < _WIDTH * 0.62 else (-6, "end")
-            parts.append(
-                f'<text x="{across + side:.1f}" y="{up - 5:.1f}" text-anchor="{anchor}" class="name">'
-                f"{escape(dot.name)}</text>"
-            )
+    parts += _labels([(_x(x, dot.x), _y(y, dot.y), dot.name) for dot in dots if dot.labelled])
     return _figure(alt, parts) + _marks_legend(series)
+
+
+# About the size of a label's letters, in the units of the figure.
+_LETTER, _LINE = 5.9, 12.0
+
+
+def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
+    """Return the names of points, where they cover neither each other nor a point; a thin line leads to far ones."""
+    boxes = [(across - 5, up - 5, across + 5, up + 5) for across, up, _ in points]
+    parts = []
+    for across, up, name in sorted(points, key=lambda point: (point[1], point[0])):
+        width = _LETTER * len(name)
+        best, left, base = None, 0.0, 0.0
+        for rise in (0, -1, 1, -2, 2, -3, 3, -4, 4, 5, 6, 7, 8):
+            for begin in (across + 8, across - 8 - width):
+                level = up + 4 + rise * _LINE
+                box = (begin, level - 9, begin + width, level + 2)
+                inside = box[0] >= _LEFT and box[2] <= _WIDTH and box[1] >= 0 and box[3] <= _HEIGHT - _BOTTOM
+                cost = sum(_overlap(box, other) for other in boxes) + (0 if inside else 1e4) + 8 * abs(rise)
+                if best is None or cost < best:
+                    best, left, base = cost, begin, level
+        boxes.append((left, base - 9, left + width, base + 2))
+        if abs(base - 4 - up) > _LINE * 0.9:
+            end = left if left > across else left + width
+            parts.append(f'<line x1="{across:.1f}" y1="{up:.1f}" x2="{end:.1f}" y2="{base - 4:.1f}" class="lead"/>')
+        parts.append(f'<text x="{left:.1f}" y="{base:.1f}" class="name">{escape(name)}</text>')
+    return parts
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Return the area that two boxes (left, top, right, bottom) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _mark(number: int, x: float, y: float) -> str:

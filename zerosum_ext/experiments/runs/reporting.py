@@ -230,13 +230,18 @@ def _compared_front(compared: dict[str, Any]) -> Figure | None:
         dots.append(svg.Dot(row["bias_left"], row["accuracy"], row["name"], series, shown, row["on_front"]))
     overall = (compared["plan"].get("bias") or "overall") == "overall" and compared["plan"].get("goal") != "long-tail"
     label = "bias left, 1: as BPR, 0: none" if overall else "bias left (smaller is better)"
+    # (Settings that lose more than half would press all others into a corner.)
+    most = max(dot.y for dot in dots)
+    far = sum(dot.y < most / 2 for dot in dots)
+    dots = [dot for dot in dots if dot.y >= most / 2]
     x = svg.Axis.of(label, [dot.x for dot in dots], ideal=0.0 if overall else None)
     y = svg.Axis.of(f"{compared['plan'].get('metric')} in validation", [dot.y for dot in dots])
     best, taken = max(rows, key=lambda row: row["accuracy"])["name"], compared["chosen"]
     alt = f"Accuracy against bias of {len(dots)} settings; the most accurate is {best}, taken is {taken}."
     return Figure(
         svg.scatter(alt, dots, x, y),
-        "Accuracy against bias of all settings in validation. The line joins those that no other beats in both.",
+        "Accuracy against bias of all settings in validation. The line joins those that no other beats in both."
+        + (f" Not shown: {far} with less than half of the best accuracy." if far else ""),
     )
 
 

@@ -1,0 +1,424 @@
+"""compare: halving, the front, the choice, going on after an interruption, and what is said of poor data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import zerosum_ext as zx
+from zerosum_ext.cli import main as cli
+from zerosum_ext.cli.compare import share
+from zerosum_ext.experiments import runs
+from zerosum_ext.experiments.compare import Candidate, Plan, Record, candidates, choice, families, front, running
+from zerosum_ext.experiments.compare.trials import advance, read_record
+from zerosum_ext.experiments.runs import Method
+
+SMALL = {"methods": ("zerosum", "softmax", "compensation"), "epochs": 9, "embedding_dim": 8, "batch_size": 256}
+FAST = {"jobs": 1, "figures": False, "progress": False}
+
+
+def with_tastes(users=80, items=60, each=16, seed=0):
+    """Users with a taste for one of five groups of items, upon a steep popularity."""
+    rng = np.random.default_rng(seed)
+    popular = 1 / np.arange(1, items + 1)
+    taste = rng.integers(0, 5, users)
+    weight = popular * np.where(np.arange(items) % 5 == taste[:, None], 20.0, 1.0)
+    cells = np.stack([rng.choice(items, each, replace=False, p=row / row.sum()) for row in weight])
+    return zx.Interactions.from_arrays(np.repeat(np.arange(users), each), cells.ravel(), shape=(users, items))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return with_tastes()
+
+
+@pytest.fixture(scope="module")
+def found(data, tmp_path_factory):
+    return zx.compare(data, tmp_path_factory.mktemp("compare") / "c", goal="long-tail", max_cost=0.2, **SMALL, **FAST)
+
+
+def figures(comparison):
+    """What must be the same however often a comparison was interrupted: all but the seconds."""
+    told = comparison.to_dict()
+    for row in told["candidates"]:
+        del row["seconds"]
+    return {**told, "folder": ""}
+
+
+def test_the_run_folder_is_one_that_everything_reads(found, data):
+    run = runs.Run.open(found.run.folder)
+    assert next(iter(run.methods)) == "bpr"
+    assert run.metrics == found.run.metrics
+    assert run.evaluate()[0] == pytest.approx(run.metrics, nan_ok=True)
+    assert len(run.recommend([3], 5)[0].items) == 5
+    assert runs.read_verdict(run).lines() == found.verdict.lines()
+    told = json.loads((run.folder / "compare.json").read_text())
+    assert told["chosen"] == found.chosen
+    assert (run.folder / "report.html").is_file()
+    assert cli.main(["evaluate", str(run.folder)]) == 0
+    assert cli.main(["report", str(run.folder)]) == 0
+
+
+def test_the_setting_taken_is_what_training_it_alone_gives(found, data, tmp_path):
+    one = next(one for one in found.candidates if one.name == found.chosen)
+    model, history = runs.train_method(one.method, found.run.split, tmp_path / "m", progress=False)
+    for mine, theirs in zip(model.state_dict().values(), found.run.model().state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert list(history) == list(found.run.histories[one.method.loss])
+    values, _ = runs.measure(model, found.run.split, k=(10, 20))
+    assert found.run.metrics[one.method.loss] == values
+
+
+def test_few_epochs_first_and_the_promising_ones_on(found):
+    plan = Plan(goal="long-tail", **SMALL)
+    trained = {name: record.trained for name, record in found.records.items()}
+    assert all(epochs >= 1 for epochs in trained.values())
+    left = [name for name, record in found.records.items() if not record.finished]
+    assert left  # not all were trained to their end
+    for name in left:
+        method = next(one.method for one in found.candidates if one.name == name)
+        assert trained[name] <= max(1, round(method.epochs / plan.keep))
+    assert found.records["bpr"].finished
+    assert found.records[found.chosen].finished
+
+
+def test_the_choice_keeps_to_its_cost_and_is_by_validation(found, data):
+    base, taken = found.points["bpr"], found.points[found.chosen]
+    assert taken[0] >= 0.8 * base[0]
+    assert taken[1] <= base[1]
+    one = next(one for one in found.candidates if one.name == found.chosen)
+    values = zx.evaluate(
+        found.run.model(), found.run.split.train, found.run.split.valid, metrics=("ndcg", "aplt"), k=10
+    )
+    assert found.records[one.name].values["ndcg@10"] == pytest.approx(values["ndcg@10"])
+    assert taken[1] == pytest.approx(-values["aplt@10"])  # the long-tail share: larger is better
+
+
+def test_what_changes_finished_scores_is_shown_and_not_taken(found):
+    kinds = {one.name: one.kind for one in found.candidates}
+    post = [name for name, kind in kinds.items() if kind == "post"]
+    assert len(post) == 3
+    assert kinds[found.chosen] == "trained"
+    assert all(found.records[name].trained == found.records["bpr"].trained for name in post)
+    # It is BPR's own model whose scores are changed.
+    folder = found.run.folder / "trials"
+    compensated = runs.Method(**_settings(folder / post[0] / "record.json"))
+    model = compensated.make_parts(found.run.split.train)
+    ranker = model.inference(model.model)
+    ranker.backbone.load_state_dict(found.run.model("bpr").state_dict())
+    values = zx.evaluate(ranker, found.run.split.train, found.run.split.valid, metrics=("ndcg",), k=10)
+    assert found.records[post[0]].values["ndcg@10"] == pytest.approx(values["ndcg@10"])
+
+
+def _settings(path):
+    return json.loads(path.read_text())["method"]
+
+
+@pytest.mark.parametrize("calls", [1, 6, 12])
+def test_an_interrupted_comparison_goes_on_to_the_same_figures(found, data, tmp_path, monkeypatch, calls):
+    original, seen = running.advance, []
+
+    def interrupted(*args):
+        seen.append(args)
+        if len(seen) > calls:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    options = {"goal": "long-tail", "max_cost": 0.2, **SMALL, **FAST}
+    monkeypatch.setattr(running, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        zx.compare(data, tmp_path / "c", **options)
+    monkeypatch.setattr(running, "advance", original)
+    with pytest.raises(ValueError, match="with these settings already: resume"):
+        zx.compare(data, tmp_path / "c", **options)
+    with pytest.raises(ValueError, match=r"epochs: 9 there, 8 now"):
+        zx.compare(data, tmp_path / "c", **{**options, "epochs": 8}, resume=True)
+    again = zx.compare(data, tmp_path / "c", **options, resume=True)
+    assert figures(again) == figures(found)
+
+
+def test_a_finished_comparison_is_shown_again_without_training(found, data, tmp_path, monkeypatch):
+    shutil.copytree(found.run.folder, tmp_path / "c")
+    monkeypatch.setattr("zerosum_ext.experiments.compare.trials.fit", None)
+    again = zx.compare(data, tmp_path / "c", goal="long-tail", max_cost=0.2, **SMALL, **FAST, resume=True)
+    assert figures(again) == figures(found)
+
+
+def test_overwriting_removes_the_candidates_and_nothing_else(found, data, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(found.run.folder, folder)
+    (folder / "trials" / "mine.txt").write_text("keep")
+    (folder / "trials" / "bpr" / "mine.txt").write_text("keep")
+    method = Method(loss="bpr", embedding_dim=4, epochs=1)
+    runs.train(data, folder, method, overwrite=True, figures=False, progress=False)
+    assert sorted(p.name for p in (folder / "trials").iterdir()) == ["bpr", "mine.txt"]
+    assert [p.name for p in (folder / "trials" / "bpr").iterdir()] == ["mine.txt"]
+    assert not (folder / "compare.json").exists()
+
+
+def test_seeds_are_averaged(data, tmp_path):
+    small = {**SMALL, "methods": ("zerosum",), "epochs": 3, "rungs": 1}
+    got = zx.compare(data, tmp_path / "c", goal="accuracy", seeds=(0, 5), **small, **FAST)
+    each = []
+    for name in ("bpr", "bpr-seed5"):
+        method = Method(**_settings(got.run.folder / "trials" / name / "record.json"))
+        model = runs.method.read_model(
+            method, got.run.split.train, got.run.folder / "trials" / name / "model.safetensors"
+        )
+        each.append(runs.measure(model, got.run.split, k=(10, 20))[0]["ndcg@10"])
+    assert each[0] != each[1]
+    assert got.run.metrics["bpr"]["ndcg@10"] == pytest.approx(np.mean(each))
+
+
+# ---- the parts
+
+
+def record(accuracy, bias, finished=True, failed=""):
+    values = {"ndcg@10": accuracy, "upo": bias}
+    return Record(3, 3, 3, finished, 0.0, values if not failed else dict.fromkeys(values), failed)
+
+
+def one(name, family=None, kind="trained"):
+    return Candidate(name, family or name, kind, Method(loss="bpr"))
+
+
+PLAN = Plan(goal="balanced", bias="upo", max_cost=0.05)
+EVERYONE = [
+    one("bpr"),
+    one("mild"),
+    one("strong"),
+    one("best"),
+    one("post", kind="post"),
+    one("ease", kind="yardstick"),
+]
+RECORDS = {
+    "bpr": record(0.2, 0.8),
+    "mild": record(0.195, 0.6),
+    "strong": record(0.17, 0.1),
+    "best": record(0.25, 0.75),
+    "post": record(0.199, 0.2),
+    "ease": record(0.3, 0.05),
+}
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    points = {"a": (0.3, 0.5), "b": (0.2, 0.1), "c": (0.2, 0.4), "d": (0.3, 0.6), "e": (0.1, 0.1)}
+    assert front(points) == ["a", "b"]
+    assert choice.layers(points) == ["a", "b", "d", "c", "e"]
+    assert front({"a": (0.3, 0.5), "b": (0.3, 0.5)}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "taken"),
+    [
+        (PLAN, "mild"),
+        (replace(PLAN, max_cost=0.2), "strong"),
+        (replace(PLAN, max_cost=0.0), "best"),
+        (replace(PLAN, goal="accuracy"), "best"),
+        (replace(PLAN, goal="long-tail", max_cost=None), "mild"),
+    ],
+)
+def test_the_choice_by_goal_and_cost(plan, taken):
+    got, on_front, points = choice.choose(EVERYONE, RECORDS, plan, "bpr")
+    assert got == taken
+    assert on_front == ["best", "post", "strong"]  # the yardstick is no setting to take
+    assert points["ease"] == (0.3, 0.05)
+
+
+def test_settings_that_were_left_or_failed_are_not_taken():
+    records = {**RECORDS, "mild": record(0.195, 0.6, finished=False), "best": record(0, 0, failed="diverged")}
+    got, on_front, points = choice.choose(EVERYONE, records, PLAN, "bpr")
+    assert got == "bpr"
+    assert "best" not in points
+    assert "mild" not in on_front
+    with pytest.raises(ValueError, match="bias: BPR, which all are compared with, has no point"):
+        choice.choose(EVERYONE, {**RECORDS, "bpr": record(0.2, None)}, PLAN, "bpr")
+
+
+def test_promotion_keeps_bpr_and_each_family_until_the_last_rung():
+    everyone = [one("bpr")] + [one(f"{family}{n}", family) for family in ("zerosum", "psl", "ccl") for n in range(4)]
+    records = {one.name: record(0.2 - 0.001 * n, 0.5 + 0.01 * n) for n, one in enumerate(everyone)}
+    records["bpr"] = record(0.2, 0.99)
+    kept = [one.name for one in choice.promoted(everyone, records, PLAN, "bpr", last=False)]
+    assert {"bpr", "zerosum0", "psl0", "ccl0"} <= set(kept)
+    assert len(kept) <= 5 + 3
+    last = [one.name for one in choice.promoted(everyone, records, PLAN, "bpr", last=True)]
+    assert "bpr" in last
+    assert "ccl0" not in last
+    # What loses much accuracy goes on after all others, however little bias it has.
+    records["psl3"] = record(0.05, 0.0)
+    assert "psl3" not in [one.name for one in choice.promoted(everyone, records, PLAN, "bpr", last=True)]
+
+
+def test_bias_left_is_a_share_of_bprs():
+    base = {"pop_q_at_1": 0.1, "upo": 0.8, "arp@10": 100.0, "coverage@10": 0.2, "pri": 0.9, "aplt@10": 0.1}
+    better = {"pop_q_at_1": 0.3, "upo": -0.4, "arp@10": 50.0, "coverage@10": 0.6, "pri": 0.9, "aplt@10": 0.2}
+    assert choice.bias_left(base, base, "overall") == pytest.approx(1)
+    assert choice.bias_left(better, base, "overall") == pytest.approx(0.5)
+    assert choice.bias_left({**better, "upo": None}, base, "overall") == pytest.approx(0.5)
+    assert choice.bias_left(better, base, "upo") == pytest.approx(0.4)
+    assert choice.bias_left(better, base, "aplt@10") == -0.2
+    assert np.isnan(choice.bias_left({"upo": None}, base, "upo"))
+
+
+def test_no_family_is_left_out_in_silence():
+    plan = Plan()
+    tried, left_out = candidates(None, plan.common(1000), 9, num_items=30_000)
+    told = {one.family for one in tried} | set(left_out) | {"most_popular"}  # which is always measured
+    assert told == set(families())
+    assert tried[0].name == "bpr"
+    assert len({one.name for one in tried}) == len(tried)
+    assert all(len([c for c in tried if c.family == family]) <= 8 for family in families())
+    for name, reason in left_out.items():
+        assert name not in {one.family for one in tried}
+        assert reason
+    assert candidates(["zerosum"], plan.common(1000), 9, 100)[0][0].name == "bpr"
+
+
+def test_training_that_diverges_is_a_record_that_says_so(found, tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    shutil.copy(found.run.folder / "interactions.npz", folder)
+    method = Method(loss="bpr", embedding_dim=4, epochs=3, lr=1e30, optimizer="sgd", batch_size=8)
+    got = advance(str(folder), Candidate("wild", "bpr", "trained", method), 3, ("ndcg@10",))
+    assert "diverged" in got.failed
+    assert got.finished
+    assert got == read_record(folder / "trials" / "wild", method)
+    (folder / "trials" / "wild" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"record.json is damaged"):
+        read_record(folder / "trials" / "wild", method)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"goal": "fame"}, "goal: expected one of"),
+        ({"max_cost": 1.0}, r"max_cost: expected a share in \[0, 1\), got 1.0"),
+        ({"bias": "ndcg"}, "bias: expected one of"),
+        ({"metric": "arp@10"}, "metric: expected a measure"),
+        ({"methods": ("magic",)}, "methods: expected one of"),
+        ({"seeds": ()}, "seeds: expected one or several"),
+        ({"seeds": (1, 1)}, "seeds: expected one or several"),
+        ({"rungs": 0}, "rungs: expected an integer >= 1"),
+        ({"keep": 1}, "keep: expected an integer >= 2"),
+    ],
+)
+def test_bad_settings_are_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Plan(**settings)
+
+
+# ---- data on which little can be learned
+
+
+def test_a_file_in_which_no_user_has_two_items_is_refused_in_plain_words(tmp_path, capsys):
+    path = tmp_path / "once.csv"
+    path.write_text("user,item\n" + "".join(f"u{n},i{n % 7}\n" for n in range(60)))
+    assert cli.main(["compare", str(path), "--output", str(tmp_path / "c"), "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "no user has two items" in err
+    assert "recommend the most popular items" in err
+    assert not (tmp_path / "c" / "config.json").exists()
+
+
+def test_where_the_most_popular_items_win_the_comparison_says_so(tmp_path):
+    """Everybody draws from one steep popularity, as in FilmTrust: there is no taste to learn."""
+    rng = np.random.default_rng(0)
+    chance = 1 / np.arange(1, 101) ** 1.5
+    cells = np.stack([rng.choice(100, 15, replace=False, p=chance / chance.sum()) for _ in range(150)])
+    data = zx.Interactions.from_arrays(np.repeat(np.arange(150), 15), cells.ravel())
+    small = {**SMALL, "methods": ("zerosum",), "epochs": 4, "rungs": 1}
+    got = zx.compare(data, tmp_path / "c", goal="accuracy", **small, **FAST)
+    best = max(accuracy for accuracy, _ in got.points.values())
+    assert got.most_popular["ndcg@10"] >= best
+    assert any("the most popular items, the same for everybody, are more accurate" in w for w in got.verdict.warnings)
+    assert "in validation too the most popular items are more accurate than every candidate" in got.verdict.warnings
+
+
+def test_ten_users_are_compared_and_said_to_be_few(tmp_path):
+    small = {**SMALL, "methods": ("zerosum",), "epochs": 2, "rungs": 1}
+    got = zx.compare(with_tastes(users=10), tmp_path / "c", **small, **FAST)
+    assert got.verdict.users <= 10
+    assert f"only {got.verdict.users} users were tested" in got.verdict.warnings[0]
+
+
+# ---- the command line
+
+
+def test_the_command_prints_the_verdict_first(data, tmp_path, capsys):
+    path = tmp_path / "ratings.csv"
+    users, items = data.pairs()
+    path.write_text("user,item\n" + "".join(f"u{u},i{i}\n" for u, i in zip(users, items, strict=True)))
+    argv = ["compare", str(path), "--output", str(tmp_path / "c"), "--methods", "zerosum", "ease", "--epochs", "3"]
+    argv += ["--rungs", "1", "--embedding-dim", "8", "--jobs", "1", "--no-figures", "--goal", "accuracy"]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert " against " in lines[0]
+    assert "accuracy (NDCG@10)" in lines[0]
+    assert any(line.startswith("> ") for line in lines)
+    assert any(line.split()[:2] == ["most", "popular"] for line in lines)
+    if "ease" not in zx.models.method_names():
+        assert "not tried: ease, this version has no such method" in out
+    assert "1,280 rows read" in err
+    assert cli.main([*argv, "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["chosen"] in told["front"]
+    assert told["verdict"]["sentences"][0] == lines[0]
+    assert cli.main([*argv, "--resume", "--overwrite"]) == 2
+    assert cli.main([*argv, "--overwrite", "--max-cost", "2"]) == 2
+    assert "max_cost" in capsys.readouterr().err
+
+
+def test_shares_are_percents_or_fractions():
+    assert share("5%") == pytest.approx(0.05)
+    assert share("0.05") == 0.05
+    with pytest.raises(Exception, match=r"expected a share such as 5% or 0\.05, got 'x'"):
+        share("x")
+
+
+def test_optuna_draws_further_settings(data, tmp_path):
+    pytest.importorskip("optuna")
+    small = {**SMALL, "methods": ("zerosum",), "epochs": 2, "rungs": 1, "engine": "optuna", "trials": 2}
+    got = zx.compare(data, tmp_path / "c", **small, **FAST)
+    drawn = [one.name for one in got.candidates if one.name.startswith("drawn")]
+    assert drawn == ["drawn000-zerosum", "drawn001-zerosum"]
+    assert all(name in got.points for name in drawn)
+    again = zx.compare(data, tmp_path / "c", **small, **FAST, resume=True)
+    assert figures(again) == figures(got)
+
+
+@pytest.mark.slow
+def test_a_comparison_of_two_processes_that_was_killed_goes_on_to_the_same_figures(found, data, tmp_path):
+    path = tmp_path / "data.npz"
+    users, items = (side.numpy() for side in data.pairs())
+    np.savez(path, user=users, item=items)
+    argv = ["compare", str(path), "--output", str(tmp_path / "c"), "--methods", "zerosum", "softmax", "compensation"]
+    argv += ["--epochs", "9", "--embedding-dim", "8", "--batch-size", "256", "--goal", "long-tail", "--max-cost", "20%"]
+    command = [sys.executable, "-m", "zerosum_ext", *argv, "--jobs", "2", "--no-figures", "--quiet"]
+    process = subprocess.Popen(command)
+    deadline = time.time() + 120
+    while len(list((tmp_path / "c").glob("trials/*/record.json"))) < 4 and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    time.sleep(2)  # the workers find that their parent is gone
+    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, timeout=300, check=True)
+    told = json.loads(done.stdout)
+    expected = figures(found)
+    assert told["chosen"] == expected["chosen"]
+    assert told["front"] == expected["front"]
+    for row, other in zip(told["candidates"], expected["candidates"], strict=True):
+        assert (row["name"], row["trained"]) == (other["name"], other["trained"])
+        assert row["values"] == pytest.approx(other["values"], nan_ok=True)
