@@ -32,7 +32,7 @@ def test_modules_come_when_they_are_asked_for(name):
 @pytest.mark.parametrize("name", sorted(zx._HOMES))
 def test_names_come_from_the_module_that_the_table_says(name):
     assert getattr(zx, name) is getattr(importlib.import_module(f"zerosum_ext.{zx._HOMES[name]}"), name)
-    assert name in zx.__all__
+    assert (name in zx.__all__) is (name != "compare")  # which would draw in the experiments
 
 
 def test_type_checkers_see_what_the_tables_load():

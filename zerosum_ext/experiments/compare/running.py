@@ -228,6 +228,7 @@ class Search:
         self.folder, self.plan, self.workers, self.note = folder, work.plan, workers, note
         self.everyone = list(work.everyone)
         self.base = self.everyone[0]
+        self.least = least_epochs(work.plan, work.split.train.nnz)
         self.records: dict[str, Record] = {}
         self.progress = progress
         self.bar: Any = None
@@ -262,7 +263,7 @@ class Search:
         """Train all candidates a little, and the promising ones on."""
         alive = [one for one in self.everyone if one.kind != "post"]
         for rung in range(self.plan.rungs):
-            tasks = [(one, max(1, round(one.method.epochs * self._share(rung)))) for one in alive]
+            tasks = [(one, max(self.least, round(one.method.epochs * self._share(rung)))) for one in alive]
             self.advance(tasks)
             measured = [one for one in alive if trained_by_fit(one.method)]
             if rung + 1 < self.plan.rungs:
@@ -311,6 +312,15 @@ class Search:
         failed = self.records.get(self.base.name)
         if failed is not None and failed.failed:
             raise ValueError(f"BPR, which all are compared with, could not be trained: {failed.failed}")
+
+
+# After fewer steps than these nothing can be said of a candidate.
+_LEAST_STEPS = 300
+
+
+def least_epochs(plan: Plan, interactions: int) -> int:
+    """Return the epochs that every candidate gets before any is left, so that small data are not judged by noise."""
+    return max(1, -(-_LEAST_STEPS // max(1, -(-interactions // plan.batch(interactions)))))
 
 
 def _cost(one: Candidate, epochs: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def draw_settings(search: Search) -> None:
     except ImportError as error:
         raise ValueError(f'engine: "optuna" needs the package: pip install "zerosum-ext[search]" ({error})') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     plan = search.plan
     wanted = [name for name in _RANGES if plan.methods is None or name in plan.methods]
     wanted = [name for name in wanted if _RANGES[name][0] in models.method_names()]
