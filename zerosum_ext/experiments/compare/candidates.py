@@ -5,6 +5,7 @@ A family of a later version stays in the table and is told as not available, so 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +73,11 @@ _FAMILIES: dict[str, Family] = {
         tuple({"loss_options": {"temperature": t, "exponent": 0.0}, "negatives": _K} for t in _TEMPERATURES),
         pace=1 / 3,
     ),
+    "cosine_softmax": Family(
+        "sampled_softmax",
+        tuple({**one, "model_options": {"normalize": True}} for one in _softmax(("uniform",))),
+        pace=1 / 3,
+    ),
     "bsl": Family(
         "bsl",
         tuple(
@@ -119,12 +125,17 @@ def families() -> list[str]:
     return list(_FAMILIES)
 
 
-def _missing(family: Family, name: str, num_items: int) -> str:
+def _missing(family: Family, name: str, num_items: int, model: str) -> str:
     """Return why a family cannot be tried, or an empty text."""
     if name == "most_popular":
         return ""
     if family.loss not in models.method_names():
         return "this version has no such method"
+    if any("normalize" in setting.get("model_options", {}) for setting in family.grid):
+        if model != "mf":
+            return f"cosines are an option of the model mf, got {model}"
+        if "normalize" not in inspect.signature(models.MatrixFactorization).parameters:
+            return "this version's matrix factorization has no cosines"
     most = _MOST_ITEMS.get(name)
     if most is not None and num_items > most:
         return f"it takes at most {most:,} items, there are {num_items:,}"
@@ -147,7 +158,7 @@ def candidates(
     left_out: dict[str, str] = {}
     for name in sorted(names, key=lambda one: one != "bpr"):
         family = _FAMILIES[name]
-        reason = _missing(family, name, num_items)
+        reason = _missing(family, name, num_items, common.get("model", "mf"))
         if reason:
             left_out[name] = reason
         elif name != "most_popular":  # which needs no training, and is always measured
