@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from zerosum_ext import metrics
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation import Ranking, per_user
 from zerosum_ext.evaluation.significance import Comparison, compare, coverage_of_lists, exchange, holm
@@ -56,7 +57,7 @@ class Measure:
         name: its key in :func:`zerosum_ext.evaluate`, without the cut-off.
         label: its name in tables and sentences.
         about: what it says, in one sentence.
-        better: "up" or "down" if larger or smaller values are better, "ideal" if values near ``ideal`` are.
+        better: in which direction it is better, as in :data:`zerosum_ext.metrics.MEASURES`.
         ideal: the value without bias, or None if there is none.
         percent: it is a share and written in percent.
         kind: "accuracy", "bias" or "exposure".
@@ -65,7 +66,7 @@ class Measure:
     name: str
     label: str
     about: str
-    better: Literal["up", "down", "ideal"]
+    better: Literal["up", "down", "ideal", "none"]
     ideal: float | None = None
     percent: bool = False
     kind: Literal["accuracy", "bias", "exposure"] = "accuracy"
@@ -75,13 +76,13 @@ class Measure:
         """Return the direction of better values: an arrow, with the ideal if there is one."""
         if self.better == "ideal":
             return f"→ {self.ideal:g}"
-        return "↑" if self.better == "up" else "↓"
+        return {"up": "↑", "down": "↓"}.get(self.better, "")
 
     def distance(self, value: float) -> float:
-        """Return how far a value is from the best: smaller is better."""
+        """Return how far a value is from the best: smaller is better. NaN if no direction is better."""
         if self.ideal is not None:
             return abs(value - self.ideal)
-        return -value if self.better == "up" else value
+        return {"up": -value, "down": value}.get(self.better, math.nan)
 
     def write(self, value: float | None) -> str:
         """Return a value as text."""
@@ -92,67 +93,39 @@ class Measure:
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-_SPELLED = {
-    "hr": ("Hit", "the share of users who have a held-out item in their list", "up", None, True, "accuracy"),
-    "recall": ("Recall", "the share of a user's held-out items in the list", "up", None, False, "accuracy"),
-    "precision": ("Precision", "the share of the list that are held-out items", "up", None, False, "accuracy"),
-    "ndcg": ("NDCG", "held-out items in the list, those near its top counting more", "up", None, False, "accuracy"),
-    "mrr": ("MRR", "one divided by the place of the first held-out item", "up", None, False, "accuracy"),
-    "map": ("MAP", "the mean precision at the places of the held-out items", "up", None, False, "accuracy"),
-    "auc": ("AUC", "the share of other items that stand below a held-out one", "up", None, False, "accuracy"),
-    "pairwise_accuracy": ("pairwise accuracy", "AUC over all pairs of all users", "up", None, False, "accuracy"),
+# Measures that a verdict or a report shows: how they are spelled out, what they say to people who meet them first, and
+# whether they are written in percent. What is not here is written as its record says.
+_SPELLED: dict[str, tuple[str, str, bool]] = {
+    "hr": ("Hit", "the share of users who have a held-out item in their list", True),
+    "recall": ("Recall", "the share of a user's held-out items in the list", False),
+    "ndcg": ("NDCG", "held-out items in the list, those near its top counting more", False),
     "pri": (
         "PRI (popularity-rank correlation of items)",
         "whether popular items stand above unpopular ones among the items a user likes: 1 always, 0 not at all",
-        "ideal",
-        0.0,
         False,
-        "bias",
     ),
     "pop_q_at_1": (
         "PopQ@1 (popularity quantile of the top item)",
         "how popular the item is that the model puts first among those a user likes: 0 the most popular, .5 ideal",
-        "ideal",
-        0.5,
         False,
-        "bias",
     ),
     "upo": (
         "uPO (popularity-opportunity bias of users)",
         "whether a user's popular items score higher than the user's other items: 1 always, 0 not at all",
-        "ideal",
-        0.0,
         False,
-        "bias",
     ),
-    "pcc": ("PCC (popularity-score correlation)", "the same over all users together", "ideal", 0.0, False, "bias"),
-    "pru": ("PRU (popularity-rank correlation of users)", "uPO by places in the list", "ideal", 0.0, False, "bias"),
     "arp": (
         "ARP (average popularity of what is recommended)",
         "how many users have the items that are recommended, on average",
-        "down",
-        None,
         False,
-        "exposure",
     ),
     "aplt": (
         "long-tail share",
         "the share of a list that are unpopular items: those that have the last fifth of all interactions",
-        "up",
-        None,
         True,
-        "exposure",
     ),
-    "tail_share": ("long-tail exposure", "the long-tail share of all lists together", "up", None, True, "exposure"),
-    "coverage": ("coverage", "the share of all items that anybody is recommended", "up", None, True, "exposure"),
-    "gini": (
-        "Gini",
-        "how unequal items' exposure is: 0 all alike, 1 one item has all",
-        "ideal",
-        0.0,
-        False,
-        "exposure",
-    ),
+    "coverage": ("coverage", "the share of all items that anybody is recommended", True),
+    "gini": ("Gini", "how unequal the exposure of items is: 0 all alike, 1 one has all", False),
 }
 
 _LABELS = {
@@ -185,13 +158,18 @@ def method_label(name: str) -> str:
 
 
 def measure_of(key: str) -> Measure:
-    """Return how a measure is written and read, from a key of :func:`zerosum_ext.evaluate` such as "arp@10"."""
+    """Return how a measure is written and read, from a key of :func:`zerosum_ext.evaluate` such as "arp@10".
+
+    Raises:
+        ValueError: there is no such measure.
+    """
+    record = metrics.measure_of(key)
     name, at, cutoff = key.partition("@")
-    if name not in _SPELLED:
-        return Measure(name, key, "", "up")
-    label, *rest = _SPELLED[name]
+    label, about, percent = _SPELLED.get(name, (record.title, record.about, False))
     short, bracket, more = label.partition(" (")
-    return Measure(name, f"{short}{at}{cutoff}{bracket}{more}", *rest)  # type: ignore[arg-type]
+    # (That 1 would be the best NDCG tells nobody anything.)
+    ideal = record.ideal if record.direction == "ideal" else None
+    return Measure(name, f"{short}{at}{cutoff}{bracket}{more}", about, record.direction, ideal, percent, record.kind)
 
 
 def bias_measures(k: int) -> tuple[str, ...]:

@@ -67,8 +67,7 @@ class Record:
 
 def trained_by_fit(method: Method) -> bool:
     """Return whether a method is trained in epochs, rather than solved at once."""
-    directly = getattr(models, "trained_directly", None)
-    return directly is None or not directly(method.loss)
+    return not models.trained_directly(method.loss)
 
 
 def read_record(folder: Path, method: Method) -> Record | None:
@@ -135,7 +134,7 @@ def advance(run: str, candidate: Candidate, epochs: int, keys: Sequence[str], ba
         spent = 0.0 if before is None else before.seconds
         start = time.perf_counter()
         try:
-            trained, best, finished, model = _train(folder, candidate, split, epochs, before is not None, base)
+            trained, best, finished, model = _train(folder, candidate, split, epochs, base)
             values = _measure(model, split, keys)
             failed = ""
         except (ValueError, RuntimeError, MemoryError) as error:
@@ -149,29 +148,29 @@ def advance(run: str, candidate: Candidate, epochs: int, keys: Sequence[str], ba
 
 
 def _train(
-    folder: Path, candidate: Candidate, split: Split, epochs: int, resume: bool, base: str | None
+    folder: Path, candidate: Candidate, split: Split, epochs: int, base: str | None
 ) -> tuple[int, int, bool, nn.Module]:
     """Return (epochs trained, number of the best one, whether it is finished, the model of the best epoch)."""
     method = candidate.method
     if not trained_by_fit(method):
-        model, _ = train_method(method, split, folder / "model", progress=False)
-        return 0, 0, True, model
+        solved, _ = train_method(method, split, folder / "model", progress=False)
+        return 0, 0, True, solved
     parts = method.make_parts(split.train)
-    model = parts.model
+    model, loss = parts.model, parts.loss
+    assert loss is not None
     if base is not None:
         source = folder.parent / base
-        model = read_model(method.plain_bpr(), split.train, source / "model.safetensors")
-        parts.model.load_state_dict(model.state_dict())
+        trained_base = read_model(method.plain_bpr(), split.train, source / "model.safetensors")
+        model.load_state_dict(trained_base.state_dict())
         done = read_json(source / "history.json")
         write_json(folder / "history.json", done)
         trained, best, finished = len(done["loss"]), (done["best_epoch"] or 0) + 1, True
-        model = parts.model
     else:
         checkpoint = folder / "checkpoint.pt"
         history = fit(
             model,
             split.train,
-            parts.loss,
+            loss,
             method.make_optimizer,
             **training_options(method, parts, split),
             epochs=min(epochs, method.epochs),

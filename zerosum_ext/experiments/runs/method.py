@@ -79,7 +79,7 @@ def _train_in(
     if parts.loss is None:
         history = History()
         history.engine = "none"
-        _save_model(model.to(method.device), model_file)
+        save_model(model.to(method.device), model_file)
         write_json(history_file, history.to_dict())
         return model, history
     history = fit(
