@@ -341,7 +341,7 @@ def test_where_the_most_popular_items_win_the_comparison_says_so(tmp_path):
     chance = 1 / np.arange(1, 101) ** 1.5
     cells = np.stack([rng.choice(100, 15, replace=False, p=chance / chance.sum()) for _ in range(150)])
     data = zx.Interactions.from_arrays(np.repeat(np.arange(150), 15), cells.ravel())
-    small = {**SMALL, "methods": ("zerosum",), "epochs": 4, "rungs": 1}
+    small = {**SMALL, "methods": ("zerosum",), "epochs": 3, "rungs": 1, "batch_size": 256}
     got = zx.compare(data, tmp_path / "c", goal="accuracy", **small, **FAST)
     best = max(accuracy for accuracy, _ in got.points.values())
     assert got.most_popular["ndcg@10"] >= best

@@ -291,7 +291,7 @@ def _run_together(arguments: argparse.Namespace, method: runs.Method, search: ru
             folder,
             group,
             method,
-            split=_split_rule(arguments),
+            split=split_rule(arguments),
             tables=arguments.tables or "sharded",
             baseline=not arguments.no_baseline,
             k=arguments.k or (10, 20),
