@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zerosum_ext.data.interactions import Split
-from zerosum_ext.evaluation import PER_USER_METRICS, Ranking, compute, rank
+from zerosum_ext.evaluation import METRICS, PER_USER_METRICS, WEIGHTED_METRICS, Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_json, write_json
 from zerosum_ext.experiments.runs.method import popularity_of
 from zerosum_ext.experiments.runs.run import Run
@@ -55,7 +55,7 @@ def judge_run(
         history_warnings(run.histories, {name: method.patience for name, method in run.methods.items()})
     )
     verdict = verdict.with_warnings(warnings, advice)
-    references = {MOST_POPULAR: compute(popular, popularity, k=tuple(cutoffs))}
+    references = {MOST_POPULAR: compute(popular, popularity, metrics=(*METRICS, *WEIGHTED_METRICS), k=tuple(cutoffs))}
     verdict = Verdict(verdict.main, verdict.users, verdict.against, verdict.warnings, verdict.advice, references)
     write_json(run.folder / VERDICT, verdict.to_dict())
     return verdict
