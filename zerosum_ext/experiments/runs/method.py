@@ -18,6 +18,7 @@ from zerosum_ext.evaluation import METRICS, WEIGHTED_METRICS, Ranking, compute, 
 from zerosum_ext.experiments.runs.files import read_history, write_json
 from zerosum_ext.experiments.runs.settings import Method
 from zerosum_ext.models.base import Recommender, save_tensors
+from zerosum_ext.models.files import PREFIX
 from zerosum_ext.training import EpochEnd, History, fit
 from zerosum_ext.training.callbacks import CSVLogger, TensorBoardLogger
 
@@ -148,7 +149,8 @@ def read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
     model = parts.inference(parts.model)
     try:
         tensors = load_file(path)
-        # The file holds the graph for users who do not have the interactions; here they are known.
+        # The file holds ids, and the graph for users who do not have the interactions; here they are known.
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
         if isinstance(model, Recommender):
             tensors = {name: value for name, value in tensors.items() if name not in model._extra_tensors()}
         model.load_state_dict(tensors)
