@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
         get_method,
         get_model,
     )
+    from zerosum_ext.models import export as export
     from zerosum_ext.models import presets as presets
     from zerosum_ext.training import PearsonRegularizer, fit, popularity_correlation
     from zerosum_ext.training import callbacks as callbacks
@@ -117,6 +118,7 @@ _HOMES: dict[str, str] = {
 _MODULES: dict[str, str] = {
     "callbacks": "training.callbacks",
     "datasets": "data.datasets",
+    "export": "models.export",
     "functional": "losses.functional",
     "metrics": "metrics",
     "plots": "experiments.plots",

@@ -39,8 +39,12 @@ def fingerprint(parts: Parts, settings: Settings, engine: str) -> dict[str, Any]
     sampling, objective, validation = settings.sampling, settings.objective, settings.validation
     validated = validation.source is not None
     # Files from before these settings lack their entries.
-    mixed = {} if objective.precision == "float32" else {"precision": objective.precision}
+    mixed: dict[str, Any] = {} if objective.precision == "float32" else {"precision": objective.precision}
     shared = {"negatives_shared": sampling.negatives_shared} if sampling.negatives_shared else {}
+    if objective.sample_weight is not None:
+        assert parts.train.weights is not None
+        digest = hashlib.blake2b(parts.train.weights.cpu().numpy().tobytes(), digest_size=16)
+        mixed["weights"] = digest.hexdigest()
     return {
         **mixed,
         **shared,
@@ -83,7 +87,7 @@ def write_checkpoint(path: str, run: dict[str, Any], written_by: dict[str, Any])
 
 
 # What may differ where the data has grown.
-_OF_THE_DATA = ("shape", "nnz", "interactions", "exclude")
+_OF_THE_DATA = ("shape", "nnz", "interactions", "exclude", "weights")
 
 
 def read_checkpoint(path: str, this_run: dict[str, Any], steps: int, grown: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ for every engine.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader
 from zerosum_ext.training.fused import FusedStep, clip_rows, fused_obstacle, scores_from_tables
 from zerosum_ext.training.settings import Settings
+from zerosum_ext.training.weights import PairWeights
 
 __all__ = ["AutogradEngine", "FusedEngine", "HogwildEngine", "Parts", "choose_engine", "sample_widths"]
 
@@ -78,6 +80,9 @@ class AutogradEngine:
             raise ValueError(
                 f"loss: {type(parts.loss).__name__} needs a model with branches, got {type(parts.model).__name__}"
             )
+        self.weights = None if self.objective.sample_weight is None else PairWeights(parts.train)
+        if self.weights is not None and not _takes_weights(parts.loss):
+            raise ValueError(f"sample_weight: {type(parts.loss).__name__} takes no sample_weight")
         self.loader = _make_loader(parts, settings)
         self.steps = len(self.loader)
         self.samples = self.loader.num_samples
@@ -158,6 +163,8 @@ class AutogradEngine:
                 "neg_branch": branch[:, split:].reshape(negatives.shape),
             }
         pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
+        if self.weights is not None:
+            constants["sample_weight"] = self.weights(users, positives)
         value: Tensor = self.loss(pos, neg, **constants)
         return value
 
@@ -263,6 +270,8 @@ def choose_engine(parts: Parts, settings: Settings) -> type[AutogradEngine]:
 def _settings_obstacle(settings: Settings, hogwild: bool) -> str | None:
     """Return why the fused step cannot follow these settings, or None."""
     objective = settings.objective
+    if objective.sample_weight is not None:
+        return f"sample_weight: expected None, got {objective.sample_weight!r}"
     if objective.precision != "float32":
         return f"precision: expected 'float32', got {objective.precision!r}"
     if hogwild and objective.clip_row_norm is not None:
@@ -284,6 +293,12 @@ def sample_widths(loss: nn.Module, negatives: int) -> tuple[int, int]:
     if negatives not in (1, 2):
         raise ValueError(f"negatives: {type(loss).__name__} uses two, got {negatives}")
     return 2, 2
+
+
+def _takes_weights(loss: nn.Module) -> bool:
+    """Return whether a loss has a parameter ``sample_weight``."""
+    parameters = inspect.signature(loss.forward).parameters.values()
+    return any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _make_loader(parts: Parts, settings: Settings) -> TripletLoader:

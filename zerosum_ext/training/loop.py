@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,6 +95,7 @@ def fit(
     progress: bool | None = None,
     engine: Engine = "auto",
     precision: Precision = "float32",
+    sample_weight: Literal["weights"] | None = None,
     first_epoch: int | None = None,
     mesh: Any = None,
 ) -> History:
@@ -170,6 +171,9 @@ def fit(
         precision: "bfloat16" and "float16" run the model's forward pass under torch.autocast, which affects matrix
             products: models such as "mlp", "neumf" and "ngcf" spend their time there. Parameters, losses and updates
             stay float32. With "float16" the loss is scaled (torch.amp.GradScaler). Needs the engine "autograd".
+        sample_weight: "weights" weighs each sample by the weight of its interaction (``interactions.weights``), which
+            the loss takes as its ``sample_weight``; of two positives by the mean. Weights are taken as they are: a mean
+            loss divides by the number of samples. Needs the engine "autograd".
         first_epoch: the number of the first epoch, from which its samples follow. None goes on where the model's last
             training stopped (``model.epochs_trained``, 0 for modules without it). So fits of one epoch each draw what a
             single longer fit draws. A resumed run keeps the numbers of its checkpoint.
@@ -201,7 +205,7 @@ def fit(
         first_epoch=first_epoch,
         engine=engine,
         sampling=Sampling(batch_size, seed, negatives, draws, strategy, negatives_shared),
-        objective=Objective(l2, clip_row_norm, regularizer, transform, precision),
+        objective=Objective(l2, clip_row_norm, regularizer, transform, precision, sample_weight),
         schedule=Schedule(scheduler, scheduler_interval),
         validation=Validation(validation, metric, maximize, patience, restore_best, bias, max_cost),
         saving=Saving(checkpoint, checkpoint_every, resume, resume_grown),

@@ -70,8 +70,13 @@ class Objective:
     regularizer: Regularizer | None = None
     transform: Transform | None = None
     precision: Precision = "float32"
+    sample_weight: Literal["weights"] | None = None
 
     def __post_init__(self) -> None:
+        if self.sample_weight not in (None, "weights"):
+            raise ValueError(f"sample_weight: expected None or 'weights', got {self.sample_weight!r}")
+        if self.sample_weight is not None and self.transform is not None:
+            raise ValueError("sample_weight: expected None with a transform, whose positives may be others")
         _set(self, "l2", require_finite_number("l2", self.l2, minimum=0))
         if self.clip_row_norm is not None:
             clip = require_finite_number("clip_row_norm", self.clip_row_norm)
