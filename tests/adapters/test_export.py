@@ -56,6 +56,7 @@ def test_folded_users_search_an_index(name):
     assert (found == want[0].numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_torch_program_scores_as_the_model(name):
     model = make(name).eval()
@@ -63,6 +64,7 @@ def test_a_torch_program_scores_as_the_model(name):
     torch.testing.assert_close(zx.export.torch_program(model).module()(users, items), model.predict(users, items))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx_scores_as_the_model_for_any_batch(name, tmp_path):
     pytest.importorskip("onnxscript")
