@@ -89,6 +89,8 @@ def check(kernels, loss, pos, neg, *, aux=(None, None), weight=None, reduction="
 def constants(loss, shape, dtype):
     if loss not in NEED_CONSTANTS:
         return None, None
+    if loss == "refined_softmax":  # logarithms of probabilities
+        return -0.5 - uniform(shape[:1], dtype, 3), -0.5 - uniform(shape, dtype, 4)
     return uniform(shape[:1], dtype, 3), uniform(shape, dtype, 4)
 
 
@@ -99,9 +101,10 @@ def test_a_negative_of_minus_infinity_is_masked(kernels, loss, dtype):
     neg[0, ::2] = -torch.inf
     if loss not in ("bsl", "psl_tanh"):  # whose values without negatives are infinite by definition
         neg[1] = -torch.inf
-    check(kernels, loss, pos, neg)
+    aux = constants(loss, (3, 40), reference.compute_dtype(dtype))
+    check(kernels, loss, pos, neg, aux=aux)
     neg[2], neg[2, 17] = -torch.inf, torch.nan
-    assert run(kernels, loss, pos, neg)[0].isnan()
+    assert run(kernels, loss, pos, neg, aux=aux)[0].isnan()
 
 
 # ---- one score each: 16-byte accesses and what is left over, and addresses that allow none
@@ -173,7 +176,8 @@ def test_matrices(kernels, loss, shape, dtype):
 def test_row_losses_of_every_length(kernels, k):
     pos, neg = normal(9, torch.float32, 0), normal((9, k), torch.float32, 1)
     for loss in ROW:
-        check(kernels, loss, pos, neg, weight=uniform(9, torch.float32, 2))
+        aux = constants(loss, (9, k), torch.float32)
+        check(kernels, loss, pos, neg, aux=aux, weight=uniform(9, torch.float32, 2))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -182,9 +186,11 @@ def test_row_losses_of_every_length(kernels, k):
 def test_row_losses(kernels, loss, rows, dtype):
     compute = reference.compute_dtype(dtype)
     pos, neg = normal(rows, dtype, 0), normal((rows, 21), dtype, 1)
+    aux = constants(loss, (rows, 21), compute)
     for reduction in REDUCTIONS:
-        check(kernels, loss, pos, neg, reduction=reduction)
-    check(kernels, loss, misaligned(pos), misaligned(neg), weight=uniform(rows, compute, 2), reduction="none")
+        check(kernels, loss, pos, neg, aux=aux, reduction=reduction)
+    weight = uniform(rows, compute, 2)
+    check(kernels, loss, misaligned(pos), misaligned(neg), aux=aux, weight=weight, reduction="none")
     if loss == "sampled_softmax":
         aux = uniform(rows, compute, 3), uniform((rows, 21), compute, 4)
         check(kernels, loss, pos, neg, aux=aux)
@@ -237,11 +243,12 @@ def test_extreme_scores_are_finite_and_nan_stays(kernels, dtype):
         value, *grads = run(kernels, loss, pos, neg, reduction="none")
         assert all(bool(t.isfinite().all()) for t in (value, *grads))
     for loss in ROW:
-        value, *grads = run(kernels, loss, grid, grid.expand(11, 11).contiguous(), reduction="none")
+        aux = constants(loss, (11, 11), reference.compute_dtype(dtype))
+        value, *grads = run(kernels, loss, grid, grid.expand(11, 11).contiguous(), aux=aux, reduction="none")
         assert all(bool(t.isfinite().all()) for t in (value, *grads))
         bad = grid.expand(11, 11).clone()
         bad[3, 10] = torch.nan
-        value = run(kernels, loss, grid, bad, reduction="none")[0]
+        value = run(kernels, loss, grid, bad, aux=aux, reduction="none")[0]
         assert value.isnan().nonzero().flatten().tolist() == [3]
     pos = pos.clone()
     pos[5] = torch.nan

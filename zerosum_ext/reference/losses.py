@@ -167,7 +167,11 @@ def ccl(p: Tensor, n: Tensor, x_p: None, x_n: None, w: Kernel) -> Tensor:
 def refined_softmax(p: Tensor, n: Tensor, x_p: Tensor, x_n: Tensor, w: Kernel) -> Tensor:
     """sp(logsumexp_j(a n_j - x_j) - log K + log(1 - e^x_p) - a p), x = log q [KBM25]."""
     others = torch.log1p(-torch.exp(x_p.clamp(max=0)))
-    negatives = torch.logsumexp(w.a * n - x_n, -1) - math.log(n.shape[-1])
+    z = w.a * n - x_n
+    # Where all negatives are masked the loss is 0, and so are its derivatives, where those of logsumexp are NaN.
+    any_left = (z != -torch.inf).any(-1, keepdim=True)
+    sums = torch.logsumexp(torch.where(any_left, z, 0), -1)
+    negatives = torch.where(any_left.squeeze(-1), sums, -torch.inf) - math.log(n.shape[-1])
     return softplus(negatives + (others - w.a * p).squeeze(-1))
 
 
