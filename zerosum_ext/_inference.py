@@ -18,6 +18,9 @@ def inference(model: object) -> Iterator[None]:
     Args:
         model: a module; any other object has no mode to switch.
     """
+    if torch.compiler.is_exporting():  # a program has no gradients to switch off, and cannot be saved if it tries
+        yield
+        return
     module = model if isinstance(model, nn.Module) and model.training else None
     if module is not None:
         module.eval()

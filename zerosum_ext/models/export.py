@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -153,8 +154,6 @@ def onnx(model: Recommender, path: str | os.PathLike[str], *, opset: int = 18) -
 
 
 def _library(module: str, package: str) -> ModuleType:
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
