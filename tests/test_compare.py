@@ -270,6 +270,7 @@ def test_bias_left_is_a_share_of_bprs():
     assert choice.bias_left({**better, "upo": None}, base, "overall") == pytest.approx(0.5)
     assert choice.bias_left(better, base, "upo") == pytest.approx(0.4)
     assert choice.bias_left(better, base, "aplt@10") == -0.2
+    assert choice.bias_left(better, base, "coverage@10") == pytest.approx(0.4)
     assert np.isnan(choice.bias_left({"upo": None}, base, "upo"))
 
 

@@ -138,12 +138,30 @@ def test_better_is_nearer_to_the_ideal_or_in_the_direction():
     assert measure_of("aplt@20").is_better(0.3, 0.1)
     assert measure_of("ndcg@10").is_better(0.3, math.nan)
     assert not measure_of("ndcg@10").is_better(math.nan, math.nan)
-    assert measure_of("pop_q_at_1").arrow == "→ .5"
+    assert measure_of("pop_q_at_1").arrow == "→ 0.5"
+    assert measure_of("arp@10").arrow == "↓"
     assert Measure("x", "X", "x", "bias", "ideal", 0.0).arrow == "→ 0"
     with pytest.raises(ValueError, match="novelty: has no direction that is better"):
         measure_of("novelty@10").distance(3.0)
     with pytest.raises(ValueError, match=r"measure: expected one of .*, got 'ndgc'"):
         measure_of("ndgc@10")
+
+
+def test_how_measures_are_written():
+    tail, arp = measure_of("aplt@10"), measure_of("arp@10")
+    assert tail.label("aplt@10", long=True) == "long-tail share@10"
+    assert arp.label("arp@10") == "ARP@10"
+    assert arp.label("arp@10", long=True) == "ARP@10 (average popularity of what is recommended)"
+    assert measure_of("pop_q_at_1").label("pop_q_at_1", long=True) == "PopQ@1 (popularity quantile of the top item)"
+    assert tail.write(0.1234) == "12.3 %"
+    assert [arp.write(x) for x in (None, math.nan, 0.12345, 12.345, 123.45)] == [
+        *["no value"] * 2,
+        "0.123",
+        "12.3",
+        "123",
+    ]
+    assert tail.describe().startswith("Long-tail share: mean share")
+    assert measure_of("upo").describe().startswith("uPO: ")
 
 
 def test_the_same_on_tensors_of_one_device():

@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# The part of metrics.json that the table shows: (metric, label) by group.
+# The part of metrics.json that the table shows, by group.
 _ROWS = (
-    ("accuracy", (("hr", "Hit"), ("recall", "Recall"), ("ndcg", "NDCG"), ("auc", "AUC"))),
-    ("popularity bias among a user's own items", (("pri", "PRI"), ("pop_q_at_1", "PopQ@1"), ("upo", "uPO"))),
-    (
-        "exposure",
-        (("arp", "ARP"), ("aplt", "long-tail share"), ("coverage", "coverage"), ("gini", "Gini")),
-    ),
+    ("accuracy", ("hr", "recall", "ndcg", "auc")),
+    ("popularity bias among a user's own items", ("pri", "pop_q_at_1", "upo")),
+    ("exposure", ("arp", "aplt", "coverage", "gini")),
 )
 
 
@@ -25,17 +22,19 @@ _LEGEND = (
 
 def comparison(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return the metrics of one or two methods as a table, with the difference between two."""
+    from zerosum_ext.metrics import MEASURES
+
     names = list(metrics)
     width = max(10, *(len(name) + 2 for name in names))
     head = "".join(f"{name:>{width}}" for name in names) + (f"{'difference':>12}" if len(names) == 2 else "")
     lines = [f"{'':<22}{head}"]
     for title, rows in _ROWS:
         lines.append(title)
-        for metric, label in rows:
+        for metric in rows:
             for key in metrics[names[-1]]:
                 name, at, cutoff = key.partition("@")
                 if key == metric or (name == metric and at):
-                    shown = label + (f" @{cutoff}" if at and key != metric else "")
+                    shown = MEASURES[metric].title + (f" @{cutoff}" if at and key != metric else "")
                     lines.append(f"  {shown:<20}" + _cells([metrics[n].get(key) for n in names], width))
     return "\n".join([*lines, _LEGEND])
 

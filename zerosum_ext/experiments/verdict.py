@@ -13,29 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from zerosum_ext import metrics
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation import Ranking, per_user
 from zerosum_ext.evaluation.significance import Comparison, compare, coverage_of_lists, exchange, holm
+from zerosum_ext.metrics import measure_of
 from zerosum_ext.training import History
 
 __all__ = [
     "MOST_POPULAR",
     "Against",
     "Change",
-    "Measure",
     "Verdict",
     "bias_measures",
     "data_warnings",
-    "distance",
     "history_warnings",
     "judge",
-    "measure_of",
     "method_label",
     "popularity_scores",
 ]
@@ -48,85 +45,6 @@ LEVEL = 0.05
 # Random permutations and bootstrap samples of a comparison: p-values are exact to about .01 at .05.
 RESAMPLES = 999
 
-
-@dataclass(frozen=True)
-class Measure:
-    """How a measure is written and read.
-
-    Attributes:
-        name: its key in :func:`zerosum_ext.evaluate`, without the cut-off.
-        label: its name in tables and sentences.
-        about: what it says, in one sentence.
-        better: in which direction it is better, as in :data:`zerosum_ext.metrics.MEASURES`.
-        ideal: the value without bias, or None if there is none.
-        percent: it is a share and written in percent.
-        kind: "accuracy", "bias" or "exposure".
-    """
-
-    name: str
-    label: str
-    about: str
-    better: Literal["up", "down", "ideal", "none"]
-    ideal: float | None = None
-    percent: bool = False
-    kind: Literal["accuracy", "bias", "exposure"] = "accuracy"
-
-    @property
-    def arrow(self) -> str:
-        """Return the direction of better values: an arrow, with the ideal if there is one."""
-        if self.better == "ideal":
-            return f"→ {self.ideal:g}"
-        return {"up": "↑", "down": "↓"}.get(self.better, "")
-
-    def distance(self, value: float) -> float:
-        """Return how far a value is from the best: smaller is better. NaN if no direction is better."""
-        if self.ideal is not None:
-            return abs(value - self.ideal)
-        return {"up": -value, "down": value}.get(self.better, math.nan)
-
-    def write(self, value: float | None) -> str:
-        """Return a value as text."""
-        if value is None or not math.isfinite(value):
-            return "no value"
-        if self.percent:
-            return f"{100 * value:.1f} %"
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-# Measures that a verdict or a report shows: how they are spelled out, what they say to people who meet them first, and
-# whether they are written in percent. What is not here is written as its record says.
-_SPELLED: dict[str, tuple[str, str, bool]] = {
-    "hr": ("Hit", "the share of users who have a held-out item in their list", True),
-    "recall": ("Recall", "the share of a user's held-out items in the list", False),
-    "ndcg": ("NDCG", "held-out items in the list, those near its top counting more", False),
-    "pri": (
-        "PRI (popularity-rank correlation of items)",
-        "whether popular items stand above unpopular ones among the items a user likes: 1 always, 0 not at all",
-        False,
-    ),
-    "pop_q_at_1": (
-        "PopQ@1 (popularity quantile of the top item)",
-        "how popular the item is that the model puts first among those a user likes: 0 the most popular, .5 ideal",
-        False,
-    ),
-    "upo": (
-        "uPO (popularity-opportunity bias of users)",
-        "whether a user's popular items score higher than the user's other items: 1 always, 0 not at all",
-        False,
-    ),
-    "arp": (
-        "ARP (average popularity of what is recommended)",
-        "how many users have the items that are recommended, on average",
-        False,
-    ),
-    "aplt": (
-        "long-tail share",
-        "the share of a list that are unpopular items: those that have the last fifth of all interactions",
-        True,
-    ),
-    "coverage": ("coverage", "the share of all items that anybody is recommended", True),
-    "gini": ("Gini", "how unequal the exposure of items is: 0 all alike, 1 one has all", False),
-}
 
 _LABELS = {
     MOST_POPULAR: "most popular",
@@ -157,29 +75,9 @@ def method_label(name: str) -> str:
     return _LABELS.get(name, name)
 
 
-def measure_of(key: str) -> Measure:
-    """Return how a measure is written and read, from a key of :func:`zerosum_ext.evaluate` such as "arp@10".
-
-    Raises:
-        ValueError: there is no such measure.
-    """
-    record = metrics.measure_of(key)
-    name, at, cutoff = key.partition("@")
-    label, about, percent = _SPELLED.get(name, (record.title, record.about, False))
-    short, bracket, more = label.partition(" (")
-    # (That 1 would be the best NDCG tells nobody anything.)
-    ideal = record.ideal if record.direction == "ideal" else None
-    return Measure(name, f"{short}{at}{cutoff}{bracket}{more}", about, record.direction, ideal, percent, record.kind)
-
-
 def bias_measures(k: int) -> tuple[str, ...]:
     """Return the keys of the measures that a verdict compares beside accuracy, for lists of k items."""
     return (f"aplt@{k}", "pop_q_at_1", "upo", f"arp@{k}", f"coverage@{k}")
-
-
-def distance(key: str, value: float) -> float:
-    """Return how far a measure's value is from the best; smaller is better."""
-    return measure_of(key).distance(value)
 
 
 @dataclass(frozen=True)
@@ -215,7 +113,7 @@ class Change:
     def text(self, intervals: bool = True) -> str:
         """Return the change in words, such as "long-tail share 8.0 % -> 21.0 %"."""
         measure = measure_of(self.key)
-        name = measure.label.partition(" (")[0]
+        name = measure.label(self.key)
         if self.before is None or self.after is None:
             return f"{name} has no value here"
         remark = "" if self.better is not None else "not significant"
@@ -228,7 +126,7 @@ class Change:
             digits = 3 if not measure.percent and abs(self.before) < 10 else 1
             low, high = self.low or 0.0, self.high or 0.0
             interval = f"95 %: {_signed(factor * low, digits)} to {_signed(factor * high, digits)}"
-            if measure.ideal is not None and not remark:
+            if measure.direction == "ideal" and not remark:
                 remark = f"ideal {measure.ideal:g}, " + ("better" if self.better else "worse")
             elif not remark and not self.better:
                 remark = "worse"
@@ -414,7 +312,8 @@ def _compared(key: str, a: _Values, b: _Values, resamples: int, seed: int) -> Co
         return None
     x, y = x[both], y[both]
     found = compare(x, y, resamples=resamples, seed=seed)
-    ideal = measure_of(key).ideal
+    measure = measure_of(key)
+    ideal = measure.ideal if measure.direction == "ideal" else None
     if ideal is not None and (found.mean_a - ideal) * (found.mean_b - ideal) < 0:
         # On two sides of the ideal: what is tested is the difference of the distances from it.
         sign = math.copysign(1.0, found.mean_b - ideal)
@@ -449,7 +348,7 @@ def _change(key: str, found: Comparison | None, adjusted: float) -> Change:
     measure = measure_of(key)
     better = None
     if adjusted < LEVEL:
-        better = measure.distance(found.mean_b) < measure.distance(found.mean_a)
+        better = measure.direction != "none" and measure.is_better(found.mean_b, found.mean_a)
     numbers = (found.mean_a, found.mean_b, found.low, found.high, found.p_value, adjusted)
     return Change(key, *numbers, better, found.users)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from zerosum_ext.experiments.compare.candidates import Candidate
 from zerosum_ext.experiments.compare.settings import Plan
 from zerosum_ext.experiments.compare.trials import Record
-from zerosum_ext.experiments.verdict import measure_of
+from zerosum_ext.metrics import measure_of
 
 __all__ = ["bias_left", "choose", "front", "layers", "promoted"]
 
@@ -20,9 +20,9 @@ _FIRST_CLASS = ("zerosum", "pos2neg2")
 def bias_left(values: Mapping[str, float | None], base: Mapping[str, float | None], key: str) -> float:
     """Return how much bias there is; smaller is better.
 
-    For a measure it is the distance from the ideal, or the value with its sign turned if larger is better. For
-    "overall" it is the mean of PopQ@1, uPO, ARP and coverage, each as a share of BPR's distance from the ideal: 1 is as
-    biased as BPR, 0 without bias. Measures without a value are left out.
+    For a measure it is :meth:`zerosum_ext.metrics.Measure.distance`. For "overall" it is the mean of PopQ@1, uPO, ARP
+    and coverage, each as a share of BPR's distance from the ideal: 1 is as biased as BPR, 0 without bias. Measures
+    without a value are left out.
 
     Args:
         values, base: measures of a candidate and of BPR.
@@ -44,10 +44,9 @@ def bias_left(values: Mapping[str, float | None], base: Mapping[str, float | Non
 
 def _distance_from_best(key: str, value: float | None) -> float:
     """Return a distance of the measures of "overall", which is 0 without bias; NaN for other measures."""
-    name = key.partition("@")[0]
-    if value is None or name not in ("pop_q_at_1", "upo", "arp", "coverage"):
+    if value is None or key.partition("@")[0] not in ("pop_q_at_1", "upo", "arp", "coverage"):
         return math.nan
-    return 1 - value if name == "coverage" else measure_of(key).distance(value)
+    return measure_of(key).distance(value)
 
 
 Point = tuple[float, float]

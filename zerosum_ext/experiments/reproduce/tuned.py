@@ -21,6 +21,7 @@ from zerosum_ext.evaluation import METRICS, PER_USER_METRICS, WEIGHTED_METRICS, 
 from zerosum_ext.experiments.reproduce.experiment import Cell, Tuning
 from zerosum_ext.experiments.reproduce.file import CUTOFFS
 from zerosum_ext.experiments.runs import Method, popularity_of
+from zerosum_ext.metrics import measure_of
 from zerosum_ext.models import MethodParts
 from zerosum_ext.training import EpochEnd, History, StopTraining, fit
 
@@ -57,7 +58,7 @@ def bias_index(figures: Mapping[str, float], baseline: Mapping[str, float]) -> f
     """
 
     def distances(x: Mapping[str, float]) -> np.ndarray:
-        return np.array([abs(x["pop_q_at_1"] - 0.5), abs(x["upo"]), x["arp@10"], 1 - x["coverage@10"]])
+        return np.array([measure_of(key).distance(x[key]) for key in ("pop_q_at_1", "upo", "arp@10", "coverage@10")])
 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = distances(figures) / distances(baseline)

@@ -20,7 +20,8 @@ from zerosum_ext.experiments.runs.files import read_json
 from zerosum_ext.experiments.runs.judging import judge_run, popular_ranking, read_verdict
 from zerosum_ext.experiments.runs.method import measure, popularity_of
 from zerosum_ext.experiments.runs.run import Run
-from zerosum_ext.experiments.verdict import MOST_POPULAR, Verdict, measure_of, method_label
+from zerosum_ext.experiments.verdict import MOST_POPULAR, Verdict, method_label
+from zerosum_ext.metrics import measure_of
 
 __all__ = ["write_report"]
 
@@ -104,7 +105,8 @@ def _measures(run: Run, verdict: Verdict) -> Section:
     rows = []
     for key in _keys(run):
         measure_ = measure_of(key)
-        cells = [measure_.label, measure_.arrow, *(measure_.write(values.get(key)) for values in columns.values())]
+        written = [measure_.write(values.get(key)) for values in columns.values()]
+        cells = [measure_.label(key, long=True), measure_.arrow, *written]
         if base is not None:
             cells.append(_change(changes.get(key)))
         rows.append(cells)
@@ -162,7 +164,7 @@ def _candidates(compared: dict[str, Any] | None) -> list[Section]:
         "marked as left early were trained for few epochs and were not promising. Only settings trained to their end "
         "can be taken; what only changes finished scores, and yardsticks, cannot."
     )
-    head = ["setting", *(measure_of(key).label.partition(" (")[0] for key in keys), "bias left", "epochs", ""]
+    head = ["setting", *(measure_of(key).label(key) for key in keys), "bias left", "epochs", ""]
     sections = [Section("What was compared", head, rows, text, marked=frozenset(marked))]
     if compared["left_out"]:
         rows = [[str(name), str(reason)] for name, reason in compared["left_out"].items()]
@@ -173,10 +175,12 @@ def _candidates(compared: dict[str, Any] | None) -> list[Section]:
 def _further_sections(run: Run, verdict: Verdict) -> list[Section]:
     """Return the meaning of the measures, all measures, the settings, the data and the environment."""
     columns = _columns(run, verdict)
-    about = [[measure_of(key).label, measure_of(key).about, measure_of(key).arrow] for key in _keys(run)]
+    records = [(key, measure_of(key)) for key in _keys(run)]
+    about = [[record.label(key, long=True), record.plain or record.about, record.arrow] for key, record in records]
+    records = [(key, measure_of(key)) for key in run.metrics.get(run.main, {})]
     every = [
-        [measure_of(key).label, *(measure_of(key).write(values.get(key)) for values in columns.values())]
-        for key in run.metrics.get(run.main, {})
+        [record.label(key, long=True), *(record.write(values.get(key)) for values in columns.values())]
+        for key, record in records
     ]
     settings = {name: asdict(method) for name, method in run.methods.items()}
     fields = list(settings[run.main])
@@ -259,10 +263,11 @@ def _tested_front(run: Run, verdict: Verdict) -> Figure | None:
         for name, (x, y) in points.items()
     ]
     measure_ = measure_of(bias)
-    x_axis = svg.Axis.of(measure_.label.partition(" (")[0], [dot.x for dot in dots], ideal=measure_.ideal)
-    y_axis = svg.Axis.of(measure_of(accuracy or "").label, [dot.y for dot in dots], zero=True)
+    x_axis = svg.Axis.of(measure_.label(bias), [dot.x for dot in dots], ideal=measure_.ideal)
+    y_axis = svg.Axis.of(measure_of(accuracy or "").label(accuracy or ""), [dot.y for dot in dots], zero=True)
     alt = "; ".join(f"{dot.name}: {y_axis.label} {dot.y:.3f}, {x_axis.label} {dot.x:.3f}" for dot in dots)
-    return Figure(svg.scatter(alt, dots, x_axis, y_axis), f"Accuracy against {measure_.label} on the test part.")
+    caption = f"Accuracy against {measure_.label(bias, long=True)} on the test part."
+    return Figure(svg.scatter(alt, dots, x_axis, y_axis), caption)
 
 
 def _exposure(run: Run, rankings: Mapping[str, Ranking], popularity: torch.Tensor) -> Figure | None:
