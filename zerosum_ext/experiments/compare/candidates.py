@@ -1,6 +1,10 @@
 """The candidates of a comparison: families of methods with small grids of settings.
 
 A family of a later version stays in the table and is told as not available, so that nothing is left out in silence.
+
+These grids are for data that nobody has seen yet: few settings, all methods. The grids of benchmarks/paper/tuned-*.toml
+are another thing, the record of what a published table was tuned over, one for each data set. A change here must not
+change those, so that neither is made from the other.
 """
 
 from __future__ import annotations
