@@ -23,7 +23,7 @@ import zerosum_ext as zx
 from zerosum_ext._group import even_cuts
 from zerosum_ext.distributed import to_safetensors, write_shards
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.threads]
+pytestmark = pytest.mark.threads
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SECONDS = 240
 

@@ -163,7 +163,7 @@ def test_benchmark_protocol(tmp_path, monkeypatch, leak):
         (("title =", "titel ="), "unknown: titel; missing: title"),
         (('"synthetic"', '"fast"'), "synthetic"),
         (('loss = "bpr"', 'loss = "bqr"'), "bqr"),
-        (("weight = 0.8", "wait = 0.8"), "device, got 'wait'"),
+        (("weight = 0.8", "wait = 0.8"), "device, negatives_shared, got 'wait'"),
         (('loss = "bpr"}', 'loss = "bpr", loss_options = {gamma = 1}}'), "method 'BPR': loss_options: expected those"),
         (("seeds = [3, 4]", 'leak = "some"'), "leak"),
         (("seeds = [3, 4]", "seeds = []"), "seeds"),

@@ -269,7 +269,12 @@ def copy(finished, tmp_path):
         ("config.json", b"{", "no JSON"),
         ("config.json", b"[1]", "not the configuration"),
         ("config.json", b'{"format": "zerosum_ext.run/1"}', "damaged"),
-        ("config.json", b'{"format": "zerosum_ext.run/1", "methods": [1]}', "damaged: methods"),
+        ("config.json", b'{"format": "zerosum_ext.run/1", "evaluation": {"k": "five"}}', "damaged: evaluation"),
+        (
+            "config.json",
+            b'{"format": "zerosum_ext.run/1", "evaluation": {"k": [5]}, "methods": [1]}',
+            "damaged: methods",
+        ),
         ("interactions.npz", None, "damaged"),
         ("interactions.npz", b"PK\x03\x04 half", "damaged"),
         ("zerosum/model.safetensors", None, "not over"),

@@ -127,11 +127,13 @@ def graphs() -> str:
 
 
 def training() -> str:
-    """Return the part on training: the targets, and what was reached."""
-    text = (RESULTS / "training-cpu.md").read_text(encoding="utf-8")
-    targets = text.partition("## Targets\n")[2].partition("\n## ")[0].strip()
-    machine = read("training-cpu")["machine"]
-    return f"## Training\n\n{where(machine, 'training-cpu')}\n{targets}\n"
+    """Return the part on training: the targets, and what was reached, on each kind of processor that was measured."""
+    parts = ["## Training\n"]
+    for name in ("training-cpu-avx2", "training-cpu"):
+        text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        targets = text.partition("## Targets\n")[2].partition("\n## ")[0].strip()
+        parts.append(f"{where(read(name)['machine'], name)}\n{targets}\n")
+    return "\n".join(parts)
 
 
 def gpu() -> str:
