@@ -81,7 +81,10 @@ def test_bandwidth_quick_mode(tmp_path, script, call):
 
 def test_verdicts(bench_training):
     def engine(hogwild, exact):
-        ratios = {"implicit": {"hogwild zerosum": hogwild, "hogwild bpr": [9, 9, 9], "exact zerosum 4096": exact}}
+        ratios = {
+            "implicit": {"hogwild zerosum": hogwild, "hogwild bpr": [9, 9, 9], "exact zerosum 4096": exact},
+            "buffalo": {"hogwild zerosum": [9, 9, 9]},  # slower: the fastest peer counts
+        }
         return {"key": ["engines", "ml-1m", 64, 2], "faster_than": ratios}
 
     step = {"key": ["optimizers", "ml-1m", 64, 2, "zerosum", "Adam", 256], "faster_than": {"best eager": [8, 9, 11]}}
@@ -90,7 +93,7 @@ def test_verdicts(bench_training):
         "small": "ml-1m",
         "times_small": {"hogwild zerosum": [2, 2.5, 4], "implicit": [9, 9, 9]},
     }
-    verdicts = [row[-1] for row in bench_training.targets([engine([3, 4, 5], [1, 1.9, 3]), step, large])]
+    verdicts = [row[-1] for row in bench_training.targets([engine([2, 2.6, 5], [1, 1.4, 3]), step, large])]
     assert verdicts == ["met", "**missed**", "**missed**", "met"]
     one_thread = {**engine([1, 1, 1], [1, 1, 1]), "key": ["engines", "ml-1m", 64, 1]}
     assert bench_training.targets([one_thread]) == []
