@@ -70,16 +70,18 @@ def compared(results: Results, output: str | Path) -> Compared:
 
 
 def _told(records: Sequence[Mapping[str, Any]], loss: str) -> dict[str, Any]:
-    """Return a method's figures of the test over its seeds, and of the validation part of the first one."""
+    """Return a method's figures over its seeds, of the test and of the validation part."""
     figures = {key: [r["metrics"]["best"].get(key) for r in records] for key in REPORTED}
     known = {key: [v for v in values if v is not None] for key, values in figures.items()}
     first = records[0]
+    validations = [r["validation"] for r in records]
     return {
         "seeds": [r["seed"] for r in records],
         "cells": [r["digest"] for r in records],
         "trained": not trained_directly(loss),
         "setting": first["settings"],
-        "validation": first["validation"],
+        # A single seed may be a lucky one. The mean still knows nothing of the test.
+        "validation": {key: float(np.mean([one[key] for one in validations])) for key in validations[0]},
         "mean": {key: float(np.mean(values)) for key, values in known.items() if values},
         "sd": {key: float(np.std(values, ddof=1)) for key, values in known.items() if len(values) > 1},
     }
