@@ -265,15 +265,19 @@ def accuracy_and_bias(
     """
     figure, panels = _panels(len(data), 3.4, sharey=True)
     names = list(dict.fromkeys(name for methods in data.values() for name in methods))
-    signs = "osD^vP*X<>hp"
+    signs = "osD^vP*"  # seven, and six colours: 42 pairs
+    limits = (0.45, 1.45), (-20.0, max([5.0, *(y for methods in data.values() for y, _, _ in methods.values())]) + 4)
     for axes, (title, methods) in zip(panels, data.items(), strict=True):
         axes.axhline(0, color="0.7", linewidth=1, zorder=0)
         axes.axvline(1, color="0.7", linewidth=1, zorder=0)
         for name, (accuracy, bias, recommended) in methods.items():
             k = names.index(name)
+            # What is far off, as the most popular items are, stands at the edge.
+            x, y = (np.clip(v, *edges) for v, edges in zip((bias, accuracy), limits, strict=True))
             axes.scatter(
-                [bias],
-                [accuracy],
+                [x],
+                [y],
+                clip_on=False,
                 s=70 if recommended else 34,
                 color=COLOURS[k % len(COLOURS)],
                 marker=signs[k % len(signs)],
@@ -285,17 +289,14 @@ def accuracy_and_bias(
         axes.spines[["top", "right"]].set_visible(False)
     if panels:
         panels[0].set(ylabel="NDCG@10 beside BPR, %")
-        least = min(min(-5.0, y) for methods in data.values() for y, _, _ in methods.values())
-        most = max(max(5.0, y) for methods in data.values() for y, _, _ in methods.values())
-        for axes in panels:  # models far below BPR, as the most popular items, stand at the edge
-            axes.set(ylim=(max(least, -45.0) - 3, most + 4), xlim=(0.45, 1.45))
+        for axes in panels:
+            axes.set(xlim=limits[0], ylim=limits[1])
     handles = [
         panels[0].scatter([], [], color=COLOURS[k % len(COLOURS)], marker=signs[k % len(signs)], label=name)
         for k, name in enumerate(names)
     ]
     if handles:
-        columns = min(6, 3 * len(panels))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path, 130)
 
 
