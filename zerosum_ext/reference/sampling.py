@@ -7,6 +7,7 @@ shift is made logical by a mask.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -301,19 +302,18 @@ class Permutation:
         self.key = torch.stack((first & LOW32, _high32(first), second & LOW32, _high32(second)), 1).tolist()
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = self._cell(x)
-        beyond = (out >= self.size).nonzero().flatten()
-        while beyond.numel():
-            out[beyond] = self._cell(out[beyond])
-            beyond = beyond[out[beyond] >= self.size]
-        return out
+        return self._within(self._cell, x)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the numbers that the permutation takes to ``y``."""
-        out = self._undo(y)
+        return self._within(self._undo, y)
+
+    def _within(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return what ``step`` makes of ``x``, taken again where it leads out of the range."""
+        out = step(x)
         beyond = (out >= self.size).nonzero().flatten()
         while beyond.numel():
-            out[beyond] = self._undo(out[beyond])
+            out[beyond] = step(out[beyond])
             beyond = beyond[out[beyond] >= self.size]
         return out
 

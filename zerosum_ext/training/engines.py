@@ -132,23 +132,31 @@ class AutogradEngine:
 
     def _train_batch(self, users: Tensor, positives: Tensor, negatives: Tensor, loss_sum: Tensor) -> None:
         """Do one step on a batch and add the summed loss of its samples to ``loss_sum``."""
-        size = users.shape[0]
-        items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
-        value = self._loss_of(users, positives, negatives, items)
-        objective = value
-        if self.objective.l2:
-            penalty = self.objective.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
-            objective = value + (penalty * size if self.summed else penalty)
+        value, objective = self._objective_of(users, positives, negatives)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(objective).backward()
         self.position += 1
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
+        self._regularize()
+        self._update(self.scaler)
+        loss_sum += value.detach() if self.summed else value.detach() * users.shape[0]
+
+    def _objective_of(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and the loss with its penalty, which is minimized."""
+        size = users.shape[0]
+        items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
+        value = objective = self._loss_of(users, positives, negatives, items)
+        if self.objective.l2:
+            penalty = self.objective.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
+            objective = value + (penalty * size if self.summed else penalty)
+        return value, objective
+
+    def _regularize(self) -> None:
+        """Add the regularizer's gradients, in the steps that it asks for."""
         regularizer = self.objective.regularizer
         if regularizer is not None and regularizer.every is not None and self.position % regularizer.every == 0:
             regularizer.add_gradients(self.model)
-        self._update(self.scaler)
-        loss_sum += value.detach() if self.summed else value.detach() * size
 
     def _loss_of(self, users: Tensor, positives: Tensor, negatives: Tensor, items: Tensor) -> Tensor:
         """Return the loss of a batch; ``items`` [B, J] are its positives and then its negatives."""

@@ -76,19 +76,12 @@ class DataParallelEngine(AutogradEngine):
         size = users.shape[0]
         self.optimizer.zero_grad(set_to_none=True)
         if size:
-            items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
-            value = self._loss_of(users, positives, negatives, items)
-            objective = value
-            if self.objective.l2:
-                penalty = self.objective.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
-                objective = value + (penalty * size if self.summed else penalty)
+            value, objective = self._objective_of(users, positives, negatives)
             (objective if self.summed else objective * (size / self.batch)).backward()
             loss_sum += value.detach() if self.summed else value.detach() * size
         self.position += 1
         self._add_up()
-        regularizer = self.objective.regularizer
-        if regularizer is not None and regularizer.every is not None and self.position % regularizer.every == 0:
-            regularizer.add_gradients(self.model)
+        self._regularize()
         self._update()
 
     def _add_up(self) -> None:
