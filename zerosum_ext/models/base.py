@@ -18,7 +18,7 @@ from zerosum_ext._checks import MOST_K, describe, require_choice, require_ids, r
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
-from zerosum_ext.evaluation.sources import forward_decides
+from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
 from zerosum_ext.models import files, folding, lists
 from zerosum_ext.training import History, fit
 from zerosum_ext.training.growing import grow_parameter
@@ -46,7 +46,28 @@ def index_tensor(name: str, values: Any, size: int, device: torch.device) -> Ten
 def all_scores(model: Recommender, users: Tensor) -> Tensor:
     """Return the scores of every item for ``users`` [B], by whatever the model says scores are: [B, num_items]."""
     with inference(model):
-        return lists.candidate_scores(model, users, None)
+        return candidate_scores(model, users, None)
+
+
+def candidate_scores(model: Recommender, users: Tensor, candidates: Tensor | None) -> Tensor:
+    """Return the scores of candidates for ``users`` [B], by whatever the model says scores are.
+
+    Args:
+        model: the model, in evaluation mode.
+        users: int64 [B].
+        candidates: int64 [C], or None for all items.
+
+    Returns:
+        [B, C] or [B, num_items].
+    """
+    if candidates is not None and 4 * candidates.numel() < model.num_items:
+        scores: Tensor = model(users, candidates.expand(users.numel(), -1))
+        return scores
+    if forward_decides(model):
+        scores = scores_by_forward(model, users, model.num_items)
+    else:
+        scores = model.score_all_items(users)
+    return scores if candidates is None else scores[:, candidates]
 
 
 class Recommender(nn.Module):
@@ -258,9 +279,7 @@ class Recommender(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the best items by their numbers among the candidates, and their scores: [n, width] each."""
         number = self.num_items if candidates is None else candidates.numel()
-        return lists.best_by_scores(
-            lambda part: lists.candidate_scores(self, part, candidates), users, seen, width, number
-        )
+        return lists.best_by_scores(lambda part: candidate_scores(self, part, candidates), users, seen, width, number)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -709,13 +728,7 @@ class DotProductRecommender(Recommender):
             ValueError: an id is out of range, k is below 1, the metric is unknown, or a vector is not finite because
                 the model diverged.
         """
-        index = require_ids("items", items, self.num_items, self.device).reshape(-1)
-        names = ("candidates", "filter_items")
-        allowed = lists.allowed_items(_plain(names[0], candidates), filter_items, index, (0, self.num_items), names)
-        if return_ids:
-            self._require_vocabulary()
-        found, scores = similar(self.factors()[1], index, k, metric, allowed, "item")
-        return (self._item_ids(found) if return_ids else found), scores
+        return self._similar("item", items, k, metric, candidates, filter_items, return_ids)
 
     def similar_users(
         self,
@@ -731,12 +744,30 @@ class DotProductRecommender(Recommender):
 
         The arguments are those of :meth:`similar_items`, for users.
         """
-        index = require_ids("users", users, self.num_users, self.device).reshape(-1)
-        names = ("candidates", "filter_users")
-        allowed = lists.allowed_items(_plain(names[0], candidates), filter_users, index, (0, self.num_users), names)
+        return self._similar("user", users, k, metric, candidates, filter_users, return_ids)
+
+    def _similar(
+        self,
+        side: Literal["user", "item"],
+        given: Any,
+        k: int,
+        metric: Similarity,
+        candidates: Any,
+        filtered: Any,
+        return_ids: bool,
+    ) -> tuple[Any, Tensor]:
+        """Return the neighbours of given users, or of given items."""
+        of_items = side == "item"
+        size = self.num_items if of_items else self.num_users
+        index = require_ids(f"{side}s", given, size, self.device).reshape(-1)
+        names = ("candidates", f"filter_{side}s")
+        allowed = lists.allowed_items(_plain(names[0], candidates), filtered, index, (0, size), names)
         vocabulary = self._require_vocabulary() if return_ids else None
-        found, scores = similar(self.factors()[0], index, k, metric, allowed, "user")
-        return (found if vocabulary is None else _external(vocabulary.user_ids, found)), scores
+        user, item, _ = self.factors()
+        found, scores = similar(item if of_items else user, index, k, metric, allowed, side)
+        if vocabulary is None:
+            return found, scores
+        return _external(vocabulary.item_ids if of_items else vocabulary.user_ids, found), scores
 
 
 def _plain(name: str, values: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor
 from zerosum_ext._files import replacing
 from zerosum_ext._version import __version__
 from zerosum_ext.data.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from zerosum_ext.models.base import Recommender
 
 __all__ = ["Target", "card", "information", "names_of", "read", "text_tensors", "vocabulary_of", "write"]
 
@@ -170,7 +167,23 @@ def item_names(names: Sequence[str] | np.ndarray | None, num_items: int) -> np.n
 # --- the card -------------------------------------------------------------------------------------------------------
 
 
-def card(model: Recommender, name: str | None = None) -> str:
+class Described(Protocol):
+    """What a model card tells of a model."""
+
+    num_users: int
+    num_items: int
+    epochs_trained: int
+    vocabulary: Vocabulary | None
+    information: Mapping[str, Any]
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make such a model."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Return the parameters, as a module does."""
+
+
+def card(model: Described, name: str | None = None) -> str:
     """Return a model card: what the model is, what it was trained with, how good it is, how it is loaded. Markdown."""
     known = dict(model.information)
     kind = type(model).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,10 +13,6 @@ from torch import Tensor
 from zerosum_ext import _ops
 from zerosum_ext._checks import describe, require_ids
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
-
-if TYPE_CHECKING:
-    from zerosum_ext.models.base import Recommender
 
 __all__ = ["Factors", "Rows", "allowed_items", "best_by_factors", "best_by_scores", "best_of_own", "rows_of"]
 
@@ -399,24 +395,3 @@ def best_of_own(
         items[start : start + step, : found.shape[1]] = found
         values[start : start + step, : found.shape[1]] = best
     return items, values
-
-
-def candidate_scores(model: Recommender, users: Tensor, candidates: Tensor | None) -> Tensor:
-    """Return the scores of candidates for ``users`` [B], by whatever the model says scores are.
-
-    Args:
-        model: the model, in evaluation mode.
-        users: int64 [B].
-        candidates: int64 [C], or None for all items.
-
-    Returns:
-        [B, C] or [B, num_items].
-    """
-    if candidates is not None and 4 * candidates.numel() < model.num_items:
-        scores: Tensor = model(users, candidates.expand(users.numel(), -1))
-        return scores
-    if forward_decides(model):
-        scores = scores_by_forward(model, users, model.num_items)
-    else:
-        scores = model.score_all_items(users)
-    return scores if candidates is None else scores[:, candidates]
