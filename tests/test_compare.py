@@ -18,7 +18,7 @@ import zerosum_ext as zx
 from zerosum_ext.cli import main as cli
 from zerosum_ext.cli.compare import share
 from zerosum_ext.experiments import runs
-from zerosum_ext.experiments.compare import Candidate, Plan, Record, candidates, choice, families, front, running
+from zerosum_ext.experiments.compare import Candidate, Plan, Record, candidates, choice, families, front, search
 from zerosum_ext.experiments.compare.trials import advance, read_record
 from zerosum_ext.experiments.runs import Method
 
@@ -83,7 +83,7 @@ def test_the_setting_taken_is_what_training_it_alone_gives(found, data, tmp_path
 
 def test_few_epochs_first_and_the_promising_ones_on(found):
     plan = Plan(**GOAL, **SMALL)
-    least = running.least_epochs(plan, found.run.split.train.nnz)
+    least = search.least_epochs(plan, found.run.split.train.nnz)
     assert least == 5  # 300 steps of 64 an epoch
     trained = {name: record.trained for name, record in found.records.items()}
     assert all(epochs >= 1 for epochs in trained.values())
@@ -128,7 +128,7 @@ def _settings(path):
 
 @pytest.mark.parametrize("calls", [1, 11])
 def test_an_interrupted_comparison_goes_on_to_the_same_figures(found, data, tmp_path, monkeypatch, calls):
-    original, seen = running.advance, []
+    original, seen = search.advance, []
 
     def interrupted(*args):
         seen.append(args)
@@ -137,10 +137,10 @@ def test_an_interrupted_comparison_goes_on_to_the_same_figures(found, data, tmp_
         return original(*args)
 
     options = {**GOAL, **SMALL, **FAST}
-    monkeypatch.setattr(running, "advance", interrupted)
+    monkeypatch.setattr(search, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         zx.compare(data, tmp_path / "c", **options)
-    monkeypatch.setattr(running, "advance", original)
+    monkeypatch.setattr(search, "advance", original)
     with pytest.raises(ValueError, match="with these settings already: resume"):
         zx.compare(data, tmp_path / "c", **options)
     with pytest.raises(ValueError, match=r"epochs: 27 there, 8 now"):

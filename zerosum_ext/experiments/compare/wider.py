@@ -6,14 +6,12 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zerosum_ext import models
 from zerosum_ext.experiments.compare.candidates import Candidate
 from zerosum_ext.experiments.compare.choice import bias_left
-
-if TYPE_CHECKING:
-    from zerosum_ext.experiments.compare.running import Search
+from zerosum_ext.experiments.compare.search import Search
 
 __all__ = ["draw_settings"]
 
