@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerosum_ext.cli.options import add_output_options, add_reading_options, data_source, note, set_threads
+from zerosum_ext.cli.options import (
+    add_data_argument,
+    add_output_options,
+    add_reading_options,
+    data_source,
+    note,
+    run_folder,
+    says_how_to_go_on,
+    set_threads,
+)
 from zerosum_ext.cli.tables import candidates_table, comparison
 from zerosum_ext.cli.train import add_split_options, split_rule
 
@@ -33,11 +41,7 @@ def add_to(commands: Any) -> None:
         "items.",
         epilog="example: zerosum-ext compare ratings.csv --goal long-tail --max-cost 5%% --jobs 2",
     )
-    command.add_argument(
-        "data",
-        metavar="FILE",
-        help="text with one interaction in each row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA",
-    )
+    add_data_argument(command)
     command.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME_OF_FILE-compare)")
     command.add_argument("--resume", action="store_true", help="go on with the comparison in the folder")
     command.add_argument("--overwrite", action="store_true", help="remove the run that is in the folder")
@@ -141,10 +145,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from zerosum_ext.experiments.compare import compare
 
     set_threads(arguments)
-    if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume and --overwrite: expected one of them")
-    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-compare"
-    try:
+    folder = run_folder(arguments, "compare")
+    with says_how_to_go_on(arguments, folder):
         found = compare(
             data_source(arguments.data, arguments),
             folder,
@@ -159,12 +161,6 @@ def _run(arguments: argparse.Namespace) -> int:
             progress=False if arguments.quiet else None,
             note=note(arguments),
         )
-    except KeyboardInterrupt:
-        if not (Path(folder) / "config.json").is_file():
-            raise
-        again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
-        command = shlex.join(["zerosum-ext", *again, "--resume"])
-        raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
     print(runs.to_json(found.to_dict()) if arguments.json else _text(found))
     return 0
 

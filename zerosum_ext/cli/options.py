@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerosum_ext.experiments import runs
+
+
+def add_data_argument(command: argparse.ArgumentParser) -> None:
+    """Add the file of interactions."""
+    command.add_argument(
+        "data",
+        metavar="FILE",
+        help="text with one interaction in each row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA",
+    )
+
+
+def run_folder(arguments: argparse.Namespace, purpose: str) -> str:
+    """Return the folder of a run, named after its data and purpose unless it is given.
+
+    Raises:
+        ValueError: the run in it is to be resumed and to be removed.
+    """
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume and --overwrite: expected one of them")
+    return arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{purpose}"
+
+
+@contextlib.contextmanager
+def says_how_to_go_on(arguments: argparse.Namespace, folder: str) -> Iterator[None]:
+    """Let Ctrl-C name the command that goes on with the run, once there is something to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (Path(folder) / "config.json").is_file():
+            raise
+        again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
+        command = shlex.join(["zerosum-ext", *again, "--resume"])
+        raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:

@@ -7,15 +7,17 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerosum_ext.cli.options import (
+    add_data_argument,
     add_output_options,
     add_reading_options,
     data_source,
     named_values,
     note,
+    run_folder,
+    says_how_to_go_on,
     set_threads,
 )
 from zerosum_ext.cli.tables import comparison
@@ -41,11 +43,7 @@ def add_to(commands: Any) -> None:
         epilog="example: zerosum-ext train ratings.csv --loss zerosum --weight 0.9 --output runs/mine, then "
         "zerosum-ext recommend runs/mine --user 42",
     )
-    train.add_argument(
-        "data",
-        metavar="FILE",
-        help="text with one interaction in each row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA",
-    )
+    add_data_argument(train)
     _add_run_options(train)
     add_output_options(train)
     method = train.add_argument_group("method")
@@ -224,13 +222,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from zerosum_ext.experiments import runs
 
     set_threads(arguments)
-    if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume and --overwrite: expected one of them")
+    folder = run_folder(arguments, arguments.loss)
     method, search = _method(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or arguments.tables is not None:
-        return _run_together(arguments, method, search)
-    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
-    try:
+        return _run_together(arguments, folder, method, search)
+    with says_how_to_go_on(arguments, folder):
         run = runs.train(
             data_source(arguments.data, arguments),
             folder,
@@ -246,12 +242,6 @@ def _run(arguments: argparse.Namespace) -> int:
             progress=False if arguments.quiet else None,
             note=note(arguments),
         )
-    except KeyboardInterrupt:
-        if not (Path(folder) / "config.json").is_file():
-            raise
-        again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
-        command = shlex.join(["zerosum-ext", *again, "--resume"])
-        raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
     found = runs.read_verdict(run)
     if found is None:
         raise ValueError(f"{run.folder}: its verdict.json is gone; --resume makes it anew")
@@ -273,7 +263,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_together(arguments: argparse.Namespace, method: runs.Method, search: runs.WeightSearch | None) -> int:
+def _run_together(
+    arguments: argparse.Namespace, folder: str, method: runs.Method, search: runs.WeightSearch | None
+) -> int:
     """Train in the processes that torchrun started; rank 0 speaks for all."""
     from zerosum_ext import distributed
     from zerosum_ext.experiments import runs
@@ -284,7 +276,6 @@ def _run_together(arguments: argparse.Namespace, method: runs.Method, search: ru
     first = group.rank == 0
     # torchrun starts all processes anew when one was lost: they go on from the checkpoint.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    folder = arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{arguments.loss}"
     try:
         metrics = runs.train_together(
             data_source(arguments.data, arguments),
