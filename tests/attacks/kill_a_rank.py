@@ -15,7 +15,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,12 @@ import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ranks
+
+TESTS = Path(ranks.__file__).parent
 
 CHILD = """
 import sys, torch
@@ -54,33 +59,7 @@ group.barrier()
 
 
 def start(folder: Path, size: int, epochs: int) -> list[subprocess.Popen[str]]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    tests = os.fspath(Path(__file__).parents[1])
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, tests, os.fspath(folder), str(epochs)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
-def wait_for_all(processes: list[subprocess.Popen[str]], seconds: float) -> list[str]:
-    said = []
-    try:
-        for process in processes:
-            said.append(process.communicate(timeout=seconds)[0])
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-    return said
+    return ranks.start(["-c", CHILD, os.fspath(TESTS), os.fspath(folder), str(epochs)], size)
 
 
 def attack(kills: int, size: int, epochs: int, seed: int) -> list[str]:
@@ -91,7 +70,7 @@ def attack(kills: int, size: int, epochs: int, seed: int) -> list[str]:
         calm.mkdir()
         rough.mkdir()
         began = time.monotonic()
-        wait_for_all(start(calm, size, epochs), 600)
+        ranks.finish(start(calm, size, epochs), 600)
         whole = time.monotonic() - began
         for number in range(kills):
             processes = start(rough, size, epochs)
@@ -100,7 +79,7 @@ def attack(kills: int, size: int, epochs: int, seed: int) -> list[str]:
             time.sleep(after)
             processes[victim].send_signal(signal.SIGKILL)
             began = time.monotonic()
-            said = wait_for_all(processes, 90)
+            said = ranks.finish(processes, 90)
             lines = [line for text in said for line in text.splitlines() if line.startswith("LOST")]
             killed = processes[victim].returncode == -signal.SIGKILL
             named = len(lines) == 1 and re.search(
@@ -117,7 +96,7 @@ def attack(kills: int, size: int, epochs: int, seed: int) -> list[str]:
                 wrong.append(f"kill {number}: expected one line that names rank {victim}, got {said}")
             if done:
                 (rough / "end.pt").unlink()
-        wait_for_all(start(rough, size, epochs), 600)
+        ranks.finish(start(rough, size, epochs), 600)
         first, second = (torch.load(place / "end.pt", weights_only=False) for place in (calm, rough))
         if first[0] != second[0]:
             wrong.append(f"losses differ: {first[0]} and {second[0]}")
