@@ -36,7 +36,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # Modules whose fixtures take long to make: kernels are compiled, models trained. Each stays in one process.
-_TOGETHER = ("test_cuda_", "test_bench", "test_cli", "test_errors", "test_fuzz", "test_reproduce", "test_runs")
+_TOGETHER = (
+    "test_cuda_",
+    "test_bench",
+    "test_cli",
+    "test_errors",
+    "test_fuzz",
+    "test_packaging",
+    "test_reproduce",
+    "test_runs",
+)
 
 
 def _groups(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,11 +24,20 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the s
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """The names of the files in the source distribution, without its top folder."""
+    """The names of the files in the source distribution, without its top folder.
+
+    It is made in a copy of the sources: setuptools gathers the files in a folder beside setup.py, where two processes
+    that make it at once would take each other's away.
+    """
     folder = tmp_path_factory.mktemp("sdist")
+    sources = folder / "sources"
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv*", ".*cache", "build", "dist", "*.so", "*.egg-info", "__pycache__", "_build", "results"
+    )
+    shutil.copytree(ROOT, sources, ignore=ignored)
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder), "sdist", "-d", str(folder)]
     environment = {**os.environ, "ZEROSUM_EXT_PURE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (archive,) = folder.glob("*.tar.gz")
     assert archive.name == f"zerosum_ext-{zx.__version__}.tar.gz"
