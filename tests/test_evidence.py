@@ -113,6 +113,39 @@ def test_comparisons_outlive_the_values_of_users(made):
     assert "Good" not in reproduce.compared(reproduce.load(path, out), out)
 
 
+def test_comparisons_with_another_bpr_are_not_kept(made):
+    path, out = made
+    reproduce.compared(reproduce.load(path, out), out)
+    for file in (out / "made").iterdir():
+        file.unlink()
+    lines = [json.loads(line) for line in (out / "made.jsonl").read_text().splitlines()]
+    path.write_text(FILE.replace('{loss = "bpr"}', '{loss = "bpr", lr = 0.002}'))
+    digests = {(c.name, c.method.seed): c.digest for c in reproduce.read_experiment(path).cells()}
+    for line in lines:  # BPR was run again, with another setting
+        results.append(out / "made.jsonl", line | {"digest": digests[line["method"], line["seed"]]})
+    found = reproduce.compared(reproduce.load(path, out), out)
+    assert found["Good"]["against"] is None
+    assert "not compared" in evidence.summary({"Made up": found})
+
+
+def test_a_method_with_fewer_seeds_is_beside_bpr_of_the_same_seeds(made):
+    path, out = made
+    lines = [json.loads(line) for line in (out / "made.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["method"] == "BPR" and line["seed"] == 0:  # BPR's first seed is a lucky one: better than "Good" in all
+            line["validation"] = {"ndcg@10": 0.4, "pop_q_at_1": 0.5, "upo": 0.0, "arp@10": 1.0, "coverage@10": 1.0}
+            results.append(out / "made.jsonl", line)
+    path.write_text(FILE.replace('name = "Good"', 'name = "Good"\nseeds = [0]'))
+    found = reproduce.compared(reproduce.load(path, out), out)
+    assert found["Good"]["seeds"] == [0]
+    assert found["Good"]["bpr"]["validation"]["ndcg@10"] == 0.4
+    first = next(line for line in lines if line["method"] == "BPR")
+    assert found["Good"]["bpr"]["mean"]["upo"] == first["metrics"]["best"]["upo"]
+    assert found["BPR"]["recommended"]
+    text = reproduce.report(reproduce.load(path, out))
+    assert "Not finished" not in text
+
+
 def test_the_report(made, tmp_path, capsys):
     path, out = made
     report = tmp_path / "REPORT.md"

@@ -111,8 +111,14 @@ def test_what_needs_another_record_says_so(file, tmp_path):
         (("grid = [{lr = 0.05}, {lr = 1e-6}]", "grid = [3]"), "grid 1: expected a table, got int 3"),
         (
             ("grid = [{lr = 0.05}, {lr = 1e-6}]", "sweep = {lr = [1.0]}"),
-            "expected name, settings, grid, goal, got 'sweep'",
+            "expected name, settings, grid, goal, seeds, got 'sweep'",
         ),
+        (
+            ('name = "BPR"', 'name = "BPR"\nseeds = [1]'),
+            r"method 'BPR': seeds: expected 0 and others of the file's \[0, 1\]",
+        ),
+        (('name = "BPR"', 'name = "BPR"\nseeds = [0, 7]'), "seeds: expected 0 and others of the file's"),
+        (('name = "BPR"', 'name = "BPR"\nseeds = []'), "seeds: expected a list of at least one value"),
         (("rungs = [4, 6]", "rungs = [6, 4]"), "rungs: expected ascending numbers of epochs"),
         (("rungs = [4, 6]", "rungs = 3"), "rungs: expected a list of numbers of epochs"),
         (("finalists = 1", "finalists = 0"), "finalists: expected an integer"),
@@ -125,6 +131,17 @@ def test_bad_files(file, change, text):
         reproduce.read_experiment(file)
     with pytest.raises(ValueError, match=text):
         reproduce.read_experiment(file)
+
+
+def test_a_method_with_fewer_seeds(file):
+    before = {(cell.name, cell.method.seed): cell.digest for cell in reproduce.read_experiment(file).cells()}
+    file.write_text(FILE.replace('name = "Popular"', 'name = "Popular"\nseeds = [0]'))
+    cells = reproduce.read_experiment(file).cells()
+    assert [(c.name, c.method.seed) for c in cells] == [
+        *(("Popular", 0), ("BPR", 0), ("Adjusted", 0)),
+        *(("BPR", 1), ("Adjusted", 1)),
+    ]
+    assert all(before[cell.name, cell.method.seed] == cell.digest for cell in cells)  # so finished results stay
 
 
 def test_the_bias_index():

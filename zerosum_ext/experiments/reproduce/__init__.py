@@ -43,7 +43,7 @@ Protocols:
   or other fields of :class:`~zerosum_ext.experiments.runs.SplitRule`, is another split. If it has no validation part,
   a tenth of the training part is taken for it.
 - tuned, :mod:`zerosum_ext.experiments.reproduce.tuned`: a ``grid`` of settings for each method, chosen on the
-  validation part for its ``goal``. All items are ranked.
+  validation part for its ``goal``. All items are ranked. A method may have fewer ``seeds`` than the file.
 
 ``pairing = "released"`` pairs positives as the code that came with [RCS22] does, to show what it changes. There the
 second positive of a row is looked up in a table that is sorted by user, at the place that the row has in the file of

@@ -42,25 +42,28 @@ def compared(results: Results, output: str | Path) -> Compared:
     comparisons that were kept of the same cells are read.
 
     Returns:
-        {method: {"seeds", "setting", "validation", "mean", "sd", "index", "against", "recommended"}}. ``index`` is the
-        bias beside that of BPR in the test, ``against`` holds a comparison with BPR for NDCG@10 and each of
-        :data:`BIASES`, whose p-values are adjusted by Holm.
+        {method: {"seeds", "setting", "validation", "mean", "sd", "bpr", "index", "against", "recommended"}}. ``bpr``
+        holds "validation" and "mean" of BPR over the method's seeds, ``index`` is the bias beside BPR's in the test,
+        ``against`` holds a comparison with BPR for NDCG@10 and each of :data:`BIASES`, whose p-values are adjusted
+        by Holm.
     """
     experiment = results.experiment
     base = experiment.baseline
     done = {name: list(records) for name, records in results.records.items() if records}
     file = Path(output) / f"{experiment.name}.compared.json"
     kept = read_json(file) if file.is_file() else {}
-    told: Compared = {}
-    for name, records in done.items():
-        told[name] = _told(records, experiment.grids[name][0].loss)
-        if base in done and name != base:
-            told[name]["index"] = bias_index(told[name]["mean"], _told(done[base], "bpr")["mean"])
+    told = {name: _told(records, experiment.grids[name][0].loss) for name, records in done.items()}
+    for name, one in told.items():
+        # A method may have fewer seeds than BPR has.
+        common = [r for r in done.get(base or "", ()) if r["seed"] in one["seeds"]]
+        if base is not None and common:
+            beside = _told(common, "bpr")
+            one["bpr"] = {key: beside[key] for key in ("validation", "mean")}
+        if base is not None and common and name != base:
+            one["index"] = bias_index(one["mean"], one["bpr"]["mean"])
             against = _against(results, output, base, name)
-            old = kept.get(name, {})
-            if against is None and old.get("cells") == told[name]["cells"]:
-                against = old.get("against")
-            told[name]["against"] = against
+            same = all(kept.get(x, {}).get("cells") == told[x]["cells"] for x in (base, name))
+            one["against"] = kept[name].get("against") if against is None and same else against
     if base in done:
         best = recommended(told, base)
         for name, one in told.items():
@@ -89,12 +92,11 @@ def _told(records: Sequence[Mapping[str, Any]], loss: str) -> dict[str, Any]:
 
 def recommended(told: Mapping[str, Mapping[str, Any]], base: str) -> str:
     """Return the trained method that validation recommends: the least biased of those as accurate as BPR at least."""
-    baseline = told[base]["validation"]
-    able = {
-        name: bias_index(one["validation"], baseline)
-        for name, one in told.items()
-        if one["trained"] and one["validation"]["ndcg@10"] >= baseline["ndcg@10"]
-    }
+    able = {}
+    for name, one in told.items():
+        baseline = one.get("bpr", told[base])["validation"]
+        if one["trained"] and one["validation"]["ndcg@10"] >= baseline["ndcg@10"]:
+            able[name] = bias_index(one["validation"], baseline)
     return min(able, key=able.__getitem__)
 
 
@@ -179,7 +181,7 @@ def summary(found: Mapping[str, Compared]) -> str:
         if base is None or best is None:
             continue
         one, against = told[best], told[best].get("against")
-        a, b = told[base]["mean"], one["mean"]
+        a, b = one["bpr"]["mean"], one["mean"]
         cells = [
             f"{a[key]:.{digits}f} to {b[key]:.{digits}f}" for key, digits in zip(BIASES, (3, 3, 0, 3), strict=True)
         ]
@@ -259,9 +261,13 @@ def draw(found: Mapping[str, Compared], path: str | Path) -> None:
         base = next((name for name, one in told.items() if one["setting"]["loss"] == "bpr"), None)
         if base is None:
             continue
-        start = told[base]["mean"]["ndcg@10"]
         panels[title] = {
-            name: (100 * (one["mean"]["ndcg@10"] / start - 1), one.get("index", 1.0), bool(one.get("recommended")))
+            name: (
+                100 * (one["mean"]["ndcg@10"] / one["bpr"]["mean"]["ndcg@10"] - 1),
+                one.get("index", 1.0),
+                bool(one.get("recommended")),
+            )
             for name, one in told.items()
+            if "bpr" in one
         }
     plots.accuracy_and_bias(panels, path)

@@ -107,6 +107,7 @@ class Experiment:
         grids: name -> the settings to choose from, with the protocol "tuned".
         goals: name -> what they are chosen for.
         tuning: how.
+        fewer_seeds: name -> the seeds of a method that has not all of the file's.
 
     The other attributes are as in the file.
     """
@@ -128,6 +129,7 @@ class Experiment:
     grids: Mapping[str, tuple[Method, ...]] = field(default_factory=dict)
     goals: Mapping[str, Goal] = field(default_factory=dict)
     tuning: Tuning = Tuning()
+    fewer_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def missing_data(self) -> str:
         """Return what to say if the data are not there, or an empty string if they are."""
@@ -160,6 +162,7 @@ class Experiment:
             Cell(self, name, replace(method, seed=seed), self.pairings[name], *self._choice(name, seed))
             for seed in self.seeds
             for name, method in self.methods.items()
+            if seed in self.fewer_seeds.get(name, self.seeds)
         ]
 
     def _choice(self, name: str, seed: int) -> tuple[tuple[Method, ...], Goal]:

@@ -75,6 +75,7 @@ def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
         raise ValueError(f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}")
     protocol = require_choice("protocol", values["protocol"], ("synthetic", "benchmark", "tuned"))
     entries = _entries(values["methods"], _table("settings", values.get("settings", {})), protocol == "tuned")
+    seeds = _seeds(values.get("seeds", [0]))
     if "tuning" in values and protocol != "tuned":
         raise ValueError(f"tuning: expected none with the protocol {protocol!r}")
     split_seed = require_positive_int("split_seed", values.get("split_seed", 0), minimum=0)
@@ -91,7 +92,8 @@ def _experiment(name: str, values: Mapping[str, Any]) -> Experiment:
         split=_made(SplitRule, "split", split),
         leak=_leak(values.get("leak", False)),
         split_seed=split_seed,
-        seeds=_seeds(values.get("seeds", [0])),
+        seeds=seeds,
+        fewer_seeds={entry.name: _of_these(entry, seeds) for entry in entries if entry.seeds},
         methods={name: method for entry in entries for name, method in entry.methods.items()},
         families={entry.name: tuple(entry.methods) for entry in entries if entry.swept},
         pairings={name: entry.pairing for entry in entries for name in entry.methods},
@@ -116,6 +118,7 @@ class _Entry(NamedTuple):
     published: Mapping[str, float]
     grid: tuple[Method, ...] = ()
     goal: Goal = "accuracy"
+    seeds: tuple[int, ...] = ()
 
 
 def _entries(tables: Any, common: Mapping[str, Any], tuned: bool) -> list[_Entry]:
@@ -142,7 +145,7 @@ def _entry(table: Any, common: Mapping[str, Any], tuned: bool) -> _Entry:
     name = _table("methods", table).get("name")
     if not isinstance(name, str):
         raise TypeError(f"name: expected a text, got {describe(name)}")
-    options = ("grid", "goal") if tuned else ("published", "sweep", "pairing")
+    options = ("grid", "goal", "seeds") if tuned else ("published", "sweep", "pairing")
     unknown = sorted(set(table) - {"name", "settings", *options})
     if unknown:
         raise ValueError(f"expected name, settings, {', '.join(options)}, got {unknown[0]!r}")
@@ -175,7 +178,8 @@ def _tuned_entry(name: str, table: Mapping[str, Any], settings: Mapping[str, Any
             if group in one:
                 one[group] = {**_table(group, settings.get(group, {})), **_table(group, one[group])}
         grid.append(_made(Method, f"grid {number}", {**settings, **one}))
-    return _Entry(name, {name: grid[0]}, False, PAIRINGS[0], {}, tuple(grid), goal)  # type: ignore[arg-type]
+    seeds = _seeds(table["seeds"]) if "seeds" in table else ()
+    return _Entry(name, {name: grid[0]}, False, PAIRINGS[0], {}, tuple(grid), goal, seeds)  # type: ignore[arg-type]
 
 
 def _sweep(name: str, settings: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict[str, Method]:
@@ -243,6 +247,16 @@ def _seeds(value: Any) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected each once, got {seeds}")
     return tuple(seeds)
+
+
+def _of_these(entry: _Entry, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the seeds of a method that has fewer than the file. The first one tunes, so each method has it."""
+    if seeds[0] not in entry.seeds or not set(entry.seeds) <= set(seeds):
+        raise ValueError(
+            f"method {entry.name!r}: seeds: expected {seeds[0]} and others of the file's {list(seeds)}, "
+            f"got {list(entry.seeds)}"
+        )
+    return entry.seeds
 
 
 def _text(name: str, value: Any) -> str:

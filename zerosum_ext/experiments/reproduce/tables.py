@@ -51,7 +51,9 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
     lines += [*_epoch_lines(results), *_frontier_lines(results)]
     for caption, address in (figures or {}).items():
         lines += [f"![{caption}]({address})", ""]
-    missing = [name for name, records in results.records.items() if len(records) < len(e.seeds)]
+    missing = [
+        name for name, records in results.records.items() if len(records) < len(e.fewer_seeds.get(name, e.seeds))
+    ]
     if missing:
         lines += [f"Not finished: {', '.join(missing)}.", ""]
     lines += _cost_lines(results)
