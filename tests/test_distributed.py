@@ -5,6 +5,12 @@ Every group of processes is started once and does many jobs, since each process 
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import finish, start
+from ranks import SECONDS, finish, free_port, start
 
 import zerosum_ext as zx
 from zerosum_ext._group import even_cuts
@@ -235,3 +241,36 @@ def test_even_cuts_are_those_of_chunk():
         assert [b - a for a, b in zip(even_cuts(size, parts), even_cuts(size, parts)[1:], strict=False) if b > a] == [
             c for c in chunks if c
         ]
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not tell a process's children")
+def test_torchrun_starts_a_lost_process_anew_and_the_run_ends_as_if_undisturbed(tmp_path):
+    write_shards(worker.interactions(), tmp_path / "shards", parts=4)
+    told = {}
+    for name, kills in (("calm", 0), ("rough", 2)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3"]
+        command += [f"--master-port={free_port()}", "-m", "zerosum_ext", "train", "shards", "--loss=zerosum"]
+        command += ["--epochs=60", "--batch-size=256", "--no-baseline", "--quiet", "--json", f"--output={name}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (tmp_path / f"{name}.json").open("w") as out:
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=subprocess.PIPE)
+        known: set[Path] = set()
+        until = time.monotonic() + SECONDS
+        for rank in range(kills):
+            while not (found := set(tmp_path.glob(f"{name}/*/checkpoint/epoch-*")) - known):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            known |= found
+            os.kill(_children(process.pid)[rank], signal.SIGKILL)
+            time.sleep(1)
+        said = process.communicate(timeout=SECONDS)[1].decode()
+        assert process.returncode == 0, said
+        assert said.count("failed (exitcode: -9)") == kills
+        told[name] = json.loads((tmp_path / f"{name}.json").read_text())["metrics"]
+    assert told["rough"] == told["calm"]

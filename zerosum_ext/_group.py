@@ -68,8 +68,26 @@ def start_group(seconds: float = 1800.0) -> Group:
         gpu = torch.cuda.is_available() and torch.cuda.device_count() > local and dist.is_nccl_available()
         if gpu:
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=seconds))
+        backend, timeout = "nccl" if gpu else "gloo", timedelta(seconds=seconds)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = _store_of_this_start(timeout)
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     return Group(dist.group.WORLD)
+
+
+def _store_of_this_start(timeout: timedelta) -> Any:
+    """Return the store of torchrun's agent, with names of its own for each time that torchrun starts the processes.
+
+    With ``--master-port`` the agent keeps its store over ``--max-restarts``. Processes would find the addresses of
+    those that were killed there, and would wait for them in vain.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    number = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"start {number}", store)  # type: ignore[attr-defined]
 
 
 def as_group(mesh: Any) -> Group:
