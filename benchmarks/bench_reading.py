@@ -20,8 +20,8 @@ from _timing import machine, spread, table, write_results
 
 METHODS = ("zerosum_ext", "pyarrow", "polars", "pandas")
 _RUN = """
-import json, sys, time
-method, path = sys.argv[1:]
+import json, resource, sys, time
+method, path, limit = sys.argv[1:]
 def peak_kb():  # (ru_maxrss would begin with the memory of the process that started this one)
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
@@ -48,12 +48,15 @@ else:
         t = pd.read_csv(path, engine="pyarrow")
         return t, pd.factorize(t["user_id"]), pd.factorize(t["item_id"])
 before = peak_kb()
+if float(limit):  # of all memory that can be written to, used or not, what was loaded before with it
+    resource.setrlimit(resource.RLIMIT_DATA, (int(float(limit) * 2**30),) * 2)
 cpu, wall = time.process_time(), time.perf_counter()
 kept = read()
 cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
 peak = peak_kb() - before
 print(json.dumps({"cpu": cpu, "wall": wall, "peak_mb": peak / 1024}))
 """
+_ROWS_AT_A_TIME = 5_000_000
 
 
 def make(path: Path, rows: int, ids: str, quotes: str) -> None:
@@ -62,30 +65,32 @@ def make(path: Path, rows: int, ids: str, quotes: str) -> None:
     from pyarrow import csv
 
     rng = np.random.default_rng(0)
-    users = (rng.lognormal(size=rows) * 20_000).astype(np.int64) % 200_000
-    items = (rng.pareto(1, size=rows) * 500).astype(np.int64) % 100_000
-    columns = {"user_id": pa.array(users), "item_id": pa.array(items)}
-    if ids == "text":
-        for name, pattern in (("user_id", "A{:013X}"), ("item_id", "B{:09d}")):
-            words = pa.array([pattern.format(k * 7919) for k in range(200_000)])
-            columns[name] = pa.DictionaryArray.from_arrays(columns[name], words).cast(pa.string())
-    columns["rating"] = pa.array(rng.integers(1, 11, rows) / 2)
-    columns["timestamp"] = pa.array(rng.integers(1_500_000_000, 1_700_000_000, rows))
     style = "all_valid" if quotes == "all" else "none"
     mark = "" if quotes == "none" else '"'
+    names = ("user_id", "item_id", "rating", "timestamp")
     with path.open("wb") as file:
-        file.write((",".join(f"{mark}{name}{mark}" for name in columns) + "\n").encode())
-        csv.write_csv(pa.table(columns), file, csv.WriteOptions(include_header=False, quoting_style=style))
+        file.write((",".join(f"{mark}{name}{mark}" for name in names) + "\n").encode())
+        for begin in range(0, rows, _ROWS_AT_A_TIME):
+            count = min(_ROWS_AT_A_TIME, rows - begin)
+            users = (rng.lognormal(size=count) * 20_000).astype(np.int64) % 200_000
+            items = (rng.pareto(1, size=count) * 500).astype(np.int64) % 100_000
+            columns = {"user_id": pa.array(users), "item_id": pa.array(items)}
+            if ids == "text":
+                for name, pattern in (("user_id", "A{:013X}"), ("item_id", "B{:09d}")):
+                    words = pa.array([pattern.format(k * 7919) for k in range(200_000)])
+                    columns[name] = pa.DictionaryArray.from_arrays(columns[name], words).cast(pa.string())
+            columns["rating"] = pa.array(rng.integers(1, 11, count) / 2)
+            columns["timestamp"] = pa.array(rng.integers(1_500_000_000, 1_700_000_000, count))
+            csv.write_csv(pa.table(columns), file, csv.WriteOptions(include_header=False, quoting_style=style))
 
 
-def measure(path: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(path: Path, rounds: int, methods: list[str], limit: float) -> dict[str, dict[str, list[float]]]:
     """Return CPU seconds, wall seconds and megabytes of each method, round by round."""
-    out: dict[str, dict[str, list[float]]] = {m: {"cpu": [], "wall": [], "peak_mb": []} for m in METHODS}
+    out: dict[str, dict[str, list[float]]] = {m: {"cpu": [], "wall": [], "peak_mb": []} for m in methods}
     for turn in range(rounds):
-        for method in METHODS[turn % len(METHODS) :] + METHODS[: turn % len(METHODS)]:
-            run = subprocess.run(
-                [sys.executable, "-c", _RUN, method, str(path)], check=True, capture_output=True, text=True
-            )
+        for method in methods[turn % len(methods) :] + methods[: turn % len(methods)]:
+            command = [sys.executable, "-c", _RUN, method, str(path), str(limit)]
+            run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             for key, value in json.loads(run.stdout.splitlines()[-1]).items():
                 out[method][key].append(value)
     return out
@@ -97,6 +102,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes of each method; 0 only makes the files")
     parser.add_argument("--ids", nargs="+", choices=("int", "text"), default=["int", "text"])
     parser.add_argument("--quotes", nargs="+", choices=("none", "header", "all"), default=["none", "header", "all"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--limit", type=float, default=0, help="GiB of memory that a process may have; 0: no limit")
     parser.add_argument("--folder", type=Path, help="where the files are made, and found again; else they are not kept")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
@@ -111,16 +118,14 @@ def main() -> None:
                     part.rename(path)
                 if not arguments.rounds:
                     continue
-                found = measure(path, arguments.rounds)
+                found = measure(path, arguments.rounds, arguments.methods, arguments.limit)
                 if arguments.folder is None:
                     path.unlink()
-                base = {key: np.array(values) for key, values in found["pyarrow"].items()}
+                base = {key: np.array(values) for key, values in found.get("pyarrow", {}).items()}
                 for method, values in found.items():
-                    ratios = {key: spread(np.array(values[key]) / base[key]) for key in values}
+                    ratios = [str(spread(np.array(values[key]) / base[key])) if base else "" for key in values]
                     cpu, wall, peak = (float(np.median(values[key])) for key in ("cpu", "wall", "peak_mb"))
-                    rows.append(
-                        [ids, quotes, method, f"{cpu:.2f}", f"{wall:.2f}", f"{peak:.0f}", *map(str, ratios.values())]
-                    )
+                    rows.append([ids, quotes, method, f"{cpu:.2f}", f"{wall:.2f}", f"{peak:.0f}", *ratios])
                 results.append({"ids": ids, "quotes": quotes, "rows": arguments.rows, "measured": found})
     header = [
         "ids",
@@ -134,6 +139,8 @@ def main() -> None:
         "peak / pyarrow",
     ]
     text = [f"{arguments.rows:,} rows; medians of {arguments.rounds} processes each, quartiles in brackets."]
+    if arguments.limit:
+        text.append(f"No process could have more than {arguments.limit:g} GiB of memory to write to (RLIMIT_DATA).")
     write_results(
         arguments.output, "Reading a CSV file", machine(), [*text, table(header, rows, text_columns=3)], results
     )

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from zerosum_ext.cli.main import main
 from zerosum_ext.data import wording
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.readers import sources
+from zerosum_ext.data.readers import text as text_reader
 from zerosum_ext.data.vocabulary import Vocabulary
 
 pa = pytest.importorskip("pyarrow")
@@ -373,6 +375,67 @@ def test_a_type_that_changes_late(tmp_path):
         Interactions.from_file(tmp_path / "data.csv", id_type="int")
     times = "user,item,timestamp\n" + "".join(f"{k},1,{k}\n" for k in range(2000)) + "1,2,3.5\n"
     assert 3.5 in Interactions.from_file(write(tmp_path, times)).columns["timestamp"].tolist()
+
+
+PIECES = {
+    "integers": [f"{k % 9 - 4},{k * k},{k % 5},{k}" for k in range(90)],
+    "beyond int32, late": [f"{k},{k % 7},{k % 5},{k}" for k in range(80)] + [f"{-(2**63)},{2**63 - 1},3,5"],
+    "text": [f"u{k % 9},é{k * k},{k % 5},{k}" for k in range(90)],
+    "text, late": [f"{k % 9 - 4},{k},{k % 5},{k}" for k in range(80)] + ["007,x,3,5"],
+    "integers, late": ["007,x,3,5"] + [f"{k % 9},{k},{k % 5},{k}" for k in range(80)],
+    "blanks, late": [f"{k},{k % 7},{k % 5},{k}" for k in range(80)] + [" 7 , 81,3,5"],
+    "blanks and text": [f" a{k % 7} ,{k},{k % 5},{k}" for k in range(60)] + ["a3,7,3,5"],
+    "fractions, late": [f"{k},{k % 7},{k % 5},{k}" for k in range(80)] + ["1,2,4.5,6.25"],
+    "milliseconds": [f"{k},{k % 7},{k % 5},{1_600_000_000_000 + k}" for k in range(80)],
+    "dates": [f"{k},{k % 7},{k % 5},2020-01-{k % 28 + 1:02d} 03:04:05.5" for k in range(80)],
+    "months": [f"{k},{k % 7},{k % 5},2020-{k % 12 + 1:02d}" for k in range(80)],
+    "years": [f"{k},{k % 7},{k % 5},2020" for k in range(80)],
+    "other columns": [f"{k},{k % 7},{k % 5},{k},{'ab'[k % 2]},{k / 4}" for k in range(80)],
+    "quoted": [f'"{k}","i {k % 7}","{k % 5}","{k}"' for k in range(80)],
+    "a quoted field of several lines": [f"{k},{k % 7},{k % 5},{k},x" for k in range(60)]
+    + ['7,8,3,5,"x\ny"', "9,9,1,1,x"],
+    "blank lines": [f"{k},{k % 7},{k % 5},{k}" for k in range(60)] + [""] * 400 + ["9,9,1,1"] + [""] * 400,
+}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path, monkeypatch, kind):
+    names = ["user", "item", "rating", "timestamp", "kind", "other"][: PIECES[kind][0].count(",") + 1]
+    path = write(tmp_path, "\n".join([",".join(names), *PIECES[kind], ""]))
+    more = {name: name for name in names[4:]}
+    expected = Interactions.from_file(path, columns=more)
+    assert expected.report.rows == sum(map(bool, PIECES[kind]))
+    read, parse = [], text_reader._parse
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(sources, "first_lines", lambda blocks: next(blocks))
+    monkeypatch.setattr(text_reader, "PIECE_BYTES", 300)
+    monkeypatch.setattr(text_reader, "_parse", lambda *given: read.append(parse(*given)) or read[-1])
+    got = Interactions.from_file(path, columns=more)
+    assert len(read) > 2
+    assert (got.shape, got.report) == (expected.shape, expected.report)
+    assert triples(got, "row") == triples(expected, "row")
+    for ids in ("user_ids", "item_ids"):
+        assert getattr(got, ids).dtype == getattr(expected, ids).dtype
+    for name, values in expected.columns.items():
+        assert got.columns[name].dtype == values.dtype, name
+        assert got.columns[name].tolist() == values.tolist(), name
+
+
+def test_a_bad_row_of_a_late_piece_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_reader, "PIECE_BYTES", 300)
+    lines = [f"{k},{k % 7},{k % 5},{k}" for k in range(300)]
+    for bad, problem in (
+        ("1,2,nan,4", "the rating is 'nan', expected a finite number"),
+        ("1,,3,4", "the item is empty"),
+        ("1,2,3", "expected 4 fields as in the first row, found 3"),
+        ("1,2,3,soon", "the timestamp is 'soon', expected a finite number"),
+    ):
+        path = write(tmp_path, "\n".join(["user,item,rating,timestamp", *lines[:250], bad, *lines[250:], ""]))
+        with pytest.raises(ValueError, match=rf"data.csv:252: {problem}"):
+            Interactions.from_file(path)
+        x = Interactions.from_file(path, skip_bad_rows=True)
+        assert (x.nnz, x.report.bad_rows) == (300, 1)
 
 
 def test_other_encodings(tmp_path):
@@ -751,6 +814,7 @@ def each_users_times(part: Interactions) -> list[np.ndarray]:
 
 
 SPLITS = {
+    "balanced": lambda x: x.split_balanced(seed=3),
     "random": lambda x: x.split_random((0.7, 0.1, 0.2), seed=3),
     "folds": lambda x: next(iter(x.folds(4, seed=3))),
     "last": lambda x: x.split_last(test=2, valid=1),

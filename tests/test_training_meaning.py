@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
+from zerosum_ext.models import write_recommendations
 from zerosum_ext.training import StopTraining, fit
 
 OPTIONS = {"batch_size": 64, "seed": 3, "progress": False}
@@ -409,6 +411,72 @@ def test_what_names_no_user_is_refused_everywhere(triangle, users, error):
     ):
         with pytest.raises(error, match=r"users|items"):
             call()
+
+
+def _recommended(m, folder, **chosen):
+    """What a file of recommendations holds."""
+    import csv
+
+    write_recommendations(m, folder / "x.csv", 3, progress=False, **chosen)
+    with (folder / "x.csv").open() as file:
+        return list(csv.reader(file))
+
+
+# Every place that takes users or items, by what it makes of them: numbers that can be compared.
+PLACES = {
+    "evaluate": lambda m, data, some, _: zx.evaluate(m, data, data, users=some, k=(5,)),
+    "rank": lambda m, data, some, _: zx.rank(m, data, data, k=5, users=some).users.tolist(),
+    "select": lambda m, data, some, _: zx.rank(m, data, data, k=5).select(some).users.tolist(),
+    "sampled_ranks": lambda m, data, some, _: np.stack(
+        zx.evaluation.sampled_ranks(m, None, data, negatives=np.tile(np.arange(4), (40, 1)), users=some)
+    ).tolist(),
+    "recommend": lambda m, data, some, _: m.recommend(some, 3)[0].tolist(),
+    "recommend, items": lambda m, data, some, _: m.recommend([1], 3, items=some)[0].tolist(),
+    "recommend, filter_items": lambda m, data, some, _: m.recommend([1], 3, filter_items=some)[0].tolist(),
+    "similar_items": lambda m, data, some, _: m.similar_items(some, 3)[0].tolist(),
+    "similar_items, candidates": lambda m, data, some, _: m.similar_items([1], 3, candidates=some)[0].tolist(),
+    "similar_items, filter_items": lambda m, data, some, _: m.similar_items([1], 3, filter_items=some)[0].tolist(),
+    "similar_users": lambda m, data, some, _: m.similar_users(some, 3)[0].tolist(),
+    "predict": lambda m, data, some, _: m.predict(some, [0] * 14).tolist(),
+    "predict, items": lambda m, data, some, _: m.predict([0] * 14, some).tolist(),
+    "write_recommendations": lambda m, data, some, folder: _recommended(m, folder, users=some),
+    "write_recommendations, items": lambda m, data, some, folder: _recommended(m, folder, items=some),
+    "sample_negatives": lambda m, data, some, _: zx.sample_negatives(data, some, seed=1).tolist(),
+}
+
+
+# Where users and items come in pairs, a mask says nothing.
+OF_PAIRS = ("predict", "predict, items", "sample_negatives")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_places_agree_on_what_users_and_items_are(triangle, tmp_path, place):
+    call, m = PLACES[place], model()
+    expected = call(m, triangle, WAYS["array"], tmp_path)
+    ways = {**WAYS, "uint64": WAYS["array"].astype(np.uint64), "int8": WAYS["array"].astype(np.int8)}
+    pandas = pytest.importorskip("pandas")
+    ways.update(series=pandas.Series(WAYS["array"], index=range(14, 0, -1)), series_mask=pandas.Series(MASK))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for way, some in ways.items():
+            if place in OF_PAIRS and np.asarray(some).dtype == bool:
+                with pytest.raises(TypeError, match="expected integer"):
+                    call(m, triangle, some, tmp_path)
+            else:
+                assert call(m, triangle, some, tmp_path) == expected, way
+    for wrong, error in (
+        ([2.9], TypeError),
+        (["2"], TypeError),
+        ([None], TypeError),
+        (pandas.Series(["2"]), TypeError),
+        (np.array(["2020-01-01"], "M8[D]"), TypeError),
+        ([-1], ValueError),
+        ([40], ValueError),
+        (MASK[:-1], TypeError if place in OF_PAIRS else ValueError),
+        (np.array([2**64 - 1], np.uint64), ValueError),
+    ):
+        with pytest.raises(error, match=r"users|items|candidates"):
+            call(m, triangle, wrong, tmp_path)
 
 
 def test_text_ids_are_pointed_to_encode_users():

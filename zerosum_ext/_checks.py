@@ -89,6 +89,9 @@ def require_ids(name: str, values: Any, size: int, device: torch.device | None =
                 f"{name}: expected numbers from 0 to {size - 1}, got {describe(values)}; external ids become numbers "
                 "by Interactions.encode_users and encode_items"
             )
+        if array.dtype.kind not in "iubfc":
+            raise TypeError(f"{name}: expected integers or a mask, got {array.dtype}")
+        require_int64(name, array)
         # Torch has few unsigned dtypes, no strides below zero, and warns of arrays that cannot be written to.
         values = torch.from_numpy(np.array(array, np.int64) if array.dtype.kind in "iu" else np.array(array))
     if values.dtype == torch.bool:
@@ -105,6 +108,12 @@ def require_ids(name: str, values: Any, size: int, device: torch.device | None =
     if low < 0 or high >= size:
         raise ValueError(f"{name}: id {low if low < 0 else high} is out of range [0, {size})")
     return index
+
+
+def require_int64(name: str, array: np.ndarray) -> None:
+    """Raise ValueError for a number that int64 has not."""
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise ValueError(f"{name}: id {array.max()} is out of range")
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...] | list[str]) -> str:

@@ -296,7 +296,10 @@ def _numbers(name: str, values: Any, size: int, device: torch.device, *, check: 
             raise ValueError(f"{name}: expected a tensor on {device}, where interactions are, got {values.device}")
     else:
         array = np.asarray(values)
-        values = torch.from_numpy(np.array(array, np.int64 if array.size == 0 else None, copy=True)).to(device)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected integers, got {_checks.describe(values)}")
+        _checks.require_int64(name, array)
+        values = torch.from_numpy(np.array(array, np.int64)).to(device)
     if values.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         raise TypeError(f"{name}: expected integers, got {_checks.describe(values)}")
     if values.dim() != 1:

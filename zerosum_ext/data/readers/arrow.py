@@ -125,20 +125,87 @@ def text_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Code
         id_type: "auto", "int" or "str".
         bad: gets the rows without a usable id; their codes mean nothing.
     """
+    return join_pieces([piece_of_ids(column, what, id_type, bad)])
+
+
+@dataclass
+class Piece:
+    """Ids of some of a column's rows: ``words[codes]``.
+
+    Attributes:
+        codes: int32 [n].
+        words: distinct ids in ascending order, int64 or Arrow strings.
+    """
+
+    codes: np.ndarray
+    words: np.ndarray | pa.Array
+
+
+def piece_of_ids(column: pa.ChunkedArray, what: str, id_type: str, bad: Bad) -> Piece:
+    """Return the ids of some rows of a column of text; see :func:`text_ids` and :func:`join_pieces`."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     found = _numbered(column, id_type)
-    if isinstance(found, Coded):
+    if isinstance(found.words, np.ndarray):
         return found
-    codes, words = found
-    if id_type == "int" or _have_blanks(words) or (len(words) and not words[0].as_py()):
-        trimmed = pc.utf8_trim(words, " \t\r")
-        return _trimmed_ids(codes, trimmed.to_pylist(), what, id_type, bad)
-    return Coded(codes, words_array(words))
+    if id_type == "int" or _have_blanks(found.words) or (len(found.words) and not found.words[0].as_py()):
+        trimmed = pc.utf8_trim(found.words, " \t\r")
+        ids = _trimmed_ids(found.codes, trimmed.to_pylist(), what, id_type, bad)
+        integers = ids.words.dtype.kind != "U"
+        return Piece(ids.codes, ids.words if integers else pa.array(ids.words.tolist(), pa.string()))
+    return found
 
 
-def _numbered(column: pa.ChunkedArray, id_type: str) -> Coded | tuple[np.ndarray, pa.Array]:
-    """Ids if all are integers as they stand, else the codes of a column of text and its words in ascending order."""
+def join_pieces(pieces: list[Piece]) -> Coded:
+    """Return the ids of a whole column. If those of one piece are text, all are. The list is emptied."""
+    pieces[:] = [piece for piece in pieces if len(piece.codes)] or pieces[:1]  # no rows are no text
+    if len(pieces) == 1:
+        words = pieces[0].words
+        return Coded(pieces[0].codes, words if isinstance(words, np.ndarray) else words_array(words))
+    rank, joined = _join_words([piece.words for piece in pieces])
+    codes = torch.empty(sum(len(piece.codes) for piece in pieces), dtype=torch.int32)
+    at = first = 0
+    while pieces:  # each is let go once it is copied, as memory is what large files lack
+        piece = pieces.pop(0)
+        numbers = torch.from_numpy(piece.codes)
+        mine = rank[first : first + len(piece.words)]
+        torch.index_select(mine, 0, numbers, out=codes[at : at + len(numbers)])
+        at, first = at + len(numbers), first + len(piece.words)
+    return Coded(codes.numpy(), joined)
+
+
+def _join_words(words: list[np.ndarray | pa.Array]) -> tuple[torch.Tensor, np.ndarray]:
+    """The rank of each word of all pieces, one piece after the other, int32; and the distinct words in that order."""
+    import pyarrow as pa
+
+    integers = [part for part in words if isinstance(part, np.ndarray)]
+    if len(integers) == len(words):
+        return _join_integers(integers)
+    texts = [pa.array(part).cast(pa.string()) if isinstance(part, np.ndarray) else part for part in words]
+    wide = any(pa.types.is_large_string(part.type) for part in texts)
+    kind = pa.large_string() if wide else pa.string()
+    found = _numbered(pa.chunked_array([part.cast(kind) for part in texts], kind), "str")
+    assert not isinstance(found.words, np.ndarray)
+    return torch.from_numpy(found.codes), words_array(found.words)
+
+
+def _join_integers(parts: list[np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+    values = np.concatenate(parts)
+    low = min(int(part[0]) for part in parts if len(part))
+    high = max(int(part[-1]) for part in parts if len(part))
+    if high - low < 4 * len(values) + 1_000_000:  # a table of all numbers between them, rather than to sort
+        seen = np.zeros(high - low + 1, bool)
+        seen[values - low] = True
+        rank = np.cumsum(seen, dtype=np.int32)
+        rank -= 1
+        return torch.from_numpy(rank[values - low]), np.flatnonzero(seen) + low
+    distinct, place = np.unique(values, return_inverse=True)
+    return torch.from_numpy(place.astype(np.int32)), distinct
+
+
+def _numbered(column: pa.ChunkedArray, id_type: str) -> Piece:
+    """Integers if all are such as they stand, unless id_type is "str"; else text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -147,19 +214,19 @@ def _numbered(column: pa.ChunkedArray, id_type: str) -> Coded | tuple[np.ndarray
         if id_type != "str":
             codes, values, failed = _ops.integer_ids(*chunks)
             if failed < 0:
-                return Coded(codes.numpy(), values.numpy())
+                return Piece(codes.numpy(), values.numpy())
         codes, characters, offsets = _ops.text_ids(*chunks)
         buffers = [None, pa.py_buffer(offsets.numpy()), pa.py_buffer(characters.numpy())]
         text = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
-        return codes.numpy(), text if len(characters) >= 1 << 31 else text.cast(pa.string())
+        return Piece(codes.numpy(), text if len(characters) >= 1 << 31 else text.cast(pa.string()))
     numbers, words = _dictionary(column)
     words = _text(words)
     found = _canonical(words) if id_type != "str" else None
     if found is not None:
         order = np.argsort(found, kind="stable")
-        return Coded(_rank(order)[numbers] if len(order) else numbers, found[order])
+        return Piece(_rank(order)[numbers] if len(order) else numbers, found[order])
     order = pc.array_sort_indices(words)  # bytes of UTF-8 are in the order of characters
-    return _rank(values_of(order))[numbers], words.take(order)
+    return Piece(_rank(values_of(order))[numbers], words.take(order))
 
 
 def _chunks(column: pa.ChunkedArray) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
@@ -259,14 +326,42 @@ def other_text(column: pa.ChunkedArray, what: str, bad: Bad) -> Coded | np.ndarr
 
 def whole(values: np.ndarray) -> np.ndarray:
     """Return numbers as int64 if all are whole and below 2**53."""
-    if values.dtype.kind != "f" or not len(values):
-        return values
+    return join_numbers([values])
+
+
+def join_numbers(parts: list[np.ndarray], *, keep: bool = False) -> np.ndarray:
+    """Return the numbers of all pieces of a column. The list is emptied.
+
+    Args:
+        parts: numbers of each piece.
+        keep: floats stay such; else they become int64 if all are whole and below 2**53.
+    """
+    floats = any(part.dtype.kind == "f" for part in parts)
+    to_integers = not keep and floats and any(map(len, parts)) and all(map(_whole, parts))
+    if len(parts) == 1:
+        only = parts.pop()
+        return only.astype(np.int64) if to_integers else only
+    dtype = np.dtype(np.int64) if to_integers else np.result_type(*parts)
+    out: np.ndarray = torch.empty(sum(map(len, parts)), dtype=getattr(torch, dtype.name)).numpy()
+    at = 0
+    while parts:  # each is let go once it is copied, as memory is what large files lack
+        part = parts.pop(0)
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
+
+
+def _whole(values: np.ndarray) -> bool:
+    """Whether all numbers are whole and below 2**53."""
     with np.errstate(invalid="ignore"):
         if (values[:1000] != np.trunc(values[:1000])).any():  # ratings in halves are told by the first of them
-            return values
-        integers = values.astype(np.int64)
-    exact = bool((integers == values).all()) and max(abs(int(integers.max())), abs(int(integers.min()))) < 2**53
-    return integers if exact else values
+            return False
+        step = 1 << 16  # so that what is compared stays in the cache
+        for at in range(0, len(values), step):
+            some = values[at : at + step]
+            if (some.astype(np.int64) != some).any() or not np.abs(some).max() < 2**53:
+                return False
+    return True
 
 
 def text_numbers(column: pa.ChunkedArray, what: str, decimal_comma: bool, bad: Bad) -> np.ndarray:

@@ -18,8 +18,8 @@ import numpy as np
 
 from zerosum_ext.data import times
 from zerosum_ext.data.ids import Coded, is_integer, sort_words
-from zerosum_ext.data.readers import arrow as _arrow
 from zerosum_ext.data.readers import sources
+from zerosum_ext.data.readers.gathered import Gathered
 from zerosum_ext.data.readers.sniff import Layout, decode, sniff
 from zerosum_ext.data.readers.table import BadRows, Column, Options, Table
 from zerosum_ext.data.wording import option
@@ -32,6 +32,8 @@ __all__ = ["read_text"]
 # Stands for a delimiter of several bytes, or of a quoted file, once a block has been normalised.
 _SEPARATOR = b"\x1f"
 _BLANKS = re.compile(rb"[ \t]+")
+# Of text that Arrow reads at a time; memory holds the columns of one piece as text, beside those of all as numbers.
+PIECE_BYTES = 1 << 27
 
 
 def read_text(path: Path, open_lines: Callable[[], sources.Lines], options: Options) -> Table:
@@ -114,8 +116,16 @@ def _fast(
 
     watch = _Watch(layout, head, blocks)
     types = {key: _arrow_type(key, kind, layout) for key, kind in layout.kinds.items()}
+    gathered = Gathered(layout, options.id_type)
     try:
-        read = _parse(iter(watch), layout, watch.separator, watch.can_quote, types)
+        for piece in _pieces(iter(watch)):
+            read = _parse(piece, layout, watch.separator, watch.can_quote, types)
+            if watch.odd:
+                return None
+            gathered.add(read)
+            del read
+            if gathered.bad.rows:
+                return None
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError):
         if layout.whole_times:  # some have a fraction, or something is odd
             layout.whole_times = False
@@ -124,14 +134,32 @@ def _fast(
             return _fast(path, layout, again, sources.first_lines(blocks), blocks, options, open_lines)
         return None
     # Fewer rows than lines: a quoted field goes on over several lines, or a quote is not closed.
-    if watch.odd or read.num_rows == 0:
+    found = gathered.rows
+    if not found:
         return None
     rows = lines.count - layout.skip
-    if watch.quotes and read.num_rows != rows and read.num_rows != rows - _blank_lines(open_lines(), layout.skip):
+    if watch.quotes and found != rows and found != rows - _blank_lines(open_lines(), layout.skip):
         return None
-    bad = _arrow.Bad()
-    columns = _convert(_columns_of(read, layout), layout, options.id_type, bad)
-    return None if bad.rows else _table(columns, layout, BadRows(path, options.skip_bad_rows), 0)
+    columns = gathered.columns()
+    return None if gathered.bad.rows else _table(columns, layout, BadRows(path, options.skip_bad_rows), 0)
+
+
+def _pieces(blocks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+    """Yield runs of blocks, each of about PIECE_BYTES, that must be read one after the other."""
+
+    def run(first: bytes) -> Iterator[bytes]:
+        left = PIECE_BYTES - len(first)
+        yield first
+        del first
+        while left > 0:
+            block = next(blocks, None)
+            if block is None:
+                return
+            left -= len(block)
+            yield block
+
+    for block in blocks:
+        yield run(block)
 
 
 def _arrow_type(key: str, kind: str, layout: Layout) -> pa.DataType:
@@ -177,38 +205,6 @@ def _parse(
         if pipe.error is not None:  # what a file that is cut off raises, not what Arrow makes of it
             raise pipe.error from None
         raise
-
-
-def _columns_of(read: pa.Table, layout: Layout) -> dict[str, pa.ChunkedArray]:
-    return {key: read.column(str(c)) for key, c in layout.choice.columns.items()}
-
-
-def _convert(columns: dict[str, pa.ChunkedArray], layout: Layout, id_type: str, bad: _arrow.Bad) -> dict[str, Column]:
-    """The columns by our rules. Each is let go once it is converted, as memory is what large files lack."""
-    import pyarrow as pa
-
-    out: dict[str, Column] = {}
-    for key in list(columns):
-        column = columns.pop(key)
-        kind = layout.kinds[key]
-        if key in ("user", "item"):
-            out[key] = _arrow.text_ids(column, key, id_type, bad)
-        elif pa.types.is_timestamp(column.type):
-            out[key] = _arrow.to_column(column, "timestamp", id_type, bad)
-        elif pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-            out[key] = _arrow.whole(_arrow.numbers(column, key, bad))
-        elif kind == "number":
-            out[key] = _arrow.text_numbers(column, key, layout.decimal_comma, bad)
-        elif key == "timestamp":
-            out[key] = _arrow.text_times(column, key, {"time": "any"}.get(kind, kind), bad)
-        else:
-            out[key] = _arrow.other_text(column, key, bad)
-        if key == "timestamp" and kind == "number" and not bad.rows:
-            values = out[key]
-            assert isinstance(values, np.ndarray)
-            out[key] = times.to_numbers("timestamp", values)
-        del column
-    return out
 
 
 def _table(columns: dict[str, Column], layout: Layout, bad: BadRows, dropped: int) -> Table:
@@ -284,14 +280,16 @@ class _Careful:
                 raise ValueError(f"{self.path}: {str(error).splitlines()[0]}") from None
             self.bad.flush()
             raise self._nothing() from None
-        bad = _arrow.Bad()
-        columns = _convert(_columns_of(read, self.layout), self.layout, self.options.id_type, bad)
+        gathered, rows = Gathered(self.layout, self.options.id_type), read.num_rows
+        gathered.add(read)
+        del read
+        columns, bad = gathered.columns(), gathered.bad
         lines = np.concatenate(self.numbers) if self.numbers else np.zeros(0, np.int64)
         for row, problem in bad.rows.items():
             self.bad.add(int(lines[row]), problem)
         self.bad.flush()
         if bad.rows:
-            keep = np.ones(read.num_rows, bool)
+            keep = np.ones(rows, bool)
             keep[list(bad.rows)] = False
             columns = {key: _kept(column, keep) for key, column in columns.items()}
             values = columns.get("timestamp")
