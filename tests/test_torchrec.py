@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from ranks import SECONDS, free_port
 
 import zerosum_ext as zx
 from zerosum_ext.integrations import torchrec as rec
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "torchrec_parallel.py"
 
 
 def test_doctor_knows_which_pair_fits_which_torch():
@@ -53,3 +62,18 @@ def test_a_step_on_an_embedding_collection_is_that_of_our_model(loss, options):
     expected.backward()
     for name in ("user", "item"):
         torch.testing.assert_close(tables[name].weight.grad, getattr(model, f"{name}_embedding").grad)
+
+
+@pytest.mark.slow
+def test_the_example_trains_tables_that_two_processes_share(tmp_path):
+    pytest.importorskip("torchrec", reason="torchrec is not installed")
+    if not EXAMPLE.is_file():
+        pytest.skip("the examples are not here")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += [f"--master-port={free_port()}", str(EXAMPLE)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    losses = [float(value) for value in re.findall(r"^epoch \d+: loss (.*)$", done.stdout, re.M)]
+    assert len(losses) == 15
+    assert losses[-1] < losses[0] - 0.1

@@ -1,8 +1,9 @@
 """Our samples and losses for TorchRec, whose DistributedModelParallel shards the tables.
 
     loader = zx.TripletLoader(train, 8192, negatives=4, rank=rank, world_size=size)
-    model = FactorizationTask(num_users, num_items, 64, loss="zerosum")
-    model = DistributedModelParallel(model)
+    task = FactorizationTask(num_users, num_items, 64, loss="zerosum", device="meta")
+    apply_optimizer_in_backward(torch.optim.Adagrad, task.parameters(), {"lr": 0.05})
+    model = DistributedModelParallel(task, device=device)
     for batch in batches(loader):
         loss, _ = model(batch)
         loss.backward()
