@@ -92,6 +92,37 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, limit):
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
+MAPPED = """
+import ctypes, sys
+from zerosum_ext.training import parts
+import torch
+libc = ctypes.CDLL(None)
+if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
+    sys.exit(3)
+if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=64k"):
+    sys.exit(3)
+with open(sys.argv[1] + "/before", "w") as file:
+    file.write("before")
+try:
+    with parts.replacing(sys.argv[1] + "/model") as part:
+        for table in parts._mapped(part, {"table": ((1000, 64), torch.float32)}, {"model_file": {}}).values():
+            table.fill_(1.0)
+except OSError as error:
+    assert "No space left" in str(error) and "model" in str(error) and "\\n" not in str(error)
+    assert [p.name for p in parts.Path(sys.argv[1]).iterdir()] == ["before"]
+    sys.exit(0)
+sys.exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a disk of its own is a thing of Linux")
+def test_a_file_that_is_mapped_on_a_full_disk_does_not_end_the_process(tmp_path):
+    process = start(MAPPED, tmp_path)
+    if process.wait(60) == 3:
+        pytest.skip("mounting a disk needs root")
+    assert process.returncode == 0
+
+
 def test_a_folder_that_vanished_is_named(tmp_path):
     with pytest.raises(OSError, match="gone") as error, replacing(tmp_path / "gone" / "file"):
         pass

@@ -3,10 +3,11 @@
     python tools/mutate.py [--only TEXT] [--python] [--whole] [--output tools/mutations.jsonl]
 
 The mistakes are listed in tools/mutations.toml: a file, a text that occurs in it once, what it is replaced by, and the
-tests that should fail then. Each is made in a copy of the repository, so the sources stay as they are. A mistake in C++
-is compiled. The test that fails runs once more without the mistake, where it must pass. The outcome is written as a
-line of JSON, with the test that noticed. A mistake is not tried again until its file, its tests or the mistake itself
-change. ``--whole`` runs the whole suite on those that the named tests do not notice.
+tests that should fail then. Each is made in a copy of the repository, so the sources stay as they are. For a mistake in
+C++ the units that it names are compiled, and linked with the rest. The tests that fail run once more at the end,
+without a mistake, where they must pass. The outcome is written as a line of JSON, with the test that noticed. A mistake
+is not tried again until its file, its tests or the mistake itself change. ``--whole`` runs the whole suite on those
+that the named tests do not notice.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +38,8 @@ PATIENCE = 1800  # seconds for the tests of one mistake
 class Mutation:
     """One mistake: ``old`` becomes ``new`` in ``file``, and ``tests`` should fail.
 
-    ``survives`` says why no test can notice it; without such a reason every mistake must be noticed.
+    ``units`` are what has to be compiled where the file is a header. ``survives`` says why no test can notice it;
+    without such a reason every mistake must be noticed.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Mutation:
     old: str
     new: str
     tests: tuple[str, ...]
+    units: tuple[str, ...] = ()
     survives: str = ""
 
     @property
@@ -73,7 +80,8 @@ def read(path: Path = LIST) -> list[Mutation]:
     else:
         import tomli as tomllib
     entries = tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]
-    return [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+    lists = ("tests", "units")
+    return [Mutation(**{k: tuple(v) if k in lists else v for k, v in entry.items()}) for entry in entries]
 
 
 def finished(output: Path) -> dict[str, dict[str, Any]]:
@@ -133,95 +141,163 @@ def fingerprint_of_sources() -> str:
     return digest.hexdigest()
 
 
-def build(target: Path) -> str:
-    """Compile the copy; return the last line of an error, or an empty string."""
-    # Without --force a change in a header alone compiles nothing.
-    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
-    # What is compiled is thrown away: half the time for code that computes the same.
-    env = {**os.environ, "PYTHONPATH": str(target), "ZEROSUM_EXT_CXXFLAGS": "-O1"}
+def run(command: list[str], target: Path) -> str:
+    """Run a command in the copy; return the last lines of an error, or an empty string."""
+    env = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(
         command, cwd=target, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    return "" if done.returncode == 0 else done.stdout.strip().splitlines()[-1]
+    return "" if done.returncode == 0 else "\n".join(done.stdout.strip().splitlines()[-5:])
 
 
-def run_tests(target: Path, tests: list[str]) -> tuple[str, str]:
-    """Run tests in the copy until one fails.
+class Compiled:
+    """The copy's library: with a mistake in some of its units, or without."""
 
-    Returns:
-        ``("passed", "")``, ``("failed", the test)`` or ``("timed out", "")``. The test is a file if that file cannot be
-        imported.
-    """
-    cache = target / "build" / "pytest_cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    env = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-o", f"cache_dir={cache}", *tests]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=target,
-            env=env,
-            timeout=PATIENCE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        if error := run([sys.executable, "setup.py", "build_ext", "--inplace"], target):
+            raise RuntimeError(f"the sources without a mistake do not compile: {error}")
+        (self.library,) = (target / "zerosum_ext").glob("_C.*so")
+        (self.rules,) = (target / "build").glob("temp.*/build.ninja")
+        self.sound = self.library.with_suffix(".sound")
+        shutil.copy2(self.library, self.sound)
+        keep_one_isa(target)
+
+    def make(self, units: tuple[str, ...]) -> str:
+        """Compile some units anew and link them with the others; return an error, or an empty string."""
+        flags = dict(re.findall(r"^(cxx|cflags|post_cflags) = (.*)$", self.rules.read_text(), re.MULTILINE))
+        objects = {file.relative_to(self.rules.parent).with_suffix(".cpp") for file in self.rules.parent.rglob("*.o")}
+        rest = [str((self.rules.parent / o).with_suffix(".o")) for o in objects if str(o) not in units]
+        made = []
+        for number, unit in enumerate(units):
+            made.append(str(self.target / "build" / f"mistake{number}.o"))
+            # What is compiled is thrown away: a fraction of the time for code that computes the same.
+            options = [*shlex.split(flags["cflags"]), unit, "-o", made[-1], *shlex.split(flags["post_cflags"]), "-O0"]
+            if error := run([*shlex.split(flags["cxx"]), *options], self.target):
+                return error
+        link = ["-shared", "-Wl,--exclude-libs,ALL", "-shared-libgcc", "-o", str(self.library)]
+        self.library.unlink()
+        return run([os.environ.get("CXX", "g++"), *made, *rest, *link], self.target)
+
+    def restore(self) -> None:
+        self.library.unlink(missing_ok=True)
+        shutil.copy2(self.sound, self.library)
+
+
+class Tests:
+    """Runs tests in the copy."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.log = target / "build" / "tests.log"
+        self.cache = target / "build" / "pytest_cache"
+        self.log.parent.mkdir(exist_ok=True)
+        # Sources without a mistake are compiled to bytecode once; with one, for that process alone.
+        run([sys.executable, "-m", "compileall", "-q", "zerosum_ext"], target)
+        env = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, str(ROOT / "tools" / "test_server.py"), str(self.log)]
+        self.server = subprocess.Popen(
+            command, cwd=target, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-    except subprocess.TimeoutExpired:
-        return "timed out", ""
-    if done.returncode == 0:
-        return "passed", ""
-    failed = cache / "v" / "cache" / "lastfailed"
-    names = list(json.loads(failed.read_text())) if failed.is_file() else []
-    if done.returncode not in (1, 2) or not names:
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
-    return "failed", str(names[-1])
+        if self._line() != "ready":
+            raise RuntimeError("the server of tests does not start")
+
+    def _line(self) -> str:
+        assert self.server.stdout is not None
+        return self.server.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
+
+    def run(self, tests: list[str], *options: str) -> tuple[str, list[str]]:
+        """Run tests, until one fails unless options say otherwise.
+
+        Returns:
+            ``("passed", [])``, ``("failed", the tests)``, ``("died", [])`` or ``("timed out", [])``. A test is a file
+            if that file cannot be imported.
+        """
+        shutil.rmtree(self.cache, ignore_errors=True)
+        arguments = ["-q", *(options or ("-x",)), "--no-header", "-o", f"cache_dir={self.cache}", *tests]
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(arguments) + "\n")
+        self.server.stdin.flush()
+        child = int(self._line().partition(" ")[2])
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            os.kill(child, signal.SIGKILL)
+
+        guard = threading.Timer(PATIENCE, kill)
+        guard.start()
+        code = int(self._line())
+        guard.cancel()
+        if late.is_set():
+            return "timed out", []
+        if code == 0:
+            return "passed", []
+        if code < 0:
+            return "died", []
+        failed = self.cache / "v" / "cache" / "lastfailed"
+        names = list(json.loads(failed.read_text())) if failed.is_file() else []
+        if code not in (1, 2) or not names:
+            raise RuntimeError(f"pytest ended with {code}: {self.log.read_text().strip().splitlines()[-1:]}")
+        return "failed", names
 
 
-def holds(target: Path, test: str) -> bool:
-    """Tell whether a test passes in the copy; for a file, whether it can be imported."""
-    return run_tests(target, [test] if "::" in test else ["--collect-only", test])[0] == "passed"
-
-
-def try_out(mutation: Mutation, target: Path, whole: bool, killer: str = "") -> dict[str, Any]:
-    """Make a mistake in the copy, run its tests, take it back, and run the test that failed once more.
+def try_out(
+    mutation: Mutation, tests: Tests, compiled: Compiled | None, whole: bool, killer: str = ""
+) -> dict[str, Any]:
+    """Make a mistake in the copy, run its tests, and take it back.
 
     Args:
         mutation: the mistake.
-        target: the copy of the repository.
+        tests: of the copy.
+        compiled: the copy's library; None: the mistake is in Python.
         whole: run the whole suite if the named tests pass.
         killer: the test that noticed the mistake the last time; it runs first.
     """
-    file, start = target / mutation.file, time.monotonic()
-    digest = mutation.digest(target)
-    original = file.read_text()
+    file, start = tests.target / mutation.file, time.monotonic()
+    digest = mutation.digest()
+    original, times = file.read_text(), file.stat()
     file.write_text(mutation.mutated(original))
-    result, test = "", ""
+    result, failed = "", [""]
     try:
-        if mutation.compiled and build(target):
+        if compiled is not None and (error := compiled.make(mutation.units or (mutation.file,))):
+            print(error, file=sys.stderr)
             result = "does not compile"
         else:
-            for tests in ([killer] if killer else None, list(mutation.tests), [] if whole else None):
-                if tests is not None:
-                    result, test = run_tests(target, tests)
+            for chosen in ([killer] if killer else None, list(mutation.tests), [] if whole else None):
+                if chosen is not None:
+                    result, failed = tests.run(chosen)
                     if result != "passed":
                         break
     finally:
+        # The next mistake is made in a sound copy. (With its old time, so that its bytecode counts.)
         file.write_text(original)
-    # The next mistake is made in a sound copy, and a test that fails there as well has noticed nothing.
-    if mutation.compiled and (error := build(target)):
-        raise RuntimeError(f"the sources without a mistake do not compile: {error}")
-    if result == "failed" and not holds(target, test):
-        result = "fails without it"
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if compiled is not None:
+            compiled.restore()
     return {
         "name": mutation.name,
         "file": mutation.file,
-        "outcome": {"passed": "survived", "failed": "noticed"}.get(result, result),
-        "by": test,
+        "outcome": {"passed": "survived", "failed": "noticed", "died": "noticed"}.get(result, result),
+        "by": failed[-1] if failed else "the end of the process" if result == "died" else "",
         "whole": whole,
         "seconds": round(time.monotonic() - start, 1),
         "digest": digest,
     }
+
+
+def check_killers(made: list[dict[str, Any]], tests: Tests) -> None:
+    """Run the tests that noticed in the sound copy: what fails there as well has noticed nothing."""
+    killers = sorted({record["by"] for record in made if "::" in record["by"]})
+    failing = set(tests.run(killers, "--maxfail=1000")[1]) if killers else set()
+    for record in made:
+        if record["by"] in failing:
+            record["outcome"] = "fails without it"
 
 
 def main() -> int:
@@ -243,19 +319,34 @@ def main() -> int:
         if record is None or record["digest"] != mutation.digest() or undecided:
             open_ones.append(mutation)
     if open_ones:
-        copy_repository(options.copy)
-    if any(mutation.compiled for mutation in open_ones):
-        keep_one_isa(options.copy)
-        if error := build(options.copy):
-            raise RuntimeError(f"the sources without a mistake do not compile: {error}")
-    if open_ones and not has_kernels(options.copy):
-        raise RuntimeError("the copy runs on plain PyTorch, where mistakes go unnoticed: rebuild the library")
-    for mutation in open_ones:
-        record = try_out(mutation, options.copy, options.whole, known.get(mutation.name, {}).get("by", ""))
-        known = {**finished(options.output), mutation.name: record}
-        write(options.output, known)
-        print(f"{record['outcome']:18} {record['seconds']:7.1f} s  {mutation.name}  {record['by']}", flush=True)
+        known = try_all(open_ones, known, options)
     return summary(chosen, known)
+
+
+def try_all(
+    open_ones: list[Mutation], known: dict[str, dict[str, Any]], options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Try mistakes, write down what comes of each, and return what is known then."""
+    copy_repository(options.copy)
+    compiled = Compiled(options.copy) if any(mutation.compiled for mutation in open_ones) else None
+    if not has_kernels(options.copy):
+        raise RuntimeError("the copy runs on plain PyTorch, where mistakes go unnoticed: rebuild the library")
+    tests, made = Tests(options.copy), []
+    try:
+        for mutation in open_ones:
+            killer = known.get(mutation.name, {}).get("by", "")
+            library = compiled if mutation.compiled else None
+            made.append(try_out(mutation, tests, library, options.whole, killer if "::" in killer else ""))
+            known = {**finished(options.output), mutation.name: made[-1]}
+            write(options.output, known)
+            said = made[-1]
+            print(f"{said['outcome']:18} {said['seconds']:7.1f} s  {mutation.name}  {said['by']}", flush=True)
+    finally:
+        check_killers(made, tests)
+        tests.close()
+        known = {**finished(options.output), **{record["name"]: record for record in made}}
+        write(options.output, known)
+    return known
 
 
 def summary(chosen: list[Mutation], known: dict[str, dict[str, Any]]) -> int:

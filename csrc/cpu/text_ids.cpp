@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/slices.h"
 #include "torch_stable.h"
 
 namespace zx::cpu {
@@ -132,8 +133,10 @@ Parsed parse(const Column<Offset>& column, Value* values) {
     Parsed part;
     int64_t at = 0;
     bool good = true;
-    constexpr int64_t kStep = 4096;
-    for (; at < chunk.rows && good; at += kStep)
+    constexpr int64_t kStep = 1 << 16;
+    Watch watch;  // one chunk may hold the whole column
+    for (; at < chunk.rows && good; at += kStep) {
+      if (watch.stop()) watch.raise_if_stopped();
       chunk.each(at, std::min(at + kStep, chunk.rows), [&](int64_t row, const char* field, int64_t length) {
         int64_t value = 0;
         if (!read_integer(field, length, end - field, value)) {
@@ -145,6 +148,7 @@ Parsed parse(const Column<Offset>& column, Value* values) {
         part.high = std::max(part.high, value);
         values[row] = static_cast<Value>(value);
       });
+    }
     part.fits = part.low >= std::numeric_limits<Value>::min() && part.high <= std::numeric_limits<Value>::max();
     if (part.low > part.high) part.fits = true;  // no field at all
     if (!good)
@@ -255,7 +259,9 @@ class Hash {
 template <class Value>
 Tensor rank_by_table(const Tensor& like, const Value* values, int32_t* codes, int64_t n, int64_t low, int64_t high) {
   std::vector<int32_t> rank(static_cast<size_t>(high - low + 1), -1);
-  for (int64_t i = 0; i < n; ++i) rank[values[i] - low] = 0;
+  in_slices(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) rank[values[i] - low] = 0;
+  });
   int64_t count = 0;
   for (int32_t& r : rank)
     if (r == 0) r = static_cast<int32_t>(count++);
@@ -284,8 +290,7 @@ Tensor rank_by_hash(const Tensor& like, const Value* values, int32_t* codes, int
   Places places;
   std::vector<std::pair<int64_t, int32_t>> distinct;
   std::array<uint32_t, kBatch> tags;
-  for (int64_t begin = 0; begin < n; begin += kBatch) {
-    const int64_t count = std::min(kBatch, n - begin);
+  const auto batch = [&](int64_t begin, int64_t count) {
     for (int64_t i = 0; i < count; ++i) places.fetch(tags[i] = hash.of_number(values[begin + i]));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t value = values[begin + i];
@@ -297,8 +302,11 @@ Tensor rank_by_hash(const Tensor& like, const Value* values, int32_t* codes, int
           });
       codes[begin + i] = static_cast<int32_t>(what - 1);
     }
-  }
-  std::sort(distinct.begin(), distinct.end());
+  };
+  in_slices(n, [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += kBatch) batch(begin, std::min(kBatch, end - begin));
+  });
+  sort_watched(distinct.begin(), distinct.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   Tensor words = new_tensor(like, {static_cast<int64_t>(distinct.size())}, ScalarType::Long);
   std::vector<int32_t> rank(distinct.size());
   for (size_t r = 0; r < distinct.size(); ++r) {
@@ -392,14 +400,17 @@ class Texts {
     }
     std::vector<std::pair<uint64_t, uint32_t>> order;
     order.reserve(where_.size());
-    for (const uint32_t where : where_) {
-      uint64_t key = 0;
-      const size_t length = head(where).length;
-      for (size_t i = 0; i < 8; ++i)
-        key = key << 8 | (common + i < length ? static_cast<unsigned char>(text(where)[common + i]) : 0u);
-      order.emplace_back(key, where);
-    }
-    std::sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
+    in_slices(count(), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const uint32_t where = where_[n];
+        uint64_t key = 0;
+        const size_t length = head(where).length;
+        for (size_t i = 0; i < 8; ++i)
+          key = key << 8 | (common + i < length ? static_cast<unsigned char>(text(where)[common + i]) : 0u);
+        order.emplace_back(key, where);
+      }
+    });
+    sort_watched(order.begin(), order.end(), [&](const auto& a, const auto& b) {
       if (a.first != b.first) return a.first < b.first;
       const size_t mine = head(a.second).length, others = head(b.second).length;
       const int difference = std::memcmp(text(a.second), text(b.second), std::min(mine, others));
@@ -432,29 +443,27 @@ Words number_text(const Tensor& like, const Column<Offset>& column) {
     int64_t length;
     uint32_t tag;
   };
-  std::array<Field, kBatch> batch;
-  Watch watch;
-  for (const Chunk<Offset>& chunk : column) {
-    for (int64_t begin = 0; begin < chunk.rows; begin += kBatch) {
-      const int64_t count = std::min(kBatch, chunk.rows - begin);
-      Field* field = batch.data();
-      chunk.each(begin, begin + count, [&](int64_t, const char* text, int64_t length) {
-        ZX_CHECK(length < kLargest, "an id must have fewer than 2^31 bytes");
-        *field = {text, length, hash.of_text(text, length)};
-        places.fetch(field++->tag);
-      });
-      for (int64_t i = 0; i < count; ++i) texts.fetch(places.peek(batch[i].tag));
-      for (int64_t i = 0; i < count; ++i) {
-        const Field& f = batch[i];
-        const uint32_t where = places.find(
-            f.tag, [&](uint32_t w) { return texts.same(w, f.text, f.length); },
-            [&] { return texts.add(f.text, f.length); });
-        code[chunk.first + begin + i] = static_cast<int32_t>(texts.head(where).number);
-      }
+  std::array<Field, kBatch> fields;
+  const auto batch = [&](const Chunk<Offset>& chunk, int64_t begin, int64_t count) {
+    Field* field = fields.data();
+    chunk.each(begin, begin + count, [&](int64_t, const char* text, int64_t length) {
+      ZX_CHECK(length < kLargest, "an id must have fewer than 2^31 bytes");
+      *field = {text, length, hash.of_text(text, length)};
+      places.fetch(field++->tag);
+    });
+    for (int64_t i = 0; i < count; ++i) texts.fetch(places.peek(fields[i].tag));
+    for (int64_t i = 0; i < count; ++i) {
+      const Field& f = fields[i];
+      const uint32_t where = places.find(
+          f.tag, [&](uint32_t w) { return texts.same(w, f.text, f.length); },
+          [&] { return texts.add(f.text, f.length); });
+      code[chunk.first + begin + i] = static_cast<int32_t>(texts.head(where).number);
     }
-    if (watch.stop()) break;
-  }
-  watch.raise_if_stopped();
+  };
+  for (const Chunk<Offset>& chunk : column)
+    in_slices(chunk.rows, [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin += kBatch) batch(chunk, begin, std::min(kBatch, end - begin));
+    });
 
   const std::vector<uint32_t> order = texts.sorted();
   std::vector<int32_t> rank(order.size());
@@ -462,12 +471,14 @@ Words number_text(const Tensor& like, const Column<Offset>& column) {
   Tensor offsets = new_tensor(like, {texts.count() + 1}, ScalarType::Long);
   int64_t at = 0;
   data<int64_t>(offsets)[0] = 0;
-  for (size_t r = 0; r < order.size(); ++r) {
-    const Texts::Head head = texts.head(order[r]);
-    rank[head.number] = static_cast<int32_t>(r);
-    if (head.length) std::memcpy(data<char>(characters) + at, texts.text(order[r]), head.length);
-    data<int64_t>(offsets)[r + 1] = at += head.length;
-  }
+  in_slices(texts.count(), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const Texts::Head head = texts.head(order[r]);
+      rank[head.number] = static_cast<int32_t>(r);
+      if (head.length) std::memcpy(data<char>(characters) + at, texts.text(order[r]), head.length);
+      data<int64_t>(offsets)[r + 1] = at += head.length;
+    }
+  });
   map_codes(code, n, rank);
   return {codes, characters, offsets};
 }

@@ -1,25 +1,29 @@
-"""Measures how soon Ctrl-C ends an op: a child calls it with much work, and is interrupted in the midst of a call.
+"""Measures how soon Ctrl-C ends an op: a child calls it with much work, and is interrupted at a moment of a call.
 
     python tests/attacks/interrupt.py [OP ...] [--tries 3]
 
 A row gives the seconds that one call takes when nobody interrupts it, and the longest time from the signal to the end
-of the op. On a machine that does other work the times mean little.
+of the op; the moments are spread evenly over the call, so that every phase of it is met. The status is 1 if one was
+later than a second, or if an op has no call here. On a machine that does other work the times mean little.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import os
 import signal
-import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 MILLION = 1_000_000
+PATIENCE = 240  # seconds for a child
 
 
 def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
@@ -41,17 +45,37 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
         row = torch.arange(0, size, size // each)[:each]
         return torch.arange(2 * size + 1) * each, row.repeat(2 * size)
 
+    def dropout(each: int) -> tuple[torch.Tensor, ...]:
+        return (*graph(each), torch.randperm(size * each, generator=generator))
+
+    def column(rows: int, low: int, high: int, width: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """One chunk of ids of so many digits each, which is the worst for whatever looks between chunks."""
+        left = torch.randint(low, high, (rows,), generator=generator)
+        digits = torch.empty(rows, width, dtype=torch.uint8)
+        for place in reversed(range(width)):
+            digits[:, place] = left % 10 + 48
+            left //= 10
+        return [digits.view(-1)], [torch.arange(rows + 1, dtype=torch.int32) * width]
+
+    def epoch(each: int) -> tuple[Any, ...]:
+        indptr, indices = matrix(each)
+        owner = torch.arange(size).repeat_interleave(each)
+        return indptr, indices, owner[::4].contiguous(), 2, None, None, 1, size * each, size * each
+
     nobody = torch.zeros(size + 1, dtype=torch.int64)
     settings = torch.tensor([[1.0, 0.01, 0, 0, 0, 1]] * 3).double()
     none: tuple[None, ...] = (None,) * 7
     users = torch.arange(size)
+    training = (0, 1, 1.0, 1.0, 1.0, 0.0, 0.0, 2, 4096)
     return {
         "sample_negatives": lambda: (ids(5 * MILLION), *matrix(50), None, None, None, size, 8, 5, 1, 0, True, None),
         "csr_build": lambda: (ids(20 * MILLION), ids(20 * MILLION), size, size),
         "has_items": lambda: (ids(5 * MILLION), ids(5 * MILLION, 5), *matrix(50), None, size),
-        "row_filter": lambda: (*matrix(2000), size),
+        "row_filter": lambda: (*matrix(10_000), size),
         "rank_factors": lambda: (*(table(), table(), None, users, nobody, nobody, nobody[:0], None, None, 10, False),),
-        "rank_scores": lambda: (table(5000, size), users[:5000], nobody[:5001], nobody, nobody[:0], None, None, 10),
+        "rank_scores": lambda: (
+            *(table(10_000, size), users[:10_000], torch.arange(10_001) * 50, *matrix(50), None, None, 10),
+        ),
         "list_metrics": lambda: (ids(200_000, 100), torch.ones(4, size).double(), torch.tensor([10, 100])),
         "csr_score_moments": lambda: (table(), table(), None, *matrix(1000), torch.ones(size)),
         "csr_weighted_columns": lambda: (
@@ -62,14 +86,59 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
             *(table(), table(), None, ids(2 * MILLION), ids(2 * MILLION), ids(2 * MILLION), None, None),
             *(1, 1.0, 1.0, 1.0, 0.1, 2, True),
         ),
+        "mf_gradient": lambda: (
+            *(table(), table(), ids(2 * MILLION), ids(2 * MILLION), ids(2 * MILLION), table(2 * MILLION, 2)),
+            *(torch.tensor(1.0), 0.1, True, True, True, False, False, False),
+        ),
+        "mf_gradient, sparse": lambda: (
+            *(table(), table(), ids(2 * MILLION), ids(2 * MILLION), ids(2 * MILLION), table(2 * MILLION, 2)),
+            *(torch.tensor(1.0), 0.1, True, True, True, True, False, False),
+        ),
+        "mf_step": lambda: (
+            *(table(), table(), *none, ids(2 * MILLION), ids(2 * MILLION), ids(2 * MILLION), None, settings),
+            *(None,) * 7,
+            *(0, 1, 1.0, 1.0, 1.0, 0.0, 0.0, 2),
+        ),
         "mf_train": lambda: (
             *(table(), table(), *none, ids(4 * MILLION), ids(4 * MILLION), ids(4 * MILLION), None, settings),
-            *(0, 0, 1.0, 0.0, 0.0, 0.0, 0.0, 2, 4096, False),
+            *(*training, False),
+        ),
+        "mf_train, one batch": lambda: (
+            *(table(), table(), *none, ids(4 * MILLION), ids(4 * MILLION), ids(4 * MILLION), None, settings),
+            *(*training[:-1], 4 * MILLION, False),
         ),
         "mf_train, hogwild": lambda: (
             *(table(), table(), *none, ids(4 * MILLION), ids(4 * MILLION), ids(4 * MILLION), None, settings),
-            *(0, 0, 1.0, 0.0, 0.0, 0.0, 0.0, 2, 4096, True),
+            *(*training, True),
         ),
+        "mf_train_sampled": lambda: (
+            *(table(), table(), *none, *epoch(200), 0, 4 * MILLION, 1, *matrix(200), None, None, None, size, 1, 5, 1),
+            *(True, 0, None, settings, *training, False),
+        ),
+        "mf_train_sampled, shared": lambda: (
+            *(table(), table(), *none, *epoch(200), 0, 4 * MILLION, 1, *matrix(200), None, None, None, size, 1, 5, 1),
+            *(True, 256, None, settings, *training, False),
+        ),
+        "sample_negatives_at": lambda: (
+            *(ids(4 * MILLION), ids(4 * MILLION), *matrix(50), None, None, None, size),
+            *(8, 5, 1, True),
+        ),
+        "sample_positives": lambda: (*epoch(2000), 0, 40 * MILLION, 1, 5, 1),
+        "unshuffle": lambda: (ids(20 * MILLION), size, 5, 1),
+        "integer_ids": lambda: column(30 * MILLION, 10**8, 10**9, 9),
+        "integer_ids, far apart": lambda: column(10 * MILLION, 10**17, 10**18, 18),
+        "text_ids": lambda: column(10 * MILLION, 0, 10**17, 18),
+        "user_metrics": lambda: (
+            *(torch.arange(size + 1) * 500, torch.arange(500).repeat(size), torch.zeros(500 * size).long()),
+            *(torch.full((size,), size), torch.rand(500 * size).double(), torch.tensor([10, 100]), 0),
+        ),
+        "graph_dropout": lambda: (*dropout(500), size, torch.tensor([3]), 0.3),
+        "macr_loss": lambda: (
+            *(table(20 * MILLION, 1).view(-1), table(20 * MILLION, 2), table(20 * MILLION, 1).view(-1)),
+            *(table(20 * MILLION, 1).view(-1), table(20 * MILLION, 2), None, 1.0, 1.0, 2, True),
+        ),
+        "scale_gradients": lambda: ([table(100 * MILLION, 1), table(100 * MILLION, 1)], torch.tensor(0.5)),
+        "scale_gradients_": lambda: ([table(100 * MILLION, 1), table(100 * MILLION, 1)], torch.tensor(0.5)),
         "pair_loss": lambda: (
             *(table(100 * MILLION, 1).view(-1), table(100 * MILLION, 1).view(-1), None, None, None),
             *(1, 1.0, 1.0, 1.0, 2, True),
@@ -77,62 +146,92 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     }
 
 
-def child(name: str) -> None:
-    """Call an op again and again until it is interrupted."""
-    import zerosum_ext  # noqa: F401  (registers the ops)
-
-    torch.set_num_threads(1)
+def child(name: str, pipe: IO[str], tries: int) -> None:
+    """Call an op again and again, be interrupted so often, and say how long calls take and when they ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this runs in the background
     values = calls()[name]()
     op = getattr(torch.ops.zerosum_ext, name.partition(",")[0])
-    start = time.perf_counter()
-    op(*values)
-    print(time.perf_counter() - start, flush=True)
-    try:
-        while True:
+    op(*values)  # the first call also meets new memory
+    for _ in range(tries):
+        try:
+            start = time.monotonic()
             op(*values)
-    except (KeyboardInterrupt, RuntimeError):
-        print(time.monotonic(), flush=True)
+            now = time.monotonic()
+            print("call", now - start, now, file=pipe, flush=True)
+            try:
+                while True:
+                    op(*values)
+            except RuntimeError as error:
+                if "interrupted" not in str(error):
+                    raise
+                time.sleep(2)  # the interpreter raises what the handler wants as soon as it goes on
+        except KeyboardInterrupt:
+            now = time.monotonic()
+        print("ended", now, now, file=pipe, flush=True)
 
 
-def measure(name: str, rng: random.Random) -> tuple[float, float]:
-    """Return the seconds of a call, and those from the signal to the end."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"{name}: the call fails")
-    takes = float(line)
-    time.sleep(rng.random() * takes)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    ended = float(process.stdout.readline())
-    process.kill()
-    process.wait()
-    return takes, ended - sent
+def measure(name: str, tries: int) -> tuple[float, list[float]]:
+    """Return the seconds of a call, and those from the signal to the end of the op, at evenly spread moments."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            with os.fdopen(writer, "w") as pipe:
+                child(name, pipe, tries)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writer)
+    guard = threading.Timer(PATIENCE, os.kill, (process, signal.SIGKILL))
+    guard.start()
+
+    def said(pipe: IO[str], word: str) -> tuple[float, float]:
+        line = pipe.readline().split()
+        if line[:1] != [word]:
+            raise RuntimeError(f"the call fails, or does not end within {PATIENCE} s")
+        return float(line[1]), float(line[2])
+
+    after = []
+    try:
+        with os.fdopen(reader) as pipe:
+            for turn in range(tries):
+                takes, begun = said(pipe, "call")
+                time.sleep(max(0.0, begun + (turn + 0.5) / tries * takes - time.monotonic()))
+                sent = time.monotonic()
+                os.kill(process, signal.SIGINT)
+                after.append(said(pipe, "ended")[1] - sent)
+    finally:
+        guard.cancel()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    return takes, after
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", help="only these")
-    parser.add_argument("--tries", type=int, default=3)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--tries", type=int, default=4, help="moments of a call at which it is interrupted")
     options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return 0
-    rng, slow = random.Random(0), False
-    for name in options.ops or list(calls()):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
+    import calls as fuzz_calls
+
+    import zerosum_ext  # noqa: F401  (registers the ops)
+
+    torch.set_num_threads(1)
+    names = options.ops or list(calls())
+    missing = set(fuzz_calls.ops()) - {name.partition(",")[0] for name in calls()} - set(fuzz_calls.QUERIES)
+    if not options.ops and missing:
+        print(f"no call is written for {', '.join(sorted(missing))}")
+    slow = bool(missing) and not options.ops
+    for name in names:
         try:
-            pairs = [measure(name, rng) for _ in range(options.tries)]
+            takes, after = measure(name, options.tries)
         except (RuntimeError, ValueError) as error:
-            print(f"{name:24} {error}", flush=True)
+            print(f"{name:26} {error}", flush=True)
             slow = True
             continue
-        longest = max(after for _, after in pairs)
-        slow |= longest > 1
-        print(f"{name:24} a call {pairs[0][0]:6.2f} s, ended {longest:5.2f} s after the signal", flush=True)
+        slow |= max(after) > 1
+        print(f"{name:26} a call {takes:6.2f} s, ended {max(after):5.2f} s after the signal", flush=True)
     return int(slow)
 
 

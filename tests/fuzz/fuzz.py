@@ -14,12 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HANG = 60.0  # seconds without a step
+HANG = 60.0  # seconds of a processor that a child works without a step
+STUCK = 600  # looks, a second apart, without a step and without work
 
 
 @dataclasses.dataclass
@@ -41,17 +41,26 @@ def _read(progress: Path) -> tuple[int, int]:
     return int(number), int(raised)
 
 
+def _worked(child: subprocess.Popen[bytes]) -> float:
+    """Return how many seconds a child has had of a processor: on a busy machine others have the rest."""
+    try:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _watch(child: subprocess.Popen[bytes], progress: Path) -> str:
     """Wait for a child; return how it ended if it did not end well."""
-    seen, since = -2, time.monotonic()
+    seen, looks, since = -2, 0, 0.0
     while True:
         try:
             code = child.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            number = _read(progress)[0]
+            number, looks = _read(progress)[0], looks + 1
             if number != seen:
-                seen, since = number, time.monotonic()
-            elif time.monotonic() - since > HANG:
+                seen, looks, since = number, 0, _worked(child)
+            elif looks > STUCK or _worked(child) - since > HANG:
                 child.kill()
                 child.wait()
                 return "hangs"

@@ -23,7 +23,7 @@ def test_every_op_has_a_sound_call_that_it_takes():
 
     for op in calls.ops():
         for seed in range(5):
-            getattr(torch.ops.zerosum_ext, op)(*calls.sound(op, seed))
+            getattr(torch.ops.zerosum_ext, op)(*calls.place(calls.sound(op, seed)))
 
 
 def test_no_random_call_ends_the_process():

@@ -313,7 +313,10 @@ def _mapped(
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
         file.truncate(8 + len(text) + end)
+        # A mapped page that finds no room on the disk would end the process.
+        os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
     mapped = {}
     for name, (shape, dtype) in tables.items():
         size = math.prod(shape) * dtype.itemsize
