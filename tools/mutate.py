@@ -260,7 +260,7 @@ def try_out(
         killer: the test that noticed the mistake the last time; it runs first.
     """
     file, start = tests.target / mutation.file, time.monotonic()
-    digest = mutation.digest()
+    digest = mutation.digest(tests.target)
     original, times = file.read_text(), file.stat()
     file.write_text(mutation.mutated(original))
     result, failed = "", [""]
