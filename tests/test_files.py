@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import zerosum_ext as zx
-from zerosum_ext._files import locked, read_text, replacing, same_name, write_text
+from zerosum_ext import _files
+from zerosum_ext._files import LOCK, locked, read_text, replacing, same_name, write_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and locks are those of POSIX")
 
@@ -212,6 +213,20 @@ def test_a_lock_removes_what_a_killed_writer_left(tmp_path):
     with locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_a_lock_on_a_file_that_its_owner_removed_does_not_count(tmp_path, monkeypatch):
+    lockf, file = _files.fcntl.lockf, tmp_path / LOCK
+
+    def owner_ends_just_before(descriptor: int, flags: int) -> None:
+        monkeypatch.setattr(_files.fcntl, "lockf", lockf)
+        file.unlink()
+        lockf(descriptor, flags)
+
+    monkeypatch.setattr(_files.fcntl, "lockf", owner_ends_just_before)
+    with locked(tmp_path):
+        assert file.read_text().startswith(f"process {os.getpid()} on ")  # whoever comes next meets this one
 
 
 @posix
