@@ -15,7 +15,7 @@ TUNED ?= $(patsubst %,benchmarks/paper/tuned-%.toml,lastfm lastfm-balanced ciao 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: fuzz mutate reproduce tuned demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
+.PHONY: adapters fuzz mutate reproduce tuned demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
@@ -27,12 +27,13 @@ help:
 	@echo "make sanitize    the host runner for CUDA kernels under ASan, UBSan and TSan"
 	@echo "make cuda-check  compiles the CUDA kernels for every architecture: registers, spills, occupancy (needs nvcc)"
 	@echo "make fuzz        hostile calls of every compiled op, 10 000 random ones each: none may end the process"
+	@echo "make adapters    the adapters for other libraries with the real packages, in a virtual environment of its own"
 	@echo "make mutate      makes small mistakes in the sources, which the tests must notice (hours)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
 	@echo "make sdist       the source distribution, in dist/, and a wheel built from it in a folder without git"
 	@echo "make docs        the documentation as a web site, in docs/_build/html"
 	@echo "make notebooks   executes the tutorials, and writes them to docs/tutorials"
-	@echo "make nightly     sdist, wheel, docs and notebooks"
+	@echo "make nightly     sdist, wheel, docs, notebooks and adapters"
 	@echo "make release     checks what a release needs, and prints the text of its tag"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
@@ -80,6 +81,21 @@ bench: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(RUN)/python tests/fuzz/fuzz.py --mode systematic
 	$(RUN)/python tests/fuzz/fuzz.py --mode random --examples 10000 $(FUZZ_ARGS)
+
+# The packages of others want their own versions of what they depend on. implicit's own tests are those of its sources.
+ADAPTERS ?= .venv-adapters
+$(ADAPTERS)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install -q --upgrade "pip<27" "setuptools>=77" wheel ninja
+	$(ADAPTERS)/bin/python -m pip install -q $(TORCH)
+	MAX_JOBS=$(JOBS) $(ADAPTERS)/bin/python -m pip install -q --no-build-isolation ".[test,adapters]"
+	rm -rf $(ADAPTERS)/implicit && mkdir -p $(ADAPTERS)/implicit
+	$(ADAPTERS)/bin/python -m pip download -q --no-deps --no-binary implicit -d $(ADAPTERS)/implicit implicit
+	tar xzf $(ADAPTERS)/implicit/*.tar.gz -C $(ADAPTERS)/implicit --strip-components 1
+	touch $@
+
+adapters: $(ADAPTERS)/.installed
+	IMPLICIT_TESTS=$(abspath $(ADAPTERS))/implicit/tests $(ADAPTERS)/bin/pytest -q --timeout 600 tests/adapters $(PYTEST_ARGS)
 
 # Small mistakes in the sources, each of which its tests must notice; what is known of one is not tried again.
 mutate: $(VENV)/.dev
@@ -131,10 +147,10 @@ docs: $(VENV)/.docs
 notebooks: $(VENV)/.docs
 	$(RUN)/python tools/notebooks.py
 
-nightly: sdist wheel notebooks docs
+nightly: sdist wheel notebooks docs adapters
 
 release: $(VENV)/.dev
 	$(RUN)/python tools/release.py
 
 clean:
-	rm -rf build dist docs/_build *.egg-info $(VENV) zerosum_ext/*.so
+	rm -rf build dist docs/_build *.egg-info $(VENV) $(ADAPTERS) zerosum_ext/*.so

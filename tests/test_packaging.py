@@ -53,6 +53,7 @@ def sdist(tmp_path_factory):
         ("tests", (".py", ".cpp", ".h", ".safetensors", ".csv", ".json")),
         ("docs", (".md", ".png")),
         ("tools", (".py", ".toml")),
+        ("examples", (".py",)),
     ],
 )
 def test_the_source_distribution_has_all_sources(sdist, folder, suffixes):
