@@ -82,7 +82,7 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "bool asynchronous, bool normalize=False) -> Tensor");
   // The same on samples begin .. begin + samples of an epoch, drawn as sample_positives and sample_negatives below draw
   // them: positives from the matrix, negatives from what the excluded one lacks. shared: how many samples in succession
-  // share their negatives (csrc/cpu/shared_samples.h), or 0.
+  // share their negatives (csrc/cpu/shared_samples.h), or 0. weights [nnz]: of the matrix's entries, and so of samples.
   m.def(
       "mf_train_sampled(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, "
       "Tensor(d!)? user_first, Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, "
@@ -92,7 +92,7 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "int k, int seed, int epoch, bool replacement, int shared, Tensor? constants, Tensor settings, int optimizer, "
       "int loss, "
       "float a, float b, float c, float l2, float longest, int reduction, int batch_size, bool asynchronous, "
-      "bool normalize=False) -> Tensor");
+      "bool normalize=False, Tensor? weights=None) -> Tensor");
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or

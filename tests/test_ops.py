@@ -129,6 +129,8 @@ def mf_train_sampled_arguments() -> Iterator[tuple[Any, ...]]:
         for asynchronous in (False, True):
             for shared, normalize in ((0, False), (0, True), (3, False), (3, True)):
                 yield user, item, bias, *(None,) * 6, *positives, *negatives, shared, *plain, asynchronous, normalize
+    weights = torch.arange(x.nnz, dtype=torch.float32)
+    yield user, item, bias, *(None,) * 6, *positives, *negatives, 0, *plain, False, False, weights
 
 
 def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:

@@ -71,6 +71,26 @@ def test_the_model_file_is_one_of_matrix_factorization(finished):
     assert same_weights(model, finished.model())
 
 
+def test_a_model_file_says_where_it_comes_from(finished):
+    for name, method in finished.methods.items():
+        known = zx.Recommender.load(finished.folder / name / "model.safetensors").information
+        assert known["version"] == zx.__version__
+        assert known["settings"]["loss"] == name
+        assert known["settings"]["lr"] == method.lr
+        assert known["settings"]["data"]["source"] in str(finished.config["data"])
+        assert known["metrics"] == {k: v for k, v in finished.metrics[name].items() if np.isfinite(v)}
+
+
+def test_a_card_is_written_where_asked_for(ratings, tmp_path):
+    run = runs.train(ratings, tmp_path / "run", METHOD, baseline=False, figures=False, card=True, progress=False)
+    text = (run.folder / "zerosum" / "card.md").read_text()
+    assert text.startswith("---\nlibrary_name: zerosum-ext")
+    assert f"| ndcg@10 | {run.metrics['zerosum']['ndcg@10']:.6g} |" in text
+    assert "| loss | zerosum |" in text
+    again = runs.train(ratings, tmp_path / "run", METHOD, baseline=False, figures=False, resume=True, progress=False)
+    assert again.metrics == run.metrics
+
+
 def test_an_opened_run_is_the_run(finished):
     run = runs.Run.open(finished.folder)
     assert run.methods == finished.methods

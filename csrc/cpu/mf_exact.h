@@ -416,8 +416,9 @@ class ExactTrainer {
         // (It fetches the next run's first rows as well: often this thread goes on with them.)
         simd<MfScores<float, float, false, uint32_t>>(&in, unordered, first, n, batch.samples - first, loss_.planes(),
                                                       &buffers);
-        const float* unweighted = nullptr;
-        total += loss_.evaluate(buffers, n, k, in.constants != nullptr, unweighted, scale, loss_.params);
+        const float* weight = loss_.weights_of(in.users + first, in.positives + first * in.num_positives,
+                                               in.num_positives, n, k, buffers.weight);
+        total += loss_.evaluate(buffers, n, k, in.constants != nullptr, weight, scale, loss_.params);
         gather_coefficients(buffers, n, in.num_positives, k, loss_.planes());
         const float* c = buffers.coefficient.data();
         if (left) leave(batch, first, n, items, c);

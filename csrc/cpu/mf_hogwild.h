@@ -250,8 +250,9 @@ inline double hogwild(const MfLossCall& loss, bool mean, bool cosines, float l2,
         if (cosines)
           simd<CosineScores>(static_cast<const MfInputs<float, float>*>(&in), item_bias, first, n, loss.planes(),
                              &buffers, &block);
-        const float* unweighted = nullptr;
-        sums[task] += loss.evaluate(buffers, n, k, in.constants != nullptr, unweighted, scale, loss.params);
+        const float* weight = loss.weights_of(in.users + first, in.positives + first * in.num_positives,
+                                              in.num_positives, n, k, buffers.weight);
+        sums[task] += loss.evaluate(buffers, n, k, in.constants != nullptr, weight, scale, loss.params);
         gather_coefficients(buffers, n, in.num_positives, k, loss.planes());
         const float* c = buffers.coefficient.data();
         if (cosines)

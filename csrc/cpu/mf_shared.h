@@ -399,8 +399,8 @@ class SharedTrainer {
   static double shared_scores_and_loss(const SharedTables& tables, const MfLossCall& loss, const SharedInputs& in,
                                        float scale, SharedBuffers& buffers) {
     simd<SharedScores>(&tables, &in, &buffers);
-    const float* unweighted = nullptr;
-    return loss.evaluate(buffers.loss, in.n, in.k, tables.constants != nullptr, unweighted, scale, loss.params);
+    const float* weight = loss.weights_of(in.users, in.positives, int64_t{1}, in.n, in.k, buffers.loss.weight);
+    return loss.evaluate(buffers.loss, in.n, in.k, tables.constants != nullptr, weight, scale, loss.params);
   }
 
  private:

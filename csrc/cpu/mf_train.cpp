@@ -22,6 +22,7 @@ struct Training {
   int64_t reduction, batch_size;
   bool asynchronous, cosines;
   const SharedSamples* shared = nullptr;
+  EntryWeights weights = {};
 };
 
 // Trains on samples_of(in), where `in`, which has the tables and perhaps ids, has got the constants as well.
@@ -33,7 +34,8 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
   ZX_CHECK(reduce != Reduction::kNone, "training needs a reduction");
   ZX_CHECK(t.batch_size > 0, "batch_size must be positive");
   const MfLossCall call{shape_of(which), mf_loss_function<float, float, true>(which),
-                        Params<float>{static_cast<float>(t.a), static_cast<float>(t.b), static_cast<float>(t.c)}};
+                        Params<float>{static_cast<float>(t.a), static_cast<float>(t.b), static_cast<float>(t.c)},
+                        t.weights};
   ZX_CHECK(in.num_positives == (call.planes() ? 2 : 1) && (!call.planes() || in.num_negatives == 2) &&
                (call.shape != Shape::kRow || in.num_negatives > 0),
            "positives or negatives do not have the shape of this loss");
@@ -157,7 +159,7 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                         MaybeTensor slots, MaybeTensor masses, int64_t num_items, int64_t k, int64_t seed,
                         int64_t epoch, bool replacement, int64_t shared, MaybeTensor constants, const Tensor& settings,
                         int64_t optimizer, int64_t loss, double a, double b, double c, double l2, double longest,
-                        int64_t reduction, int64_t batch_size, bool asynchronous, bool normalize) {
+                        int64_t reduction, int64_t batch_size, bool asynchronous, bool normalize, MaybeTensor weights) {
   check_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives);
   check_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k);
   check_samples(begin, samples, total);
@@ -170,6 +172,15 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
       draw_positives(indptr, indices, hint, hint_shift, gaps, active, order, kept, total, positives, seed, epoch);
   const DrawNegatives draw_items =
       draw_negatives(excluded_indptr, excluded_indices, filter, slots, masses, num_items, k, seed, epoch, replacement);
+  EntryWeights of_entries;
+  if (weights) {
+    ZX_CHECK(weights->scalar_type() == ScalarType::Float && weights->is_contiguous() && weights->dim() == 1 &&
+                 weights->size(0) == indices.size(0),
+             "weights must be [nnz], float32");
+    const bool wide = indices.scalar_type() == ScalarType::Long;
+    const void* entries = wide ? static_cast<const void*>(data<int64_t>(indices)) : data<int32_t>(indices);
+    of_entries = {data<int64_t>(indptr), entries, wide, indices.size(0), data<float>(*weights)};
+  }
   // A matrix of one user without interactions, from which the lists of blocks are drawn.
   Tensor nobody = new_tensor(indptr, {2}, ScalarType::Long),
          nothing = new_tensor(excluded_indices, {0}, excluded_indices.scalar_type());
@@ -205,7 +216,8 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                 batch_size,
                 asynchronous,
                 normalize,
-                of_blocks ? &*of_blocks : nullptr},
+                of_blocks ? &*of_blocks : nullptr,
+                of_entries},
                tables, [&](const Inputs& in) {
                  return MfSamples(in, samples, begin, user_embedding.size(0), item_embedding.size(0), draw_users,
                                   draw_items);

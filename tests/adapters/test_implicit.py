@@ -109,6 +109,18 @@ def test_the_tables_give_the_scores(trained):
         np.testing.assert_allclose(model.item_factors[ids] @ model.user_factors[7], scores, rtol=1e-5)
 
 
+def test_values_weigh_the_samples_where_asked_for():
+    heavy = blocks().multiply(3).tocsr()
+    tables = []
+    for matrix, weights in ((blocks(), False), (heavy, False), (blocks(), True), (heavy, True)):
+        model = make(iterations=2, weights=weights)
+        model.fit(matrix, show_progress=False)
+        tables.append(model.user_factors)
+    assert (tables[0] == tables[1]).all()
+    assert (tables[0] == tables[2]).all()
+    assert not (tables[2] == tables[3]).all()
+
+
 def test_what_is_refused(trained):
     with pytest.raises(ValueError, match="not trained"):
         make().recommend(0, blocks()[0])

@@ -173,7 +173,7 @@ def _sound(op: str, seed: int) -> list[Any]:
         "mf_train_sampled": lambda: (
             *_training(w, optimizer),
             *(*matrix, *epoch, 0, w["size"], 1, *matrix, lookup, *strategy, ITEMS, 1, 3, 1, True, pick(0, 4)),
-            *(None, _settings(), *steps, pick(False, True)),
+            *(None, _settings(), *steps, pick(False, True), pick(None, f32(w["size"]).abs())),
         ),
         "sample_negatives": lambda: (
             *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True), None),

@@ -100,7 +100,7 @@ def mf_step(
     return value
 
 
-# Two arguments above the limit: the op takes 25 or 44, which are grouped here.
+# Three arguments above the limit: the op takes 25 or 45, which are grouped here.
 def mf_train(
     tables: Sequence[Tensor | None],
     states: Sequence[tuple[Tensor | None, Tensor | None]],
@@ -116,6 +116,7 @@ def mf_train(
     batch_size: int,
     asynchronous: bool,
     normalize: bool,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Train on consecutive batches of the samples, in place, and return the loss of each batch, float64.
 
@@ -133,11 +134,13 @@ def mf_train(
         batch_size: samples of a batch.
         asynchronous: Hogwild SGD, sample by sample; the result is then one number.
         normalize: scores are cosines of the rows, to which a bias is added.
+        weights: float32 [nnz], those of the entries of the matrix from which samples are drawn, and so of the samples;
+            None with samples that are given.
     """
     name, a, b, c = kernel
     op = _mf_train_sampled if drawn else _mf_train
     numbers = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction])
-    steps = (batch_size, asynchronous, normalize)
+    steps = (batch_size, asynchronous, normalize, *(() if weights is None else (weights,)))
     of_tables = (*tables, *(t for state in states for t in state))
     values: Tensor = op(*of_tables, *samples, constants, settings, *numbers, *steps)
     return values

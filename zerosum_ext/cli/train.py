@@ -74,6 +74,7 @@ def _add_run_options(train: argparse.ArgumentParser) -> None:
         default=(),
         help="after every epoch write METHOD/log.csv, the folder METHOD/tensorboard, or both",
     )
+    train.add_argument("--card", action="store_true", help="write METHOD/card.md, a model card in Markdown")
 
 
 def _add_loss_options(group: Any) -> None:
@@ -238,6 +239,7 @@ def _run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             figures=not arguments.no_figures,
             log=arguments.log,
+            card=arguments.card,
             search=search,
             progress=False if arguments.quiet else None,
             note=note(arguments),

@@ -24,7 +24,9 @@ from zerosum_ext.data.interactions import Interactions
 __all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives", "shared_samples"]
 
 STRATEGIES = get_args(Strategy)
-POSITIVES = ("epoch", "interactions", "users")
+POSITIVES = ("epoch", "interactions", "users", "weights")
+# Entries are drawn by another seed than negatives, so that the two are independent.
+_ENTRY_SEED = 0x5851F42D4C957F2D
 MAX_NEGATIVES = 1 << 16  # their number is 16 bits of the counter
 
 #: Samples of a block, with ``negatives_shared=True``, and the most that can be asked for.
@@ -101,7 +103,10 @@ def _integer_weights(popularity: Tensor, alpha: float, total: int) -> Tensor:
     host.
     """
     distinct, inverse, numbers = popularity.unique(return_inverse=True, return_counts=True)
-    counts, sizes = torch.stack((distinct, numbers)).cpu().tolist()
+    if distinct.is_floating_point():  # weights, beside which numbers would lose bits
+        counts, sizes = distinct.cpu().tolist(), numbers.cpu().tolist()
+    else:
+        counts, sizes = torch.stack((distinct, numbers)).cpu().tolist()
     top = max(counts[-1], 1)
     if alpha == 0:
         powers = [1.0] * len(counts)
@@ -272,6 +277,25 @@ def shared_samples(value: bool | int) -> int:
     if isinstance(value, bool):
         return SHARED_SAMPLES if value else 0
     return _checks.require_positive_int("negatives_shared", value, minimum=0, maximum=MOST_SHARED)
+
+
+def checked_weights(name: str, interactions: Interactions) -> Tensor:
+    """Return the weights of interactions, float32 [nnz].
+
+    Raises:
+        ValueError: they have none, or one that is negative or not finite; the message begins with ``name``.
+    """
+    weights = interactions.weights
+    if weights is None:
+        raise ValueError(
+            f"{name}: expected interactions with weights, such as from_scipy(matrix, weights=True) or "
+            "from_file(path, weights='rating')"
+        )
+    wrong = ~(weights.isfinite() & (weights >= 0))
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}: expected finite weights >= 0, got {float(weights[at])} at position {at}")
+    return weights.float().contiguous()
 
 
 def _popularity_table(popularity: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -503,9 +527,11 @@ class TripletLoader:
         sample may name an item more than once.
     shuffle : bool
         False: interactions in stored order.
-    positive_strategy : "epoch", "interactions" or "users"
-        Each interaction as often as any other; interactions with replacement; or a user uniformly, then one of the
-        user's items. An epoch has ``draws`` times the number of interactions in any case.
+    positive_strategy : "epoch", "interactions", "users" or "weights"
+        Each interaction as often as any other; interactions with replacement; a user uniformly, then one of the
+        user's items; or interactions with replacement, each with a probability in proportion to its weight
+        (``interactions.weights``, exact to 2^-30 of the mean weight). An epoch has ``draws`` times the number of
+        interactions in any case. "weights" takes one positive, and none of weight 0 is drawn.
     rank, world_size : int
         This process's share under data parallelism. Of each group of ``world_size`` batches the process takes number
         ``rank``: together the processes see exactly the epoch of a single one, all make the same number of steps, and
@@ -539,7 +565,7 @@ class TripletLoader:
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        positive_strategy: Literal["epoch", "interactions", "users"] = "epoch",
+        positive_strategy: Literal["epoch", "interactions", "users", "weights"] = "epoch",
         alpha: float = 1.0,
         candidates: Any = None,
         replacement: bool = True,
@@ -571,11 +597,14 @@ class TripletLoader:
             if not 0 < self.negatives < MAX_NEGATIVES:
                 most = MAX_NEGATIVES - 1
                 raise ValueError(f"negatives: expected 1 to {most} with negatives_shared, got {self.negatives}")
+        if positive_strategy == "weights" and self.positives != 1:
+            raise ValueError(f"positives: expected 1 with positive_strategy='weights', got {self.positives}")
         if positive_strategy == "epoch":
             self._order = 1 if shuffle else 0
         else:
-            self._order = 2 if positive_strategy == "interactions" else 3
+            self._order = 3 if positive_strategy == "users" else 2
         self._leave_out()
+        self._entries = self._table_of_entries() if positive_strategy == "weights" else None
         self._samples = self.draws * self._kept
         if self._samples >= 1 << 62:
             raise ValueError(f"draws: expected an epoch of fewer than 2**62 samples, got {self._samples}")
@@ -604,6 +633,32 @@ class TripletLoader:
                 f"(shape {data.shape}, {data.nnz} interactions)"
             )
         self._active = (~lacking & (counts > 0)).nonzero().flatten() if self._order == 3 else None
+
+    def _table_of_entries(self) -> tuple[Tensor, Tensor]:
+        """Return what entries of the matrix are drawn by, in proportion to their weights."""
+        weights = checked_weights("positive_strategy", self.interactions).double()
+        if self._skipped.numel():
+            users = self.interactions.pairs()[0]
+            weights = torch.where(torch.isin(users, self._skipped), 0.0, weights)
+        if not bool(weights.any()):
+            raise ValueError("positive_strategy: 'weights' needs a weight above 0, got none")
+        return _popularity_table(weights, 1.0)
+
+    @property
+    def draws_by_weight(self) -> bool:
+        """Whether positives are drawn in proportion to their weights."""
+        return self._entries is not None
+
+    def _weighted_positives(self, begin: int, end: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return users and positives of the samples [begin, end): entries of one long row that nobody has."""
+        data = self.interactions
+        assert self._entries is not None
+        nobody = data.indptr.new_zeros(2)
+        row = (data.indptr.new_zeros(end - begin), nobody, data.indices[:0], None, *self._entries, data.nnz)
+        drawn, _ = _ops.sample_negatives(*row, 1, self._signed_seed ^ _ENTRY_SEED, epoch, begin, True, None)
+        entries = drawn[:, 0]
+        users = torch.searchsorted(data.indptr, entries, right=True) - 1
+        return users, data.indices[entries].long()
 
     @property
     def epoch(self) -> int:
@@ -660,8 +715,13 @@ class TripletLoader:
         is read when the kernels run, so that a captured CUDA graph draws anew at each replay.
         """
         seed = self._signed_seed
-        source = (*self._positives_source(begin, end), seed, epoch, key)
-        users, positives = _ops.sample_positives(*source)
+        if self.draws_by_weight:
+            if key is not None:
+                raise ValueError("key: expected None with positive_strategy='weights'")
+            users, positives = self._weighted_positives(begin, end, epoch)
+        else:
+            source = (*self._positives_source(begin, end), seed, epoch, key)
+            users, positives = _ops.sample_positives(*source)
         if self.negatives_shared:
             if key is not None:
                 raise ValueError("key: expected None with negatives_shared")
@@ -679,6 +739,10 @@ class TripletLoader:
     def sample_source(self, begin: int, end: int, epoch: int) -> tuple[Any, ...]:
         """Return what the fused training step needs to draw these samples by itself."""
         strategy, k = self._strategy, self.negatives
+        if self.draws_by_weight:
+            raise ValueError(
+                "positive_strategy: expected another one than 'weights', of which no op draws while it trains"
+            )
         negatives = (*strategy.source((end - begin) * k), k, self._signed_seed, epoch, strategy.replacement)
         shared = self.negatives_shared
         return *self._positives_source(begin, end), *negatives, shared

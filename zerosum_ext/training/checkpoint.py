@@ -45,6 +45,8 @@ def fingerprint(parts: Parts, settings: Settings, engine: str) -> dict[str, Any]
         assert parts.train.weights is not None
         digest = hashlib.blake2b(parts.train.weights.cpu().numpy().tobytes(), digest_size=16)
         mixed["weights"] = digest.hexdigest()
+        if objective.sample_weight == "drawn":
+            mixed["weights_drawn"] = True
     return {
         **mixed,
         **shared,

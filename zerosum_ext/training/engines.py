@@ -80,7 +80,7 @@ class AutogradEngine:
             raise ValueError(
                 f"loss: {type(parts.loss).__name__} needs a model with branches, got {type(parts.model).__name__}"
             )
-        self.weights = None if self.objective.sample_weight is None else PairWeights(parts.train)
+        self.weights = PairWeights(parts.train) if self.objective.sample_weight == "weights" else None
         if self.weights is not None and not _takes_weights(parts.loss):
             raise ValueError(f"sample_weight: {type(parts.loss).__name__} takes no sample_weight")
         self.loader = _make_loader(parts, settings)
@@ -210,7 +210,13 @@ class FusedEngine(AutogradEngine):
         model, objective = parts.model, settings.objective
         assert scores_from_tables(model)  # as fused_obstacle made sure of
         self.fused = FusedStep(
-            model, parts.loss, parts.optimizer, objective.l2, objective.clip_row_norm, self.asynchronous
+            model,
+            parts.loss,
+            parts.optimizer,
+            objective.l2,
+            objective.clip_row_norm,
+            self.asynchronous,
+            weights=None if self.weights is None else self.weights.weights,
         )
         # A transform takes a batch at a time.
         one = settings.schedule.each_step or objective.transform is not None
@@ -238,7 +244,7 @@ class FusedEngine(AutogradEngine):
             if until == 0:  # its gradient joins that of the batch: a step for autograd
                 return super().advance(limit, loss_sum, after_step)
             steps = min(steps, until)
-        if self.objective.transform is None:
+        if self.objective.transform is None and not self.loader.draws_by_weight:
             loss_sum += self.fused.draw_and_train(self.loader, *self._advance_samples(steps), self.epoch)
         else:
             loss_sum += self.fused(*self._next(steps), self.loader.batch_size)
@@ -265,7 +271,7 @@ def choose_engine(parts: Parts, settings: Settings) -> type[AutogradEngine]:
     if settings.engine == "autograd":
         return AutogradEngine
     hogwild = settings.engine == "hogwild"
-    obstacle = _settings_obstacle(settings, hogwild) or fused_obstacle(
+    obstacle = _settings_obstacle(settings, parts, hogwild) or fused_obstacle(
         parts.model, parts.loss, parts.optimizer, hogwild
     )
     if obstacle is None:
@@ -275,11 +281,11 @@ def choose_engine(parts: Parts, settings: Settings) -> type[AutogradEngine]:
     return AutogradEngine
 
 
-def _settings_obstacle(settings: Settings, hogwild: bool) -> str | None:
+def _settings_obstacle(settings: Settings, parts: Parts, hogwild: bool) -> str | None:
     """Return why the fused step cannot follow these settings, or None."""
     objective = settings.objective
-    if objective.sample_weight is not None:
-        return f"sample_weight: expected None, got {objective.sample_weight!r}"
+    if objective.sample_weight == "weights" and parts.device.type != "cpu":
+        return f"sample_weight: expected None or 'drawn' on {parts.device.type}, got 'weights'"
     if objective.precision != "float32":
         return f"precision: expected 'float32', got {objective.precision!r}"
     if hogwild and objective.clip_row_norm is not None:
@@ -323,6 +329,7 @@ def _make_loader(parts: Parts, settings: Settings) -> TripletLoader:
         exclude=parts.exclude,
         strategy=sampling.strategy,
         negatives_shared=sampling.negatives_shared,
+        positive_strategy="weights" if settings.objective.sample_weight == "drawn" else "epoch",
     )
     if len(loader) == 0:
         raise ValueError("interactions: no user has both a positive and a negative; there is nothing to learn from")

@@ -153,6 +153,7 @@ class FusedStep:
         capturable: count the steps in a tensor on the model's device (``optimizer.state[p]["step"]``). torch.optim.Adam
             does so by its option of this name, which has the same effect here; this also covers SparseAdam and
             Adagrad. The state is then made at once, not by the first step.
+        weights: of the interactions that :meth:`draw_and_train` draws from, float32 [nnz]; only on the CPU.
     """
 
     def __init__(
@@ -164,8 +165,10 @@ class FusedStep:
         max_row_norm: float | None = None,
         asynchronous: bool = False,
         capturable: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.weights = weights
         self.l2, self.max_row_norm = l2, max_row_norm
         self.asynchronous = asynchronous
         self.loss = loss
@@ -300,6 +303,7 @@ class FusedStep:
             batch_size,
             self.asynchronous,
             scores_are_cosines(self.model),
+            self.weights,
         )
         if self.asynchronous or self.reduction == "sum":
             return values.sum()

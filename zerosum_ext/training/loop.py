@@ -95,7 +95,7 @@ def fit(
     progress: bool | None = None,
     engine: Engine = "auto",
     precision: Precision = "float32",
-    sample_weight: Literal["weights"] | None = None,
+    sample_weight: Literal["weights", "drawn"] | None = None,
     first_epoch: int | None = None,
     mesh: Any = None,
 ) -> History:
@@ -173,7 +173,9 @@ def fit(
             stay float32. With "float16" the loss is scaled (torch.amp.GradScaler). Needs the engine "autograd".
         sample_weight: "weights" weighs each sample by the weight of its interaction (``interactions.weights``), which
             the loss takes as its ``sample_weight``; of two positives by the mean. Weights are taken as they are: a mean
-            loss divides by the number of samples. Needs the engine "autograd".
+            loss divides by the number of samples. On a GPU it needs the engine "autograd". "drawn" draws positives by
+            these weights instead: interactions with replacement, as many as there are, each with a probability in
+            proportion to its weight. Losses of two positives cannot be drawn so.
         first_epoch: the number of the first epoch, from which its samples follow. None goes on where the model's last
             training stopped (``model.epochs_trained``, 0 for modules without it). So fits of one epoch each draw what a
             single longer fit draws. A resumed run keeps the numbers of its checkpoint.

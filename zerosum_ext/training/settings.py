@@ -70,12 +70,12 @@ class Objective:
     regularizer: Regularizer | None = None
     transform: Transform | None = None
     precision: Precision = "float32"
-    sample_weight: Literal["weights"] | None = None
+    sample_weight: Literal["weights", "drawn"] | None = None
 
     def __post_init__(self) -> None:
-        if self.sample_weight not in (None, "weights"):
-            raise ValueError(f"sample_weight: expected None or 'weights', got {self.sample_weight!r}")
-        if self.sample_weight is not None and self.transform is not None:
+        if self.sample_weight not in (None, "weights", "drawn"):
+            raise ValueError(f"sample_weight: expected None, 'weights' or 'drawn', got {self.sample_weight!r}")
+        if self.sample_weight == "weights" and self.transform is not None:
             raise ValueError("sample_weight: expected None with a transform, whose positives may be others")
         _set(self, "l2", require_finite_number("l2", self.l2, minimum=0))
         if self.clip_row_norm is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext.data.interactions import Interactions
+from zerosum_ext.data.sampling import checked_weights
 
 __all__ = ["PairWeights"]
 
@@ -21,21 +22,11 @@ class PairWeights:
     """
 
     def __init__(self, interactions: Interactions) -> None:
-        weights = interactions.weights
-        if weights is None:
-            raise ValueError(
-                "sample_weight: expected interactions with weights, such as from_scipy(matrix, weights=True) or "
-                "from_file(path, weights='rating')"
-            )
-        wrong = ~(weights.isfinite() & (weights >= 0))
-        if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            raise ValueError(f"sample_weight: expected finite weights >= 0, got {float(weights[at])} at position {at}")
+        self.weights = checked_weights("sample_weight", interactions)
         users, items = interactions.pairs()
         self.num_items = interactions.num_items
         # Ascending, as the rows and the items in them are.
         self.keys = users * self.num_items + items
-        self.weights = weights
 
     def __call__(self, users: Tensor, positives: Tensor) -> Tensor:
         """Return the weight of each sample, float32 [B]: of two positives [B, 2] the mean."""

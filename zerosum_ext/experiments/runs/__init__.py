@@ -8,8 +8,8 @@ The folder holds everything that the figures follow from and all that recommendi
 
     config.json         data, split, hyper-parameters of every method, versions
     interactions.npz    the interactions with their external ids, and which part of the split each belongs to
-    METHOD/             model.safetensors, history.json, metrics.json; checkpoint.pt while it is being trained; log.csv
-                        and tensorboard/ where asked for
+    METHOD/             model.safetensors, history.json, metrics.json; checkpoint.pt while it is being trained; log.csv,
+                        tensorboard/ and card.md where asked for
     weights/            models of the weights that were tried, and search.json, where the weight was searched for
     metrics.json        {method: {metric: value}}
     history.csv         one row for each epoch of each method

@@ -26,7 +26,7 @@ from zerosum_ext.training import History
 
 FORMAT = "zerosum_ext.run/1"
 # The files of one method, and those of the run itself: what ``remove_run`` removes.
-_METHOD_FILES = ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt", "log.csv")
+_METHOD_FILES = ("model.safetensors", "history.json", "metrics.json", "checkpoint.pt", "log.csv", "card.md")
 _FIGURES = ("curves.png", "popq.png", "ranks.png", "scores.png")
 _RUN_FILES: tuple[str, ...] = ("metrics.json", "history.csv", "interactions.npz", "verdict.json", "config.json")
 _RUN_FILES += ("compare.json", "report.html", *_FIGURES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from zerosum_ext import models
-from zerosum_ext._files import locked
+from zerosum_ext._files import locked, replacing
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation import METRICS, WEIGHTED_METRICS, Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_history, write_json
@@ -134,6 +135,23 @@ def save_model(model: nn.Module, path: Path) -> None:
         model.save(path)  # type: ignore[operator]
     else:
         save_tensors(model.state_dict(), path)
+
+
+def describe_model(
+    model: nn.Module, folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, float], card: bool = False
+) -> None:
+    """Put settings and metrics into the model's file, and into card.md if that is wanted.
+
+    A module that is no :class:`~zerosum_ext.Recommender` has a file of tensors alone, and no card.
+    """
+    if not isinstance(model, Recommender):
+        return
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    model.save(folder / "model.safetensors", settings=settings, metrics=known)
+    if card:
+        model.information = {**model.information, "settings": settings, "metrics": known}
+        with replacing(folder / "card.md") as part:
+            Path(part).write_text(model.card(f"{folder.name}: {type(model).__name__}"), encoding="utf-8")
 
 
 def read_model(method: Method, train: Interactions, path: Path) -> nn.Module:

@@ -16,7 +16,13 @@ from zerosum_ext._files import locked, replacing
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.experiments.runs import files
 from zerosum_ext.experiments.runs.judging import judge_run
-from zerosum_ext.experiments.runs.method import loggers, measure, train_method, training_options
+from zerosum_ext.experiments.runs.method import (
+    describe_model,
+    loggers,
+    measure,
+    train_method,
+    training_options,
+)
 from zerosum_ext.experiments.runs.reporting import write_report
 from zerosum_ext.experiments.runs.run import Run
 from zerosum_ext.experiments.runs.search import WeightSearch, choose_weight
@@ -40,6 +46,7 @@ def train(
     overwrite: bool = False,
     figures: bool = True,
     log: Sequence[str] = (),
+    card: bool = False,
     progress: bool | None = None,
     note: Note = lambda text: None,
 ) -> Run:
@@ -59,6 +66,8 @@ def train(
         figures: draw the figures.
         log: "csv" writes METHOD/log.csv during training, "tensorboard" the folder METHOD/tensorboard. A search writes
             them in the folders of the weights too.
+        card: write METHOD/card.md too: a model card in Markdown. Model files hold what it says in any case: settings,
+            metrics and the library's version.
         progress: show progress bars. None: on a terminal.
         note: called with lines that a person would want to read meanwhile.
 
@@ -74,7 +83,7 @@ def train(
     work = _prepare(data, split or SplitRule(), method, baseline, search, note)
     path = Path(folder)
     with locked(path):
-        return _train_in(path, work, method, cutoffs, resume, overwrite, figures, log, progress, note)
+        return _train_in(path, work, method, cutoffs, resume, overwrite, figures, log, card, progress, note)
 
 
 def _train_in(
@@ -86,6 +95,7 @@ def _train_in(
     overwrite: bool,
     figures: bool,
     log: Sequence[str],
+    card: bool,
     progress: bool | None,
     note: Note,
 ) -> Run:
@@ -117,6 +127,9 @@ def _train_in(
         note(f"{name}: {len(history)} epochs ({history.stopped}{best}) in {sum(history.seconds):.1f} s; evaluating")
         values, rankings[name] = measure(model, work.split, k=cutoffs)
         files.write_json(path / name / "metrics.json", values)
+        describe_model(
+            model, path / name, {**asdict(one), "data": config["data"], "split": config["split"]}, values, card
+        )
     run = Run(path, config, work.split)
     run.write_tables()
     if figures:
