@@ -170,7 +170,9 @@ def test_adjacency_lists(tmp_path):
     x = Interactions.from_file(path)
     assert triples(x) == [(0, 5), (0, 6), (0, 7), (0, 11), (0, 12), (1, 5), (3, 8), (3, 9)]
     assert (x.report.rows, x.report.empty_lists) == (8, 1)
-    assert x.report.guesses
+    assert x.report.guesses == x.report.notes == ("each line is taken for a user and its items",)
+    told = Interactions.from_file(path, format="adjacency")
+    assert (told.report.guesses, told.report.notes) == ((), ("each line is read as a user and its items",))
     blank = write(tmp_path, "\n0 5 6 7 11 12\n\n1 5\n2\n \n3 8 9\n\n", "blank.txt")
     assert triples(Interactions.from_file(blank)) == triples(x)
     by_index = Interactions.from_file(path, ids=False, shape=(5, 20))
@@ -178,7 +180,7 @@ def test_adjacency_lists(tmp_path):
     equal = write(tmp_path, "0 5 6 7 11 12\n1 5 8 9 10 13\n")  # not user, item, rating, time
     assert Interactions.from_file(equal).nnz == 10
     lists = write(tmp_path, "5 6 7\n5\n\n7 5 6 6\n")
-    with pytest.raises(ValueError, match=r"lists of 1 to 4 integers, .* format='adjacency' .* or format='item-lists'"):
+    with pytest.raises(ValueError, match=r"lists of 1 to 4 integers, .* format='adjacency' .* format='item-lists'"):
         Interactions.from_file(lists)
     y = Interactions.from_file(lists, format="item-lists")
     assert triples(y) == [(0, 5), (0, 6), (0, 7), (1, 5), (3, 5), (3, 6), (3, 7)]
@@ -561,9 +563,17 @@ def test_what_is_guessed_without_a_header(tmp_path, text, columns):
     assert "guessed by position" in x.report.guesses[0]
 
 
-@pytest.mark.parametrize("text", ["1,2020-01-02,55\n2,2020-01-03,56\n", "1,0.25\n2,0.75\n"])
-def test_what_is_never_guessed(tmp_path, text):
-    with pytest.raises(ValueError, match=r"no header says what is what, and column 1 holds .*columns={'item': 0}"):
+@pytest.mark.parametrize(
+    ("text", "item"),
+    [
+        ("1,2020-01-02,55\n2,2020-01-03,56\n", "2"),
+        ("1,0.25\n2,0.75\n", r"\.\.\."),
+        ("7,2010-10-19T23:55:27Z,30.25,-97.75,22847\n7,2010-10-18T22:17:43Z,30.26,-97.76,420315\n", "4"),  # of Gowalla
+    ],
+)
+def test_what_is_never_guessed(tmp_path, text, item):
+    problem = rf"no header says what is what, and column 1 holds .* by its number from 0: columns={{'item': {item}}}"
+    with pytest.raises(ValueError, match=problem):
         Interactions.from_file(write(tmp_path, text))
 
 
@@ -584,6 +594,12 @@ def test_the_command_line_speaks_its_options(tmp_path, capsys):
     assert "--format adjacency" in error
     assert "--format item-lists" in error
     assert error.count("\n") == 1
+    table = write(tmp_path, "9\t5\t1\t4\t2\n7\t5\t2\t4\t2\n")  # five columns of integers, as of Ciao
+    assert main(["train", str(table), "--output", str(tmp_path / "run")]) == 2
+    assert "--user-column 0 --item-column 1 where they are columns of a table" in capsys.readouterr().err
+    x = Interactions.from_file(table, columns={"user": 0, "item": 1})
+    assert (triples(x), x.report.unread) == ([(7, 5), (9, 5)], ("column 3", "column 4"))
+    assert x.report.guesses == ("no header: rating guessed by position",)
 
 
 @pytest.mark.parametrize("name", ["sku", "article", "product", "StockCode"])

@@ -20,6 +20,7 @@ _PHRASES: dict[str, tuple[str, str]] = {
     "external ids": ("ids=True", "--ids external"),
     "adjacency": ("format='adjacency'", "--format adjacency"),
     "item lists": ("format='item-lists'", "--format item-lists"),
+    "table columns": ("columns={'user': 0, 'item': 1}", "--user-column 0 --item-column 1"),
     "format": ("format=", "--format"),
     "line limit": ("max_line_bytes=", "max_line_bytes in Python"),
 }

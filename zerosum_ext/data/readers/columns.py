@@ -203,9 +203,10 @@ def _by_position(source: str, choice: Choice, free: list[int], sample: Sequence[
             continue
         column = free.pop(0)
         if what := _no_id(texts[column]):
+            other = next((str(c) for c in free if texts[c] and not _no_id(texts[c])), "...")
             raise ValueError(
                 f"{source}: no header says what is what, and column {column} holds {what} ({texts[column][0]!r}), no "
-                f"ids. Say which column holds the {key}s: {column_option(key, '0')}"
+                f"ids. Say which column holds the {key}s, by its number from 0: {column_option(key, other)}"
             )
         chosen[key] = column
         guessed.append(key)
@@ -217,8 +218,9 @@ def _by_position(source: str, choice: Choice, free: list[int], sample: Sequence[
             if key == "rating":  # right after the ids, or nowhere
                 candidates = [c for c in after[:1] if fits(texts[c]) and not _looks_like_time(texts[c])]
             else:
-                follows_rating = after[1:2] if "rating" in guessed else []
-                candidates = [c for c in follows_rating if _is_count(texts[c])]  # the order of MovieLens
+                # Of four columns, as of MovieLens, the last may be any count; of more, who knows.
+                follows_rating = after[1:2] if "rating" in guessed and len(sample) <= 4 else []
+                candidates = [c for c in follows_rating if _is_count(texts[c])]
                 candidates += [c for c in after if c not in chosen.values() and fits(texts[c])]
             if candidates:
                 chosen[key] = candidates[0]

@@ -67,8 +67,8 @@ def read_lists(path: Path, lines: Lines, options: Options, users_first: bool) ->
     if bad.rows:
         row = min(bad.rows)
         raise ValueError(f"{path}:{np.concatenate(numbers)[row]}: {bad.rows[row]}")
-    what = "a user and items each" if users_first else "items each; users are the numbers of the lines"
-    note = f"lists: lines of {what}"
+    what = "a user and its items" if users_first else "the items of a user, who is the number of the line from 0"
+    note = f"each line is {'read as' if options.format else 'taken for'} {what}"
     guesses = () if options.format else (note,)
     return Table(
         {"user": join([user]), "item": join([item])},

@@ -83,7 +83,9 @@ def decode(path: Path, line: bytes, number: int) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         wrong = line[max(error.start - 10, 0) : error.start + 30]
-        raise ValueError(f"{path}:{number}: {wrong!r} is not utf-8; give the file's {option('encoding')}") from None
+        raise ValueError(
+            f"{path}:{number}: {wrong!r} is not utf-8; give the file's {option('encoding')}, such as latin-1"
+        ) from None
 
 
 def _sniff_delimiter(lines: list[str]) -> str:
@@ -134,7 +136,8 @@ def sniff_format(path: Path, head: bytes, options: Options) -> str:
     counts = f"{min(widths)} to {max(widths)}" if ragged else f"{min(widths)}"
     raise ValueError(
         f"{path}: its rows are lists of {counts} integers, and nothing says whether each begins with its user: give "
-        f"{option('adjacency')} (user item item ...) or {option('item lists')} (a line of items for each user)"
+        f"{option('adjacency')} (user item item ...), {option('item lists')} (a line of items for each user), or "
+        f"{option('table columns')} where they are columns of a table"
     )
 
 
