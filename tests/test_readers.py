@@ -6,6 +6,7 @@ import bz2
 import csv
 import datetime
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -19,6 +20,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerosum_ext._files import check_npz
 from zerosum_ext.cli.main import main
 from zerosum_ext.data import wording
 from zerosum_ext.data.interactions import Interactions
@@ -308,6 +310,90 @@ def test_one_damaged_file_of_several_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"part-1.csv is not a complete gzip file") as caught:
             Interactions.from_file(source)
         assert "\n" not in str(caught.value)
+
+
+def _bytes_of(save, *given) -> bytes:
+    stream = io.BytesIO()
+    save(*given, stream)
+    return stream.getvalue()
+
+
+def _packed_bytes(kind: str, folder: Path) -> bytes:
+    lines = "user,item\n" + "".join(f"{k},{k * k}\n" for k in range(2000))
+    packed(kind, lines.encode(), folder / "packed")
+    return (folder / "packed").read_bytes()
+
+
+def _whole_file(form: str, folder: Path) -> bytes:
+    """A file of 2000 rows in a format."""
+    import pyarrow.feather as feather
+    import pyarrow.parquet as parquet
+
+    rows = range(2000)
+    table = pa.table({"user": list(rows), "item": [k * k for k in rows]})
+    if form in ("gz", "bz2", "xz", "zst", "zip"):
+        return _packed_bytes(form, folder)
+    if form == "parquet":
+        return _bytes_of(lambda file: parquet.write_table(table, file))
+    if form == "feather":
+        return _bytes_of(lambda file: feather.write_feather(table, file))
+    if form == "npz":
+        return _bytes_of(lambda file: np.savez_compressed(file, user=np.arange(2000), item=np.arange(2000) % 7))
+    if form == "scipy":
+        return _bytes_of(lambda file: sp.save_npz(file, sp.csr_matrix(np.ones((40, 50)))))
+    line = {
+        "csv": "{0},{1},5\n",
+        "tsv": "{0}\t{1}\t5\r\n",
+        "quoted": '"{0}","{1}","a, b"\n',
+        "colons": "{0}::{1}::5\n",
+        "blanks": "{0} {1}  5\n",
+        "inter": "{0}\t{1}\t5\n",
+        "adjacency": "{0} 5 6 7 8 9 1{1}\n",
+        "jsonl": '{{"user": {0}, "item": {1}}}\n',
+    }[form]
+    head = "user_id:token\titem_id:token\trating:float\n" if form == "inter" else ""
+    return (head + "".join(line.format(k, k * k) for k in rows)).encode()
+
+
+TEXTS = ("csv", "tsv", "quoted", "colons", "blanks", "inter", "adjacency", "jsonl")
+FILES = (*TEXTS, "npz", "scipy", "parquet", "feather", "gz", "bz2", "xz", "zst", "zip")
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_file_of_any_format_that_is_cut_off_or_damaged_is_named_on_one_line(tmp_path, form):
+    whole = _whole_file(form, tmp_path)
+    path = write(tmp_path, whole, "whole")
+    rows = Interactions.from_file(path).report.rows
+    assert rows == {"adjacency": 12_000}.get(form, 2000)
+    rng = np.random.default_rng(FILES.index(form))
+    cut = {f"cut{at}": whole[:at] for at in (1, 3, len(whole) // 3, len(whole) // 2, len(whole) - 7, len(whole) - 1)}
+    damaged = {}
+    for turn in range(6):
+        data = bytearray(whole)
+        at = int(rng.integers(len(whole))) if turn else len(whole) - 9
+        data[at] ^= 1 << int(rng.integers(8))
+        damaged[f"bit{turn}"] = bytes(data)
+    for name, data in {**cut, **damaged, "nothing": b"", "zeros": bytes(len(whole))}.items():
+        path = write(tmp_path, data, name)
+        got, error = None, ""
+        try:
+            got = Interactions.from_file(path)
+        except ValueError as raised:
+            error = str(raised)
+        if got is None:
+            assert str(path) in error, name
+            assert "\n" not in error, name
+        else:  # text does not say what is lost of it; nor does a format without sums what a bit was
+            assert form in TEXTS or name.startswith("bit"), name
+            assert 0 < got.report.rows <= rows, name
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip"])
+def test_a_small_file_that_unpacks_to_one_huge_line_is_refused(tmp_path, kind):
+    packed(kind, b"1" * 9_000_000, tmp_path / "x")
+    assert (tmp_path / "x").stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"x:1: the line has more than 1,000,000 bytes.*max_line_bytes= raises"):
+        Interactions.from_file(tmp_path / "x", max_line_bytes=1_000_000)
 
 
 def test_hostile_lists_and_matrices(tmp_path):
@@ -619,6 +705,22 @@ def test_quotes_do_not_change_what_is_read(tmp_path):
     expected = triples(Interactions.from_file(write(tmp_path, plain)), "timestamp")
     for text in (header, everything, blank):
         assert triples(Interactions.from_file(write(tmp_path, text)), "timestamp") == expected
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<i8', '" * 9, b"{", b"[" * 90, b"{'shape': (1,)", b"\xff" * 9, b"('a'"]
+)
+def test_a_header_of_an_array_that_is_none_is_named(tmp_path, header):
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("user.npy", data)
+        archive.writestr("item.npy", data)
+    for read in (Interactions.from_file, Interactions.load, Vocabulary.load):
+        with pytest.raises(ValueError, match=r"x.npz") as caught:
+            read(tmp_path / "x.npz")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"user.npy|descr|header|0xff"):
+        check_npz(tmp_path / "x.npz")
 
 
 def test_hostile_archives(tmp_path):

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+import tokenize
 import unicodedata
 import zipfile
 from collections.abc import Iterator
@@ -139,7 +140,10 @@ def check_npz(path: str | os.PathLike[str]) -> None:
                 reader = readers.get(np.lib.format.read_magic(file))
                 if reader is None:
                     raise ValueError(f"{entry.filename} has a header of an unknown version")
-                shape, _, dtype = reader(file)
+                try:
+                    shape, _, dtype = reader(file)
+                except (ValueError, SyntaxError, tokenize.TokenError, RecursionError):
+                    raise ValueError(f"{entry.filename} has a damaged header") from None
                 size = math.prod(shape) * dtype.itemsize
                 if dtype.hasobject or size != entry.file_size - file.tell():
                     raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         try:
             shape, _, dtype = read(file)
-        except struct.error as error:
-            raise ValueError(str(error)) from None
+        except (struct.error, ValueError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+            raise ValueError(f"{member.filename} has a damaged header ({error})") from None
         size = int(np.prod([int(length) for length in shape], dtype=object)) * dtype.itemsize
         if size > member.file_size:
             raise ValueError(f"{member.filename} claims {size:,} bytes and has {member.file_size:,}")
