@@ -719,7 +719,7 @@ def test_a_header_of_an_array_that_is_none_is_named(tmp_path, header):
         with pytest.raises(ValueError, match=r"x.npz") as caught:
             read(tmp_path / "x.npz")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"user.npy|descr|header|0xff"):
+    with pytest.raises(ValueError, match="user.npy has a damaged header"):
         check_npz(tmp_path / "x.npz")
 
 
