@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import zerosum_ext as zx
@@ -337,6 +338,28 @@ def test_train_says_what_the_columns_were_taken_for(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert "columns: user = user_id, item" in said
     assert "no column of times was recognised: last by the order of rows" in said
+
+
+def test_train_says_how_it_split_and_splits_by_time(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x.npz"
+    times = rng.permutation(600)
+    part = (times > 500).astype(int)
+    np.savez(path, user=rng.integers(0, 20, 600), item=rng.integers(0, 30, 600), timestamp=times, split=part)
+    argv = ["train", str(path), "--epochs", "1", "--embedding-dim", "2", "--no-baseline", "--no-figures"]
+    said = {}
+    for how in ("random", "time", "column"):
+        assert cli.main([*argv, "--split", how, "--output", str(tmp_path / how)]) == 0
+        said[how] = capsys.readouterr().err
+        hinted = "there is a column split, which is not used: --split column goes by it" in said[how]
+        assert hinted == (how != "column"), how
+    assert "test (at random, seed 0)" in said["random"]
+    assert "test (as column split says)" in said["column"]
+    assert "test (by time, at the same moments for all users)" in said["time"]
+    split = runs.SplitRule("time").apply(zx.Interactions.from_file(path))
+    assert split.train.columns["timestamp"].max() < split.valid.columns["timestamp"].min()
+    assert split.valid.columns["timestamp"].max() < split.test.columns["timestamp"].min()
+    assert torch.equal(runs.Run.open(tmp_path / "time").split.test.indices, split.test.indices)
 
 
 def test_train_reads_parquet(tmp_path, capsys):

@@ -388,6 +388,16 @@ def test_a_file_of_any_format_that_is_cut_off_or_damaged_is_named_on_one_line(tm
             assert 0 < got.report.rows <= rows, name
 
 
+def test_an_archive_whose_table_leads_out_of_it_is_named(tmp_path):
+    whole = _whole_file("zip", tmp_path)
+    end = whole.rindex(b"PK\x05\x06")
+    for where, value in ((end + 16, len(whole)), (end + 12, 9), (end + 16, 2**32 - 2)):  # where it begins, its size
+        path = write(tmp_path, whole[:where] + struct.pack("<I", value) + whole[where + 4 :], "x.zip")
+        with pytest.raises(ValueError, match=r"x.zip is not a complete zip file") as caught:
+            Interactions.from_file(path)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip"])
 def test_a_small_file_that_unpacks_to_one_huge_line_is_refused(tmp_path, kind):
     packed(kind, b"1" * 9_000_000, tmp_path / "x")
@@ -719,7 +729,7 @@ def test_a_header_of_an_array_that_is_none_is_named(tmp_path, header):
         with pytest.raises(ValueError, match=r"x.npz") as caught:
             read(tmp_path / "x.npz")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="user.npy has a damaged header"):
+    with pytest.raises(ValueError, match=r"user.npy has a damaged header"):
         check_npz(tmp_path / "x.npz")
 
 

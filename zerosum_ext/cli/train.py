@@ -166,10 +166,10 @@ def add_split_options(group: Any) -> None:
     """Add the options of the split."""
     group.add_argument(
         "--split",
-        choices=("random", "balanced", "last", "column"),
+        choices=("random", "balanced", "last", "time", "column"),
         default="random",
         help="random; balanced: items are equally frequent in validation and test; last: hold out each user's latest; "
-        "column: as --split-column says (default: random)",
+        "time: at the same moments for all users; column: as --split-column says (default: random)",
     )
     group.add_argument(
         "--ratios",
@@ -177,7 +177,7 @@ def add_split_options(group: Any) -> None:
         nargs="+",
         default=(0.8, 0.1, 0.1),
         metavar="R",
-        help="with random and balanced: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
+        help="with random, balanced and time: train, validation, test, or train and test (default: 0.8 0.1 0.1)",
     )
     group.add_argument(
         "--split-seed", type=int, default=0, metavar="S", help="with random and balanced: their seed (default: 0)"

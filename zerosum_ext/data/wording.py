@@ -21,6 +21,7 @@ _PHRASES: dict[str, tuple[str, str]] = {
     "adjacency": ("format='adjacency'", "--format adjacency"),
     "item lists": ("format='item-lists'", "--format item-lists"),
     "table columns": ("columns={'user': 0, 'item': 1}", "--user-column 0 --item-column 1"),
+    "split column": ("SplitRule('column')", "--split column"),
     "format": ("format=", "--format"),
     "line limit": ("max_line_bytes=", "max_line_bytes in Python"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextvars
+import errno
 import gzip
 import io
 import lzma
@@ -107,10 +108,16 @@ def open_stream(path: Path, kind: str) -> ByteStream:
         else:
             stream = _zip_member(path)
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if no_fault_of_the_file(error):
             raise
         raise ValueError(f"{path} is not a complete {kind} file: {error}") from None
     return _Unpacked(path, kind, stream)
+
+
+def no_fault_of_the_file(error: BaseException) -> bool:
+    """Return whether a file could not be reached, rather than holds what it should not."""
+    # Places before the file's beginning, where a damaged one leads, are an invalid argument.
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def _zip_member(path: Path) -> ByteStream:

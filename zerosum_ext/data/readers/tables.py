@@ -10,7 +10,7 @@ import numpy as np
 from zerosum_ext.data.ids import Coded, sort_words
 from zerosum_ext.data.readers import arrow as _arrow
 from zerosum_ext.data.readers.columns import choose
-from zerosum_ext.data.readers.sources import DAMAGED
+from zerosum_ext.data.readers.sources import DAMAGED, no_fault_of_the_file
 from zerosum_ext.data.readers.table import BadRows, Column, Options, Table
 from zerosum_ext.data.wording import option
 
@@ -54,7 +54,7 @@ def read_dataset(path: Path, kind: str, options: Options) -> Table:
 
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and no_fault_of_the_file(error):
         return error
     lines = str(error).splitlines() or [type(error).__name__]
     return ValueError(f"{path} cannot be read as {kind}: {lines[0][:200]}")

@@ -212,7 +212,7 @@ def _prepare(
         raise ValueError("split: expected a validation part to choose the method by, got none")
     if min(part.num_items for part in split) < 2:
         raise ValueError("data: expected at least two items to choose from, got one")
-    tell_of_data(interactions, split, note)
+    tell_of_data(interactions, rule, split, note)
     everyone, left_out = candidates(plan.methods, plan.common(split.train.nnz), plan.epochs, split.train.num_items)
     for name, reason in left_out.items():
         note(f"{name}: not tried, {reason}")

@@ -74,18 +74,28 @@ class SplitRule:
 
     Attributes:
         kind: "random"; "balanced" (items are equally frequent in validation and test); "last" (each user's latest
-            interactions are held out); "column" (as a column says).
-        ratios, seed: of "random" and "balanced".
+            interactions are held out); "time" (at the same moments for all users); "column" (as a column says).
+        ratios, seed: of "random" and "balanced"; ratios also of "time".
         count: of "last": so many interactions of each user are for test, and as many before them for validation.
         column, values: of "column": its name, and its values for (train, validation, test).
     """
 
-    kind: Literal["random", "balanced", "last", "column"] = "random"
+    kind: Literal["random", "balanced", "last", "time", "column"] = "random"
     ratios: tuple[float, ...] = (0.8, 0.1, 0.1)
     seed: int = 0
     count: int = 1
     column: str = "split"
     values: tuple[Any, Any, Any] = (0, 2, 1)
+
+    def __str__(self) -> str:
+        """Return in some words what is held out."""
+        return {
+            "random": f"at random, seed {self.seed}",
+            "balanced": f"at random, items equally frequent in test, seed {self.seed}",
+            "last": f"each user's last {self.count} for test",
+            "time": "by time, at the same moments for all users",
+            "column": f"as column {self.column} says",
+        }[self.kind]
 
     def apply(self, data: Interactions) -> Split:
         """Split the interactions.
@@ -93,13 +103,15 @@ class SplitRule:
         Raises:
             ValueError: nothing is left to train on or to test with.
         """
-        require_choice("split", self.kind, ("random", "balanced", "last", "column"))
+        require_choice("split", self.kind, ("random", "balanced", "last", "time", "column"))
         if self.kind == "random":
             split = data.split_random(self.ratios, seed=self.seed)
         elif self.kind == "balanced":
             split = data.split_balanced(self.ratios, seed=self.seed)
         elif self.kind == "last":
             split = data.split_last(test=self.count, valid=self.count)
+        elif self.kind == "time":
+            split = data.split_time(self.ratios)
         else:
             train, valid, test = self.values
             split = data.split_by(self.column, train=train, valid=valid, test=test)

@@ -14,6 +14,7 @@ from zerosum_ext import models
 from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
 from zerosum_ext._files import locked, replacing
 from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.data.wording import option
 from zerosum_ext.experiments.runs import files
 from zerosum_ext.experiments.runs.judging import judge_run
 from zerosum_ext.experiments.runs.method import (
@@ -192,7 +193,7 @@ def _prepare(
         data = DataSource(os.fspath(data))
     interactions = data.read() if isinstance(data, DataSource) else Interactions.from_any(data)
     split = rule.apply(interactions)
-    tell_of_data(interactions, split, note)
+    tell_of_data(interactions, rule, split, note)
     chosen = {}
     if baseline and method.loss != "bpr":
         chosen["bpr"] = method.plain_bpr()
@@ -208,14 +209,17 @@ def _prepare(
     return _Work(source, rule, interactions, split, chosen, search)
 
 
-def tell_of_data(interactions: Interactions, split: Split, note: Note) -> None:
+def tell_of_data(interactions: Interactions, rule: SplitRule, split: Split, note: Note) -> None:
     """Tell what was read, what was guessed, and how it was split."""
     note(str(interactions.report))
     for message in interactions.report.bad_row_messages:
         note(f"skipped: {message}")
     for message in split.train.report.notes:
         note(message)
-    note(f"{interactions!r}; {split.train.nnz:,} train, {split.valid.nnz:,} validation, {split.test.nnz:,} test")
+    parts = f"{split.train.nnz:,} train, {split.valid.nnz:,} validation, {split.test.nnz:,} test"
+    note(f"{interactions!r}; {parts} ({rule})")
+    if rule.kind != "column" and "split" in interactions.columns:
+        note(f"there is a column split, which is not used: {option('split column')} goes by it")
     full = int((split.train.user_counts == split.train.num_items).sum())
     if full:
         note(f"{full:,} users have every item in the training part: without a negative they cannot be learnt from")
