@@ -157,3 +157,50 @@ def test_ctrl_c_ends_a_long_op_soon(tmp_path, op):
     assert out in ("", "interrupted True\n")  # it may come between two ops
     # A second at most on an idle machine; this test must also hold where others keep the processors busy.
     assert took < 20
+
+
+def column(root):
+    """One chunk of root * root ids of twelve digits, all different."""
+    halves = torch.tensor([list(f"{100_000 + i}".encode()) for i in range(root)], dtype=torch.uint8)
+    ids = torch.cat((halves.repeat_interleave(root, 0), halves.repeat(root, 1)), 1)
+    return [ids.view(-1)], [torch.arange(root * root + 1, dtype=torch.int32) * 12]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the interpreter is asked on Linux")
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        (ops.csr_build, lambda: (*torch.randint(5000, (2, 12_000_000)), 5000, 5000)),
+        (ops.csr_build, lambda: (torch.zeros(8_000_000, dtype=INT), torch.randint(2**31, (8_000_000,)), 1, 2**31 - 1)),
+        (ops.integer_ids, lambda: column(2500)),
+        (ops.text_ids, lambda: column(1500)),
+    ],
+    ids=["csr_build", "one long row", "integer_ids", "text_ids"],
+)
+def test_a_signal_ends_a_pass_in_its_midst(op, arguments):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    def call():
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.1)  # of the processor's time: the op has begun
+        try:
+            op(*values)
+        except RuntimeError:
+            time.sleep(1)
+            raise
+
+    values = arguments()
+    handler = signal.signal(signal.SIGVTALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            call()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+    # The handler's exception comes as soon as the interpreter goes on, with the op's own, if it raised one.
+    assert "interrupted" in said(raised.value)
+
+
+def said(error):
+    """Return all that an exception and those before it say."""
+    return "" if error is None else f"{error} {said(error.__context__)}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -175,9 +176,14 @@ class Compiled:
             options = [*shlex.split(flags["cflags"]), unit, "-o", made[-1], *shlex.split(flags["post_cflags"]), "-O0"]
             if error := run([*shlex.split(flags["cxx"]), *options], self.target):
                 return error
+        torch = importlib.util.find_spec("torch")
+        assert torch is not None
+        assert torch.origin is not None
         link = ["-shared", "-Wl,--exclude-libs,ALL", "-shared-libgcc", "-o", str(self.library)]
+        link += [f"-L{Path(torch.origin).parent / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu"]
         self.library.unlink()
-        return run([os.environ.get("CXX", "g++"), *made, *rest, *link], self.target)
+        error = run([os.environ.get("CXX", "g++"), *made, *rest, *link], self.target)
+        return error or ("" if has_kernels(self.target) else "the library with the mistake does not load")
 
     def restore(self) -> None:
         self.library.unlink(missing_ok=True)

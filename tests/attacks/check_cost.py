@@ -39,7 +39,30 @@ def large() -> dict[str, Callable[[], Any]]:
     lookup = ops.row_filter(indptr, indices, items)
     lists = torch.rand(2000, 500, generator=generator).argsort(1)[:, :100].contiguous()
     few = torch.arange(200)
+    positives, negatives = (torch.randint(items, (50_000,), generator=generator) for _ in range(2))
+    square = torch.cat((indptr, indptr[1:] + len(indices)))
+    neighbours = torch.cat((indices, indices))
+    greater, popularity = torch.arange(each).repeat(users), torch.rand(users * each, generator=generator).double()
+    hint = torch.arange(users).repeat_interleave(each)[::4].contiguous()
     return {
+        "sample_positives": lambda: ops.sample_positives(
+            indptr, indices, hint, 2, None, None, 1, users * each, users * each, 0, users * each, 1, 5, 1
+        ),
+        "mf_loss": lambda: ops.mf_loss(
+            user, item, None, asked, positives, negatives, None, None, 1, 1.0, 1.0, 1.0, 0.1, 2, True
+        ),
+        "mf_gradient": lambda: ops.mf_gradient(
+            *(user, item, asked, positives, negatives, torch.ones(50_000, 2), torch.tensor(1.0), 0.1),
+            *(True, True, True, True),
+        ),
+        "user_metrics": lambda: ops.user_metrics(
+            *(indptr, greater, torch.zeros_like(greater), torch.full((users,), items), popularity),
+            *(torch.tensor([10, 100]), 0),
+        ),
+        "graph_propagate": lambda: ops.graph_propagate(user, item, square, None, neighbours, None, None, 1.0),
+        "csr_weighted_columns": lambda: ops.csr_weighted_columns(
+            user, item, torch.ones(users), torch.ones(items), indptr, indices, torch.ones(users), None, 0.5
+        ),
         "row_filter": lambda: ops.row_filter(indptr, indices, items),
         "sample_negatives": lambda: ops.sample_negatives(
             asked, indptr, indices, lookup, None, None, items, 1, 5, 1, 0, True, None
@@ -122,12 +145,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--now", type=Path, default=ROOT)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help='calls whose name contains this, as in "large"')
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         return work()
     before, now = Worker(options.folder), Worker(options.now)
-    for name in (n for n in now.names if n in before.names):
+    for name in (n for n in now.names if n in before.names and options.only in n):
         times = max(1, int(0.01 / max(1e-7, before.seconds(name, 3) / 3)))
         old, ratios = [], []
         for turn in range(options.rounds):
