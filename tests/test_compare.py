@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -403,26 +406,115 @@ def test_optuna_draws_further_settings(data, tmp_path):
     assert figures(again) == figures(got)
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def test_killed_at_any_write_it_goes_on_to_the_same_figures(found, data, tmp_path, monkeypatch):
+    """What is written goes into place by os.replace: just before it or just after it is when a kill could do harm."""
+    moments = [
+        *(("config.json", 1, "before"), ("interactions.npz", 1, "after"), ("checkpoint.pt", 4, "before")),
+        *(("record.json", 3, "before"), ("model.safetensors", 2, "after"), ("record.json", 6, "after")),
+        # These are written when a setting is taken.
+        *(("config.json", 2, "after"), ("metrics.json", 1, "before"), ("verdict.json", 1, "after")),
+        *(("compare.json", 1, "before"), ("report.html", 1, "before")),
+    ]
+    original, moment, writes = os.replace, list(moments[0]), []
+
+    def replace_or_die(source, target):
+        writes.append(os.path.basename(target))
+        now = [writes[-1], writes.count(writes[-1])] == moment[:2]
+        if now and moment[2] == "before":
+            raise Killed
+        original(source, target)
+        if now:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    for moment[:] in moments:
+        writes.clear()
+        with pytest.raises(Killed):
+            zx.compare(data, tmp_path / "c", **GOAL, **SMALL, **FAST, resume=True)
+    monkeypatch.setattr(os, "replace", original)
+    again = zx.compare(data, tmp_path / "c", **GOAL, **SMALL, **FAST, resume=True)
+    assert figures(again) == figures(found)
+    assert not list((tmp_path / "c").rglob("checkpoint.pt"))  # several times the size of a model each
+
+
+# ---- processes that are killed
+
+
+def children_of(process):
+    """The workers of a command; not the process that multiprocessing keeps for itself."""
+    found = []
+    for text in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{text}/cmdline").read_bytes():
+                found.append(int(text))
+    return found
+
+
+def killed(command, folder, who, pattern, count):
+    """Run the command until so many files are there, kill it or one of its workers, and return what it said."""
+    deadline = time.time() + 600
+    with open(folder.with_suffix(".said"), "w+") as said:  # (a pipe would stay open as long as any worker lives)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            workers = []
+            while len(list(folder.glob(pattern))) < count or (who == "child" and not workers):
+                assert process.poll() is None, Path(said.name).read_text()
+                assert time.time() < deadline, f"no {count} files {pattern} in 600 s"
+                time.sleep(0.01)
+                workers = children_of(process)
+            os.kill(process.pid if who == "parent" else workers[-1], signal.SIGKILL)
+            process.wait(timeout=deadline - time.time())
+        finally:
+            process.kill()
+    while any(map(is_running, workers)):
+        assert time.time() < deadline, "a worker outlives its parent"
+        time.sleep(0.02)
+    return process.returncode, Path(said.name).read_text()
+
+
+def is_running(pid):
+    """Say whether a process runs. One that has ended and that nobody asked for has no command line any more."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
-def test_a_comparison_of_two_processes_that_was_killed_goes_on_to_the_same_figures(found, data, tmp_path):
-    path = tmp_path / "data.npz"
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds workers in /proc")
+def test_two_processes_killed_again_and_again_go_on_to_the_same_figures(found, data, tmp_path):
+    path, folder = tmp_path / "data.npz", tmp_path / "c"
     users, items = (side.numpy() for side in data.pairs())
     np.savez(path, user=users, item=items)
-    argv = ["compare", str(path), "--output", str(tmp_path / "c"), "--methods", "zerosum", "softmax", "compensation"]
+    argv = ["compare", str(path), "--output", str(folder), "--methods", "zerosum", "softmax", "compensation"]
     argv += ["--epochs", "27", "--embedding-dim", "8", "--batch-size", "16", "--bias", "upo", "--max-cost", "20%"]
-    command = [sys.executable, "-m", "zerosum_ext", *argv, "--jobs", "2", "--no-figures", "--quiet"]
-    process = subprocess.Popen(command)
-    deadline = time.time() + 120
-    while len(list((tmp_path / "c").glob("trials/*/record.json"))) < 4 and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    time.sleep(2)  # the workers find that their parent is gone
-    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, timeout=300, check=True)
-    told = json.loads(done.stdout)
-    expected = figures(found)
-    assert told["chosen"] == expected["chosen"]
-    assert told["front"] == expected["front"]
-    for row, other in zip(told["candidates"], expected["candidates"], strict=True):
-        assert (row["name"], row["trained"]) == (other["name"], other["trained"])
-        assert row["values"] == pytest.approx(other["values"], nan_ok=True)
+    command = [sys.executable, "-m", "zerosum_ext", *argv, "--jobs", "2", "--no-figures", "--quiet", "--resume"]
+    moments = [
+        ("parent", "interactions.npz", 1),
+        ("child", "trials/*/checkpoint.pt", 1),
+        ("parent", "trials/*/record.json", 2),
+        ("child", "trials/*/record.json", 4),
+        ("parent", "trials/*/record.json", 7),
+        ("child", "trials/*/record.json", len(found.candidates) - 1),
+        ("parent", "bpr/model.safetensors", 1),
+    ]
+    for who, pattern, count in moments:
+        code, said = killed(command, folder, who, pattern, count)
+        if who == "parent":
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 2
+            assert "one of 2 processes died" in said
+            assert "--resume" in said
+            assert "Traceback" not in said
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300, check=True)
+    told, expected = json.loads(done.stdout), json.loads(runs.to_json(figures(found)))
+    for row in told["candidates"]:
+        del row["seconds"]
+    assert told["candidates"] == expected["candidates"]
+    assert (told["chosen"], told["front"]) == (expected["chosen"], expected["front"])
+    assert told["verdict"] == expected["verdict"]

@@ -11,7 +11,7 @@ import pytest
 
 from zerosum_ext.cli import main as cli
 from zerosum_ext.experiments import reproduce
-from zerosum_ext.experiments.reproduce import evidence, results
+from zerosum_ext.experiments.reproduce import evidence, glance, results
 from zerosum_ext.experiments.reproduce.tuned import bias_index
 
 FILE = """
@@ -125,7 +125,7 @@ def test_comparisons_with_another_bpr_are_not_kept(made):
         results.append(out / "made.jsonl", line | {"digest": digests[line["method"], line["seed"]]})
     found = reproduce.compared(reproduce.load(path, out), out)
     assert found["Good"]["against"] is None
-    assert "not compared" in evidence.summary({"Made up": found})
+    assert "not compared" in reproduce.overview([reproduce.Shown(reproduce.load(path, out), found)])
 
 
 def test_a_method_with_fewer_seeds_is_beside_bpr_of_the_same_seeds(made):
@@ -153,10 +153,12 @@ def test_the_report(made, tmp_path, capsys):
     assert cli.main(argv) == 0
     assert "| Made up | Good (2 seeds) |" in capsys.readouterr().out
     text = report.read_text(encoding="utf-8")
-    assert "1 of 1 data sets" in text
+    assert "On 1 of 1 data sets the recommended setting keeps the accuracy of BPR and is less biased." in text
     line = next(line for line in text.splitlines() if line.startswith("| Made up | Good"))
-    assert line.count(" + |") == 4  # better in all four
+    assert line.count(" **+** |") == 4  # better in all four
     assert line.endswith("| yes |")
+    line = next(line for line in text.splitlines() if line.startswith("| Poor |"))
+    assert "%*, 0 / 4, " in line
     rows = list(csv.DictReader(io.StringIO((tmp_path / "figures.csv").read_text())))
     row = next(r for r in rows if r["method"] == "Good" and r["measure"] == "upo")
     assert row["setting"] == "alpha=0.3"
@@ -164,6 +166,38 @@ def test_the_report(made, tmp_path, capsys):
     assert float(row["p_holm"]) < 0.05
     assert next(r for r in rows if r["method"] == "Poor")["setting"] == "w=0.9 lr=0.003"
     assert (tmp_path / "figures" / "accuracy-and-bias.png").stat().st_size > 5000
+
+
+def test_the_overview_is_renewed_in_other_texts_and_names_what_was_cut(made, tmp_path, capsys):
+    path, out = made
+    other = tmp_path / "other.toml"
+    other.write_text(FILE.replace('"Made up, matrix', '"Elsewhere (Berlin), matrix').replace("nowhere", "no"))
+    graph = tmp_path / "graph.toml"
+    graph.write_text(FILE.replace("Made up, matrix factorization", "Made up, LightGCN"))
+    path.write_text(FILE.replace('name = "Poor"', 'name = "Poor"\nseeds = [0]') + '\n[[methods]]\nname = "New"\n')
+    path.write_text(path.read_text() + 'settings = {loss = "ccl"}\n')
+    text = tmp_path / "sub" / "FINDINGS.md"
+    text.parent.mkdir()
+    marks = glance.MARKS
+    text.write_text(f"Before.\n{marks[0]}\nOUTDATED\n{marks[1]}\nAfter.\n")
+    argv = ["reproduce", "--experiment", *map(str, (path, other, graph)), "--output", str(out), "--no-run"]
+    argv += ["--report", str(tmp_path / "REPORT.md"), "--renew", str(text)]
+    assert cli.main(argv) == 0
+    capsys.readouterr()
+    got = text.read_text(encoding="utf-8")
+    assert got.startswith("Before.\n")
+    assert got.endswith("After.\n")
+    assert "OUTDATED" not in got
+    assert "](../figures/accuracy-and-bias.png)" in got
+    assert "- **Elsewhere**: not run." in got
+    assert "- **Made up, LightGCN**: not run." in got
+    assert "- **Made up**: fewer seeds: Poor; 0 of 2 seeds: New." in got
+    assert cli.main(argv) == 0  # again, upon what it wrote itself
+    assert text.read_text(encoding="utf-8") == got
+    text.write_text("Before.\n")
+    assert cli.main(argv) == 2
+    assert "FINDINGS.md: expected the lines <!-- overview" in capsys.readouterr().err
+    assert text.read_text() == "Before.\n"
 
 
 def test_bpr_alone_is_recommended_without_a_rival(made):

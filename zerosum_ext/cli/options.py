@@ -37,14 +37,16 @@ def run_folder(arguments: argparse.Namespace, purpose: str) -> str:
 
 @contextlib.contextmanager
 def says_how_to_go_on(arguments: argparse.Namespace, folder: str) -> Iterator[None]:
-    """Let Ctrl-C name the command that goes on with the run, once there is something to go on with."""
+    """Let Ctrl-C, or a worker that died, name the command that goes on, once there is something to go on with."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ChildProcessError) as error:
         if not (Path(folder) / "config.json").is_file():
             raise
         again = [a for a in arguments.argv if a not in ("--resume", "--overwrite")]
         command = shlex.join(["zerosum-ext", *again, "--resume"])
+        if isinstance(error, ChildProcessError):
+            raise ChildProcessError(f"{error}; to go on: {command}") from None
         raise KeyboardInterrupt(f"; what was trained is kept, to go on: {command}") from None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ def add_to(commands: Any) -> None:
         "--findings", metavar="FILE", help="text that opens the report (default: FINDINGS.md beside the first file)"
     )
     reproduce.add_argument(
+        "--renew",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="also renew the overview of tuned experiments in these texts, between the lines that mark it",
+    )
+    reproduce.add_argument(
         "--json", action="store_true", help="print the finished cells' figures as JSON, not the report"
     )
     reproduce.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -56,29 +64,33 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.no_run:
         _check_selection(experiments.values(), arguments.only, arguments.seed)
     sections, finished = [], {}
-    tuned: dict[str, reproduce.Compared] = {}
+    tuned: list[reproduce.Shown] = []
+    open_ = [reproduce.title_of(one) for one in experiments.values() if one.protocol == "tuned"]
     for path, experiment in experiments.items():
         results = _results(path, experiment, arguments)
         finished[experiment.name] = _figures(results)
         report.parent.mkdir(parents=True, exist_ok=True)
         if experiment.protocol == "tuned" and any(results.records.values()):
-            tuned[experiment.title.partition(",")[0]] = reproduce.compared(results, arguments.output)
+            tuned.append(reproduce.Shown(results, reproduce.compared(results, arguments.output)))
+            open_.remove(tuned[-1].title)
         figures = {}
         if not arguments.no_figures:
             drawn = reproduce.draw(results, arguments.output, report.parent / "figures")
             figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
         sections.append(reproduce.report(results, figures))
         # The report is written after every experiment, so that an interrupted command has reported what it ran.
-        write_text(report, "\n".join([*head, *_together(tuned, report, not arguments.no_figures), *sections]))
+        write_text(report, "\n".join([*head, *_together(tuned, open_, report, not arguments.no_figures), *sections]))
+    if tuned:
+        _renew(arguments.renew, tuned, open_, report, not arguments.no_figures)
     if arguments.json:
         print(json.dumps({"report": str(report), "results": arguments.output, "experiments": finished}, indent=2))
         return 0
-    print("\n".join([*_together(tuned, report, False), *sections]))
+    print("\n".join([*_together(tuned, open_, report, False), *sections]))
     print(f"the report is in {report}, the results in {arguments.output}")
     return 0
 
 
-def _together(tuned: Mapping[str, reproduce.Compared], report: Path, figures: bool) -> list[str]:
+def _together(tuned: Sequence[reproduce.Shown], not_run: Sequence[str], report: Path, figures: bool) -> list[str]:
     """Return what tuned experiments show together; with ``figures`` draw it, and write figures.csv, by the report."""
     from zerosum_ext._files import write_text
     from zerosum_ext.experiments import reproduce
@@ -86,13 +98,29 @@ def _together(tuned: Mapping[str, reproduce.Compared], report: Path, figures: bo
     if not tuned:
         return []
     picture = report.parent / "figures" / "accuracy-and-bias.png"
-    lines = ["## Accuracy against bias, tuned", ""]
     if figures:
         picture.parent.mkdir(parents=True, exist_ok=True)
         reproduce.draw_together(tuned, picture)
         write_text(report.parent / "figures.csv", reproduce.figures_csv(tuned))
-        lines += [f"![Accuracy and bias beside BPR](figures/{picture.name})", ""]
-    return [*lines, reproduce.summary(tuned), "", "All figures: figures.csv.", ""]
+    text = reproduce.overview(tuned, f"figures/{picture.name}" if figures else None, not_run)
+    return ["## Accuracy against bias, tuned", "", text, "All figures: [figures.csv](figures.csv).", ""]
+
+
+def _renew(
+    files: Iterable[str], tuned: Sequence[reproduce.Shown], not_run: Sequence[str], report: Path, figures: bool
+) -> None:
+    """Write the overview of tuned experiments into texts of others, which mark its place."""
+    from zerosum_ext._files import read_text, write_text
+    from zerosum_ext.experiments import reproduce
+
+    for file in files:
+        picture = os.path.relpath(report.parent / "figures" / "accuracy-and-bias.png", Path(file).parent)
+        try:
+            text = reproduce.overview(tuned, picture if figures else None, not_run)
+            text = reproduce.renew(read_text(file), text)
+        except ValueError as error:
+            raise ValueError(f"--renew: {file}: {error}") from None
+        write_text(file, text)
 
 
 def _results(path: str, experiment: reproduce.Experiment, arguments: argparse.Namespace) -> reproduce.Results:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zerosum_ext._files import replacing
 
 __all__ = [
+    "Beside",
     "accuracy_and_bias",
     "frontier",
     "frontier_curves",
@@ -253,60 +254,99 @@ def popularity_exposure(breakdowns: Mapping[str, Mapping[str, Any]], path: str |
     _save(figure, path, 150)
 
 
-def accuracy_and_bias(
-    data: Mapping[str, Mapping[str, tuple[float, float, bool]]], path: str | os.PathLike[str]
-) -> None:
+class Beside(NamedTuple):
+    """Where a method stands beside BPR.
+
+    Attributes:
+        accuracy: what it changes of BPR's NDCG@10, in per cent.
+        bias: its bias as a share of BPR's.
+        recommended: it is the one that is recommended.
+        yardstick: it is shown to compare with, and not among the methods to choose from.
+    """
+
+    accuracy: float
+    bias: float
+    recommended: bool = False
+    yardstick: bool = False
+
+
+def accuracy_and_bias(data: Mapping[str, Mapping[str, Beside]], path: str | os.PathLike[str]) -> None:
     """Draw methods beside BPR, a panel for each data set, with shared scales: up is more accurate, left less biased.
 
+    What is better on both sides lies in the shaded part. Yardsticks are hollow. What is far off, as the most popular
+    items are, stands at the edge with its figure.
+
     Args:
-        data: title -> method -> (NDCG@10 beside BPR's in per cent, bias beside BPR's, whether it is recommended). BPR
-            itself is at (0, 1).
+        data: title -> method -> where it stands. BPR itself is at (0, 1).
         path: the PNG file to write.
     """
-    figure, panels = _panels(len(data), 3.4, sharey=True)
+    columns = len(data) if len(data) <= _COLUMNS else 3
+    figure, panels = _panels(len(data), 3.1, sharey=True, columns=columns)
     names = list(dict.fromkeys(name for methods in data.values() for name in methods))
     signs = "osD^vP*"  # seven, and six colours: 42 pairs
-    limits = (0.45, 1.45), (-20.0, max([5.0, *(y for methods in data.values() for y, _, _ in methods.values())]) + 4)
-    for axes, (title, methods) in zip(panels, data.items(), strict=True):
+    usual = [one for methods in data.values() for one in methods.values() if not one.yardstick]
+    left = min([0.5, *(one.bias for one in usual)]) - 0.06
+    limits = (left, 1.45), (-24.0, min(60.0, max([10.0, *(one.accuracy for one in usual)])) + 5)
+    for number, (axes, (title, methods)) in enumerate(zip(panels, data.items(), strict=True)):
+        axes.fill_between([limits[0][0], 1], 0, limits[1][1], color="#009E73", alpha=0.08, linewidth=0, zorder=0)
         axes.axhline(0, color="0.7", linewidth=1, zorder=0)
         axes.axvline(1, color="0.7", linewidth=1, zorder=0)
-        for name, (accuracy, bias, recommended) in methods.items():
-            k = names.index(name)
-            # What is far off, as the most popular items are, stands at the edge.
-            x, y = (np.clip(v, *edges) for v, edges in zip((bias, accuracy), limits, strict=True))
-            axes.scatter(
-                [x],
-                [y],
-                clip_on=False,
-                s=70 if recommended else 34,
-                color=COLOURS[k % len(COLOURS)],
-                marker=signs[k % len(signs)],
-                edgecolors="black" if recommended else "none",
-                linewidths=1.4,
-                zorder=3,
-            )
-        axes.set(title=title, xlabel="bias, BPR = 1 (left is better)")
+        if number == 0:
+            place = (limits[0][0] + 0.02, limits[1][1] - 1)
+            axes.text(*place, "more accurate and less biased", fontsize=7, color="#00684c", va="top")
+        for name, one in methods.items():
+            _draw_method(axes, name, one, _look(names.index(name), signs, one.yardstick), limits)
+        axes.set_title(title, fontsize=10)
+        axes.set(xlim=limits[0], ylim=limits[1])
         axes.spines[["top", "right"]].set_visible(False)
-    if panels:
-        panels[0].set(ylabel="NDCG@10 beside BPR, %")
-        for axes in panels:
-            axes.set(xlim=limits[0], ylim=limits[1])
+        if number + columns >= len(data):
+            axes.set_xlabel("bias, BPR = 1 (left is better)", fontsize=9)
+        if number % columns == 0:
+            axes.set_ylabel("NDCG@10 beside BPR, %", fontsize=9)
+    yardsticks = {name for methods in data.values() for name, one in methods.items() if one.yardstick}
     handles = [
-        panels[0].scatter([], [], color=COLOURS[k % len(COLOURS)], marker=signs[k % len(signs)], label=name)
+        panels[0].scatter([], [], label=name, s=34, **_look(k, signs, name in yardsticks))
         for k, name in enumerate(names)
     ]
     if handles:
+        edge = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6}
+        handles.append(panels[0].scatter([], [], s=90, label="recommended, by validation", **edge))
         figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path, 130)
+    _save(figure, path, 110 if len(data) > _COLUMNS else 130)
+
+
+def _look(k: int, signs: str, hollow: bool) -> dict[str, Any]:
+    """Return the colour and the sign of the k-th method."""
+    colour = COLOURS[k % len(COLOURS)]
+    face = "none" if hollow else colour
+    return {"facecolors": face, "edgecolors": colour, "marker": signs[k % len(signs)], "linewidths": 1.2}
+
+
+def _draw_method(axes: Any, name: str, one: Beside, look: dict[str, Any], limits: Any) -> None:
+    """Draw one method of a panel; at the edge, with its figure, if it is beyond the scales."""
+    x, y = (float(np.clip(v, *edges)) for v, edges in zip((one.bias, one.accuracy), limits, strict=True))
+    axes.scatter([x], [y], clip_on=False, s=34, zorder=3, **look)
+    if one.recommended:
+        ring = {"facecolors": "none", "edgecolors": "black", "marker": look["marker"], "linewidths": 1.6}
+        axes.scatter([x], [y], clip_on=False, s=90, zorder=4, **ring)
+        # Few others are less biased, so that there is room on the left, unless it is at the edge.
+        right = x < limits[0][0] + 0.33 * (limits[0][1] - limits[0][0])
+        shift, side = ((8, -3), "left") if right else ((-8, -3), "right")
+        text = {"xytext": shift, "textcoords": "offset points", "ha": side, "fontsize": 8, "weight": "bold"}
+        axes.annotate(name, (x, y), zorder=5, **text)
+    elif y != one.accuracy:
+        shift, side = ((-6, 4), "right") if y < 0 else ((6, -3), "left")
+        text = {"xytext": shift, "textcoords": "offset points", "ha": side, "fontsize": 7, "color": "0.35"}
+        axes.annotate(f"{one.accuracy:+.0f} %", (x, y), **text)
 
 
 # Panels in a row. Further panels go below.
 _COLUMNS = 4
 
 
-def _panels(count: int, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
+def _panels(count: int, height: float, sharey: bool = False, columns: int = _COLUMNS) -> tuple[Any, list[Any]]:
     """Return a figure with ``count`` panels, row by row."""
-    columns = max(1, min(count, _COLUMNS))
+    columns = max(1, min(count, columns))
     rows = max(1, -(-count // columns))
     figure = _figure(3.4 * columns + 0.5, height * rows)
     every = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)

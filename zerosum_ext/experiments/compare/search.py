@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zerosum_ext._files import locked
 from zerosum_ext.experiments.compare.candidates import Candidate
 from zerosum_ext.experiments.compare.choice import promoted
 from zerosum_ext.experiments.compare.settings import Plan
-from zerosum_ext.experiments.compare.trials import TRIALS, Record, advance, read_record, trained_by_fit
+from zerosum_ext.experiments.compare.trials import CHECKPOINT, TRIALS, Record, advance, read_record, trained_by_fit
 from zerosum_ext.experiments.processes import Workers
 from zerosum_ext.experiments.runs.training import Note
 
@@ -75,10 +76,18 @@ class Search:
             if rung + 1 < self.plan.rungs:
                 last = rung + 2 == self.plan.rungs
                 alive = promoted(measured, self.records, self.plan, self.base.name, last)
+                self._forget([one for one in measured if one not in alive])
                 most = max(epochs for _, epochs in tasks)
                 names = ", ".join(one.name for one in alive)
                 self.note(f"after {most} epochs at most, {len(alive)} of {len(measured)} go on: {names}")
         self.advance([(one, one.method.epochs) for one in self.everyone if one.kind == "post"], base=self.base.name)
+
+    def _forget(self, left: Sequence[Candidate]) -> None:
+        """Remove what only further training needs, several times a model's size, of candidates that were left."""
+        for one in left:
+            folder = self.folder / TRIALS / one.name
+            with locked(folder):
+                (folder / CHECKPOINT).unlink(missing_ok=True)
 
     def train_seeds(self, taken: str) -> None:
         """Train the chosen setting and BPR with the further seeds."""

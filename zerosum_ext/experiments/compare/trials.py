@@ -30,10 +30,12 @@ from zerosum_ext.experiments.runs.method import (
 from zerosum_ext.experiments.runs.settings import Method
 from zerosum_ext.training import fit
 
-__all__ = ["TRIALS", "Record", "advance", "read_record", "trained_by_fit"]
+__all__ = ["CHECKPOINT", "TRIALS", "Record", "advance", "read_record", "trained_by_fit"]
 
 #: The folder of the candidates in a run folder.
 TRIALS = "trials"
+#: The file in a candidate's folder from which its training goes on.
+CHECKPOINT = "checkpoint.pt"
 _FIELDS = ("epochs", "trained", "best_epoch", "finished", "seconds", "values", "failed")
 
 
@@ -130,6 +132,8 @@ def advance(run: str, candidate: Candidate, epochs: int, keys: Sequence[str], ba
     with locked(folder):
         before = read_record(folder, candidate.method)
         if before is not None and (before.finished or before.epochs >= epochs):
+            if before.finished:  # and killed perhaps before this was done
+                (folder / CHECKPOINT).unlink(missing_ok=True)
             return before
         spent = 0.0 if before is None else before.seconds
         start = time.perf_counter()
@@ -143,7 +147,7 @@ def advance(run: str, candidate: Candidate, epochs: int, keys: Sequence[str], ba
         record = Record(epochs, trained, best, finished, spent + time.perf_counter() - start, values, failed)
         write_json(folder / "record.json", {"method": _plain_method(candidate.method), **asdict(record)})
         if finished:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         return record
 
 
@@ -166,7 +170,7 @@ def _train(
         write_json(folder / "history.json", done)
         trained, best, finished = len(done["loss"]), (done["best_epoch"] or 0) + 1, True
     else:
-        checkpoint = folder / "checkpoint.pt"
+        checkpoint = folder / CHECKPOINT
         history = fit(
             model,
             split.train,

@@ -53,11 +53,12 @@ the items. Those of the other data are in the order of a random split; a random 
 "error" is 1 - pairwise accuracy; "hit@10" and "ndcg@10" are the sampled ones, "full/ndcg@10" is over all items.
 """
 
-from zerosum_ext.experiments.reproduce.evidence import Compared, compared, figures_csv, summary
-from zerosum_ext.experiments.reproduce.evidence import draw as draw_together
+from zerosum_ext.experiments.reproduce.evidence import Compared, compared
 from zerosum_ext.experiments.reproduce.experiment import Cell, Experiment
 from zerosum_ext.experiments.reproduce.figures import draw
 from zerosum_ext.experiments.reproduce.file import read_experiment
+from zerosum_ext.experiments.reproduce.glance import Shown, figures_csv, overview, renew, title_of
+from zerosum_ext.experiments.reproduce.glance import draw as draw_together
 from zerosum_ext.experiments.reproduce.results import Results, load
 from zerosum_ext.experiments.reproduce.running import run
 from zerosum_ext.experiments.reproduce.tables import report
@@ -67,13 +68,16 @@ __all__ = [
     "Compared",
     "Experiment",
     "Results",
+    "Shown",
     "compared",
     "draw",
     "draw_together",
     "figures_csv",
     "load",
+    "overview",
     "read_experiment",
+    "renew",
     "report",
     "run",
-    "summary",
+    "title_of",
 ]

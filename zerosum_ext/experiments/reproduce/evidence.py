@@ -1,9 +1,7 @@
-"""What tuned experiments show together: each method beside BPR, paired over users, in one table and one picture."""
+"""What a tuned experiment shows: each method beside BPR, paired over users and averaged over seeds."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +10,6 @@ import numpy as np
 
 from zerosum_ext._files import write_text
 from zerosum_ext.evaluation.significance import compare, coverage_of_lists, exchange, holm
-from zerosum_ext.experiments import plots
 from zerosum_ext.experiments.reproduce.results import Results, scores_file
 from zerosum_ext.experiments.reproduce.tuned import bias_index
 from zerosum_ext.experiments.runs.files import read_json, to_json
@@ -158,116 +155,3 @@ def _distances(values: np.ndarray, key: str) -> np.ndarray:
 def _catalogue(results: Results, base: str, lists: np.ndarray) -> int:
     """Return the number of items: the first seed's lists hold a share of them that is known, the coverage."""
     return round(len(np.unique(lists[lists >= 0])) / float(results.values(base, "coverage@10", "best")[0]))
-
-
-# ---- one table, one file, one picture
-
-
-def summary(found: Mapping[str, Compared]) -> str:
-    """Return the table of all data sets: BPR and the setting that validation recommends, and what is reached.
-
-    Args:
-        found: title -> what :func:`compared` returned.
-    """
-    lines = [
-        "| data | recommended | NDCG@10 ↑, beside BPR (95 %) | PopQ@1 → .5 | uPO → 0 | ARP@10 ↓ | coverage@10 ↑ | "
-        "reached |",
-        "|---|---|--:|--:|--:|--:|--:|---|",
-    ]
-    reached = 0
-    for title, told in found.items():
-        base = next((name for name, one in told.items() if one["setting"]["loss"] == "bpr"), None)
-        best = next((name for name, one in told.items() if one.get("recommended")), None)
-        if base is None or best is None:
-            continue
-        one, against = told[best], told[best].get("against")
-        a, b = one["bpr"]["mean"], one["mean"]
-        cells = [
-            f"{a[key]:.{digits}f} to {b[key]:.{digits}f}" for key, digits in zip(BIASES, (3, 3, 0, 3), strict=True)
-        ]
-        if against is not None:
-            cells = [cell + _mark(against[key]) for cell, key in zip(cells, BIASES, strict=True)]
-            relative = against["ndcg@10"]["relative"]
-            change = (
-                f"{100 * relative['difference']:+.1f} % ({100 * relative['low']:+.1f} to {100 * relative['high']:+.1f})"
-            )
-            ok = against["keeps_accuracy"] and against["better"] >= 3
-            reached += ok
-            verdict = "yes" if ok else "no"
-        else:
-            change, verdict = ("BPR itself", "no") if best == base else ("", "not compared")
-        accuracy = f"{a['ndcg@10']:.4f} to {b['ndcg@10']:.4f}, {change}"
-        lines.append(f"| {title} | {best} ({len(one['seeds'])} seeds) | {accuracy} | {' | '.join(cells)} | {verdict} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Recommended is the least biased method of those whose NDCG@10 in validation is not below BPR's. From BPR "
-            "to it, in the test; + better, - worse than BPR at 95 % (paired over users, Holm over the four measures; "
-            "coverage by exchanging lists). Reached: NDCG@10 at most 1 % below BPR's (lower bound), three of four "
-            f"better: {reached} of {len(found)} data sets.",
-        ]
-    )
-
-
-def _mark(change: Mapping[str, Any]) -> str:
-    return " +" if change["better"] else " -" if change["worse"] else ""
-
-
-def figures_csv(found: Mapping[str, Compared]) -> str:
-    """Return all figures as CSV, a row for each data set, method and measure, for others to cite."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["data", "method", "setting", "seeds", "recommended", "measure", "mean", "sd"]
-    writer.writerow([*head, "against_bpr", "low", "high", "p_holm", "bias_index"])
-    for title, told in found.items():
-        for name, one in told.items():
-            against = one.get("against") or {}
-            for key, mean in one["mean"].items():
-                change = against.get(key, {})
-                more = [change.get(field, "") for field in ("difference", "low", "high", "p_holm")]
-                row = [title, name, short_setting(one["setting"]), len(one["seeds"]), one.get("recommended", "")]
-                sd = one["sd"].get(key)
-                writer.writerow(
-                    [*row, key, f"{mean:.6g}", "" if sd is None else f"{sd:.3g}", *map(_number, more)]
-                    + [_number(one.get("index", ""))]
-                )
-    return text.getvalue()
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def short_setting(settings: Mapping[str, Any]) -> str:
-    """Return what a grid changes of a setting, as text."""
-    told = dict(settings["loss_options"])
-    if settings["weight"] is not None:
-        told["w"] = settings["weight"]
-    for name, usual in (("lr", 1e-3), ("l2", 0.0), ("negatives", 1), ("strategy", "uniform")):
-        if settings[name] != usual:
-            told[name] = settings[name]
-    if settings["model_options"].get("normalize"):
-        told["cosine"] = True
-    return " ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in told.items()
-    )
-
-
-def draw(found: Mapping[str, Compared], path: str | Path) -> None:
-    """Draw each data set's methods: NDCG@10 beside BPR's against the bias beside BPR's, with shared scales."""
-    panels = {}
-    for title, told in found.items():
-        base = next((name for name, one in told.items() if one["setting"]["loss"] == "bpr"), None)
-        if base is None:
-            continue
-        panels[title] = {
-            name: (
-                100 * (one["mean"]["ndcg@10"] / one["bpr"]["mean"]["ndcg@10"] - 1),
-                one.get("index", 1.0),
-                bool(one.get("recommended")),
-            )
-            for name, one in told.items()
-            if "bpr" in one
-        }
-    plots.accuracy_and_bias(panels, path)

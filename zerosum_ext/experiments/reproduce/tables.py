@@ -10,6 +10,7 @@ import numpy as np
 
 from zerosum_ext.experiments import frontier
 from zerosum_ext.experiments.reproduce.results import Results
+from zerosum_ext.metrics import measure_of
 
 NAMES = {
     "error": "error %",
@@ -30,7 +31,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
         figures: caption -> address of the pictures to show, such as :func:`draw` returns.
     """
     e = results.experiment
-    header = ["method", "seeds", *(NAMES.get(c, c) for c in e.columns)]
+    header = ["method", "seeds", *(_head(c, e.protocol) for c in e.columns)]
     lines = [f"## {e.title}", ""]
     if e.note:
         lines += [e.note.strip(), ""]
@@ -58,6 +59,13 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
         lines += [f"Not finished: {', '.join(missing)}.", ""]
     lines += _cost_lines(results)
     return "\n".join(lines) + "\n"
+
+
+def _head(column: str, protocol: str) -> str:
+    """Return the head of a column; of tuned experiments with an arrow to what is better."""
+    if protocol != "tuned":
+        return NAMES.get(column, column)
+    return f"{measure_of(column).label(column)} {measure_of(column).arrow}".strip()
 
 
 def _range(values: np.ndarray) -> list[float]:
@@ -96,11 +104,10 @@ def _cost_lines(results: Results) -> list[str]:
         if records:
             cpu, whole = (np.median([r[key] for r in records]) for key in ("cpu_seconds", "seconds"))
             training = np.median([sum(r["history"]["seconds"]) for r in records])
-            epoch = np.median([x for r in records for x in r["history"]["seconds"]])
+            each = [x for r in records for x in r["history"]["seconds"]]
+            epoch = f"{np.median(each):.2f}" if each else "-"
             memory, engine = max(r["peak_memory_mb"] for r in records), records[0]["history"]["engine"]
-            lines.append(
-                f"| {name} ({engine}) | {cpu:.1f} | {whole:.1f} | {training:.1f} | {epoch:.2f} | {memory:.0f} |"
-            )
+            lines.append(f"| {name} ({engine}) | {cpu:.1f} | {whole:.1f} | {training:.1f} | {epoch} | {memory:.0f} |")
     done = [r for records in results.records.values() for r in records]
     if not done:
         return []
@@ -167,7 +174,7 @@ def _frontier_table(results: Results, base: str, accuracy: str, bias: str, ideal
 
 
 def _cell(results: Results, name: str, column: str, epoch: str) -> str:
-    factor, digits = (100, 4) if column == "error" else (1, 3)
+    factor, digits = (100, 4) if column == "error" else (1, 1 if column.startswith("arp") else 3)
     values = factor * results.values(name, column, epoch)
     text = f"{np.mean(values):.{digits}f}"
     if values.size > 1:

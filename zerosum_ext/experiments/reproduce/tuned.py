@@ -181,6 +181,7 @@ class Trial:
             negatives=method.negatives,
             draws=method.draws,
             strategy=method.strategy,
+            negatives_shared=method.negatives_shared,
             l2=method.l2,
             validation=lambda model: self._validate(parts.inference(model), (method.metric,))[method.metric],
             restore_best=False,
