@@ -506,7 +506,7 @@ def test_two_processes_killed_again_and_again_go_on_to_the_same_figures(found, d
         code, said = killed(command, folder, who, pattern, count)
         if who == "parent":
             assert code == -signal.SIGKILL
-        else:
+        elif code != 0 or not (folder / "compare.json").is_file():  # (or the worker had nothing left to do)
             assert code == 2
             assert "one of 2 processes died" in said
             assert "--resume" in said

@@ -166,6 +166,13 @@ def test_the_report(made, tmp_path, capsys):
     assert float(row["p_holm"]) < 0.05
     assert next(r for r in rows if r["method"] == "Poor")["setting"] == "w=0.9 lr=0.003"
     assert (tmp_path / "figures" / "accuracy-and-bias.png").stat().st_size > 5000
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "On 1 of 1 data sets the recommended setting keeps the accuracy of BPR" in page
+    assert "Made up: Good against BPR: accuracy (NDCG@10) +3." in page
+    assert page.count("<figure>") == 1
+    assert "Named is what validation recommends. Not shown: 2 that lose more than 30 %." in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
 
 def test_the_overview_is_renewed_in_other_texts_and_names_what_was_cut(made, tmp_path, capsys):

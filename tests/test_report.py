@@ -219,6 +219,12 @@ def test_ticks_are_round_and_scales_hold_their_values():
     assert log.ticks() == [1, 10, 100, 1000]
 
 
+def test_no_two_series_look_alike():
+    """By colour and by shape together: fifteen methods stand in one figure."""
+    looks = {(svg.COLOURS[n % len(svg.COLOURS)], svg._mark(n, 0, 0)) for n in range(24)}
+    assert len(looks) == 24
+
+
 def test_labels_do_not_cover_each_other():
     dots = [svg.Dot(0.5 + 0.001 * n, 0.5, f"setting-number-{n}", "tried", True) for n in range(6)]
     text = svg.scatter("six settings", dots, svg.Axis("x", 0, 1), svg.Axis("y", 0, 1))

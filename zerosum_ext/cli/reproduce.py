@@ -63,12 +63,14 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_names(experiments)
     if not arguments.no_run:
         _check_selection(experiments.values(), arguments.only, arguments.seed)
-    sections, finished = [], {}
+    sections, finished, everything = [], {}, list[reproduce.Results]()
+    html = Path(arguments.output) / "report.html"
     tuned: list[reproduce.Shown] = []
     open_ = [reproduce.title_of(one) for one in experiments.values() if one.protocol == "tuned"]
     for path, experiment in experiments.items():
         results = _results(path, experiment, arguments)
         finished[experiment.name] = _figures(results)
+        everything.append(results)
         report.parent.mkdir(parents=True, exist_ok=True)
         if experiment.protocol == "tuned" and any(results.records.values()):
             tuned.append(reproduce.Shown(results, reproduce.compared(results, arguments.output)))
@@ -79,6 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
             figures = {caption: f"figures/{file.name}" for caption, file in drawn.items()}
         sections.append(reproduce.report(results, figures))
         # The report is written after every experiment, so that an interrupted command has reported what it ran.
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_text(html, reproduce.page(everything, tuned))
         write_text(report, "\n".join([*head, *_together(tuned, open_, report, not arguments.no_figures), *sections]))
     if tuned:
         _renew(arguments.renew, tuned, open_, report, not arguments.no_figures)
@@ -86,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"report": str(report), "results": arguments.output, "experiments": finished}, indent=2))
         return 0
     print("\n".join([*_together(tuned, open_, report, False), *sections]))
-    print(f"the report is in {report}, the results in {arguments.output}")
+    print(f"the report is in {report} and {html}, the results in {arguments.output}")
     return 0
 
 

@@ -231,7 +231,8 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _mark(number: int, x: float, y: float) -> str:
     """Return a mark of its own shape for each series."""
-    shape = number % 4
+    # With six colours, so that no two of 24 series have both in common.
+    shape = (number + number // 12) % 4
     if shape == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
     if shape == 1:

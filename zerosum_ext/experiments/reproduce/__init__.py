@@ -59,6 +59,7 @@ from zerosum_ext.experiments.reproduce.figures import draw
 from zerosum_ext.experiments.reproduce.file import read_experiment
 from zerosum_ext.experiments.reproduce.glance import Shown, figures_csv, overview, renew, title_of
 from zerosum_ext.experiments.reproduce.glance import draw as draw_together
+from zerosum_ext.experiments.reproduce.html import page
 from zerosum_ext.experiments.reproduce.results import Results, load
 from zerosum_ext.experiments.reproduce.running import run
 from zerosum_ext.experiments.reproduce.tables import report
@@ -75,6 +76,7 @@ __all__ = [
     "figures_csv",
     "load",
     "overview",
+    "page",
     "read_experiment",
     "renew",
     "report",

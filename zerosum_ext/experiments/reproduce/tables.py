@@ -31,7 +31,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
         figures: caption -> address of the pictures to show, such as :func:`draw` returns.
     """
     e = results.experiment
-    header = ["method", "seeds", *(_head(c, e.protocol) for c in e.columns)]
+    header = ["method", "seeds", *(head(c, e.protocol) for c in e.columns)]
     lines = [f"## {e.title}", ""]
     if e.note:
         lines += [e.note.strip(), ""]
@@ -45,7 +45,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
         ]
         for name, records in results.records.items():
             if records:
-                cells = [_cell(results, name, column, epoch) for column in e.columns]
+                cells = [cell(results, name, column, epoch) for column in e.columns]
                 cells += ["-".join(f"{v:.0f}" for v in _range(results.values(name, c, epoch))) for c in extra]
                 lines.append(f"| {name} | {len(records)} | {' | '.join(cells)} |")
         lines.append("")
@@ -61,7 +61,7 @@ def report(results: Results, figures: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(column: str, protocol: str) -> str:
+def head(column: str, protocol: str) -> str:
     """Return the head of a column; of tuned experiments with an arrow to what is better."""
     if protocol != "tuned":
         return NAMES.get(column, column)
@@ -173,7 +173,8 @@ def _frontier_table(results: Results, base: str, accuracy: str, bias: str, ideal
     return [*lines, ""]
 
 
-def _cell(results: Results, name: str, column: str, epoch: str) -> str:
+def cell(results: Results, name: str, column: str, epoch: str) -> str:
+    """Return a figure of a method: mean and standard deviation over seeds, beside the published one."""
     factor, digits = (100, 4) if column == "error" else (1, 1 if column.startswith("arp") else 3)
     values = factor * results.values(name, column, epoch)
     text = f"{np.mean(values):.{digits}f}"
