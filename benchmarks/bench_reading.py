@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _timing import machine, spread, table, write_results
@@ -96,6 +97,31 @@ def measure(path: Path, rounds: int, methods: list[str], limit: float) -> dict[s
     return out
 
 
+def pooled(earlier: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rounds of both, file by file."""
+    out = {(r["ids"], r["quotes"], r["rows"]): r for r in earlier}
+    for one in results:
+        before = out.setdefault((one["ids"], one["quotes"], one["rows"]), one)
+        if before is not one:
+            for method, values in one["measured"].items():
+                for key in values:
+                    before["measured"][method][key] += values[key]
+    return list(out.values())
+
+
+def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the table of results."""
+    rows = []
+    for one in results:
+        found = one["measured"]
+        base = {key: np.array(values) for key, values in found.get("pyarrow", {}).items()}
+        for method, values in found.items():
+            ratios = [str(spread(np.array(values[key]) / base[key])) if base else "" for key in values]
+            cpu, wall, peak = (float(np.median(values[key])) for key in ("cpu", "wall", "peak_mb"))
+            rows.append([one["ids"], one["quotes"], method, f"{cpu:.2f}", f"{wall:.2f}", f"{peak:.0f}", *ratios])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
@@ -105,9 +131,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--limit", type=float, default=0, help="GiB of memory that a process may have; 0: no limit")
     parser.add_argument("--folder", type=Path, help="where the files are made, and found again; else they are not kept")
+    parser.add_argument("--pool", type=Path, help="results of an earlier run, whose rounds are added")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
-    results, rows = [], []
+    results = []
     with tempfile.TemporaryDirectory() as temporary:
         for ids in arguments.ids:
             for quotes in arguments.quotes:
@@ -121,29 +148,17 @@ def main() -> None:
                 found = measure(path, arguments.rounds, arguments.methods, arguments.limit)
                 if arguments.folder is None:
                     path.unlink()
-                base = {key: np.array(values) for key, values in found.get("pyarrow", {}).items()}
-                for method, values in found.items():
-                    ratios = [str(spread(np.array(values[key]) / base[key])) if base else "" for key in values]
-                    cpu, wall, peak = (float(np.median(values[key])) for key in ("cpu", "wall", "peak_mb"))
-                    rows.append([ids, quotes, method, f"{cpu:.2f}", f"{wall:.2f}", f"{peak:.0f}", *ratios])
                 results.append({"ids": ids, "quotes": quotes, "rows": arguments.rows, "measured": found})
-    header = [
-        "ids",
-        "quotes",
-        "method",
-        "CPU s",
-        "wall s",
-        "peak MB",
-        "CPU / pyarrow",
-        "wall / pyarrow",
-        "peak / pyarrow",
-    ]
-    text = [f"{arguments.rows:,} rows; medians of {arguments.rounds} processes each, quartiles in brackets."]
+    if arguments.pool:
+        results = pooled(json.loads(arguments.pool.read_text(encoding="utf-8"))["results"], results)
+    header = ["ids", "quotes", "method", "CPU s", "wall s", "peak MB"]
+    header += [f"{what} / pyarrow" for what in ("CPU", "wall", "peak")]
+    rounds = max((len(one["measured"][arguments.methods[0]]["cpu"]) for one in results), default=0)
+    text = [f"{arguments.rows:,} rows; medians of {rounds} processes each, quartiles in brackets."]
     if arguments.limit:
         text.append(f"No process could have more than {arguments.limit:g} GiB of memory to write to (RLIMIT_DATA).")
-    write_results(
-        arguments.output, "Reading a CSV file", machine(), [*text, table(header, rows, text_columns=3)], results
-    )
+    content = [*text, table(header, rows_of(results), text_columns=3)]
+    write_results(arguments.output, "Reading a CSV file", machine(), content, results)
 
 
 if __name__ == "__main__":
