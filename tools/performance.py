@@ -178,8 +178,8 @@ def reading() -> str:
     return (
         "## Reading a CSV file with user, item, rating and time\n\n"
         + "\n".join(said)
-        + "\nThe others read the file and number the ids; ours also builds the matrix. Peak memory is counted from after\n"
-        "the imports. With 100 million rows no process could have more than 6 GiB.\n\n"
+        + "\nThe others read the file and number the ids; ours also builds the matrix. Peak memory is counted from\n"
+        "after the imports. With 100 million rows no process could have more than 6 GiB.\n\n"
         + table([*head, "Pyarrow's peak / ours"], rows)
     )
 
