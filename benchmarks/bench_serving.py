@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ def theirs(model: zx.MatrixFactorization, threads: int) -> object:
     return made
 
 
-def measure(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, object]]:
+def measure(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     model = zx.MatrixFactorization.from_interactions(data, embedding_dim=DIM, seed=0)
     model.fit(data, "bpr", lr=0.01, epochs=5, progress=False)
@@ -59,7 +61,7 @@ def measure(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, 
     return rows
 
 
-def fold(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, object]]:
+def fold(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     rows, matrix = [], data.to_scipy()
     short = [matrix.indices[matrix.indptr[u] : matrix.indptr[u] + 10].tolist() for u in range(data.num_users)]
@@ -83,6 +85,18 @@ def fold(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, obj
     return rows
 
 
+def shown(values: Sequence[float]) -> str:
+    low, middle, high = values
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def fold_table(rows: list[dict[str, Any]]) -> str:
+    return "Users folded in a second, with their whole histories (106 items on average) and with 10 items:\n\n" + table(
+        ["loss", "threads", "whole histories", "10 items"],
+        [[r["loss"], r["threads"], shown(r["users_a_second"]), shown(r["users_a_second_of_10_items"])] for r in rows],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
@@ -98,10 +112,6 @@ def main() -> None:
         [] if arguments.no_fold else [row for t in arguments.threads for row in fold(data, t, arguments.rounds // 3)]
     )
 
-    def shown(values: object) -> str:
-        low, middle, high = values  # type: ignore[misc]
-        return f"{middle:.3g} ({low:.3g} to {high:.3g})"
-
     text = "MovieLens-100K (943 users, 1,682 items), d = 64, k = 10, training items excluded.\n\n"
     text += table(
         ["task", "threads", "zerosum_ext, ms", "implicit, ms", "ratio"],
@@ -111,16 +121,12 @@ def main() -> None:
         ],
     )
     if folded:
-        text += "\n\nUsers folded in a second, with their whole histories (106 items on average) and with 10 items:\n\n"
-        text += table(
-            ["loss", "threads", "whole histories", "10 items"],
-            [
-                [r["loss"], r["threads"], shown(r["users_a_second"]), shown(r["users_a_second_of_10_items"])]
-                for r in folded
-            ],
-        )
+        text += "\n\n" + fold_table(folded)
     print(text)
     if arguments.output:
+        if arguments.no_fold and Path(f"{arguments.output}.json").exists():  # what was measured before stays
+            folded = json.loads(Path(f"{arguments.output}.json").read_text())["results"]["fold_in"]
+            text += "\n\n" + fold_table(folded)
         result = {"machine": machine(), "results": {"lists": lists, "fold_in": folded}}
         Path(f"{arguments.output}.json").write_text(json.dumps(result, indent=1) + "\n")
         facts = ", ".join(f"{key} {value}" for key, value in machine().items())

@@ -114,6 +114,19 @@ def _is_aligned(name: str, got: tuple[int, ...], users: Tensor, shape: tuple[int
     )
 
 
+def _plain_row(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, row: int, num_items: int) -> Tensor | None:
+    """Return the items of a row, int64, or None where one is out of order or range, or a value is not above 0."""
+    begin, end = int(indptr[row]), int(indptr[row + 1])
+    if not 0 <= begin <= end <= min(len(indices), len(values)):
+        return None
+    items = indices[begin:end]
+    if begin < end and not (
+        items[0] >= 0 and items[-1] < num_items and values[begin:end].min() > 0 and (items[1:] > items[:-1]).all()
+    ):
+        return None
+    return torch.from_numpy(items.astype(np.int64))
+
+
 def _sliced(
     name: str,
     indptr: np.ndarray,
@@ -124,6 +137,10 @@ def _sliced(
     shape: tuple[int, int],
 ) -> Rows:
     """Return the rows of ``users``: entries that are not zero, ascending and each once."""
+    if users.numel() == 1:  # a request, which has not much time
+        plain = _plain_row(indptr, indices, values, 0 if aligned else int(users[0]), shape[1])
+        if plain is not None:
+            return Rows(torch.tensor([0, len(plain)], device=users.device), plain.to(users.device), True)
     rows = np.arange(users.numel()) if aligned else users.cpu().numpy()
     starts = indptr[rows].astype(np.int64)
     counts = indptr[rows + 1] - starts
