@@ -174,6 +174,8 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
         "hogwild": lambda: model.fit(shares, engine="hogwild"),
         "precision": lambda: model.fit(shares, precision="bfloat16"),
         "transform": lambda: model.fit(shares, transform=lambda *batch: batch),
+        "weights": lambda: model.fit(shares, sample_weight="weights"),
+        "drawn": lambda: model.fit(shares, sample_weight="drawn"),
         "users": lambda: even.fit(shares),
         "one process errs": lambda: model.recommend([wrong]),
         "no checkpoint": lambda: model.fit(shares, resume=folder / "nothing"),

@@ -182,6 +182,8 @@ def test_what_does_not_fit_is_refused_by_every_process(two):
     assert said["hogwild"].startswith("ValueError: engine: expected 'auto' or 'autograd' with mesh, got 'hogwild'")
     assert "precision: expected 'float32' with mesh" in said["precision"]
     assert "transform: expected None with sharded tables" in said["transform"]
+    for name in ("weights", "drawn"):
+        assert "sample_weight: expected None with sharded tables" in said[name]
     assert "interactions: expected the users of the model" in said["users"]
     assert said["one process errs"].endswith("(rank 1)")  # and rank 0 does not wait for it for ever
     assert "FileNotFoundError: resume: no complete checkpoint" in said["no checkpoint"]

@@ -191,7 +191,7 @@ class ShardedEngine:
                 f"interactions: expected the users of the model, {model.user_cuts}, got {self.train.user_cuts}; make "
                 "the model by from_interactions"
             )
-        for name in ("regularizer", "transform"):
+        for name in ("regularizer", "transform", "sample_weight"):
             if getattr(objective, name) is not None:
                 raise ValueError(f"{name}: expected None with sharded tables, got {getattr(objective, name)!r}")
         if settings.sampling.negatives_shared:
