@@ -60,7 +60,8 @@ class Catalogue:
                 raise ValueError(f"{path}: expected an index of this model's {len(self.items)} items; remove it")
             made.expansion_search = SEARCH
             return made
-        made = zx.export.index(self.model, "usearch", dtype="f16", connectivity=16, expansion_search=SEARCH)
+        options = {"dtype": "f16", "connectivity": 16, "expansion_add": 64, "expansion_search": SEARCH}
+        made = zx.export.index(self.model, "usearch", **options)
         if path is not None:
             made.save(path)
         return made

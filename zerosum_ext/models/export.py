@@ -84,7 +84,9 @@ def query(model: DotProductRecommender, rows: Tensor) -> np.ndarray:
     """Return rows of users, such as :meth:`fold_in` gives, as vectors to search an :func:`index` with: [n, D]."""
     item, bias = model._frozen_items()
     own = model.factors()[1]
-    if item.shape != own.shape or not torch.equal(item, own):  # GMF's weights belong to the users in an index
+    # One table in memory needs no comparison, which takes tens of milliseconds for a million items.
+    same = item.shape == own.shape and (item.data_ptr() == own.data_ptr() or torch.equal(item, own))
+    if not same:  # GMF's weights belong to the users in an index
         rows = rows * getattr(model, "weight")  # noqa: B009  (mypy)
     if bias is not None:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
