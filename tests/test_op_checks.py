@@ -58,7 +58,10 @@ RANKED = (torch.zeros(2, 4), torch.zeros(3, 4), None, USERS, ints(0, 2, 3), INDP
             lambda: ops.sample_positives(INDPTR, INDICES, ints(0), 8, None, None, 0, 3, 3, 2**63 - 1, 3, 1, 0, 0),
         ),
         ("users are out of range", lambda: ops.has_items(ints(5), ints(0), INDPTR, INDICES, None, 3)),
+        # What lies behind indptr would do as the end of a row.
+        ("users are out of range", lambda: ops.has_items(ints(2), ints(0), ints(0, 2, 3, 3)[:3], INDICES, None, 3)),
         ("row 1 of users is 2", lambda: ops.rank_factors(*RANKED[:3], ints(0, 2), *RANKED[4:])),
+        ("do not go with offset", lambda: ops.rank_factors(*RANKED[:4], ints(0, 1, 3), *RANKED[5:])),
         ("both of indptr and indices", lambda: ops.rank_factors(*RANKED[:7], INDPTR, None, 1)),
         ("ascend", lambda: ops.rank_factors(*RANKED[:4], ints(0, 3, 2), *RANKED[5:])),
         ("out of order", lambda: ops.rank_factors(*RANKED[:6], ints(2, 0, 1), *RANKED[7:])),

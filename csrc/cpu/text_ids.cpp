@@ -309,10 +309,12 @@ Tensor rank_by_hash(const Tensor& like, const Value* values, int32_t* codes, int
   sort_watched(distinct.begin(), distinct.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   Tensor words = new_tensor(like, {static_cast<int64_t>(distinct.size())}, ScalarType::Long);
   std::vector<int32_t> rank(distinct.size());
-  for (size_t r = 0; r < distinct.size(); ++r) {
-    data<int64_t>(words)[r] = distinct[r].first;
-    rank[distinct[r].second] = static_cast<int32_t>(r);
-  }
+  in_slices(static_cast<int64_t>(distinct.size()), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      data<int64_t>(words)[r] = distinct[r].first;
+      rank[distinct[r].second] = static_cast<int32_t>(r);
+    }
+  });
   map_codes(codes, n, rank);
   return words;
 }

@@ -245,14 +245,15 @@ def writers(large: bool = False) -> dict[str, Callable[[Path], object]]:
     """Return a function for each kind of file, which writes one at a path; large: of a megabyte or so."""
     size, dim, lines = (3000, 64, 40_000) if large else (60, 8, 400)
     data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(60, 60))
-    pairs = torch.randint(size, (2, 100 * size), generator=torch.Generator().manual_seed(0)).numpy()
+    # (Compressing the largest takes most of the time.)
+    pairs = torch.randint(size, (2, 30 * size), generator=torch.Generator().manual_seed(0)).numpy()
     split = runs.SplitRule().apply(zx.Interactions.from_arrays(*pairs))
     if large:
         data = zx.Interactions.from_arrays(*pairs)
     model = zx.MatrixFactorization(*data.shape, dim, seed=0)
     small = zx.MatrixFactorization(*data.shape, dim, seed=0)
     small.fit(data, "bpr", epochs=1, progress=False)
-    texts = 100 * size if large else 500
+    texts = 10 * size if large else 500
     named = zx.Interactions.from_arrays(
         [f"u{i * 7919}" for i in range(texts)], [f"i{i % (texts // 5)}" for i in range(texts)], ids=True
     )
@@ -262,9 +263,10 @@ def writers(large: bool = False) -> dict[str, Callable[[Path], object]]:
         zx.fit(small, data, "bpr", epochs=1, first_epoch=0, checkpoint=path, progress=False)
 
     history = zx.training.History([i / 7 for i in range(lines)])
-    history.seconds = [0.5] * lines
+    history.seconds, history.samples = [0.5] * lines, [7] * lines
     event = zx.training.EpochEnd.__new__(zx.training.EpochEnd)  # the end of so many epochs
-    for name, value in {"epoch": lines - 1, "history": history, "optimizer": None}.items():
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    for name, value in {"epoch": lines - 1, "history": history, "optimizer": sgd}.items():
         object.__setattr__(event, name, value)
 
     return {
@@ -381,7 +383,7 @@ class Outcomes:
         }
 
 
-def disk(offsets: int) -> dict[str, object]:
+def disk(offsets: int, kinds: list[str]) -> dict[str, object]:
     """Cut the writes of each kind of file at bytes: an OSError of one line, and what was there must still be there."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     outcomes = Outcomes()
@@ -389,6 +391,8 @@ def disk(offsets: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         ends = ends_of_writes(Path(name))
     for kind, write in writers().items():
+        if kinds and kind not in kinds:
+            continue
         with tempfile.TemporaryDirectory(dir=MEMORY) as name:
             path = Path(name) / kind
             write(path)
@@ -409,7 +413,7 @@ def mount(folder: Path, options: str, flags: int = 0) -> None:
         raise OSError(ctypes.get_errno(), f"no disk of its own: {os.strerror(ctypes.get_errno())}")
 
 
-def full(offsets: int) -> dict[str, object]:
+def full(offsets: int, kinds: list[str]) -> dict[str, object]:
     """Let a real disk run full within each kind of file, run out of inodes, and be read-only."""
     read_only, remount, whole = 1, 32, "size=64m,nr_inodes=64"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -420,8 +424,12 @@ def full(offsets: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind, write in writers(large=True).items():
-            mount(folder, whole)
+            if kinds and kind not in kinds:
+                continue
             path = folder / kind
+            write(path)  # once where nothing can go wrong, which also imports what it needs
+            path.unlink()
+            mount(folder, whole)
             write(path)
             before, there = path.read_bytes(), os.statvfs(folder)
             used, pages = there.f_blocks - there.f_bfree, -(-len(before) // mmap.PAGESIZE)
@@ -521,6 +529,7 @@ def main() -> int:
     parser.add_argument("--offsets", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--kinds", nargs="*", default=[], help="disk, full: only these kinds of files")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -529,8 +538,8 @@ def main() -> int:
         return 0
     outcome = {
         "kill": lambda: kill(options.times),
-        "disk": lambda: disk(options.offsets),
-        "full": lambda: full(options.offsets),
+        "disk": lambda: disk(options.offsets, options.kinds),
+        "full": lambda: full(options.offsets, options.kinds),
         "race": lambda: race(options.seconds),
         "memory": lambda: memory(options.minutes),
     }[options.attack]()

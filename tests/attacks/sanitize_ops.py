@@ -26,7 +26,7 @@ import mutate  # noqa: E402
 
 FLAGS = {
     "asan": "-fsanitize=address,undefined -fno-omit-frame-pointer -O1 -g1",
-    "tsan": "-fsanitize=thread -fno-omit-frame-pointer -O1 -g1",
+    "tsan": "-fsanitize=thread -fno-omit-frame-pointer -O0 -g1",
 }
 LIBRARIES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
 TESTS = [
