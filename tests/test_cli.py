@@ -182,7 +182,8 @@ def test_demo(tmp_path, capsys):
     values = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(values) == {"bpr", "pos2neg2", "zerosum"}
     assert all(set(v) == {"error", "pri", "pop_q_at_1"} for v in values.values())
-    assert {"scores.png", "ranks.png", "popq.png", "seeds.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    drawn = {"shown.png", "scores.png", "ranks.png", "popq.png", "seeds.json"}
+    assert drawn <= {p.name for p in (tmp_path / "out").iterdir()}
     assert "published" in capsys.readouterr().out
 
 

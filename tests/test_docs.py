@@ -57,13 +57,27 @@ def test_python_blocks_run_as_they_stand(document, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     users, items = np.nonzero(rng.random((60, 40)) < np.linspace(0.6, 0.1, 40))
     rows = "".join(f"u{u},i{i},{rng.integers(1, 6)}\n" for u, i in zip(users, items, strict=True))
-    (tmp_path / "ratings.csv").write_text("user,item,rating\n" + rows)
+    for name in ("ratings.csv", "purchases.csv"):
+        (tmp_path / name).write_text("user,item,rating\n" + rows)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(document):
         if block.language == "python":
             # Line numbers in a traceback are those of the document.
             exec(compile("\n" * (block.line - 1) + block.text, str(document), "exec"), names)
+
+
+def test_the_readme_is_one_page_with_few_figures():
+    """One page, and a table of at most eight figures, one a cell."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 80
+    assert [b.language for b in blocks(ROOT / "README.md")].count("python") == 1
+    table = re.search(r"^\| what \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    rows = [line.strip("|").split("|") for line in table[0].strip().splitlines()[2:]]
+    figures = [cell.strip() for row in rows for cell in row[1:-1] if cell.strip()]
+    assert 0 < len(figures) <= 8
+    assert all(re.fullmatch(r"[\d.,]+", figure) for figure in figures)
+    assert all(row[-1].strip() for row in rows), "every promise has its limit"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

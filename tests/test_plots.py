@@ -19,6 +19,21 @@ def test_figures_are_png_files(tmp_path, count):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_what_users_are_shown(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "_save", lambda figure, *_: titles.extend(a.get_title("left") for a in figure.axes))
+    liked = np.tri(50, 30, dtype=bool)
+    same, own = np.zeros((50, 2), int) + [0, 1], np.arange(100).reshape(50, 2) % 30
+    plots.shown_items({"before": same, "after": own}, liked, tmp_path / "shown.png")
+    assert titles == ["before: 2 of 30 articles are shown", "after: 30 of 30 articles are shown"]
+    monkeypatch.undo()
+    plots.shown_items({"before": same, "after": own}, liked, tmp_path / "shown.png", rows=7)
+    plots.shown_items({"nobody": np.zeros((0, 2), int)}, np.zeros((0, 5), bool), tmp_path / "nobody.png")
+    plots.shown_items({}, liked, tmp_path / "none.png")
+    for name in ("shown", "nobody", "none"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_frontier_and_exposure(tmp_path):
     points = {"bpr": (0.48, 0.91), "zerosum": (0.45, 0.37), "pd": (0.44, -0.5), "both best": (0.5, 0.4)}
     assert plots.pareto(points) == ["zerosum", "both best"]

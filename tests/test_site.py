@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,18 @@ PAGES = [
 ]
 TUTORIALS = sorted((ROOT / "tools" / "tutorials").glob("*.py"))
 
+sys.path.insert(0, str(ROOT / "tools"))
+
+import performance  # noqa: E402
+import try_installs  # noqa: E402
+
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not here")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    targets = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text)
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text) + re.findall(r'<img src="([^"]+)"', text)
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
@@ -47,3 +53,20 @@ def test_tutorials_are_what_their_sources_say(source):
             assert not [output for output in cell["outputs"] if output["output_type"] == "error"]
     assert [cell for cell in notebook["cells"] if cell.get("outputs")]
     assert re.search(rf"^{source.stem}$", (DOCS / "tutorials" / "index.md").read_text(), re.M)
+
+
+RESULTS = pytest.mark.skipif(not performance.RESULTS.is_dir(), reason="the results of benchmarks are not here")
+
+
+@RESULTS
+def test_the_page_on_performance_is_what_the_results_say():
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert text == performance.page(), "run python tools/performance.py"
+    for said in ("avx2", "avx512", "NVIDIA"):
+        assert said in text
+
+
+@RESULTS
+def test_the_page_on_installing_is_what_was_tried():
+    text = try_installs.PAGE.read_text(encoding="utf-8")
+    assert text == try_installs.filled(), "run python tools/try_installs.py --docs"

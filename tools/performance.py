@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,8 +47,10 @@ def where(machine: dict[str, Any], name: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, whose columns are numbers from the second text column on."""
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join('---' if h[0].islower() else '--:' for h in head)}|"]
+    """Return a Markdown table; columns of numbers are aligned to the right."""
+    rows = list(rows)
+    numbers = [all(re.fullmatch(r"[\d.,e+-]*", cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join('--:' if right else '---' for right in numbers)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
@@ -66,7 +69,7 @@ def losses() -> str:
         for r in data["results"]
         if r["loss"] in ("bpr", "zerosum", "pos2neg2") and r["shape"][0] in (16, 4096, 65536, 1000000)
     ]
-    head = ("loss", "scores", "instructions", "threads", "Microseconds", "Usual PyTorch / ours", "Torch.compile / ours")
+    head = ("loss", "scores", "instructions", "threads", "microseconds", "usual PyTorch / ours", "torch.compile / ours")
     return f"## Losses, forward and backward\n\n{where(data['machine'], 'losses-cpu')}\n{table(head, rows)}"
 
 
@@ -83,7 +86,7 @@ def sampling() -> str:
         )
         for r in data["results"]
     ]
-    head = ("data", "method", "Million a second", "Times as long", "as")
+    head = ("data", "method", "million a second", "times as long", "as")
     return f"## Negative sampling\n\n{where(data['machine'], 'sampling-cpu')}\n{table(head, rows)}"
 
 
@@ -102,7 +105,7 @@ def evaluation() -> str:
         for r in data["results"]["timings"]
         if r["threads"] == 1
     ]
-    head = ("data", "method", "threads", "Seconds", "Times torch.mm", "Times evaluate")
+    head = ("data", "method", "threads", "seconds", "times torch.mm", "times evaluate")
     text = "`torch.mm` is the matrix product of all scores alone.\n"
     return f"## Evaluation\n\n{where(data['machine'], 'evaluation-cpu')}\n{text}\n{table(head, rows)}"
 
@@ -122,7 +125,7 @@ def graphs() -> str:
         )
         for r in data["results"]
     ]
-    head = ("data", "d", "threads", "what", "by", "Milliseconds", "Times ours")
+    head = ("data", "d", "threads", "what", "by", "milliseconds", "times ours")
     return f"## Graph models\n\n{where(data['machine'], 'graph-cpu')}\n{table(head, rows)}"
 
 
@@ -136,13 +139,26 @@ def training() -> str:
     return "\n".join(parts)
 
 
+# The parts of a GPU's file that are shown: how their captions begin.
+GPU_PARTS = ("Sampling", "Full ranking", "Whole epochs", "Losses", "The targets")
+
+
 def gpu() -> str:
-    """Return the part on GPUs: the newest file of each kind of GPU."""
-    lines = ["## GPU", ""]
+    """Return the part on GPUs: captions and tables of each GPU's file."""
+    parts = ["## GPU\n"]
     for file in sorted(RESULTS.glob("gpu-*.json")):
-        lines.append(where(read(file.stem)["machine"], file.stem))
-    lines.append("[cuda.md](cuda.md) says what these runs show, and what has not run on a GPU since.")
-    return "\n".join(lines) + "\n"
+        parts.append(where(read(file.stem)["machine"], file.stem))
+        blocks = file.with_suffix(".md").read_text(encoding="utf-8").strip().split("\n\n")
+        for caption, shown in zip(blocks, blocks[1:], strict=False):
+            if caption.startswith(GPU_PARTS):
+                parts.append(f"{caption}\n\n{shown}\n")
+    parts.append("[cuda.md](cuda.md) says what these runs show, and what has not run on a GPU since.\n")
+    return "\n".join(parts)
+
+
+def page() -> str:
+    """Return the text of docs/performance.md."""
+    return "\n".join([HEAD, losses(), sampling(), evaluation(), training(), graphs(), reading(), gpu()])
 
 
 def reading() -> str:
@@ -174,19 +190,18 @@ def reading() -> str:
                     peak,
                 ]
             )
-    head = ["ids", "quotes", "rows", "CPU seconds", "Pyarrow / ours", "Polars / ours", "Pandas / ours", "Peak MB"]
+    head = ["ids", "quotes", "rows", "CPU seconds", "pyarrow / ours", "polars / ours", "pandas / ours", "peak MB"]
     return (
         "## Reading a CSV file with user, item, rating and time\n\n"
         + "\n".join(said)
         + "\nThe others read the file and number the ids; ours also builds the matrix. Peak memory is counted from\n"
         "after the imports. With 100 million rows no process could have more than 6 GiB.\n\n"
-        + table([*head, "Pyarrow's peak / ours"], rows)
+        + table([*head, "pyarrow's peak / ours"], rows)
     )
 
 
 def main() -> int:
-    parts = [HEAD, losses(), sampling(), evaluation(), training(), graphs(), reading(), gpu()]
-    (ROOT / "docs" / "performance.md").write_text("\n".join(parts), encoding="utf-8")
+    (ROOT / "docs" / "performance.md").write_text(page(), encoding="utf-8")
     return 0
 
 

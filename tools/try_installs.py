@@ -295,13 +295,12 @@ def table(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_docs() -> None:
-    """Write the table to docs/installing.md."""
+def filled() -> str:
+    """Return docs/installing.md with the table of what was tried."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    filled = f"{before}{BEGIN}\n\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}\n{END}{after}"
-    PAGE.write_text(filled, encoding="utf-8")
+    return f"{before}{BEGIN}\n\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}\n{END}{after}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -341,7 +340,7 @@ def tries(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, Any] | N
 def main(arguments: argparse.Namespace) -> int:
     """Make the tries, print and keep what happened, and return the exit status."""
     if arguments.docs:
-        write_docs()
+        PAGE.write_text(filled(), encoding="utf-8")
         return 0
     if arguments.sdist is None and arguments.wheel is None:
         sys.exit("try_installs: expected a source distribution or --wheel, such as dist/zerosum_ext-0.2.0.tar.gz")
@@ -371,7 +370,7 @@ def save(found: dict[str, Any] | None, records: dict[str, Any]) -> None:
     data |= {"built": found} if found else {}
     data["tries"] |= records
     RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    write_docs()
+    PAGE.write_text(filled(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from zerosum_ext.experiments.synthetic import Synthetic
 
 
@@ -39,6 +41,7 @@ def add_to(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from zerosum_ext._files import write_text
+    from zerosum_ext.data import datasets
     from zerosum_ext.experiments import plots
     from zerosum_ext.experiments.synthetic import SYNTHETIC_PUBLISHED
 
@@ -55,13 +58,15 @@ def _run(arguments: argparse.Namespace) -> int:
     plots.score_matrices({method: run.scores for method, run in runs.items()}, folder / "scores.png")
     plots.rank_curves({method: run.ranks for method, run in runs.items()}, folder / "ranks.png")
     plots.popq_histogram({method: run.pop_q for method, run in runs.items()}, folder / "popq.png")
+    best = {title: _best(runs[method].scores) for title, method in (("Before (BPR)", "bpr"), ("After (Zerosum)", "zerosum"))}
+    plots.shown_items(best, datasets.synthetic_triangle().toarray() > 0, folder / "shown.png")
     if arguments.json:
         told = {"mean": mean, "seeds": seeds, "published": SYNTHETIC_PUBLISHED, "folder": str(folder)}
         print(json.dumps(told, indent=2))
         return 0
     print(_table(seeds, mean, SYNTHETIC_PUBLISHED))
     print("PRI: 1 ranks the popular first, 0 is ideal. PopQ@1: 0 puts the most popular on top, .5 is ideal.")
-    print(f"metrics.json, seeds.json, scores.png, ranks.png and popq.png are in {folder}")
+    print(f"metrics.json, seeds.json, shown.png, scores.png, ranks.png and popq.png are in {folder}")
     return 0
 
 
@@ -79,6 +84,11 @@ def _train(arguments: argparse.Namespace) -> dict[str, Synthetic]:
                 method, range(arguments.seeds), epochs=arguments.epochs, weight=arguments.weight, after_seed=bar.update
             )
     return runs
+
+
+def _best(scores: np.ndarray, k: int = 10) -> np.ndarray:
+    """Return the items of the k highest scores of each user, [users, k]."""
+    return (-scores).argsort(axis=1, kind="stable")[:, :k]
 
 
 def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ __all__ = [
     "popularity_exposure",
     "rank_curves",
     "score_matrices",
+    "shown_items",
     "training_curves",
 ]
 
@@ -52,6 +53,48 @@ def score_matrices(
         axes.set(title=title, xlabel=items, ylabel=users)
         figure.colorbar(image, ax=axes, label="score")
     _save(figure, path, _resolution(panels))
+
+
+def shown_items(lists: Mapping[str, Any], liked: Any, path: str | os.PathLike[str], rows: int = 40) -> None:
+    """Draw which items users are shown, in panels from top to bottom: before and after a change, for example.
+
+    A row is a user and a column an item. The light part of a row is what the user likes, and dots are what is shown.
+
+    Args:
+        lists: title -> items that each user is shown, integer [users, k]. The number of different ones is added to
+            the title.
+        liked: what each user likes, bool [users, items], the items from the most popular on.
+        path: the PNG file to write. Its text can be read at the width of a phone.
+        rows: the number of users that are drawn, evenly chosen.
+    """
+    liked = np.asarray(liked, bool)
+    users, items = liked.shape
+    chosen = np.unique(np.linspace(0, users - 1, min(rows, users)).astype(int)) if users else np.zeros(0, int)
+    figure = _figure(5.0, 2.2 * max(1, len(lists)) + 0.5)
+    panels = list(figure.subplots(max(1, len(lists)), 1, squeeze=False, sharex=True)[:, 0])
+    handles: list[Any] = []
+    for axes, (title, shown) in zip(panels, lists.items(), strict=False):  # no lists: one empty panel
+        table = np.asarray(shown)
+        likes, wants = np.nonzero(liked[chosen])
+        handles = [
+            axes.scatter(wants, likes, s=3, marker="s", color="#BFD9EC", linewidths=0, label="likes"),
+            axes.scatter(
+                table[chosen].ravel(),
+                np.repeat(np.arange(chosen.size), table.shape[1]),
+                s=9,
+                color="#C04000",
+                linewidths=0,
+                label=f"is shown, {table.shape[1]} a customer",
+            ),
+        ]
+        axes.set_title(f"{title}: {np.unique(table).size} of {items} articles are shown", fontsize=11, loc="left")
+        axes.set(xlim=(-2, items + 1), ylim=(chosen.size, -1), xticks=[], yticks=[])
+        axes.set_ylabel("customers", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("articles: best-sellers on the left, rare ones on the right", fontsize=11)
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=11, markerscale=2)
+    _save(figure, path, 150)
 
 
 def popq_histogram(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
