@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
 import fnmatch
+import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+
+import zerosum_ext as zx
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -69,4 +73,30 @@ def test_the_page_on_performance_is_what_the_results_say():
 @RESULTS
 def test_the_page_on_installing_is_what_was_tried():
     text = try_installs.PAGE.read_text(encoding="utf-8")
+    if not try_installs.RESULTS.exists():  # nothing was tried, so nothing is said
+        assert try_installs.BEGIN not in text
+        return
     assert text == try_installs.filled(), "run python tools/try_installs.py --docs"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in zx.__all__ if callable(getattr(zx, name))))
+def test_public_names_have_an_example_that_does_what_it_shows(name):
+    found = doctest.DocTestFinder(recurse=False).find(getattr(zx, name), name, globs={})
+    assert sum(len(test.examples) for test in found) > 0, f"{name} has no example"
+    for test in found:
+        said: list[str] = []
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+        assert not said, "".join(said)
+
+
+def test_examples_elsewhere_do_what_they_show():
+    finder, said = doctest.DocTestFinder(), []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for path in sorted(Path(zx.__file__).parent.rglob("*.py")):
+        if ">>>" not in path.read_text(encoding="utf-8"):
+            continue
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for test in finder.find(module, globs={}):
+            if test.name.rpartition(".")[2] not in zx.__all__:
+                runner.run(test, out=said.append)
+    assert not said, "".join(said)

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # How long it takes from a bare Debian to a first useful result, for a shop, a researcher and an engineer. In a container:
 #   docker run --rm -v "$PWD:/source:ro" debian:bookworm bash /source/tools/first_results.sh /source/dist/zerosum_ext-0.2.0.tar.gz
-# or in a folder that debootstrap made. Each step prints "step | seconds". TORCH is what pip installs, as for make.
+# or in a folder that debootstrap made. Each step prints "step | seconds". TORCH is what pip installs, as for make. With a
+# folder as second argument, "prepare" or "results" as third makes the steps up to torch, or those from there on.
 set -euo pipefail
 archive=$(realpath "$1")
 work=$(realpath "${2:-$(mktemp -d)}")
 TORCH=${TORCH:-torch==2.13.0}
 export DEBIAN_FRONTEND=noninteractive
+part=${3:-all}
 begun=$(date +%s.%N)
 
 since() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.0f", b - a }'; }
@@ -54,9 +56,12 @@ loop() {
   python loop.py
 }
 
-step "everybody: apt-get install of Python, a compiler and make" system
-step "everybody: unpack the sources" unpack
-step "everybody: a virtual environment with torch" torch
+if [ "$part" != results ]; then
+  step "everybody: apt-get install of Python, a compiler and make" system
+  step "everybody: unpack the sources" unpack
+  step "everybody: a virtual environment with torch" torch
+fi
+if [ "$part" = prepare ]; then exit; fi
 step "everybody: pip install of the package, which builds it" package
 export PATH="$work/venv/bin:$PATH"
 mkdir -p "$work/mine" && cd "$work/mine"

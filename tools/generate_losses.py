@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 if "zerosum_ext" not in sys.modules:
@@ -78,7 +78,9 @@ def paragraph(text: str, indent: int, hanging: int = 0) -> str:
     )
 
 
-def docstring(indent: int, head: str, sections: dict[str, dict[str, str] | str]) -> str:
+def docstring(
+    indent: int, head: str, sections: dict[str, dict[str, str] | str], example: list[str] | None = None
+) -> str:
     """Return a docstring in Google style, with its quotes."""
     pad = " " * indent
     first, _, rest = head.partition("\n")
@@ -92,7 +94,73 @@ def docstring(indent: int, head: str, sections: dict[str, dict[str, str] | str])
             lines.append(paragraph(content, indent + 4))
         else:
             lines += [paragraph(f"{name}: {text}", indent + 4, 4) for name, text in content.items()]
+    if example:
+        lines += ["", f"{pad}Example:", *(f"{pad}    {line}" for line in example)]
     return "\n".join([*lines, f'{pad}"""'])
+
+
+# Scores, constants and items of the examples, by the kind of scores.
+POS, NEG = (
+    "torch.tensor([1.0, 2.0])",
+    {"pair": "torch.tensor([0.5, -1.0])", "row": "torch.tensor([[0.5, -1.0], [0.0, 1.2]])"},
+)
+EXAMPLES = {
+    "pair": (POS, NEG["pair"], "torch.tensor([0.5, 0.1])", "torch.tensor([1, 3])"),
+    "row": (POS, NEG["row"], "torch.tensor([[0.5, 0.1], [0.1, 0.2]])", "torch.tensor([[1, 3], [3, 0]])"),
+    "quad": ("torch.tensor([[1.0, 2.0]])", "torch.tensor([[0.5, -1.0]])", "", ""),
+    "branches": (POS, NEG["pair"], "", ""),
+}
+
+
+def example_options(options: dict[str, inspect.Parameter]) -> list[str]:
+    """Return the options that an example gives: w, and those that have no default."""
+    return [
+        f"{name}={0.9 if name == 'w' else 0.001}"
+        for name, option in options.items()
+        if name == "w" or option.default is option.empty
+    ]
+
+
+def function_example(record: LossRecord) -> list[str]:
+    """Return the lines that an example of a loss's function enters."""
+    pos, neg, shares, _ = EXAMPLES[record.scores]
+    lines = ["import torch", "import zerosum_ext as zx", f"pos, neg = {pos}, {neg}"]
+    arguments = ["pos", "neg"]
+    if record.scores == "branches":
+        lines += ["user, pos_item, neg_item = torch.tensor([[0.5, 0.2], [1.0, 0.5], [0.0, 0.1]])"]
+        arguments += ["user", "pos_item", "neg_item"]
+    if record.constants is not None and record.constants.required:
+        log = ".log()" if record.constants.pos.startswith("log") else ""
+        lines += [f"{record.constants.pos} = torch.tensor([0.4, 0.2]){log}", f"{record.constants.neg} = {shares}{log}"]
+        arguments += [record.constants.pos, record.constants.neg]
+    call = ", ".join([*arguments, *example_options(record.function_options)])
+    return [*lines, f"zx.{record.name}_loss({call})"]
+
+
+def module_example(record: LossRecord) -> list[str]:
+    """Return the lines that an example of a loss's module enters."""
+    pos, neg, _, items = EXAMPLES[record.scores]
+    options, look_up = example_options(record.module_options), ""
+    lines = ["import torch", "import zerosum_ext as zx"]
+    if record.constants is not None and record.constants.required:
+        lines.append(f"{record.constants.items} = torch.tensor([50.0, 20.0, 10.0, 5.0])  # of four items")
+        options.insert(0, record.constants.items)
+        look_up = f", pos_items=torch.tensor([0, 2]), neg_items={items}"
+    lines += [f"loss = zx.{record.class_name}({', '.join(options)})", f"pos, neg = {pos}, {neg}"]
+    return [*lines, f"loss(pos, neg{look_up})"]
+
+
+def shown(lines: list[str], names: dict[str, object]) -> list[str]:
+    """Return lines as an example with the value of the last one, computed by a package of the given names."""
+    space: dict[str, object] = {}
+    kept = sys.modules["zerosum_ext"]
+    sys.modules["zerosum_ext"] = SimpleNamespace(**names)  # type: ignore[assignment]
+    try:
+        exec("\n".join(lines[:-1]), space)
+        value = eval(lines[-1], space)
+    finally:
+        sys.modules["zerosum_ext"] = kept
+    return [*(f">>> {line}" for line in lines), repr(value)]
 
 
 def described(record: LossRecord) -> str:
@@ -100,8 +168,8 @@ def described(record: LossRecord) -> str:
     return f"{record.summary}.\n``{record.formula}``, {record.source}.\n{record.note}"
 
 
-def function(record: LossRecord) -> str:
-    """Return the source of a loss's function."""
+def function(record: LossRecord, names: dict[str, object] | None = None) -> str:
+    """Return the source of a loss's function, with an example where the functions themselves are given by name."""
     constants, options = record.constants, record.function_options
     positional, keywords = ["pos: Tensor", "neg: Tensor"], []
     about = dict(SCORES[record.scores])
@@ -129,7 +197,8 @@ def function(record: LossRecord) -> str:
         },
     }
     lines = [f"def {record.name}_loss(", *(f"    {p}," for p in positional), "    *,", *(f"    {k}," for k in keywords)]
-    lines += [") -> Tensor:", docstring(4, described(record), sections)]
+    example = shown(function_example(record), names) if names else None
+    lines += [") -> Tensor:", docstring(4, described(record), sections, example)]
     kernel = f"records.{record.name}({', '.join(inspect.signature(record.kernel).parameters)})"
     extra = ""
     if constants is not None:
@@ -143,8 +212,8 @@ def function(record: LossRecord) -> str:
     return "\n".join(lines)
 
 
-def module(record: LossRecord) -> str:
-    """Return the source of a loss's module."""
+def module(record: LossRecord, names: dict[str, object] | None = None) -> str:
+    """Return the source of a loss's module, with an example where the modules themselves are given by name."""
     constants, options = record.constants, record.module_options
     about = {name: record.options[name] for name in options}
     arguments = [parameter(name, option) for name, option in options.items()]
@@ -159,7 +228,8 @@ def module(record: LossRecord) -> str:
     about["reduction"] = '"none", "sum" or "mean".'
     head = f"{record.summary}.\n``{record.formula}``, {record.source}. The function is :func:`{record.name}_loss`."
     base = "" if constants is None else ", constants"
-    lines = [f"class {record.class_name}(RecordLoss):", docstring(4, head, {"Args": about}), ""]
+    example = shown(module_example(record), names) if names else None
+    lines = [f"class {record.class_name}(RecordLoss):", docstring(4, head, {"Args": about}, example), ""]
     lines += [f'    record = RECORDS["{record.name}"]']
     if record.scores == "quad":
         lines.append("    num_positives: ClassVar[int] = 2")
@@ -206,9 +276,18 @@ def imports(text: str, names: dict[str, list[str]]) -> str:
     return "".join(out)
 
 
-def functional_source() -> str:
+def defined(source: str) -> dict[str, object]:
+    """Return what a source defines: losses without examples, which compute the values that examples show."""
+    space: dict[str, object] = {"__name__": "zerosum_ext.losses.generated"}
+    exec(compile(source, "generated", "exec"), space)
+    return space
+
+
+def functional_source(examples: dict[str, object] | None = None) -> str:
     """Return the source of zerosum_ext/losses/functional.py, not yet formatted."""
-    body = "\n\n\n".join(function(record) for record in RECORDS.values())
+    if examples is None:
+        examples = defined(functional_source({}))
+    body = "\n\n\n".join(function(record, examples) for record in RECORDS.values())
     names = [f"{name}_loss" for name in RECORDS] + ["ipw_weights"]
     own = {
         "typing": ["Literal"],
@@ -226,10 +305,12 @@ def functional_source() -> str:
     )
 
 
-def modules_source() -> str:
+def modules_source(examples: dict[str, object] | None = None) -> str:
     """Return the source of zerosum_ext/losses/modules.py, not yet formatted."""
+    if examples is None:
+        examples = defined(modules_source({}))
     records = [record for record in RECORDS.values() if record.scores != "branches"]
-    body = "\n\n\n".join(module(record) for record in records)
+    body = "\n\n\n".join(module(record, examples) for record in records)
     own = {
         "typing": ["ClassVar", "Literal"],
         "torch": ["Tensor"],

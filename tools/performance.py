@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def gpu() -> str:
     for file in sorted(RESULTS.glob("gpu-*.json")):
         parts.append(where(read(file.stem)["machine"], file.stem))
         blocks = file.with_suffix(".md").read_text(encoding="utf-8").strip().split("\n\n")
-        for caption, shown in zip(blocks, blocks[1:], strict=False):
+        for caption, shown in pairwise(blocks):
             if caption.startswith(GPU_PARTS):
                 parts.append(f"{caption}\n\n{shown}\n")
     parts.append("[cuda.md](cuda.md) says what these runs show, and what has not run on a GPU since.\n")

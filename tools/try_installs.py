@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Install the package in fresh environments in every way that docs/installing.md names, and say what happened.
 
-python tools/try_installs.py dist/zerosum_ext-0.2.0.tar.gz                     every way, from a source distribution
-python tools/try_installs.py dist/*.tar.gz --ways wheel sdist                  some of them
-python tools/try_installs.py dist/*.tar.gz --also python3.10=torch==2.11.0     the wheel on other Pythons and torches too
-python tools/try_installs.py --docs                                            only write the table of docs/installing.md
+python tools/try_installs.py dist/*.tar.gz                                    every way, from a source distribution
+python tools/try_installs.py dist/*.tar.gz --ways wheel sdist                 some of them
+python tools/try_installs.py dist/*.tar.gz --also python3.10=torch==2.11.0    the wheel on other Pythons and torches
+python tools/try_installs.py --docs                                           only write the table of docs/installing.md
 
 Every try has a virtual environment of its own, an environment without the caller's variables, and an empty working folder.
 It installs, asks the command for its version and `doctor` for the kernels, takes a step with a loss, uninstalls, and
@@ -89,7 +89,9 @@ class Environment:
         if name:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - begin, 1)
         if check and done.returncode:
-            raise Failed(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise Failed(
+                f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
         return done.stdout + done.stderr
 
     def pip(self, *arguments: str, name: str = "", check: bool = True, **more: str) -> str:
@@ -242,9 +244,7 @@ def ways(sdist: Path, source: Path, wheel: Path) -> dict[str, Try]:
         "source": Try("`pip install --no-build-isolation .`", from_source),
         "isolated": Try("`pip install .`", isolated),
         "pure": Try("`ZEROSUM_EXT_PURE=1 pip install --no-build-isolation .`, without a compiler", pure, False, False),
-        "without-compiler": Try(
-            "`pip install .` without a compiler says what to do", without_compiler, False, False
-        ),
+        "without-compiler": Try("`pip install .` without a compiler says what to do", without_compiler, False, False),
     }
 
 
@@ -273,18 +273,18 @@ def megabytes(size: float) -> str:
 
 def table(data: Mapping[str, Any]) -> str:
     """Return the part of docs/installing.md on what was tried."""
-    built = data["built"]
+    built, tries = data["built"], data["tries"].values()
     library = max(v for k, v in built["repaired"].items() if k.endswith(".so"))
     lines = [
-        f"Tried on {data['date']} on {data['machine']}, version {data['version']}. Each way had a fresh virtual environment.",
-        "Afterwards a step with a loss ran, and `pip uninstall` left nothing behind.",
+        f"Tried on {data['date']} on {data['machine']}, version {data['version']}. Each way had a fresh virtual",
+        "environment. Afterwards a step with a loss ran, and `pip uninstall` left nothing behind.",
         "",
-        "| way | Python | torch | Seconds |",
+        "| way | Python | torch | seconds |",
         "|---|---|---|--:|",
-        *(f"| {r['what']} | {r['python']} | {r['torch']} | {r['seconds']['install']:.0f} |" for r in data["tries"].values()),
+        *(f"| {r['what']} | {r['python']} | {r['torch']} | {r['seconds']['install']:.0f} |" for r in tries),
         "",
-        "The seconds hold our package and its small requirements, not torch; a compiler's cache helped the second and later",
-        f"builds. The first build took {built['build_seconds']:.0f} seconds.",
+        "The seconds are for the package and its small requirements, not for torch.",
+        f"To build the wheel took {built['build_seconds']:.0f} seconds.",
         "",
         "| file | MB |",
         "|---|--:|",

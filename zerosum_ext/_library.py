@@ -229,6 +229,11 @@ def build_info() -> dict[str, Any]:
         - ``losses``: the names of the compiled losses.
         - ``threads``: the number of torch's intra-op threads.
         - ``cuda_devices``: the names of the GPUs that torch sees.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> sorted(zx.build_info())
+        ['cpu', 'cuda', 'cuda_devices', 'isa', 'losses', 'platform', 'python', 'threads', 'torch', 'zerosum_ext']
     """
     try:
         version = importlib.metadata.version("zerosum-ext")

@@ -17,7 +17,7 @@ import tempfile
 folder = tempfile.mkdtemp()
 os.chdir(folder)
 
-program = '''
+program = """
 import os
 import sys
 
@@ -50,7 +50,7 @@ group.barrier()
 if group.rank == 0:
     print({name: round(found[name], 6) for name in ("ndcg@10", "pop_q_at_1")}, flush=True)
 torch.distributed.destroy_process_group()
-'''
+"""
 with open("train.py", "w") as file:
     file.write(program)
 
@@ -64,7 +64,9 @@ def run(processes: int, *arguments: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    print(*sorted(re.findall(r"^(?:process|\{).*", done.stdout, re.M), key=lambda line: (line[0] == "{", line)), sep="\n")
+    print(
+        *sorted(re.findall(r"^(?:process|\{).*", done.stdout, re.M), key=lambda line: (line[0] == "{", line)), sep="\n"
+    )
 
 
 # %% [markdown]

@@ -58,7 +58,9 @@ def _run(arguments: argparse.Namespace) -> int:
     plots.score_matrices({method: run.scores for method, run in runs.items()}, folder / "scores.png")
     plots.rank_curves({method: run.ranks for method, run in runs.items()}, folder / "ranks.png")
     plots.popq_histogram({method: run.pop_q for method, run in runs.items()}, folder / "popq.png")
-    best = {title: _best(runs[method].scores) for title, method in (("Before (BPR)", "bpr"), ("After (Zerosum)", "zerosum"))}
+    best = {
+        title: _best(runs[method].scores) for title, method in (("Before (BPR)", "bpr"), ("After (Zerosum)", "zerosum"))
+    }
     plots.shown_items(best, datasets.synthetic_triangle().toarray() > 0, folder / "shown.png")
     if arguments.json:
         told = {"mean": mean, "seeds": seeds, "published": SYNTHETIC_PUBLISHED, "folder": str(folder)}

@@ -47,6 +47,14 @@ class Interactions:
     user_ids, item_ids : NumPy array [num_users], [num_items], or None
         External ids (integers or text) by index; None where indices are the ids.
     report : Report
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 2], [1, 0, 1, 3], shape=(3, 4))
+        >>> data.nnz, data.popularity.tolist()
+        (4, [1, 2, 0, 1])
+        >>> data.split_random((0.5, 0.0, 0.5), seed=0).train.nnz
+        2
     """
 
     __slots__ = (

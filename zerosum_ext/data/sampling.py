@@ -414,6 +414,14 @@ def sample_negatives(
     ValueError
         A user that does not exist, or who has no negative to draw (or fewer than ``k`` without replacement); the
         message names the user.
+
+    Example
+    -------
+    >>> import torch
+    >>> import zerosum_ext as zx
+    >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+    >>> zx.sample_negatives(data, torch.tensor([0, 1, 2]), k=2, seed=0).shape
+    torch.Size([3, 2])
     """
     data = Interactions.from_any(interactions)
     k = num_negatives("k", k, 1)
@@ -454,6 +462,13 @@ def in_batch_mask(interactions: Any, users: Any, items: Any, *, exclude: Any = N
     -------
     Tensor
         bool [B, C], True where ``items[c]`` is a negative of ``users[r]``.
+
+    Example
+    -------
+    >>> import zerosum_ext as zx
+    >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+    >>> zx.in_batch_mask(data, [0, 1, 2], [1, 2, 3]).tolist()
+    [[False, True, True], [True, False, True], [True, True, False]]
     """
     data = Interactions.from_any(interactions)
     excluded = _excluded(data, exclude)
@@ -478,6 +493,15 @@ def hardest_negatives(negatives: Tensor, scores: Tensor, k: int = 1) -> Tensor:
     -------
     Tensor
         [B] for k = 1, else [B, k], hardest first; among equal scores the one further left comes first.
+
+    Example
+    -------
+    >>> import torch
+    >>> import zerosum_ext as zx
+    >>> negatives = torch.tensor([[3, 5, 7], [2, 4, 6]])
+    >>> scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
+    >>> zx.hardest_negatives(negatives, scores).tolist()
+    [5, 2]
     """
     _checks.require_tensor("negatives", negatives)
     _checks.require_floating("scores", scores)

@@ -32,6 +32,16 @@ class RankingMetrics:
         for users in batches:
             metric.update(users, model(users))  # scores [B, num_items]
         values = metric.compute()
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> metric = zx.RankingMetrics(None, data, metrics=("hr",), k=4, exclude=None)
+        >>> metric.update(torch.arange(3), model.score_all_items(torch.arange(3)))
+        >>> metric.compute()
+        {'hr@4': 1.0}
     """
 
     def __init__(

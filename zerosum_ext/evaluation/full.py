@@ -65,6 +65,13 @@ def evaluate(
 
     Returns:
         {"hr@10": .., "hr@20": .., ..., "pri": .., "pop_q_at_1": ..}, in the order of ``metrics``.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> sorted(zx.evaluate(model, None, data, metrics=("ndcg", "pop_q_at_1"), k=2, exclude=None))
+        ['ndcg@2', 'pop_q_at_1']
     """
     cutoffs = as_cutoffs(k)
     wanted = parse_metrics(metrics, cutoffs)

@@ -56,6 +56,13 @@ class Ranking:
         top_items: int64 [n, k], best first, equal scores by ascending item; -1 pads. Items scored -inf are
             never in it.
         num_users, num_items: the shape of the interaction matrix.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> ranking = zx.rank(zx.MatrixFactorization(*data.shape, 8, seed=0), None, data, k=2, exclude=None)
+        >>> ranking.users.tolist(), ranking.top_items.shape
+        ([0, 1, 2], (3, 2))
     """
 
     users: np.ndarray
@@ -162,6 +169,13 @@ def rank(
 
     Raises:
         ValueError: a candidate's score is NaN; shapes do not agree.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> zx.rank(model, None, data, k=2, exclude=None).top_items.shape
+        (3, 2)
     """
     return rank_tensors(model, train, test, k, exclude, users, batch_size).on_host()
 

@@ -182,8 +182,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: a number outside [0, 1].
 
-    Example::
-
+    Example:
+        >>> from zerosum_ext.evaluation.significance import holm
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
 

@@ -30,6 +30,14 @@ class CustomLoss(Loss):
             derivative=lambda p, n: (-(p - n < 1).to(p), (p - n < 1).to(p)),
         )
         hinge(pos, neg).backward()
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> close = lambda p, n: (p - n < 1).to(p)
+        >>> loss = zx.CustomLoss(lambda p, n: torch.relu(1 - p + n), lambda p, n: (-close(p, n), close(p, n)))
+        >>> loss(torch.tensor([2.0, 0.5]), torch.tensor([0.0, 0.0]))
+        tensor(0.2500)
     """
 
     def __init__(

@@ -46,6 +46,8 @@ def loss_and_grad(
     ``reduction="sum"`` there.
 
     Examples:
+        >>> import torch
+        >>> from zerosum_ext import loss_and_grad
         >>> value, grad_pos, grad_neg = loss_and_grad(torch.ones(2), torch.zeros(2), "bpr")
         >>> grad_pos
         tensor([-0.1345, -0.1345])

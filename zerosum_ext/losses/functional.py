@@ -60,6 +60,13 @@ def bpr_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> zx.bpr_loss(pos, neg)
+        tensor(0.2613)
     """
     return pair_loss(pos, neg, sample_weight, records.bpr(), reduction)
 
@@ -94,6 +101,13 @@ def zerosum_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> zx.zerosum_loss(pos, neg, w=0.9)
+        tensor(0.2123)
     """
     return pair_loss(pos, neg, sample_weight, records.zerosum(bpr_weight, reg_weight, w), reduction)
 
@@ -126,6 +140,13 @@ def pos2neg2_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> zx.pos2neg2_loss(pos, neg, w=0.9)
+        tensor(0.2123)
     """
     return quad_loss(pos, neg, sample_weight, records.pos2neg2(bpr_weight, reg_weight, w), reduction)
 
@@ -161,6 +182,13 @@ def pos2_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> zx.pos2_loss(pos, neg, w=0.9)
+        tensor(0.1893)
     """
     if shared:
         neg = shared_score("neg", neg)
@@ -198,6 +226,13 @@ def neg2_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> zx.neg2_loss(pos, neg, w=0.9)
+        tensor(0.2354)
     """
     if shared:
         pos = shared_score("pos", pos)
@@ -236,6 +271,15 @@ def ipw_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> pos_popularity = torch.tensor([0.4, 0.2])
+        >>> neg_popularity = torch.tensor([0.5, 0.1])
+        >>> zx.ipw_loss(pos, neg, pos_popularity, neg_popularity)
+        tensor(0.6665)
     """
     x_pos, x_neg = records.ipw_of_scores(pos_popularity, neg_popularity, clip)
     return pair_loss(
@@ -275,6 +319,15 @@ def pd_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> pos_popularity = torch.tensor([0.4, 0.2])
+        >>> neg_popularity = torch.tensor([0.5, 0.1])
+        >>> zx.pd_loss(pos, neg, pos_popularity, neg_popularity)
+        tensor(0.3476)
     """
     x_pos, x_neg = records.pd_of_scores(pos_popularity, neg_popularity, gamma)
     return pair_loss(
@@ -319,6 +372,14 @@ def macr_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> user, pos_item, neg_item = torch.tensor([[0.5, 0.2], [1.0, 0.5], [0.0, 0.1]])
+        >>> zx.macr_loss(pos, neg, user, pos_item, neg_item, alpha=0.001, beta=0.001)
+        tensor(1.3005)
     """
     return branches_loss(
         pos, neg, user_branch, pos_branch, neg_branch, sample_weight, records.macr(alpha, beta), reduction
@@ -351,6 +412,13 @@ def hinge_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> zx.hinge_loss(pos, neg)
+        tensor(0.2500)
     """
     return pair_loss(pos, neg, sample_weight, records.hinge(margin), reduction)
 
@@ -384,6 +452,13 @@ def sampled_softmax_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> zx.sampled_softmax_loss(pos, neg)
+        tensor(0.5077)
     """
     x_pos, x_neg = records.log_q_of_scores(log_q_pos, log_q_neg)
     return row_loss(
@@ -429,6 +504,15 @@ def popularity_softmax_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> pos_popularity = torch.tensor([0.4, 0.2])
+        >>> neg_popularity = torch.tensor([[0.5, 0.1], [0.1, 0.2]])
+        >>> zx.popularity_softmax_loss(pos, neg, pos_popularity, neg_popularity)
+        tensor(0.4961)
     """
     x_pos, x_neg = records.adjustment_of_scores(pos_popularity, neg_popularity, alpha)
     return row_loss(
@@ -476,6 +560,15 @@ def refined_softmax_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> log_q_pos = torch.tensor([0.4, 0.2]).log()
+        >>> log_q_neg = torch.tensor([[0.5, 0.1], [0.1, 0.2]]).log()
+        >>> zx.refined_softmax_loss(pos, neg, log_q_pos, log_q_neg)
+        tensor(0.7315)
     """
     x_pos, x_neg = records.sampled_log_q(log_q_pos, log_q_neg)
     return row_loss(
@@ -515,6 +608,13 @@ def bsl_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> zx.bsl_loss(pos, neg)
+        tensor(-1.1108)
     """
     return row_loss(pos, neg, sample_weight, records.bsl(positive_temperature, negative_temperature), reduction)
 
@@ -546,6 +646,13 @@ def psl_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> zx.psl_loss(pos, neg)
+        tensor(-0.7722)
     """
     return row_loss(pos, neg, sample_weight, records.psl(temperature, activation), reduction)
 
@@ -575,6 +682,13 @@ def hardest_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> zx.hardest_loss(pos, neg)
+        tensor(0.4226)
     """
     return row_loss(pos, neg, sample_weight, records.hardest(), reduction)
 
@@ -608,5 +722,12 @@ def ccl_loss(
     Raises:
         TypeError: scores or weights that are not floating-point tensors, an option of another type.
         ValueError: shapes or devices that do not fit, an unknown reduction, an option out of range.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> zx.ccl_loss(pos, neg)
+        tensor(-0.0750)
     """
     return row_loss(pos, neg, sample_weight, records.ccl(margin, weight), reduction)

@@ -76,6 +76,16 @@ def mf_loss(
         ValueError: shapes, dtypes or devices that do not fit, ids out of range (on the CPU; the message names the
             argument and the id. On a GPU, which is not waited for, the value and what the ids touch become NaN), l2
             with reduction "none".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> model = zx.MatrixFactorization(3, 4, embedding_dim=8, seed=0)
+        >>> users, positives, negatives = torch.tensor([[0, 1], [0, 2], [3, 1]])
+        >>> loss = zx.mf_loss(model.user_embedding, model.item_embedding, users, positives, negatives, loss="bpr")
+        >>> loss.backward()
+        >>> model.user_embedding.grad.shape
+        torch.Size([3, 8])
     """
     tables = _checked_tables(user_embedding, item_embedding, item_bias)
     l2 = require_finite_number("l2", l2, minimum=0)

@@ -41,6 +41,14 @@ class BPRLoss(RecordLoss):
 
     Args:
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.BPRLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> loss(pos, neg)
+        tensor(0.2613)
     """
 
     record = RECORDS["bpr"]
@@ -70,6 +78,14 @@ class ZerosumLoss(RecordLoss):
         reg_weight: b, >= 0.
         w: the convention of the authors' code instead: a = w/2, b = (1-w)/2, with w in [0, 1].
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.ZerosumLoss(w=0.9)
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> loss(pos, neg)
+        tensor(0.2123)
     """
 
     record = RECORDS["zerosum"]
@@ -109,6 +125,14 @@ class Pos2Neg2Loss(RecordLoss):
         reg_weight: b, >= 0.
         w: the convention of the authors' code instead: a = w/4, b = (1-w)/4, with w in [0, 1].
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.Pos2Neg2Loss(w=0.9)
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> loss(pos, neg)
+        tensor(0.2123)
     """
 
     record = RECORDS["pos2neg2"]
@@ -150,6 +174,14 @@ class Pos2Loss(RecordLoss):
         shared: the form of the authors' code, with one negative in both BPR terms; neg is then [B], or [B, 2] of which
             the first column counts.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.Pos2Loss(w=0.9)
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> loss(pos, neg)
+        tensor(0.1893)
     """
 
     record = RECORDS["pos2"]
@@ -195,6 +227,14 @@ class Neg2Loss(RecordLoss):
         shared: the form of the authors' code, with one positive in both BPR terms; pos is then [B], or [B, 2] of which
             the first column counts.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.Neg2Loss(w=0.9)
+        >>> pos, neg = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
+        >>> loss(pos, neg)
+        tensor(0.2354)
     """
 
     record = RECORDS["neg2"]
@@ -237,6 +277,15 @@ class IPWLoss(RecordLoss):
         popularity: interaction counts of the items, [num_items].
         clip: the largest weight allowed, after scaling, or None.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> popularity = torch.tensor([50.0, 20.0, 10.0, 5.0])  # of four items
+        >>> loss = zx.IPWLoss(popularity)
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> loss(pos, neg, pos_items=torch.tensor([0, 2]), neg_items=torch.tensor([1, 3]))
+        tensor(0.7044)
     """
 
     record = RECORDS["ipw"]
@@ -278,6 +327,15 @@ class PDLoss(RecordLoss):
         normalize: divide popularity by its maximum first. False with gamma = .25 is what [RCS22] ran on their synthetic
             data.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> popularity = torch.tensor([50.0, 20.0, 10.0, 5.0])  # of four items
+        >>> loss = zx.PDLoss(popularity)
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> loss(pos, neg, pos_items=torch.tensor([0, 2]), neg_items=torch.tensor([1, 3]))
+        tensor(0.2610)
     """
 
     record = RECORDS["pd"]
@@ -318,6 +376,14 @@ class HingeLoss(RecordLoss):
     Args:
         margin: by which the positive should score higher.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.HingeLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> loss(pos, neg)
+        tensor(0.2500)
     """
 
     record = RECORDS["hinge"]
@@ -349,6 +415,14 @@ class SampledSoftmaxLoss(RecordLoss):
         temperature: > 0.
         log_q: log-probability with which the sampler draws each item, [num_items]; None: all alike.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.SampledSoftmaxLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg)
+        tensor(0.5077)
     """
 
     record = RECORDS["sampled_softmax"]
@@ -399,6 +473,15 @@ class PopularitySoftmaxLoss(RecordLoss):
         alpha: the exponent, of either sign. Above 0 the popularity explains a part of the data, and the scores, which
             rank without it, favour the long tail. Below 0 they favour popular items. 0 is the sampled softmax.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> popularity = torch.tensor([50.0, 20.0, 10.0, 5.0])  # of four items
+        >>> loss = zx.PopularitySoftmaxLoss(popularity)
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg, pos_items=torch.tensor([0, 2]), neg_items=torch.tensor([[1, 3], [3, 0]]))
+        tensor(0.5486)
     """
 
     record = RECORDS["popularity_softmax"]
@@ -451,6 +534,15 @@ class RefinedSoftmaxLoss(RecordLoss):
         exponent: negatives are drawn in proportion to popularity^exponent: 0 for the strategy "uniform" of training, 1
             for "popularity".
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> popularity = torch.tensor([50.0, 20.0, 10.0, 5.0])  # of four items
+        >>> loss = zx.RefinedSoftmaxLoss(popularity)
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg, pos_items=torch.tensor([0, 2]), neg_items=torch.tensor([[1, 3], [3, 0]]))
+        tensor(0.6888)
     """
 
     record = RECORDS["refined_softmax"]
@@ -501,6 +593,14 @@ class BSLLoss(RecordLoss):
         positive_temperature: t1, > 0.
         negative_temperature: t2, > 0.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.BSLLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg)
+        tensor(-1.1108)
     """
 
     record = RECORDS["bsl"]
@@ -536,6 +636,14 @@ class PSLLoss(RecordLoss):
         temperature: > 0.
         activation: "tanh" or "relu". (The third of the paper, atan, has no logarithm for margins beyond 1.56.)
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.PSLLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg)
+        tensor(-0.7722)
     """
 
     record = RECORDS["psl"]
@@ -567,6 +675,14 @@ class HardestLoss(RecordLoss):
 
     Args:
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.HardestLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg)
+        tensor(0.4226)
     """
 
     record = RECORDS["hardest"]
@@ -595,6 +711,14 @@ class CCLLoss(RecordLoss):
         margin: a negative that scores no higher costs nothing.
         weight: of the negatives' part, >= 0.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.CCLLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([[0.5, -1.0], [0.0, 1.2]])
+        >>> loss(pos, neg)
+        tensor(-0.0750)
     """
 
     record = RECORDS["ccl"]

@@ -283,6 +283,12 @@ def ipw_weights(popularity: Tensor, clip: float | None = None) -> Tensor:
     Returns:
         float64 weights [num_items]. The mean is over items of popularity > 0. An item of popularity 0, whose inverse
         does not exist, weighs as much as the rarest of the others.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> zx.ipw_weights(torch.tensor([4.0, 2.0, 1.0]))
+        tensor([0.4286, 0.8571, 1.7143], dtype=torch.float64)
     """
     counts = require_popularity("popularity", popularity).to(torch.float64)
     if clip is not None:

@@ -36,6 +36,11 @@ def get_loss(name: str, **options: Any) -> RecordLoss:
     Raises:
         ValueError: the name or an option is unknown, an option is missing, or its value is out of range.
         TypeError: an option is of the wrong type.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> zx.get_loss("zerosum", w=0.9).w
+        0.9
     """
     require_choice("loss", name, loss_names())
     parameters = inspect.signature(MODULES[name]).parameters

@@ -84,6 +84,11 @@ class Recommender(nn.Module):
         vocabulary: the external ids of users and items, or None. ``fit`` takes them from its interactions.
         item_names: names of the items for people [num_items], such as titles, or None. Model files keep them.
         information: what a model file says of where the model comes from: version, settings, metrics.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> isinstance(zx.MatrixFactorization(3, 4), zx.Recommender)
+        True
     """
 
     epochs_trained: int = 0

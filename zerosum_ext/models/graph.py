@@ -260,6 +260,14 @@ class LightGCN(GraphRecommender):
         seed: the seed of the initial parameters. None draws from torch's global generator.
         device: the device of the parameters.
         dtype: the dtype of the parameters.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.LightGCN(data, embedding_dim=8, num_layers=2, seed=0)
+        >>> model.score_all_items(torch.arange(3)).shape
+        torch.Size([3, 4])
     """
 
     def __init__(
@@ -371,6 +379,14 @@ class NGCF(GraphRecommender):
         seed: the seed of the initial parameters. None draws from torch's global generator.
         device: the device of the parameters.
         dtype: the dtype of the parameters.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.NGCF(data, embedding_dim=8, layers=[8, 8], seed=0)
+        >>> model.score_all_items(torch.arange(3)).shape
+        torch.Size([3, 4])
     """
 
     # The published model's hyper-parameters, which presets and files of settings give by name.

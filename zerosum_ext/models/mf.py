@@ -42,6 +42,14 @@ class MatrixFactorization(DotProductRecommender):
     References:
         [BPR09] Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009.
         [RCS22] Rhee, Cho, Suh, "Countering Popularity Bias by Regularizing Score Differences", RecSys 2022.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> history = model.fit(data, "zerosum", epochs=2, seed=0, progress=False)
+        >>> len(history), model.recommend([0, 1], k=2, exclude=data)[0].shape
+        (2, torch.Size([2, 2]))
     """
 
     def __init__(

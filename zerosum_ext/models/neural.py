@@ -38,6 +38,13 @@ class GMF(TableRecommender, DotProductRecommender):
         seed: the seed of the initial parameters. None draws from torch's global generator.
         device: the device of the parameters.
         dtype: the dtype of the parameters.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> model = zx.GMF(100, 50, embedding_dim=8, seed=0)
+        >>> model.score_all_items(torch.arange(3)).shape
+        torch.Size([3, 50])
     """
 
     def __init__(
@@ -118,6 +125,13 @@ class MLP(TableRecommender):
         seed: the seed of the initial parameters. None draws from torch's global generator.
         device: the device of the parameters.
         dtype: the dtype of the parameters.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> model = zx.MLP(100, 50, embedding_dim=8, seed=0)
+        >>> model.score_all_items(torch.arange(3)).shape
+        torch.Size([3, 50])
     """
 
     # Whether the tables also hold the embeddings of GMF, whose product is added to the score.
@@ -189,6 +203,13 @@ class NeuMF(MLP):
     GMF's, the others MLP's. Both parts are trained together from scratch; the paper also trains them separately first.
 
     The arguments are those of :class:`MLP`; ``embedding_dim`` is the width of each part.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> model = zx.NeuMF(100, 50, embedding_dim=8, seed=0)
+        >>> model.score_all_items(torch.arange(3)).shape
+        torch.Size([3, 50])
     """
 
     _with_product = True

@@ -85,6 +85,12 @@ def get_model(name: str, interactions: Any, *, preset: str | None = None, **opti
 
     Raises:
         ValueError: the name, the preset or an option is unknown.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> zx.get_model("neumf", data, embedding_dim=8).num_items
+        4
     """
     kind = _MODELS[require_choice("name", name, model_names())]
     if preset is not None:
@@ -172,6 +178,14 @@ def get_method(name: str, model: Recommender, train: Any, **options: Any) -> Met
 
     Raises:
         ValueError: the name or an option is unknown.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> parts = zx.get_method("pd", model, data, gamma=0.5)
+        >>> type(parts.loss).__name__
+        'PDLoss'
     """
     known = method_options(name)
     for option in options:

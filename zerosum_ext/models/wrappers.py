@@ -36,6 +36,15 @@ class MACRLoss(losses.Loss):
         alpha: the weight of the item branch's own cross-entropy, >= 0.
         beta: the weight of the user branch's own cross-entropy, >= 0.
         reduction: "none", "sum" or "mean".
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> loss = zx.MACRLoss()
+        >>> pos, neg = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+        >>> user, pos_item, neg_item = torch.tensor([[0.5, 0.2], [1.0, 0.5], [0.0, 0.1]])
+        >>> loss(pos, neg, user, pos_item, neg_item)
+        tensor(1.3005)
     """
 
     #: Makes fit call ``model.branches(users, items)`` and pass on its results.
@@ -140,6 +149,14 @@ class MACR(Wrapper):
 
     Attributes:
         c: a buffer; change it by ``set_strength``.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> parts = zx.get_method("macr", model, data)
+        >>> type(parts.model).__name__, type(parts.loss).__name__
+        ('MACR', 'MACRLoss')
     """
 
     c: Tensor
@@ -198,6 +215,14 @@ class PopularityAdjusted(Wrapper):
         popularity: the popularity of the items [num_items], which is divided by its maximum. Give that of the training
             part, or a prediction for the time of the recommendations.
         gamma: the exponent, >= 0. With 0 the ranking is the backbone's, which is PD.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> ranker = zx.PopularityAdjusted(model, data.popularity, gamma=0.5)
+        >>> ranker.recommend([1], k=2)[0].shape
+        torch.Size([1, 2])
     """
 
     popularity: Tensor
@@ -243,6 +268,14 @@ class Compensated(Wrapper):
         popularity: the numbers of interactions of the items [num_items].
         alpha: the strength, >= 0.
         beta: a number in [0, 1]. 1 compensates in proportion to the score, 0 equally for all users.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> ranker = zx.Compensated(model, data.popularity, alpha=0.2)
+        >>> ranker.recommend([1], k=2)[0].shape
+        torch.Size([1, 2])
     """
 
     popularity: Tensor

@@ -41,6 +41,13 @@ class MostPopular(MatrixFactorization):
     Args:
         num_users: the number of users.
         num_items: the number of items.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MostPopular.from_interactions(data)
+        >>> model.recommend([0], k=2)[0].tolist()
+        [[0, 2]]
     """
 
     def __init__(self, num_users: int, num_items: int, *, seed: int | None = None) -> None:
@@ -75,6 +82,14 @@ class IALS(MatrixFactorization):
         l2: the strength of the regularisation, >= 0.
         sweeps: the number of sweeps.
         seed: of the initial tables.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.IALS.from_interactions(data, embedding_dim=8)
+        >>> model.score_all_items(torch.arange(2)).shape
+        torch.Size([2, 4])
     """
 
     def __init__(
@@ -149,6 +164,13 @@ class EASE(Recommender):
     Attributes:
         item_embedding: Parameter [num_items, num_items]; row i holds the weights with which a user's items speak for i.
         user_embedding: Parameter [num_users, 0]: a user is his training row.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.EASE.from_interactions(data)
+        >>> model.recommend([1], k=1, exclude=data)[0].tolist()
+        [[1]]
     """
 
     def __init__(self, interactions: Any, *, l2: float = 500.0) -> None:

@@ -201,6 +201,14 @@ def fit(
     References:
         [BPR09] Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009.
         [RCS22] Rhee, Cho, Suh, "Countering Popularity Bias by Regularizing Score Differences", RecSys 2022.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> model = zx.MatrixFactorization(*data.shape, embedding_dim=8, seed=0)
+        >>> history = zx.fit(model, data, "zerosum", epochs=3, batch_size=4, seed=0, progress=False)
+        >>> len(history)
+        3
     """
     settings = Settings(
         epochs=epochs,
