@@ -15,7 +15,7 @@ TUNED ?= $(patsubst %,benchmarks/paper/tuned-%.toml,lastfm lastfm-balanced ciao 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 
-.PHONY: adapters fuzz mutate reproduce tuned demo test bench lint format types sanitize cuda-check wheel sdist docs notebooks nightly release clean help
+.PHONY: adapters fuzz mutate reproduce tuned demo test bench lint format types sanitize cuda-check wheel sdist installs docs linkcheck notebooks nightly release clean help
 
 help:
 	@echo "make demo        train BPR, Pos2Neg2 and Zerosum on the paper's synthetic data; figures in $(OUTPUT)"
@@ -30,10 +30,12 @@ help:
 	@echo "make adapters    the adapters for other libraries with the real packages, in a virtual environment of its own"
 	@echo "make mutate      makes small mistakes in the sources, which the tests must notice (hours)"
 	@echo "make wheel       one wheel for Python >= 3.10 and torch >= 2.11, in dist/"
-	@echo "make sdist       the source distribution, in dist/, and a wheel built from it in a folder without git"
+	@echo "make sdist       the source distribution, in dist/"
 	@echo "make docs        the documentation as a web site, in docs/_build/html"
 	@echo "make notebooks   executes the tutorials, and writes them to docs/tutorials"
-	@echo "make nightly     sdist, wheel, docs, notebooks and adapters"
+	@echo "make installs    every way to install, each in a fresh environment"
+	@echo "make linkcheck   asks the web whether the links of the documentation lead somewhere"
+	@echo "make nightly     sdist, installs, notebooks, docs, linkcheck and adapters"
 	@echo "make release     checks what a release needs, and prints the text of its tag"
 
 # ---- set-up: a virtual environment, torch, the package with its compiled part
@@ -125,15 +127,14 @@ types: $(VENV)/.dev
 wheel: $(VENV)/.torch
 	MAX_JOBS=$(JOBS) $(RUN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 
-# What a source distribution holds is enough to build from: it is unpacked where no git is, built, installed and asked.
 sdist: $(VENV)/.torch
 	rm -rf dist/*.tar.gz
 	ZEROSUM_EXT_PURE=1 $(RUN)/python setup.py -q sdist -d dist
-	folder=$$(mktemp -d) && tar xzf dist/*.tar.gz -C $$folder --strip-components 1 && cd $$folder && \
-	  MAX_JOBS=$(JOBS) $(abspath $(RUN))/python -m pip wheel -q --no-build-isolation --no-deps -w wheel . && \
-	  $(abspath $(RUN))/python -m venv --system-site-packages try && try/bin/pip install -q --no-index --no-deps wheel/*.whl && \
-	  cd try && PYTHONPATH=$(abspath $(VENV))/lib/$$(ls $(abspath $(VENV))/lib)/site-packages bin/python -m zerosum_ext doctor && \
-	  rm -rf $$folder
+
+# What a source distribution holds is enough to build from: where no git is, a wheel is built of it and repaired as the
+# published one is. Then each way to install is tried in an environment of its own. WAYS names some of them.
+installs: sdist
+	MAX_JOBS=$(JOBS) $(RUN)/python tools/try_installs.py dist/*.tar.gz --torch "$(TORCH)" $(if $(WAYS),--ways $(WAYS)) $(INSTALLS_ARGS)
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(RUN)/python -m pip install -q --no-build-isolation ".[docs,notebooks]"
@@ -144,10 +145,14 @@ docs: $(VENV)/.docs
 	$(RUN)/python -m sphinx -q -W --keep-going -j auto -b html docs docs/_build/html
 	$(RUN)/python -m sphinx -q -W --keep-going -b doctest docs docs/_build/doctest
 
+# Links to other sites. Where none answers, as on a machine without a network, that is said and nothing is checked.
+linkcheck: $(VENV)/.docs
+	$(RUN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
+
 notebooks: $(VENV)/.docs
 	$(RUN)/python tools/notebooks.py
 
-nightly: sdist wheel notebooks docs adapters
+nightly: sdist installs notebooks docs linkcheck adapters
 
 release: $(VENV)/.dev
 	$(RUN)/python tools/release.py

@@ -6,8 +6,8 @@ python tools/try_installs.py dist/*.tar.gz --ways wheel sdist                 so
 python tools/try_installs.py dist/*.tar.gz --also python3.10=torch==2.11.0    the wheel on other Pythons and torches
 python tools/try_installs.py --docs                                           only write the table of docs/installing.md
 
-Every try has a virtual environment of its own, an environment without the caller's variables, and an empty working folder.
-It installs, asks the command for its version and `doctor` for the kernels, takes a step with a loss, uninstalls, and
+Every try has a virtual environment of its own, none of the caller's variables, and an empty working folder. It
+installs, asks the command for its version and `doctor` for the kernels, takes a step with a loss, uninstalls, and
 looks for what was left behind. Exit status 1 where a try did not end as it should.
 """
 
