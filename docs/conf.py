@@ -84,7 +84,12 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
             return f"{words} (`{path.relative_to(ROOT)}`)"
         return match[0]
 
-    source[0] = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
+    def picture(match: re.Match[str]) -> str:
+        path = os.path.relpath((here.parent / match[2]).resolve(), (ROOT / "docs" / name).parent)
+        return f"![{match[1]}]({path})"
+
+    text = re.sub(r"!\[([^\[\]]*)\]\((?!\w+:)([^)\s]+)\)", picture, text)
+    source[0] = re.sub(r"(?<!!)\[([^\[\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
 
 
 def only_links_that_can_be_asked(app: Any) -> None:
