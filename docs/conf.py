@@ -49,6 +49,9 @@ linkcheck_timeout = 20
 # Attributes of several classes have one name, such as loss.
 suppress_warnings = ["ref.python"]
 
+# Messages of errors begin with a file and a line, which a parser of links takes for one.
+linkcheck_ignore = [r"file:line"]
+
 html_theme = "furo"
 html_title = f"zerosum_ext {__version__}"
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
@@ -101,7 +104,7 @@ def only_links_that_can_be_asked(app: Any) -> None:
             return
     except OSError as error:
         print(f"linkcheck: pytorch.org does not answer ({error}), so links to other sites are not checked")
-        app.config.linkcheck_ignore = [r"https?://"]
+        app.config.linkcheck_ignore = [*linkcheck_ignore, r"https?://"]
 
 
 def setup(app: Any) -> None:
