@@ -92,10 +92,12 @@ def test_public_names_have_an_example_that_does_what_it_shows(name):
 def test_examples_elsewhere_do_what_they_show():
     finder, said = doctest.DocTestFinder(), []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for path in sorted(Path(zx.__file__).parent.rglob("*.py")):
+    package = Path(zx.__file__).parent
+    for path in sorted(package.rglob("*.py")):
         if ">>>" not in path.read_text(encoding="utf-8"):
             continue
-        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
         for test in finder.find(module, globs={}):
             if test.name.rpartition(".")[2] not in zx.__all__:
                 runner.run(test, out=said.append)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -142,16 +143,29 @@ def describe_model(
 ) -> None:
     """Put settings and metrics into the model's file, and into card.md if that is wanted.
 
-    A module that is no :class:`~zerosum_ext.Recommender` has a file of tensors alone, and no card.
+    A module that is no :class:`~zerosum_ext.Recommender` has a file of tensors alone, and no card. A file that says the
+    same already stays as it is, and so does one of version 0.1.0, which had no place for this.
     """
     if not isinstance(model, Recommender):
         return
     known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    model.save(folder / "model.safetensors", settings=settings, metrics=known)
+    path = folder / "model.safetensors"
+    said = _said_of(path)
+    if said is not None and ("settings" not in said or said.get("metrics") != known):
+        model.save(path, settings=settings, metrics=known)
     if card:
         model.information = {**model.information, "settings": settings, "metrics": known}
         with replacing(folder / "card.md") as part:
             Path(part).write_text(model.card(f"{folder.name}: {type(model).__name__}"), encoding="utf-8")
+
+
+def _said_of(path: Path) -> dict[str, Any] | None:
+    """Return what a model's file says of where the model comes from, or None if it has no place for this."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("information")
+    return None if text is None else json.loads(text)
 
 
 def read_model(method: Method, train: Interactions, path: Path) -> nn.Module:
