@@ -35,8 +35,8 @@ REPORTED = (
 def compared(results: Results, output: str | Path) -> Compared:
     """Return what a tuned experiment shows of each finished method, and keep it beside the results.
 
-    Comparisons need the values of each user, which :func:`run` leaves in files of their own. Where these are gone,
-    comparisons that were kept of the same cells are read.
+    Comparisons need the values of each user, which :func:`run` leaves in files of their own. Comparisons that were kept
+    of the same cells are read instead.
 
     Returns:
         {method: {"seeds", "setting", "validation", "mean", "sd", "bpr", "index", "against", "recommended"}}. ``bpr``
@@ -58,9 +58,9 @@ def compared(results: Results, output: str | Path) -> Compared:
             one["bpr"] = {key: beside[key] for key in ("validation", "mean")}
         if base is not None and common and name != base:
             one["index"] = bias_index(one["mean"], one["bpr"]["mean"])
-            against = _against(results, output, base, name)
             same = all(kept.get(x, {}).get("cells") == told[x]["cells"] for x in (base, name))
-            one["against"] = kept[name].get("against") if against is None and same else against
+            # A comparison takes up to minutes, and that of the same cells is the same.
+            one["against"] = (kept[name].get("against") if same else None) or _against(results, output, base, name)
     if base in done:
         best = recommended(told, base)
         for name, one in told.items():
