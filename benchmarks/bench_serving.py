@@ -19,6 +19,7 @@ import torch
 from _timing import data_set, machine, ratio, spread, table, take_turns
 
 import zerosum_ext as zx
+from zerosum_ext.models import usual_l2
 
 K, DIM = 10, 64
 
@@ -68,7 +69,7 @@ def fold(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, Any
     for loss in ("bpr", "sampled_softmax", "zerosum"):
         model = zx.MatrixFactorization.from_interactions(data, embedding_dim=DIM, seed=0)
         model.fit(data, loss, lr=0.01, epochs=5, progress=False)
-        l2 = 0.1 if loss == "zerosum" else 0.03
+        l2 = usual_l2(loss)
         # Bound to this turn of the loop.
         method = lambda model=model, loss=loss, l2=l2: model.fold_in(matrix, loss=loss, l2=l2)  # noqa: E731
         seconds = take_turns({"fold_in": method}, rounds=rounds, block=1e-3)["fold_in"]

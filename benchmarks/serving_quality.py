@@ -17,6 +17,7 @@ import torch
 from _timing import data_set, machine, table
 
 import zerosum_ext as zx
+from zerosum_ext.models import usual_l2
 
 LOSSES = {
     "bpr": zx.BPRLoss(),
@@ -56,7 +57,7 @@ def main() -> None:
         raise SystemExit("ZEROSUM_EXT_DATA names no folder with ml-100k.npz")
     rows = []
     for name in arguments.losses:
-        l2 = arguments.l2 or (0.1 if name.startswith("zerosum") else 0.03)
+        l2 = arguments.l2 or usual_l2(name.partition(" ")[0])
         options = (l2, arguments.epochs, arguments.lr)
         pairs = [folded(data, LOSSES[name], l2, seed, *options[1:]) for seed in range(arguments.seeds)]
         gaps = [after - before for before, after in pairs]

@@ -26,6 +26,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from pydantic import BaseModel, Field
 
 import zerosum_ext as zx
+from zerosum_ext.models import usual_l2
 
 MOST = 100  # items of a list, and of a session
 SEARCH = 64  # candidates that a search keeps: more find more of the best items, and take longer
@@ -47,7 +48,7 @@ class Catalogue:
         self.index = self.stored(index)
         settings: Any = self.model.information.get("settings", {})
         self.loss = loss or settings.get("loss", "bpr")
-        self.l2 = 0.1 if self.loss in ("zerosum", "pos2neg2") else 0.03
+        self.l2 = usual_l2(self.loss)
         self.session([0])  # a loss that sessions cannot take shows at once
 
     def stored(self, path: str | None) -> Any:

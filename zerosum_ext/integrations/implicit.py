@@ -23,17 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.integrations.packages import needed
 from zerosum_ext.losses import get_loss, loss_names
-from zerosum_ext.models import MatrixFactorization, export, lists
+from zerosum_ext.models import MatrixFactorization, export, lists, usual_l2
 
 __all__ = ["Factorization"]
 
 #: The result of every query: ids, int32 as implicit has them, and scores, [N] of one and [n, N] of many.
 Found: TypeAlias = "tuple[np.ndarray, np.ndarray]"
-# Of vectors that are found from few items, as docs/serving.md recommends.
-_SMOOTH_L2, _KINKED_L2 = 0.03, 0.1
 _TABLES = ("user_embedding", "item_embedding", "item_bias")
 
 
@@ -183,8 +182,8 @@ class Factorization:
                 raise ValueError(f"user_items: expected a row for each of {len(users)} users, got {user_items.shape}")
         candidates = _candidates("items", items, filter_items, model.num_items)
         if recalculate_user:
-            l2 = _KINKED_L2 if self.loss in ("zerosum", "pos2neg2") else _SMOOTH_L2
-            rows = model.fold_in(user_items, loss=self._loss(), l2=max(self.regularization, l2))
+            l2 = max(self.regularization, usual_l2(self.loss))
+            rows = model.fold_in(user_items, loss=self._loss(), l2=l2)
         else:
             rows = model.factors()[0][torch.as_tensor(users)]
         width = min(N, model.num_items if candidates is None else len(candidates))
@@ -216,9 +215,7 @@ class Factorization:
         """
         if recalculate_item:
             raise NotImplementedError("recalculate_item is not supported with this model")
-        return _similar(
-            self._trained().factors()[1], itemid, N, _candidates("items", items, filter_items), filter_items
-        )
+        return _similar(self._trained().factors()[1], itemid, N, "items", items, filter_items)
 
     def similar_users(
         self,
@@ -228,25 +225,27 @@ class Factorization:
         users: Any = None,
     ) -> Found:
         """Return the users whose vectors have the largest cosine with a user's, the user first, and cosines."""
-        return _similar(
-            self._trained().factors()[0], userid, N, _candidates("users", users, filter_users), filter_users
-        )
+        return _similar(self._trained().factors()[0], userid, N, "users", users, filter_users)
 
     # --- files -------------------------------------------------------------------------------------------------
 
     def save(self, file: str | IO[bytes]) -> None:
-        """Write settings and tables to a file of NumPy's format .npz, or to an open file."""
+        """Write settings and tables to a file of NumPy's format .npz, complete or not at all, or to an open file."""
         settings = {key: value for key, value in vars(self).items() if key != "model"}
         state = {} if self.model is None else self.model.state_dict()
-        np.savez(file, settings=json.dumps(settings), **{name: table.numpy() for name, table in state.items()})
+        arrays: dict[str, Any] = {name: table.numpy() for name, table in state.items()}
+        arrays["settings"] = json.dumps(settings)
+        if not isinstance(file, str):
+            np.savez(file, **arrays)
+            return
+        with replacing(_with_suffix(file)) as part, open(part, "wb") as opened:
+            np.savez(opened, **arrays)
 
     @classmethod
     def load(cls, fileobj_or_path: str | IO[bytes]) -> Factorization:
         """Return a model that :meth:`save` wrote."""
-        path: Any = fileobj_or_path
-        if isinstance(path, str) and not path.endswith(".npz"):
-            path += ".npz"
-        with np.load(path, allow_pickle=False) as data:
+        given = fileobj_or_path
+        with np.load(_with_suffix(given) if isinstance(given, str) else given, allow_pickle=False) as data:
             made = cls(**json.loads(str(data["settings"])))
             tables = {name: torch.from_numpy(data[name]) for name in _TABLES if name in data}
         if tables:
@@ -254,6 +253,10 @@ class Factorization:
             made.model = MatrixFactorization(*sizes, item_bias=made.item_bias, seed=0)
             made.model.load_state_dict(tables)
         return made
+
+
+def _with_suffix(path: str) -> str:
+    return path if path.endswith(".npz") else f"{path}.npz"
 
 
 def _tell(callback: Callable[..., Any], event: Any) -> None:
@@ -296,14 +299,14 @@ def _some(values: Any) -> Any:
     return None if values is None or len(values) == 0 else np.asarray(values)
 
 
-def _candidates(name: str, values: Any, filtered: Any, size: int | None = None) -> np.ndarray | None:
+def _candidates(name: str, values: Any, filtered: Any, size: int) -> np.ndarray | None:
     """Return candidates as ascending ids without repetition."""
     if values is None:
         return None
     if _some(filtered) is not None:
         raise ValueError(f"{name}: expected either this or what is filtered out, got both")
     ids = np.unique(np.asarray(values))
-    if size is not None and len(ids) and (ids[0] < 0 or ids[-1] >= size):
+    if len(ids) and (ids[0] < 0 or ids[-1] >= size):
         raise IndexError(f"{name}: expected ids from 0 to {size - 1}, got {ids[0]} to {ids[-1]}")
     return ids
 
@@ -316,18 +319,17 @@ def _put_last(ids: np.ndarray, scores: np.ndarray, candidates: np.ndarray) -> No
         scores[row, empty] = -np.finfo(np.float32).max
 
 
-def _similar(table: Tensor, given: Any, count: int, candidates: np.ndarray | None, filtered: Any) -> Found:
+def _similar(table: Tensor, given: Any, count: int, name: str, allowed: Any, filtered: Any) -> Found:
     """Return the rows of largest cosine with each given row, and the cosines."""
     ids = np.atleast_1d(given)
     if len(ids) and (ids.min() < 0 or ids.max() >= len(table)):
         raise IndexError(f"expected ids from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}")
-    if candidates is not None and len(candidates) and (candidates[0] < 0 or candidates[-1] >= len(table)):
-        raise IndexError(f"candidates: expected ids from 0 to {len(table) - 1}, got {candidates[0]}, {candidates[-1]}")
+    candidates = _candidates(name, allowed, filtered, len(table))
     if _some(filtered) is not None:
         candidates = np.setdiff1d(np.arange(len(table)), filtered)
-    allowed = None if candidates is None else torch.from_numpy(candidates)
+    chosen = None if candidates is None else torch.from_numpy(candidates)
     unit = F.normalize(table, dim=1)
-    width = min(count, len(table) if allowed is None else len(allowed))
-    found, scores = lists.padded((unit, unit, None), torch.as_tensor(ids), None, allowed, width)
+    width = min(count, len(table) if chosen is None else len(chosen))
+    found, scores = lists.padded((unit, unit, None), torch.as_tensor(ids), None, chosen, width)
     result = found.numpy().astype(np.int32), scores.numpy()
     return (result[0][0], result[1][0]) if np.isscalar(given) else result

@@ -22,6 +22,7 @@ from zerosum_ext.evaluation import evaluate
 from zerosum_ext.integrations.packages import needed
 from zerosum_ext.losses import get_loss
 from zerosum_ext.models import Recommender
+from zerosum_ext.reference import mf_items, split_scores
 
 __all__ = ["InteractionsDataModule", "RecommenderModule"]
 
@@ -72,16 +73,13 @@ class RecommenderModule(_L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of users, positives and negatives."""
         users, positives, negatives = batch
-        size = users.shape[0]
-        items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
-        split = items.shape[1] - negatives.reshape(size, -1).shape[1]
-        scores = self.model(users, items)
-        pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
+        items = mf_items(positives, negatives)
+        pos, neg = split_scores(self.model(users, items), positives, negatives)
         constants = {}
         if getattr(self.loss, "needs_items", False):
             constants = {"pos_items": positives, "neg_items": negatives}
         value: Tensor = self.loss(pos, neg, **constants)
-        self.log("loss", value.detach(), on_step=False, on_epoch=True, batch_size=size)
+        self.log("loss", value.detach(), on_step=False, on_epoch=True, batch_size=len(users))
         if self.l2:
             value = value + self.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
         return value

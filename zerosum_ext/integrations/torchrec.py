@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from zerosum_ext.losses import get_loss
+from zerosum_ext.reference import mf_items
 
 if TYPE_CHECKING:
     from torchrec import EmbeddingCollection, KeyedJaggedTensor
@@ -100,8 +101,7 @@ class Batch:
     @classmethod
     def of(cls, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
         """Return the batch of users [B], positives [B] or [B, 2] and negatives [B] or [B, K]."""
-        size = users.shape[0]
-        items = torch.cat((positives.reshape(size, -1), negatives.reshape(size, -1)), 1)
+        items = mf_items(positives, negatives)
         lengths = torch.cat((torch.ones_like(users), torch.full_like(users, items.shape[1]))).to(torch.int32)
         values = torch.cat((users, items.reshape(-1)))
         features = _torchrec().KeyedJaggedTensor.from_lengths_sync([USER, ITEM], values, lengths)

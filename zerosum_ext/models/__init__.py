@@ -1,6 +1,7 @@
 """From parameters to scores: models, wrappers around them, and both by name."""
 
 from zerosum_ext.models.base import DotProductRecommender, Recommender
+from zerosum_ext.models.folding import usual_l2
 from zerosum_ext.models.graph import NGCF, LightGCN
 from zerosum_ext.models.mf import MatrixFactorization
 from zerosum_ext.models.neural import GMF, MLP, NeuMF
@@ -41,5 +42,6 @@ __all__ = [
     "method_options",
     "model_names",
     "trained_directly",
+    "usual_l2",
     "write_recommendations",
 ]

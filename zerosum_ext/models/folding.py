@@ -28,7 +28,7 @@ from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import sample_negatives
 from zerosum_ext.losses import bpr_loss, compiled_loss, get_loss, pos2neg2_loss, zerosum_loss
 
-__all__ = ["FoldIn", "fold_in", "histories_of"]
+__all__ = ["FoldIn", "fold_in", "histories_of", "usual_l2"]
 
 # Numbers of item vectors that are held at once: 8 MiB of float32, about what a processor's caches hold.
 _CELLS = 1 << 20
@@ -40,6 +40,7 @@ _MEMORY, _SUFFICIENT, _HALVINGS = 8, 1e-4, 12
 # |x| in Zerosum and Pos2Neg2 has a kink at 0, where minima like to lie and gradients do not vanish. It is rounded off:
 # sqrt(x^2 + width^2). The loss changes by at most twice the width.
 _KINK_WIDTH = 0.02
+_ROUNDED = ("zerosum", "pos2neg2")
 # Losses whose other kinks are not rounded off.
 _KINKED = ("pos2", "neg2", "hinge", "ccl", "hardest")
 
@@ -76,9 +77,14 @@ def _without_kinks(module: nn.Module) -> nn.Module:
     kernel = compiled_loss(module)
     if kernel is not None and kernel.loss in _KINKED:
         raise ValueError(f"loss: expected one without kinks, or 'zerosum' or 'pos2neg2', got {kernel.loss!r}")
-    if kernel is not None and kernel.loss in ("zerosum", "pos2neg2"):
+    if kernel is not None and kernel.loss in _ROUNDED:
         return _Smooth(module, kernel.a, kernel.b)
     return module
+
+
+def usual_l2(loss: str) -> float:
+    """Return the ``l2`` that suits the rows of a loss of this name: kinks like a larger one."""
+    return 0.1 if loss in _ROUNDED else 0.03
 
 
 @dataclass(frozen=True)

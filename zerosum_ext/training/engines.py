@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zerosum_ext._group import Group
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import TripletLoader
+from zerosum_ext.reference import mf_items, split_scores
 from zerosum_ext.training.fused import FusedStep, clip_rows, fused_obstacle, scores_from_tables
 from zerosum_ext.training.settings import Settings
 from zerosum_ext.training.weights import PairWeights
@@ -144,12 +145,11 @@ class AutogradEngine:
 
     def _objective_of(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of a batch, and the loss with its penalty, which is minimized."""
-        size = users.shape[0]
-        items = torch.cat([positives.reshape(size, -1), negatives.reshape(size, -1)], dim=1)
+        items = mf_items(positives, negatives)
         value = objective = self._loss_of(users, positives, negatives, items)
         if self.objective.l2:
             penalty = self.objective.l2 * self.model.l2_penalty(users, items)  # type: ignore[operator]
-            objective = value + (penalty * size if self.summed else penalty)
+            objective = value + (penalty * users.shape[0] if self.summed else penalty)
         return value, objective
 
     def _regularize(self) -> None:
@@ -160,17 +160,13 @@ class AutogradEngine:
 
     def _loss_of(self, users: Tensor, positives: Tensor, negatives: Tensor, items: Tensor) -> Tensor:
         """Return the loss of a batch; ``items`` [B, J] are its positives and then its negatives."""
-        split = items.shape[1] - negatives.reshape(len(users), -1).shape[1]
         scores, *branches = self._scores(users, items)
         constants = {"pos_items": positives, "neg_items": negatives} if self.needs_items else {}
         if self.needs_branches:
             user_branch, branch = branches
-            constants |= {
-                "user_branch": user_branch,
-                "pos_branch": branch[:, :split].reshape(positives.shape),
-                "neg_branch": branch[:, split:].reshape(negatives.shape),
-            }
-        pos, neg = scores[:, :split].reshape(positives.shape), scores[:, split:].reshape(negatives.shape)
+            pos_branch, neg_branch = split_scores(branch, positives, negatives)
+            constants |= {"user_branch": user_branch, "pos_branch": pos_branch, "neg_branch": neg_branch}
+        pos, neg = split_scores(scores, positives, negatives)
         if self.weights is not None:
             constants["sample_weight"] = self.weights(users, positives)
         value: Tensor = self.loss(pos, neg, **constants)

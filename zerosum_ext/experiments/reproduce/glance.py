@@ -55,6 +55,23 @@ class Shown(NamedTuple):
             return False  # BPR itself
         return None if against is None else bool(against["keeps_accuracy"] and against["better"] >= 3)
 
+    def verdict(self) -> str:
+        """Return :meth:`reached` as a word."""
+        return {True: "yes", False: "no", None: "not compared"}[self.reached()]
+
+    def beside(self) -> dict[str, plots.Beside]:
+        """Return where each method stands beside BPR in accuracy and in bias, those without BPR left out."""
+        return {
+            name: plots.Beside(
+                100 * (one["mean"]["ndcg@10"] / one["bpr"]["mean"]["ndcg@10"] - 1),
+                one.get("index", 1.0),
+                bool(one.get("recommended")),
+                not one["trained"],
+            )
+            for name, one in self.told.items()
+            if "bpr" in one
+        }
+
 
 def title_of(experiment: Experiment) -> str:
     """Return what a table calls an experiment: "Ciao", or "Gowalla, LightGCN"."""
@@ -132,10 +149,9 @@ def _table(rows: Sequence[Shown]) -> list[str]:
         if against is not None:
             cells = [cell + _mark(against[key]) for cell, key in zip(cells, BIASES, strict=True)]
             change = _interval(against["ndcg@10"]["relative"])
-        verdict = {True: "yes", False: "no", None: "not compared"}[row.reached()]
         accuracy = f"{a['ndcg@10']:.4f} to {b['ndcg@10']:.4f}"
         seeds = f"{len(one['seeds'])} seed" + ("s" if len(one["seeds"]) > 1 else "")
-        cells = [f"{best} ({seeds})", accuracy, change, *cells, verdict]
+        cells = [f"{best} ({seeds})", accuracy, change, *cells, row.verdict()]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
 
@@ -292,17 +308,6 @@ def short_setting(settings: Mapping[str, Any]) -> str:
 
 def draw(shown: Sequence[Shown], path: str | Path) -> None:
     """Draw each data set's methods: NDCG@10 beside BPR's against the bias beside BPR's, with shared scales."""
-    panels = {}
-    for row in _ordered(shown):
-        if row.results.experiment.baseline in row.told:
-            panels[row.title] = {
-                name: plots.Beside(
-                    100 * (one["mean"]["ndcg@10"] / one["bpr"]["mean"]["ndcg@10"] - 1),
-                    one.get("index", 1.0),
-                    bool(one.get("recommended")),
-                    not one["trained"],
-                )
-                for name, one in row.told.items()
-                if "bpr" in one
-            }
+    rows = [row for row in _ordered(shown) if row.results.experiment.baseline in row.told]
+    panels = {row.title: row.beside() for row in rows}
     plots.accuracy_and_bias(panels, path)

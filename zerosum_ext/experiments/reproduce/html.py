@@ -104,9 +104,8 @@ def _measures(tuned: Sequence[Shown]) -> Section:
         found = one.recommended()
         if found is not None:
             a, b = one.told[found[1]]["bpr"]["mean"], one.told[found[1]]["mean"]
-            said = {True: "yes", False: "no", None: "not compared"}[one.reached()]
             cells = [f"{measure_of(key).write(a[key])} -> {measure_of(key).write(b[key])}" for key in keys]
-            rows.append([one.title, found[1], *cells, said])
+            rows.append([one.title, found[1], *cells, one.verdict()])
     text = (
         "From BPR to the setting that validation recommends, on the test part. Reached: at most 1 % less accurate than "
         "BPR (lower bound of the 95 % interval), and three of the four measures of bias better. PopQ@1 says how "
@@ -119,10 +118,9 @@ def _tuned_figures(tuned: Sequence[Shown]) -> list[Figure]:
     """Return a figure for each data set, all with the same scales."""
     points = {
         one.title: {
-            name: (each.get("index", 1.0), 100 * (each["mean"]["ndcg@10"] / each["bpr"]["mean"]["ndcg@10"] - 1))
+            name: (each.bias, each.accuracy)
             # Yardsticks come last, so that methods have the same mark where one of these is too far off to be shown.
-            for name, each in sorted(one.told.items(), key=lambda told: not told[1]["trained"])
-            if "bpr" in each
+            for name, each in sorted(one.beside().items(), key=lambda told: told[1].yardstick)
         }
         for one in tuned
     }

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from zerosum_ext import models
-from zerosum_ext._files import locked, replacing
+from zerosum_ext._files import locked, write_text
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.evaluation import METRICS, WEIGHTED_METRICS, Ranking, compute, rank
 from zerosum_ext.experiments.runs.files import read_history, write_json
@@ -155,8 +155,7 @@ def describe_model(
         model.save(path, settings=settings, metrics=known)
     if card:
         model.information = {**model.information, "settings": settings, "metrics": known}
-        with replacing(folder / "card.md") as part:
-            Path(part).write_text(model.card(f"{folder.name}: {type(model).__name__}"), encoding="utf-8")
+        write_text(folder / "card.md", model.card(f"{folder.name}: {type(model).__name__}"))
 
 
 def _said_of(path: Path) -> dict[str, Any] | None:
