@@ -107,6 +107,9 @@ def test_the_choice_keeps_to_its_cost_and_is_by_validation(found, data):
     values = zx.evaluate(found.run.model(), found.run.split.train, found.run.split.valid, metrics=("ndcg", "upo"), k=10)
     assert found.records[one.name].values["ndcg@10"] == pytest.approx(values["ndcg@10"])
     assert taken[1] == pytest.approx(abs(values["upo"]))
+    # What it costs on the test part is said where it is surely more than it may cost.
+    against = next(other for other in found.verdict.against if other.name == "bpr")
+    assert any("may cost" in text for text in found.verdict.warnings) == (against.accuracy.relative[2] < -0.2)
 
 
 def test_what_changes_finished_scores_is_shown_and_not_taken(found):

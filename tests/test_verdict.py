@@ -16,6 +16,7 @@ from zerosum_ext.experiments import runs
 from zerosum_ext.experiments.verdict import (
     MOST_POPULAR,
     Verdict,
+    cost_warnings,
     data_warnings,
     history_warnings,
     judge,
@@ -91,6 +92,21 @@ def test_a_method_that_loses_on_both_sides_is_warned_of(scene):
     assert found.warnings == (
         "Zerosum is less accurate than BPR and does not debias on these data: do not use this setting",
     )
+
+
+def test_a_method_that_costs_more_in_the_test_than_it_may_is_warned_of(scene):
+    _, popularity, rankings = scene
+    found = judge(named(rankings, bpr="good", zerosum="bad"), popularity, "zerosum")
+    share, _, high = found.against[0].accuracy.relative
+    warnings, advice = cost_warnings(found, 0.01)
+    assert f"costs {-100 * share:.1f} % of BPR's accuracy on the test part, more than the 1 %" in warnings[0]
+    assert "--max-cost" in advice[0]
+    assert cost_warnings(found, -high + 1e-6) == ([], [])  # its interval reaches what it may cost
+    assert len(cost_warnings(found, -high - 1e-6)[0]) == 1
+    better = judge(named(rankings, bpr="bad", zerosum="good"), popularity, "zerosum")
+    assert cost_warnings(better, 0.0) == ([], [])
+    without = judge({MOST_POPULAR: rankings[MOST_POPULAR], "zerosum": rankings["bad"]}, popularity, "zerosum")
+    assert cost_warnings(without, 0.0) == ([], [])  # there is no BPR to compare with
 
 
 def test_seeds_are_averaged_over_each_user(scene):

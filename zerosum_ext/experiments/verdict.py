@@ -30,6 +30,7 @@ __all__ = [
     "Change",
     "Verdict",
     "bias_measures",
+    "cost_warnings",
     "data_warnings",
     "history_warnings",
     "judge",
@@ -388,6 +389,27 @@ def _warnings(main: str, users: int, against: Sequence[Against]) -> tuple[list[s
             "items"
         )
     return warnings, advice
+
+
+def cost_warnings(verdict: Verdict, most: float) -> tuple[list[str], list[str]]:
+    """Return a warning if a method costs more of BPR's accuracy on the test part than it may, and what to try.
+
+    Args:
+        verdict: of the test part.
+        most: the share of BPR's accuracy that may be lost. The method was chosen for keeping to it in validation.
+
+    Returns:
+        Two lists, empty unless the whole confidence interval of the change lies below ``-most``.
+    """
+    base = next((one for one in verdict.against if one.name == "bpr"), None)
+    relative = None if base is None else base.accuracy.relative
+    if relative is None or relative[2] >= -most:
+        return [], []
+    warning = (
+        f"{method_label(verdict.main)} costs {-100 * relative[0]:.1f} % of BPR's accuracy on the test part, more than "
+        f"the {100 * most:g} % that it may cost: in validation it kept to that"
+    )
+    return [warning], ["a smaller --max-cost such as 0%, --goal accuracy, or several --seeds"]
 
 
 def history_warnings(histories: Mapping[str, History], patience: Mapping[str, int | None]) -> list[str]:

@@ -250,7 +250,9 @@ def _finish(
     if figures:
         run.draw({name: several[0] for name, several in rankings.items()})
     popular = _popular(work)
-    verdict = judge_run(run, rankings, *_further_warnings(work, search, taken, points, popular))
+    further = _further_warnings(work, search, taken, points, popular)
+    cost = None if work.plan.goal == "accuracy" else work.plan.cost
+    verdict = judge_run(run, rankings, *further, cost=cost)
     found = Comparison(run, verdict, taken, on_front, search.everyone, search.records, points, popular, work.left_out)
     with replacing(path / COMPARISON) as part, open(part, "w", encoding="utf-8") as file:
         file.write(to_json({**found.to_dict(), "plan": asdict(work.plan)}) + "\n")

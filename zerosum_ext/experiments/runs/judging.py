@@ -12,6 +12,7 @@ from zerosum_ext.experiments.runs.run import Run
 from zerosum_ext.experiments.verdict import (
     MOST_POPULAR,
     Verdict,
+    cost_warnings,
     data_warnings,
     history_warnings,
     judge,
@@ -35,6 +36,7 @@ def judge_run(
     rankings: Mapping[str, Ranking | Sequence[Ranking]],
     warnings: Sequence[str] = (),
     advice: Sequence[str] = (),
+    cost: float | None = None,
 ) -> Verdict:
     """Compare the main method of a run with its others and with the most popular items, and write verdict.json.
 
@@ -42,6 +44,7 @@ def judge_run(
         run: the run, all methods of which are trained.
         rankings: {method: its ranking of the test part, or one for each seed}.
         warnings, advice: what is known beside that, and belongs to the verdict.
+        cost: the share of BPR's accuracy that the main method may cost. None: nothing was said of it.
     """
     cutoffs = run.config["evaluation"]["k"]
     name, _, _ = run.methods[run.main].metric.partition("@")
@@ -51,6 +54,8 @@ def judge_run(
     several = {n: [r] if isinstance(r, Ranking) else list(r) for n, r in rankings.items()}
     verdict = judge({**several, MOST_POPULAR: [popular]}, popularity, run.main, metric=metric, k=cutoffs[0])
     verdict = verdict.with_warnings(*data_warnings(run.split))
+    if cost is not None:
+        verdict = verdict.with_warnings(*cost_warnings(verdict, cost))
     verdict = verdict.with_warnings(
         history_warnings(run.histories, {name: method.patience for name, method in run.methods.items()})
     )
