@@ -11,7 +11,7 @@ EXPERIMENTS ?= $(patsubst %,benchmarks/paper/%.toml,synthetic synthetic4 ml-1m-m
   ml-1m-ngcf-leak ml-1m-lightgcn-leak ml-1m-released-ngcf-leak ml-1m-released-lightgcn-leak ciao-mf-leak ciao-mf lastfm-hetrec-mf amazon-beauty-mf gowalla-mf yelp2018-mf \
   gowalla-lightgcn-split-mf yelp2018-lightgcn-split-mf gowalla-lightgcn yelp2018-lightgcn goodreads-comics-mf)
 # Every method tuned in the same way, smallest data first: accuracy against bias.
-TUNED ?= $(patsubst %,benchmarks/paper/tuned-%.toml,lastfm lastfm-balanced ciao beauty ml-1m gowalla yelp2018 ml-1m-lightgcn gowalla-lightgcn)
+TUNED ?= $(patsubst %,benchmarks/paper/tuned-%.toml,lastfm lastfm-balanced ciao beauty ml-1m gowalla yelp2018 gowalla-random yelp2018-random ml-1m-lightgcn gowalla-lightgcn)
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp' 'tests/*.cuh')
 SOURCES = setup.py pyproject.toml $(shell find csrc zerosum_ext -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \) 2>/dev/null)
 

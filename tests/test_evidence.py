@@ -207,6 +207,29 @@ def test_the_overview_is_renewed_in_other_texts_and_names_what_was_cut(made, tmp
     assert text.read_text() == "Before.\n"
 
 
+def test_what_shows_data_again_is_counted_by_itself(made, tmp_path):
+    path, out = made
+    found = results.load(path, out)
+    again = {
+        "Made up again": FILE.replace("Made up", "Made up again"),
+        "Balanced": FILE.replace("Made up", "Balanced").replace("ratios", 'kind = "balanced", ratios'),
+        "Graph": FILE.replace("Made up, matrix factorization", "Graph, LightGCN").replace("nowhere", "third")
+        + '[[methods]]\nname = "New"\nsettings = {loss = "bpr", model = "lightgcn"}\n',
+        "Elsewhere": FILE.replace("Made up", "Elsewhere").replace("nowhere", "elsewhere"),
+    }
+    shown = [reproduce.Shown(found, {})]
+    for name, text in again.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+        shown.append(reproduce.Shown(results.load(tmp_path / f"{name}.toml", out), {}))
+    words = glance.in_words(shown)
+    assert words.startswith("On 0 of 2 data sets")
+    assert "0 of 3 further experiments (Made up again; Balanced; Graph, LightGCN)" in words
+    table = glance.overview(shown).split("## Every method")[0]
+    assert [table.index(f"| {name}") for name in ("Made up |", "Elsewhere |", "Made up again |")] == sorted(
+        table.index(f"| {name}") for name in ("Made up |", "Elsewhere |", "Made up again |")
+    )
+
+
 def test_bpr_alone_is_recommended_without_a_rival(made):
     told = {"BPR": {"trained": True, "validation": {"ndcg@10": 0.3, **_biases()}}}
     told["Other"] = {"trained": True, "validation": {"ndcg@10": 0.29, **_biases(0.4)}}

@@ -36,10 +36,10 @@ class Shown(NamedTuple):
         return title_of(self.results.experiment)
 
     @property
-    def is_extra(self) -> bool:
-        """Whether it shows data of another experiment again, with another model or another test part."""
+    def is_plain(self) -> bool:
+        """Whether it is matrix factorization on a test part that is as the data are."""
         e = self.results.experiment
-        return e.split.kind == "balanced" or any(method.model != "mf" for method in e.methods.values())
+        return e.split.kind != "balanced" and all(method.model == "mf" for method in e.methods.values())
 
     def recommended(self) -> tuple[str, str] | None:
         """Return the names of plain BPR and of the recommended method, where both are there."""
@@ -81,8 +81,22 @@ def title_of(experiment: Experiment) -> str:
     return name if model.startswith("matrix factorization") or not model else f"{name}, {model}"
 
 
+def _parted(shown: Sequence[Shown]) -> tuple[list[Shown], list[Shown]]:
+    """Return the first plain experiment of each data set, and those that show data again.
+
+    The others have another model, another test part or another split.
+    """
+    first: dict[str, Shown] = {}
+    for one in shown:
+        if one.is_plain:
+            first.setdefault(one.results.experiment.data.source, one)
+    main = list(first.values())
+    return main, [one for one in shown if not any(one is other for other in main)]
+
+
 def _ordered(shown: Sequence[Shown]) -> list[Shown]:
-    return [one for one in shown if not one.is_extra] + [one for one in shown if one.is_extra]
+    main, extra = _parted(shown)
+    return main + extra
 
 
 def overview(shown: Sequence[Shown], picture: str | None = None, not_run: Sequence[str] = ()) -> str:
@@ -122,7 +136,7 @@ def in_words(rows: Sequence[Shown]) -> str:
     def count(part: Sequence[Shown]) -> str:
         return f"{sum(one.reached() is True for one in part)} of {len(part)}"
 
-    main, extra = ([one for one in rows if one.is_extra is kind] for kind in (False, True))
+    main, extra = _parted(rows)
     text = f"On {count(main)} data sets the recommended setting keeps the accuracy of BPR and is less biased."
     if extra:
         text += f" The same holds in {count(extra)} further experiments ({'; '.join(one.title for one in extra)})."
@@ -227,11 +241,12 @@ def _beyond(rows: Sequence[Shown]) -> list[str]:
 def _cut(rows: Sequence[Shown], not_run: Sequence[str]) -> list[str]:
     """Return a list of what was not run, of what all experiments together have."""
     lines = [f"- **{title}**: not run." for title in not_run]
-    everything = _names([row for row in rows if not row.is_extra])
+    main, _ = _parted(rows)
+    everything = _names(main)
     for row in rows:
         e, records = row.results.experiment, row.results.records
         said = []
-        if not row.is_extra:
+        if any(row is one for one in main):
             absent = [name for name in everything if name not in e.methods]
             if absent:
                 said.append(f"not in the file: {', '.join(absent)}")
