@@ -69,8 +69,17 @@ def test_mlflow_keeps_the_epochs(data, tmp_path, monkeypatch):
 def test_wandb_keeps_the_epochs(data, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with wandb.init(mode="offline", dir=tmp_path, project="zerosum") as run:
-        history = train(data, tracker(run.log))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # asks nothing of the network
+    settings = wandb.Settings(
+        mode="offline", console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True,
+        x_disable_machine_info=True, x_service_wait=200, init_timeout=200,
+    )  # fmt: skip
+    try:
+        with wandb.init(settings=settings, dir=tmp_path, project="zerosum") as run:
+            history = train(data, tracker(run.log))
+    finally:
+        # A process of W&B's writes the file, and an offline run does not wait for it. This does.
+        wandb.teardown()
     (file,) = tmp_path.rglob("run-*.wandb")  # waits to be uploaded
     kept = file.read_bytes()
     assert all(repr(loss)[:14].encode() in kept for loss in history)
