@@ -94,6 +94,15 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
       "float a, float b, float c, float l2, float longest, int reduction, int batch_size, bool asynchronous, "
       "bool normalize=False, Tensor? weights=None) -> Tensor");
 
+  // Rows of users that minimise, for items as they are, the mean of the loss over the user's samples plus
+  // l2 / 2 |row|^2, down to a gradient of tolerance times that of a row of zeros. indptr [n + 1]: the samples of each
+  // user. positives [N], or [N, 2], and negatives [N, K]. kink: the width that the kinks of Zerosum and Pos2Neg2 are
+  // rounded off by, or 0. A row is 0 without samples, and NaN where what it depends on is not finite.
+  m.def(
+      "fold_in(Tensor item_embedding, Tensor? item_bias, Tensor indptr, Tensor positives, Tensor negatives, "
+      "Tensor? constants, int loss, float a, float b, float c, float kink, float l2, float tolerance, "
+      "int max_iterations) -> Tensor");
+
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or
   // -1. key [3]: seed, epoch and offset (or begin), to be read when the kernel runs, instead of the numbers.

@@ -61,25 +61,103 @@ def test_fold_in_finds_the_minimum_that_scipy_finds(loss, negatives):
         np.testing.assert_allclose(rows[user].numpy(), want.x, atol=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["bpr", "zerosum", "pos2neg2", "bsl", "psl", "sampled_softmax"])
-def test_fold_in_ends_where_the_gradient_is_small(loss):
+def _samples(num_users=60, num_items=50):
+    mask = torch.rand(num_users, num_items, generator=torch.Generator().manual_seed(3)) < 0.2
+    mask[:, 0] = True
+    mask[7], mask[8] = False, True  # users without samples
+    return zx.Interactions.from_arrays(*mask.nonzero().T.numpy(), shape=(num_users, num_items))
+
+
+FOLDED = ["bpr", "zerosum", "pos2neg2", "bsl", "psl", "sampled_softmax", "ipw", "pd"]
+
+
+def _loss(name):
+    popularity = torch.arange(1, 51)
+    if name in ("ipw", "pd"):
+        return zx.get_loss(name, popularity=popularity)
+    return zx.BSLLoss(positive_temperature=1.0, negative_temperature=1.0) if name == "bsl" else zx.get_loss(name)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("loss", FOLDED)
+def test_fold_in_ends_where_the_gradient_is_small(loss, bias):
+    """By the objective's definition in double precision, whichever implementation found the rows."""
+    from zerosum_ext import reference
     from zerosum_ext.models import folding
 
-    model = _items(bias=False).float()
-    module = zx.BSLLoss(positive_temperature=1.0, negative_temperature=1.0) if loss == "bsl" else loss
-    settings = folding.FoldIn.of(module, 0.05, 2, 0, 1e-4, 500)
-    mask = torch.rand(60, 50, generator=torch.Generator().manual_seed(3)) < 0.2
-    mask[:, 0] = True
-    histories = zx.Interactions.from_arrays(*mask.nonzero().T.numpy(), shape=(60, 50))
-    rows = folding.fold_in(model.item_embedding.detach(), None, histories, settings)
-    users = torch.arange(60)
-    drawn = folding._negatives(histories, users, settings)
-    problem = folding._Problem(model.item_embedding.detach(), None, histories, drawn, users, settings)
-    first = problem(torch.zeros_like(rows))[1].norm(dim=1)
-    value, gradient = problem(rows)
-    assert (gradient.norm(dim=1) <= 1.01e-4 * first).all()
+    model = _items(bias=bias).float()
+    settings = folding.FoldIn.of(_loss(loss), 0.05, 2, 0, 1e-4, 500)
+    histories = _samples()
+    rows = model.fold_in(histories, loss=_loss(loss), l2=0.05, negatives=2, max_iterations=500)
+    assert rows.dtype == torch.float32
+    assert not rows[7].any()
+    assert not rows[8].any()
+    samples = folding.samples_of(histories, settings)
+    constants = settings.loss.item_constants()
+    kink = folding._KINK_WIDTH if settings.kernel.loss in folding._ROUNDED else 0
+    value_of = reference.rounded_loss(settings.kernel, None if constants is None else constants.double(), kink)
+    users = (samples[0].diff() > 0).nonzero().flatten()
+    item = model.item_embedding.detach().double()
+    offset = model.item_bias.detach().double() if bias else None
+    objective = reference.Objective(item, offset, samples, users, value_of, 0.05)
+    rows = rows[users].double()
+    first = objective(torch.zeros_like(rows))[1].norm(dim=1)
+    value, gradient = objective(rows)
+    assert (gradient.norm(dim=1) <= 1.02e-4 * first).all()
     step = 1e-3 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
-    assert (problem(rows + step)[0] >= value - 1e-5 * value.abs()).all()
+    assert (objective(rows + step)[0] >= value - 1e-6 * value.abs()).all()
+
+
+class _Own(torch.nn.Module):
+    """BPR as somebody else's module, which has no kernel."""
+
+    reduction = "none"
+
+    def forward(self, pos, neg):
+        return -torch.nn.functional.logsigmoid(pos.unsqueeze(-1) - neg)
+
+
+def test_fold_in_with_a_module_of_ones_own():
+    model, histories = _items(), _samples()
+    got = model.fold_in(histories, loss=_Own(), tolerance=1e-7)
+    torch.testing.assert_close(got, model.fold_in(histories, loss="bpr", tolerance=1e-7), atol=1e-5, rtol=1e-5)
+
+
+def test_a_user_is_folded_in_alone_or_with_others_to_the_same_bits():
+    model, histories = _items().float(), _samples()
+    settings = {"loss": "zerosum", "l2": 0.1}
+    rows = model.fold_in(histories, **settings)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert torch.equal(model.fold_in(histories, **settings), rows)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(model.fold_in(histories, **settings), rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fold_in_of_16_bit_tables_computes_in_float32(dtype):
+    model = _items().to(dtype)
+    wide = _items().float()
+    with torch.no_grad():
+        wide.item_embedding.copy_(model.item_embedding)
+        wide.item_bias.copy_(model.item_bias)
+    for negatives in (2, None):
+        got = model.fold_in(HISTORIES, negatives=negatives)
+        assert got.dtype == dtype
+        assert torch.equal(got, wide.fold_in(HISTORIES, negatives=negatives).to(dtype))
+
+
+@pytest.mark.parametrize("negatives", [4, None])
+@pytest.mark.parametrize("loss", ["bpr", "zerosum", _Own()])
+def test_fold_in_says_that_a_model_diverged(loss, negatives):
+    for wrong in (float("nan"), float("inf")):
+        model = _items().float()
+        with torch.no_grad():
+            model.item_embedding[9, 2] = wrong
+        with pytest.raises(ValueError, match=r"fold_in: the vectors of the items of history [01]"):
+            model.fold_in([[1], [9]], loss=loss, negatives=negatives if negatives is None else 1, seed=3)
 
 
 def test_fold_in_with_the_kinks_of_zerosum_is_near_the_minimum_of_the_loss_itself():

@@ -24,6 +24,16 @@ def ints(*values):
     return torch.tensor(values)
 
 
+def fold_in(**changes):
+    """Call the op with something wrong."""
+    sound = {
+        "item_embedding": torch.ones(3, 4), "item_bias": None, "indptr": ints(0, 1), "positives": ints(0),
+        "negatives": ints([1, 2]).view(1, 2), "constants": None, "loss": 0, "a": 1.0, "b": 1.0, "c": 1.0, "kink": 0.0,
+        "l2": 0.1, "tolerance": 1e-4, "max_iterations": 9,
+    }  # fmt: skip
+    return ops.fold_in(**{**sound, **changes})
+
+
 NEGATIVES = (None, None, None, 3, 1, 0, 0, 0, True)
 RANKED = (torch.zeros(2, 4), torch.zeros(3, 4), None, USERS, ints(0, 2, 3), INDPTR, INDICES, None, None, 1)
 
@@ -40,6 +50,18 @@ RANKED = (torch.zeros(2, 4), torch.zeros(3, 4), None, USERS, ints(0, 2, 3), INDP
                 *(torch.ones(1, 2), torch.tensor(1.0), 0.0, True, True, False, False),
             ),
         ),
+        ("must be in range", lambda: fold_in(positives=ints(3))),
+        ("must be in range", lambda: fold_in(negatives=ints([-1, 0]).view(1, 2))),
+        ("indptr", lambda: fold_in(indptr=ints(0, 2))),
+        ("indptr", lambda: fold_in(indptr=ints(1, 0))),
+        ("shape of this loss", lambda: fold_in(negatives=torch.zeros(1, 0, dtype=INT))),
+        ("shape of this loss", lambda: fold_in(loss=_ops.LOSS_IDS["pos2neg2"])),
+        ("needs constants", lambda: fold_in(loss=_ops.LOSS_IDS["ipw"])),
+        ("kinks of this loss", lambda: fold_in(kink=0.1)),
+        ("positive numbers", lambda: fold_in(l2=0.0)),
+        ("positive numbers", lambda: fold_in(tolerance=float("nan"))),
+        ("max_iterations", lambda: fold_in(max_iterations=2**40)),
+        ("float32 or float64", lambda: fold_in(item_embedding=torch.ones(3, 4).half())),
         ("indptr", lambda: ops.row_filter(ints(0, 9), INDICES, 3)),
         ("indptr", lambda: ops.row_filter(ints(0, 2, 1), INDICES, 3)),
         ("indptr", lambda: ops.row_filter(INDPTR, ints(0, 2, 7), 3)),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not zx.build_info()["cpu"]["loaded"], reason="ne
 
 USERS, ITEMS, DIM = 7, 11, 5
 ids = torch.tensor
+CONSTANTS = ("ipw", "pd", "sampled_softmax", "refined_softmax")  # what losses may take beside each item
 
 
 def tables(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,6 +132,21 @@ def mf_train_sampled_arguments() -> Iterator[tuple[Any, ...]]:
                 yield user, item, bias, *(None,) * 6, *positives, *negatives, shared, *plain, asynchronous, normalize
     weights = torch.arange(x.nnz, dtype=torch.float32)
     yield user, item, bias, *(None,) * 6, *positives, *negatives, 0, *plain, False, False, weights
+
+
+def fold_in_arguments() -> Iterator[tuple[Any, ...]]:
+    indptr = ids([0, 2, 2, 4])
+    rest = (1.0, 0.5, 0.5, 0.02, 0.1, 1e-4, 20)
+    for dtype in (torch.float32, torch.float64):
+        _, item, bias = tables(dtype)
+        for name, number in _ops.LOSS_IDS.items():
+            kink = 0.02 if name in ("zerosum", "pos2neg2") else 0.0
+            known = torch.rand(ITEMS, dtype=dtype) + 0.1
+            constants = (-known if "softmax" in name else known) if name in CONSTANTS else None
+            positives = ids([[1, 2], [0, 3], [10, 1], [2, 5]]) if name == "pos2neg2" else samples()[1]
+            given = item, bias, indptr, positives, samples()[2], constants
+            yield *given, number, *rest[:3], kink, *rest[4:]
+        yield item, None, indptr, samples()[1], samples()[2][:, 0].contiguous(), None, 0, *rest[:3], 0.0, *rest[4:]
 
 
 def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
@@ -281,6 +297,7 @@ ARGUMENTS = {
     "mf_step": mf_step_arguments,
     "mf_train": mf_train_arguments,
     "mf_train_sampled": mf_train_sampled_arguments,
+    "fold_in": fold_in_arguments,
     "sample_negatives": sample_negatives_arguments,
     "sample_negatives_at": sample_negatives_at_arguments,
     "sample_positives": sample_positives_arguments,
@@ -354,3 +371,14 @@ def test_opcheck(name):
     op = getattr(torch.ops.zerosum_ext, name).default
     for arguments in ARGUMENTS[name]():
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_fold_in_does_what_its_definition_says():
+    names = {number: name for name, number in _ops.LOSS_IDS.items()}
+    for item, *given, number, a, b, c, kink, l2, _, _ in fold_in_arguments():
+        if names[number] in ("hinge", "ccl", "hardest", "psl_relu"):
+            continue  # kinks: where a step ends depends on the last bits
+        arguments = item, *given, reference.Kernel(names[number], a, b, c), kink, l2, 1e-6, 500
+        got, want = _ops.fold_in(*arguments), reference.fold_in(*arguments)
+        assert got.abs().max() > 0.01
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4, msg=lambda m: f"{names[number]}: {m}")  # noqa: B023

@@ -33,6 +33,7 @@ OPS = (
     "mf_step",
     "mf_train",
     "mf_train_sampled",
+    "fold_in",
     "sample_negatives",
     "sample_negatives_at",
     "sample_positives",

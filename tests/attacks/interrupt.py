@@ -69,6 +69,10 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     training = (0, 1, 1.0, 1.0, 1.0, 0.0, 0.0, 2, 4096)
     return {
         "sample_negatives": lambda: (ids(5 * MILLION), *matrix(50), None, None, None, size, 8, 5, 1, 0, True, None),
+        "fold_in": lambda: (
+            *(table(), None, torch.arange(size + 1) * 50, ids(50 * size), ids(50 * size, 4), None),
+            *(1, 1.0, 1.0, 1.0, 0.02, 0.1, 1e-4, 200),
+        ),
         "csr_build": lambda: (ids(20 * MILLION), ids(20 * MILLION), size, size),
         "has_items": lambda: (ids(5 * MILLION), ids(5 * MILLION, 5), *matrix(50), None, size),
         "row_filter": lambda: (*matrix(10_000), size),

@@ -175,6 +175,11 @@ def _sound(op: str, seed: int) -> list[Any]:
             *(*matrix, *epoch, 0, w["size"], 1, *matrix, lookup, *strategy, ITEMS, 1, 3, 1, True, pick(0, 4)),
             *(None, _settings(), *steps, pick(False, True), pick(None, f32(w["size"]).abs())),
         ),
+        "fold_in": lambda: (
+            *(w["item"], pick(None, w["bias"]), torch.tensor([0, 2, 2, 9]), ids(9, ITEMS), ids((9, 4), ITEMS), None),
+            *pick((0, 1.0, 1.0, 1.0, 0.0), (1, 1.0, 1.0, 1.0, 0.02), (1, 1.0, 1.0, 1.0, 0.0)),
+            *(0.1, 1e-4, pick(0, 1, 50)),
+        ),
         "sample_negatives": lambda: (
             *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True), None),
         ),

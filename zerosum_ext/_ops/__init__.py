@@ -3,6 +3,7 @@
 from zerosum_ext._ops.common import GPU_OBSTACLES, KERNELS, REDUCTIONS, gpu_obstacle, has_op
 from zerosum_ext._ops.csr import csr_build
 from zerosum_ext._ops.csr_scores import csr_score_moments, csr_weighted_columns
+from zerosum_ext._ops.folding import fold_in
 from zerosum_ext._ops.graph import graph_dropout, graph_propagate
 from zerosum_ext._ops.losses import LOSS_IDS, loss_number, macr_loss, pair_loss, scale_gradients
 from zerosum_ext._ops.mf import mf_gradient, mf_loss, mf_step, mf_train
@@ -36,6 +37,7 @@ __all__ = [
     "csr_build",
     "csr_score_moments",
     "csr_weighted_columns",
+    "fold_in",
     "gpu_obstacle",
     "graph_dropout",
     "graph_propagate",

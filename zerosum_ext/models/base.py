@@ -792,6 +792,10 @@ def _external(ids: np.ndarray | None, index: Tensor) -> np.ndarray:
     return np.where(numbers < 0, np.array("" if ids.dtype.kind == "U" else -1, ids.dtype), ids[numbers])
 
 
+# Lengths of vectors whose squares are far from the ends of float32.
+_USUAL_LENGTHS = 1e-12, 1e12
+
+
 @torch.no_grad()
 def similar(table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: Any, what: str) -> tuple[Tensor, Tensor]:
     """Return the k rows of a table most similar to each of some rows, without these: numbers and similarities [n, k].
@@ -808,6 +812,10 @@ def similar(table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: A
     """
     k = require_positive_int("k", k, maximum=MOST_K)
     require_choice("metric", metric, ("cosine", "dot"))
+    if index.numel() < lists.FEW_USERS:
+        plain = _plain_neighbours(table, index, k, metric, allowed)
+        if plain is not None:
+            return plain
     # The largest entry of a row is infinite or NaN if any is.
     largest = table.abs().amax(1) if table.shape[1] else table.new_zeros(len(table))
     if not bool(largest.isfinite().all()):
@@ -830,6 +838,41 @@ def similar(table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: A
     if metric == "cosine":
         found[nowhere[index]], scores[nowhere[index]] = -1, float("-inf")
     return found, scores
+
+
+def _plain_neighbours(
+    table: Tensor, index: Tensor, k: int, metric: Similarity, allowed: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return what :func:`similar` does, or None where a length is not of the usual size, or no number.
+
+    Lengths are computed anew in each call, which costs as much as the products. Kept ones would be wrong after changes
+    of the table that nothing announces, such as those through ``.data`` or NumPy.
+    """
+    if table.dtype not in (torch.float32, torch.float64) or 0 in table.shape or index.numel() == 0:
+        return None
+    lengths = torch.linalg.vector_norm(table, dim=1)
+    least, most = torch.stack(torch.aminmax(lengths)).tolist()
+    usual = _USUAL_LENGTHS[0] < (least if metric == "cosine" else most) and most < _USUAL_LENGTHS[1]
+    if not usual:  # (or NaN)
+        return None
+    if index.numel() == 1:
+        scores = torch.mv(table, table[int(index)]).unsqueeze(0)
+    else:
+        scores = table[index] @ table.T
+    if metric == "cosine":
+        scores = scores.div_(lengths).div_(lengths[index].unsqueeze(1))
+    scores.scatter_(1, index.unsqueeze(1), float("-inf"))
+    if allowed is not None:
+        scores = scores[:, allowed]
+    values, found = scores.topk(min(k, scores.shape[1]), dim=1)
+    if allowed is not None:
+        found = allowed[found]
+    if values.shape[1] == scores.shape[1]:  # the item itself may be among them
+        found = found.masked_fill(values == float("-inf"), -1)
+    if found.shape[1] < k:
+        found = F.pad(found, (0, k - found.shape[1]), value=-1)
+        values = F.pad(values, (0, k - values.shape[1]), value=float("-inf"))
+    return found, values
 
 
 def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:

@@ -1,15 +1,7 @@
 """Vectors of users who were not trained with: the best ones for frozen items.
 
-The vector p of a user minimises
-
-    mean over samples of loss(scores of positives, scores of negatives) + l2/2 |p|^2
-
-over the samples of this user alone, with the items as they are. For losses that are convex in the scores this is a
-strongly convex problem of d numbers. Many users are solved at once by L-BFGS [NW06 algorithm 7.5]: each has a memory,
-a line search and an end of its own, and the products with item vectors are batched.
-
-References:
-    [NW06] Nocedal, Wright, "Numerical Optimization", 2nd edition, 2006.
+:mod:`zerosum_ext.reference.folding` says what is minimised. Here histories become samples, and losses of the library
+go to the compiled op, others to the minimiser in PyTorch.
 """
 
 from __future__ import annotations
@@ -23,19 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext import _ops
 from zerosum_ext._checks import describe, require_finite_number, require_ids, require_positive_int
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import sample_negatives
-from zerosum_ext.losses import bpr_loss, compiled_loss, get_loss, pos2neg2_loss, zerosum_loss
+from zerosum_ext.losses import Loss, compiled_loss, get_loss
+from zerosum_ext.reference import FoldInLoss, Kernel, minimise_rows, rounded_loss
 
-__all__ = ["FoldIn", "fold_in", "histories_of", "usual_l2"]
-
-# Numbers of item vectors that are held at once: 8 MiB of float32, about what a processor's caches hold.
-_CELLS = 1 << 20
-# Pairs of updates that L-BFGS remembers, the share of the predicted decrease that a step must reach, and halvings of a
-# step before it is given up: at a kink of the loss no step reaches it.
-_MEMORY, _SUFFICIENT, _HALVINGS = 8, 1e-4, 12
-
+__all__ = ["FoldIn", "fold_in", "histories_of", "samples_of", "usual_l2"]
 
 # |x| in Zerosum and Pos2Neg2 has a kink at 0, where minima like to lie and gradients do not vanish. It is rounded off:
 # sqrt(x^2 + width^2). The loss changes by at most twice the width.
@@ -43,43 +30,8 @@ _KINK_WIDTH = 0.02
 _ROUNDED = ("zerosum", "pos2neg2")
 # Losses whose other kinks are not rounded off.
 _KINKED = ("pos2", "neg2", "hinge", "ccl", "hardest")
-
-
-class _Smooth(nn.Module):
-    """Zerosum or Pos2Neg2 without the kinks, one value for each sample: the library's losses of other arguments."""
-
-    def __init__(self, loss: nn.Module, a: float, b: float) -> None:
-        super().__init__()
-        self.num_positives = int(getattr(loss, "num_positives", 1))
-        self.a, self.b = a, b
-
-    def forward(self, pos: Tensor, neg: Tensor) -> Tensor:
-        if self.num_positives == 1:
-            # rho(p + n) of a sum whose other part is 0.
-            wide = pos.unsqueeze(1) if neg.dim() == 2 else pos
-            far = ((wide + neg).square() + _KINK_WIDTH**2).sqrt()
-            rho = zerosum_loss(far, torch.zeros_like(far), bpr_weight=0.0, reg_weight=self.b, reduction="none")
-            return rho + bpr_loss(pos, neg, reduction="none") * self.a
-        zero = torch.zeros_like(pos[:, 0])
-        far_pos, far_neg = (
-            torch.stack([((t[:, 0] - t[:, 1]).square() + _KINK_WIDTH**2).sqrt(), zero], 1) for t in (pos, neg)
-        )
-        rho = pos2neg2_loss(far_pos, far_neg, bpr_weight=0.0, reg_weight=self.b, reduction="none")
-        return rho + self.a * bpr_loss(pos, neg, reduction="none").sum(1)
-
-
-def _without_kinks(module: nn.Module) -> nn.Module:
-    """Return the loss that stands for a loss of the library in the search for a minimum.
-
-    Raises:
-        ValueError: it has kinks that are not rounded off.
-    """
-    kernel = compiled_loss(module)
-    if kernel is not None and kernel.loss in _KINKED:
-        raise ValueError(f"loss: expected one without kinks, or 'zerosum' or 'pos2neg2', got {kernel.loss!r}")
-    if kernel is not None and kernel.loss in _ROUNDED:
-        return _Smooth(module, kernel.a, kernel.b)
-    return module
+# More steps are never taken.
+_MOST_ITERATIONS = 1 << 20
 
 
 def usual_l2(loss: str) -> float:
@@ -92,6 +44,7 @@ class FoldIn:
     """The settings of :meth:`zerosum_ext.models.DotProductRecommender.fold_in`, which describes them."""
 
     loss: nn.Module
+    kernel: Kernel | None
     l2: float
     negatives: int | None
     seed: int
@@ -115,7 +68,9 @@ class FoldIn:
         if getattr(module, "needs_branches", False):
             raise ValueError("loss: expected one of scores alone, got one of branches")
         module.reduction = "none"  # type: ignore[assignment]  # each user has a mean of his own
-        module = _without_kinks(module)
+        kernel = compiled_loss(module)
+        if kernel is not None and kernel.loss in _KINKED:
+            raise ValueError(f"loss: expected one without kinks, or 'zerosum' or 'pos2neg2', got {kernel.loss!r}")
         if require_finite_number("l2", l2, minimum=0) == 0:
             raise ValueError("l2: expected a number > 0, without which the best vector may be infinitely long")
         pairs = getattr(module, "num_positives", 1) == 2
@@ -127,11 +82,12 @@ class FoldIn:
             raise ValueError("tolerance: expected a number > 0")
         return cls(
             module,
+            kernel,
             float(l2),
             negatives,
             require_positive_int("seed", seed, minimum=0),
             float(tolerance),
-            require_positive_int("max_iterations", max_iterations),
+            require_positive_int("max_iterations", max_iterations, maximum=_MOST_ITERATIONS),
         )
 
 
@@ -177,230 +133,111 @@ def fold_in(item: Tensor, bias: Tensor | None, histories: Interactions, settings
 
     Returns:
         A row for each user. It is zero for users without a positive or without a negative.
+
+    Raises:
+        ValueError: the vectors of a user's items are not finite because the model diverged.
     """
-    table = item.float() if item.dtype in (torch.float16, torch.bfloat16) else item
-    bias = None if bias is None else bias.to(table.dtype)
-    histories = histories.to(table.device)
-    settings.loss.to(table.device)
-    vectors = table.new_zeros(histories.num_users, table.shape[1])
-    counts = histories.user_counts
-    solvable = ((counts > 0) & (counts < histories.num_items)).nonzero().flatten()
-    # Users of like histories go together, so that little is padded.
-    order = solvable[torch.argsort(counts[solvable], descending=True, stable=True)]
-    per_positive = 1 + (settings.negatives or 0)
-    drawn = _negatives(histories, solvable, settings)
-    first = 0
-    while first < order.numel():
-        longest = int(counts[order[first]]) * per_positive
-        size = 1 if settings.negatives is None else max(1, _CELLS // (longest * table.shape[1]))
-        users = order[first : first + size]
-        vectors[users] = _minimise(_Problem(table, bias, histories, drawn, users, settings), settings)
-        first += size
-    return vectors.to(item.dtype)
-
-
-def _negatives(histories: Interactions, solvable: Tensor, settings: FoldIn) -> Tensor:
-    """Return the negatives of each interaction, [nnz, negatives]; those of users who have none mean nothing."""
+    histories = histories.to(item.device)
+    module = copy.deepcopy(settings.loss).to(item.device) if settings.kernel is None else settings.loss
+    constants = settings.loss.item_constants() if isinstance(settings.loss, Loss) else None
+    constants = None if constants is None else constants.to(item.device)
+    rows: Tensor
     if settings.negatives is None:
-        return histories.indices.new_empty(0)
-    users = histories.pairs()[0]
-    drawn = users.new_zeros(len(users), settings.negatives)
-    keep = torch.zeros(histories.num_users, dtype=torch.bool, device=users.device)
-    keep[solvable] = True
-    mine = keep[users]
-    drawn[mine] = sample_negatives(histories, users[mine], settings.negatives, seed=settings.seed)
-    return drawn
+        rows = _against_all(item, bias, constants, histories, module, settings)
+    else:
+        indptr, positives, negatives = samples_of(histories, settings)
+        table, bias, constants, (positives, negatives) = _table(item, bias, constants, positives, negatives)
+        rest = settings.l2, settings.tolerance, settings.max_iterations
+        if settings.kernel is not None:
+            kink = _KINK_WIDTH if settings.kernel.loss in _ROUNDED else 0.0
+            samples = indptr, positives, negatives
+            rows = _ops.fold_in(table, bias, *samples, constants, settings.kernel, kink, *rest)
+        else:
+            rows = minimise_rows(table, bias, (indptr, positives, negatives), _loss_of(module), *rest)
+    if not bool(rows.isfinite().all()):
+        user = int((~rows.isfinite()).any(1).nonzero()[0])
+        raise ValueError(
+            f"fold_in: the vectors of the items of history {user}, or of its negatives, are not finite; the model's "
+            "training diverged"
+        )
+    return rows.to(item.dtype)
 
 
-class _Problem:
-    """The objectives of some users, whose values and gradients are computed together.
+def samples_of(histories: Interactions, settings: FoldIn) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the samples of users: indptr [n + 1], positives [N] or [N, 2], negatives [N, K]; at least one negative.
 
-    Attributes:
-        vectors: those of each user's positives and negatives, [B, S, d].
-        bias: that of the same items, [B, S], or None.
-        pos, neg: places of the samples' scores among all scores [B * S].
-        number: of each sample's user, [P].
-        weight: of each sample in its user's mean, [P].
+    Users who have all items have no samples.
     """
+    counts, users, device = histories.user_counts, histories.pairs()[0], histories.indices.device
+    keep = counts < histories.num_items
+    mine = keep[users]
+    number = torch.where(keep, counts, 0)
+    indptr = torch.cat([number.new_zeros(1), number.cumsum(0)])
+    positives, users = histories.indices[mine].long(), users[mine]
+    k = int(settings.negatives or 1)
+    negatives = sample_negatives(histories, users, k, seed=settings.seed) if len(users) else users.new_zeros(0, k)
+    if getattr(settings.loss, "num_positives", 1) == 2:
+        # The second positive is so much further on in the user's row: not at the same place where there are two.
+        places = torch.arange(len(mine), device=device)[mine]
+        own, begin = number[users], indptr[:-1][users]
+        mixed = (places * 2654435761 + settings.seed * 40503) % 2147483647
+        shift = torch.where(own > 1, 1 + mixed % (own - 1).clamp(min=1), 0)
+        at = torch.arange(len(users), device=device) - begin
+        positives = torch.stack([positives, positives[begin + (at + shift) % own]], 1)
+    return indptr, positives, negatives
 
-    def __init__(
-        self,
-        item: Tensor,
-        bias: Tensor | None,
-        histories: Interactions,
-        drawn: Tensor,
-        users: Tensor,
-        settings: FoldIn,
-    ) -> None:
-        self.settings = settings
-        self.l2 = settings.l2
-        device, count = item.device, users.numel()
-        sizes = histories.user_counts[users]
-        longest = int(sizes.amax())
-        number = torch.repeat_interleave(torch.arange(count, device=device), sizes)
-        at = torch.arange(number.numel(), device=device) - (sizes.cumsum(0) - sizes)[number]
-        places = histories.indptr[users][number] + at
-        positives = histories.indices[places].long()
-        self.all = settings.negatives is None
-        if self.all:  # a user at a time: his negatives are all other items, the same for each positive
-            mask = torch.ones(histories.num_items, dtype=torch.bool, device=device)
+
+def _table(
+    item: Tensor, bias: Tensor | None, constants: Tensor | None, *ids: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+    """Return the tables in the dtype of the arithmetic, and ids in them: of 16-bit tables only the rows in question."""
+    if item.dtype in (torch.float16, torch.bfloat16):
+        needed, places = torch.cat([i.reshape(-1) for i in ids]).unique(return_inverse=True)
+        item, bias = item[needed].float(), None if bias is None else bias[needed]
+        constants = None if constants is None else constants[needed]
+        parts = places.split([i.numel() for i in ids])
+        ids = tuple(part.view(i.shape) for part, i in zip(parts, ids, strict=True))
+    bias = None if bias is None else bias.to(item.dtype).contiguous()
+    constants = None if constants is None else constants.to(item.dtype).contiguous()
+    return item.contiguous(), bias, constants, ids
+
+
+def _loss_of(module: nn.Module) -> FoldInLoss:
+    """Return a module as a function of scores and items."""
+
+    def values(pos: Tensor, neg: Tensor, pos_items: Tensor, neg_items: Tensor) -> Tensor:
+        items = {"pos_items": pos_items, "neg_items": neg_items} if getattr(module, "needs_items", False) else {}
+        value: Tensor = module(pos, neg, **items)
+        return value
+
+    return values
+
+
+def _against_all(
+    item: Tensor,
+    bias: Tensor | None,
+    constants: Tensor | None,
+    histories: Interactions,
+    module: nn.Module,
+    settings: FoldIn,
+) -> Tensor:
+    """Return the rows whose negatives are all other items, the same for each positive: a user at a time."""
+    wide = item.float() if item.dtype in (torch.float16, torch.bfloat16) else item
+    bias = None if bias is None else bias.to(wide.dtype)
+    rows = wide.new_zeros(histories.num_users, wide.shape[1])
+    counts, starts = histories.user_counts.tolist(), histories.indptr.tolist()
+    kernel = settings.kernel
+    if kernel is None:
+        loss = _loss_of(module)
+    else:
+        constants = None if constants is None else constants.to(wide.dtype)
+        loss = rounded_loss(kernel, constants, _KINK_WIDTH if kernel.loss in _ROUNDED else 0.0)
+    for user, count in enumerate(counts):
+        if 0 < count < histories.num_items:
+            positives = histories.indices[starts[user] : starts[user] + count].long()
+            mask = torch.ones(histories.num_items, dtype=torch.bool, device=wide.device)
             mask[positives] = False
-            items = torch.cat([positives, mask.nonzero().flatten()]).unsqueeze(0)
-            pos = torch.arange(longest, device=device)
-            neg = torch.arange(longest, items.shape[1], device=device)
-            self.items = positives, items[0, longest:].expand(longest, -1)
-        else:
-            k = int(settings.negatives or 1)
-            negatives = drawn[places]
-            width = longest * (1 + k)
-            items = torch.zeros(count, width, dtype=torch.int64, device=device)
-            pos = number * width + at
-            neg = (number * width + longest + at * k).unsqueeze(1) + torch.arange(k, device=device)
-            items.view(-1)[pos] = positives
-            items.view(-1)[neg] = negatives
-            if getattr(settings.loss, "num_positives", 1) == 2:
-                pos = torch.stack([pos, number * width + (at + self._shift(places, sizes[number])) % sizes[number]], 1)
-                self.items = items.view(-1)[pos], negatives
-            elif k == 1:
-                neg, self.items = neg[:, 0], (positives, negatives[:, 0])
-            else:
-                self.items = positives, negatives
-        self.pos, self.neg, self.number = pos, neg, number
-        self.vectors = item[items]
-        self.bias = None if bias is None else bias[items]
-        self.weight = (1.0 / sizes.to(item.dtype))[number]
-
-    def _shift(self, places: Tensor, sizes: Tensor) -> Tensor:
-        """Return how much further on in the user's row a sample's second positive is: not 0 where he has two."""
-        mixed = (places * 2654435761 + self.settings.seed * 40503) % 2147483647
-        return torch.where(sizes > 1, 1 + mixed % (sizes - 1).clamp(min=1), 0)
-
-    def take(self, keep: Tensor) -> None:
-        """Go on with some of the users, ``keep`` int64 ascending."""
-        width = self.vectors.shape[1]
-        place = torch.full((self.vectors.shape[0],), -1, dtype=torch.int64, device=keep.device)
-        place[keep] = torch.arange(keep.numel(), device=keep.device)
-        mine = place[self.number] >= 0
-        moved = (place[self.number] - self.number)[mine] * width
-        self.pos = self.pos[mine] + (moved if self.pos.dim() == 1 else moved.unsqueeze(1))
-        self.neg = self.neg[mine] + (moved if self.neg.dim() == 1 else moved.unsqueeze(1))
-        self.items = self.items[0][mine], self.items[1][mine]
-        self.number, self.weight = place[self.number][mine], self.weight[mine]
-        self.vectors = self.vectors[keep]
-        self.bias = None if self.bias is None else self.bias[keep]
-
-    def __call__(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objectives [B] and their gradients [B, d]."""
-        scores = torch.bmm(self.vectors, p.unsqueeze(2)).squeeze(2)
-        if self.bias is not None:
-            scores = scores + self.bias
-        flat = scores.reshape(-1)
-        pos, neg = flat[self.pos].requires_grad_(), flat[self.neg].requires_grad_()
-        loss = self.settings.loss
-        constants = {}
-        if getattr(loss, "needs_items", False):
-            constants = {"pos_items": self.items[0], "neg_items": self.items[1]}
-        with torch.enable_grad():
-            values = loss(pos, neg.expand(len(pos), -1) if self.all else neg, **constants)
-            each = values if values.dim() == 1 else values.mean(1)
-            slopes = torch.autograd.grad((each * self.weight).sum(), (pos, neg))
-        slope = torch.zeros_like(flat)
-        if self.pos.dim() == 1:
-            slope[self.pos] = slopes[0]
-        else:
-            slope.index_add_(0, self.pos.reshape(-1), slopes[0].reshape(-1))
-        slope[self.neg] = slopes[1]
-        gradient = torch.bmm(slope.view(scores.shape).unsqueeze(1), self.vectors).squeeze(1) + self.l2 * p
-        value = p.new_zeros(len(p)).index_add_(0, self.number, each.detach() * self.weight)
-        return value + 0.5 * self.l2 * p.square().sum(1), gradient
-
-    def curvature(self) -> Tensor:
-        """Return an upper bound of the second derivatives at most scores: the first step's length, [B]."""
-        return self.l2 + self.vectors.square().sum(2).amax(1)
-
-
-def _minimise(problem: _Problem, settings: FoldIn) -> Tensor:
-    """Return the minimisers [B, d], by L-BFGS from zero."""
-    count, width = problem.vectors.shape[0], problem.vectors.shape[2]
-    result = problem.vectors.new_zeros(count, width)
-    active = torch.arange(count, device=result.device)
-    p = result.clone()
-    value, gradient = problem(p)
-    limit = settings.tolerance * gradient.norm(dim=1)
-    memory = _Memory(problem.curvature())
-    for _ in range(settings.max_iterations):
-        moving = gradient.norm(dim=1) > limit
-        # Where half of the users are at their end, the others go on alone.
-        if not bool(moving.any()):
-            break
-        if int(moving.sum()) <= len(p) // 2:
-            result[active] = p
-            keep = moving.nonzero().flatten()
-            problem.take(keep)
-            memory.take(keep)
-            active, p, value, gradient, limit = (t[keep] for t in (active, p, value, gradient, limit))
-            moving = moving[keep]
-        step = -memory.product(gradient)
-        slope = (step * gradient).sum(1)
-        step = torch.where(moving.unsqueeze(1), step, 0)
-        moved, new_value, new_gradient = _line_search(problem, p, value, gradient, step, slope)
-        memory.add(moved - p, new_gradient - gradient)
-        stuck = moving & (moved == p).all(1)
-        limit = torch.where(stuck, torch.inf, limit)  # at a kink, or at the last bits
-        p, value, gradient = moved, new_value, new_gradient
-    result[active] = p
-    return result
-
-
-def _line_search(
-    problem: _Problem, p: Tensor, value: Tensor, gradient: Tensor, step: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return new points, values and gradients: each user's step, halved until its value falls enough, or no step."""
-    rounding = 4 * torch.finfo(p.dtype).eps
-    size = torch.ones_like(value)
-    for _ in range(_HALVINGS):
-        moved = p + size.unsqueeze(1) * step
-        new_value, new_gradient = problem(moved)
-        enough = new_value <= value + _SUFFICIENT * size * slope + rounding * value.abs()
-        if bool(enough.all()):
-            return moved, new_value, new_gradient
-        size = torch.where(enough, size, size / 2)
-    failed = ~enough
-    moved = torch.where(failed.unsqueeze(1), p, moved)
-    return (
-        moved,
-        torch.where(failed, value, new_value),
-        torch.where(failed.unsqueeze(1), gradient, new_gradient),
-    )
-
-
-class _Memory:
-    """The last steps of each user and the changes of his gradient, which stand for the inverse of the Hessian."""
-
-    def __init__(self, curvature: Tensor) -> None:
-        self.scale = 1 / curvature
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def add(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step, for those users along whose step the curvature is positive."""
-        product = (step * change).sum(1)
-        sound = product > torch.finfo(step.dtype).eps * change.square().sum(1)
-        inverse = torch.where(sound, 1 / product.where(sound, 1.0), 0)
-        self.scale = torch.where(sound, product / change.square().sum(1).where(sound, 1.0), self.scale)
-        self.pairs = [*self.pairs[1 - _MEMORY :], (step, change, inverse)]
-
-    def take(self, keep: Tensor) -> None:
-        self.scale = self.scale[keep]
-        self.pairs = [(step[keep], change[keep], inverse[keep]) for step, change, inverse in self.pairs]
-
-    def product(self, vector: Tensor) -> Tensor:
-        """Return the inverse of the Hessian times a vector, [B, d]."""
-        shares = []
-        for step, change, inverse in reversed(self.pairs):
-            share = inverse * (step * vector).sum(1)
-            vector = vector - share.unsqueeze(1) * change
-            shares.append(share)
-        vector = vector * self.scale.unsqueeze(1)
-        for (step, change, inverse), share in zip(self.pairs, reversed(shares), strict=True):
-            vector = vector + (share - inverse * (change * vector).sum(1)).unsqueeze(1) * step
-        return vector
+            samples = torch.tensor([0, count], device=wide.device), positives, mask.nonzero().view(1, -1)
+            rest = settings.l2, settings.tolerance, settings.max_iterations
+            rows[user] = minimise_rows(wide, bias, samples, loss, *rest)[0]
+    return rows

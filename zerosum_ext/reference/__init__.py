@@ -2,6 +2,7 @@
 
 from zerosum_ext.reference.csr import csr_build
 from zerosum_ext.reference.csr_scores import csr_blocks, csr_score_moments, csr_weighted_columns
+from zerosum_ext.reference.folding import FoldInLoss, Objective, fold_in, minimise_rows, rounded_loss
 from zerosum_ext.reference.graph import graph_dropout, graph_propagate
 from zerosum_ext.reference.losses import (
     LOSSES,
@@ -43,7 +44,9 @@ __all__ = [
     "LOSSES",
     "SHAPES",
     "Definition",
+    "FoldInLoss",
     "Kernel",
+    "Objective",
     "Permutation",
     "Shape",
     "compute_dtype",
@@ -54,6 +57,7 @@ __all__ = [
     "csr_weighted_columns",
     "definition",
     "draws",
+    "fold_in",
     "graph_dropout",
     "graph_propagate",
     "has_items",
@@ -65,6 +69,7 @@ __all__ = [
     "mf_items",
     "mf_loss_value",
     "mf_scores",
+    "minimise_rows",
     "mulhi64",
     "pair_loss",
     "pair_loss_value",
@@ -73,6 +78,7 @@ __all__ = [
     "rank_scores",
     "reduce",
     "rho",
+    "rounded_loss",
     "sample_negatives",
     "sample_negatives_at",
     "sample_positives",
