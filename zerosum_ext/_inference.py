@@ -22,11 +22,24 @@ def inference(model: object) -> Iterator[None]:
         yield
         return
     module = model if isinstance(model, nn.Module) and model.training else None
+    # A module without parts has one flag. To switch it by eval() takes as long as the scores of a thousand items.
+    plain = module is not None and not module._modules and _is_plain(type(module))
     if module is not None:
-        module.eval()
+        if plain:
+            module.__dict__["training"] = False
+        else:
+            module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         if module is not None:
-            module.train()
+            if plain:
+                module.__dict__["training"] = True
+            else:
+                module.train()
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Return whether modules of this class do what all do when their mode is switched."""
+    return all(getattr(kind, name) is getattr(nn.Module, name) for name in ("train", "eval", "__setattr__"))

@@ -169,17 +169,19 @@ def samples_of(histories: Interactions, settings: FoldIn) -> tuple[Tensor, Tenso
     Users who have all items have no samples.
     """
     counts, users, device = histories.user_counts, histories.pairs()[0], histories.indices.device
+    indptr, positives, places = histories.indptr, histories.indices.long(), None
     keep = counts < histories.num_items
-    mine = keep[users]
-    number = torch.where(keep, counts, 0)
-    indptr = torch.cat([number.new_zeros(1), number.cumsum(0)])
-    positives, users = histories.indices[mine].long(), users[mine]
+    if not bool(keep.all()):
+        mine = keep[users]
+        counts = torch.where(keep, counts, 0)
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        positives, users, places = positives[mine], users[mine], mine.nonzero().flatten()
     k = int(settings.negatives or 1)
     negatives = sample_negatives(histories, users, k, seed=settings.seed) if len(users) else users.new_zeros(0, k)
     if getattr(settings.loss, "num_positives", 1) == 2:
         # The second positive is so much further on in the user's row: not at the same place where there are two.
-        places = torch.arange(len(mine), device=device)[mine]
-        own, begin = number[users], indptr[:-1][users]
+        places = torch.arange(len(users), device=device) if places is None else places
+        own, begin = counts[users], indptr[:-1][users]
         mixed = (places * 2654435761 + settings.seed * 40503) % 2147483647
         shift = torch.where(own > 1, 1 + mixed % (own - 1).clamp(min=1), 0)
         at = torch.arange(len(users), device=device) - begin

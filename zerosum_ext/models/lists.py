@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -327,6 +328,8 @@ def best_by_scores(
         number: the number of candidates.
     """
     device = users.device
+    if users.numel() == 1 and device.type == "cpu":
+        return _best_of_one(score(users), users, seen, width)
     kernel = device.type != "cpu" and _ops.has_op("rank_scores", device)
     step = max(1, CELLS_PER_CHUNK // max(1, number))
     parts = []
@@ -346,15 +349,26 @@ def best_by_scores(
             continue
         if seen is not None and places is not None:
             numbers, columns = seen.cells(places, part)
-            if part.numel() == 1:
-                block.index_fill_(1, columns, float("-inf"))
-            else:
-                block[numbers, columns] = float("-inf")
+            block[numbers, columns] = float("-inf")
         values, found = block.topk(width, dim=1)
         # topk puts NaN first, so that a look at the winners is enough.
         refuse_nan(bool(values.isnan().any()))
         parts.append((found.masked_fill_(values == float("-inf"), -1), values))
     return _joined(parts)
+
+
+def _best_of_one(scores: Tensor, users: Tensor, seen: Rows | None, width: int) -> tuple[Tensor, Tensor]:
+    """Return the best items of one user [1], a request, in as few operations as there can be."""
+    if seen is not None:
+        row = 0 if seen.aligned else int(users)
+        first, last = seen.indptr[row : row + 2].tolist()
+        scores.index_fill_(1, seen.indices[first:last].long(), float("-inf"))
+    values, found = scores.topk(width, dim=1)
+    listed = values[0].tolist()
+    refuse_nan(listed[0] != listed[0])  # topk puts NaN first
+    if listed[-1] == -math.inf:
+        found.masked_fill_(values == -math.inf, -1)
+    return found, values
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
