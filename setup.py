@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -107,6 +109,19 @@ def stub_cuda_library() -> str:
     return folder
 
 
+def check_tools() -> None:
+    """Ends the build where a compiler or Python's headers are missing, and says what to install or to do without."""
+    compiler = os.environ.get("CXX", "").strip() or "c++"
+    headers = Path(sysconfig.get_paths()["include"])
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        missing = f"no C++ compiler was found ({compiler!r}; the variable CXX names another). Install one, such as g++"
+    elif not (headers / "Python.h").is_file():
+        missing = f"the headers of Python are not in {headers}. Install them (python3-dev)"
+    else:
+        return
+    sys.exit(f"setup.py: {missing}, or set ZEROSUM_EXT_PURE=1 to install without compiled kernels, in plain PyTorch.")
+
+
 def extensions() -> tuple[list, dict]:
     if env_flag("ZEROSUM_EXT_PURE"):
         return [], {}
@@ -118,6 +133,7 @@ def extensions() -> tuple[list, dict]:
             f"setup.py: torch is needed to build zerosum_ext ({error}). Install torch >= 2.11 first, or set "
             "ZEROSUM_EXT_PURE=1 to install without compiled kernels."
         )
+    check_tools()
 
     common = {"include_dirs": [str(ROOT / "csrc")], "py_limited_api": True}
     macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DPy_LIMITED_API=0x030A0000"]

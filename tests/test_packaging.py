@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,40 @@ def test_the_source_distribution_has_nothing_that_was_built(sdist):
 
 def test_the_citation_has_the_version():
     assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == zx.__version__
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("compiler", r"no C\+\+ compiler was found \('c\+\+'.*g\+\+, or set ZEROSUM_EXT_PURE=1"),
+        ("CXX", r"no C\+\+ compiler was found \('no-such-compiler -O1'.*ZEROSUM_EXT_PURE=1"),
+        ("headers", r"headers of Python are not in .*python3-dev.*ZEROSUM_EXT_PURE=1"),
+    ],
+)
+def test_a_build_without_its_tools_says_what_to_do(missing, said, monkeypatch, tmp_path):
+    monkeypatch.delenv("ZEROSUM_EXT_PURE", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("setuptools.setup", lambda **_: pytest.fail("setup.py went on"))
+    if missing == "CXX":
+        monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    elif missing == "compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        (tmp_path / "c++").write_text("#!/bin/sh\n")
+        (tmp_path / "c++").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(SystemExit, match=said):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_nothing_is_needed_to_install_without_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZEROSUM_EXT_PURE", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    called = []
+    monkeypatch.setattr("setuptools.setup", lambda **settings: called.append(settings))
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert called[0]["ext_modules"] == []
 
 
 TEXT = "# Changelog\n\n## [Unreleased]\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n\n- Another.\n"

