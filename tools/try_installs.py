@@ -345,7 +345,7 @@ def tries(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, Any] | N
     todo = [(name, known[name], arguments.python, arguments.torch) for name in wanted]
     for entry in arguments.also:
         base, _, torch = entry.partition("=")
-        todo.append((f"wheel {entry}", known["wheel"], base, torch))
+        todo.append((f"wheel {Path(base).name} {torch}", known["wheel"], base, torch))
     return found, todo
 
 
