@@ -70,6 +70,53 @@ def test_the_page_on_performance_is_what_the_results_say():
         assert said in text
 
 
+def cells(table: str, first: str, columns: list[str]) -> list[str]:
+    """The cells of a Markdown table's first line that begins with so many words, under these headings."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    line = next(line for line in lines if " ".join(line).startswith(first))
+    heading = next(h for h in reversed(lines[: lines.index(line)]) if columns[0] in h)
+    return [line[heading.index(column)] for column in columns]
+
+
+@RESULTS
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    """Each figure of the table stands in the file of results from which it comes, and rounds to what is said."""
+    readme, tuned = (ROOT / "README.md").read_text(), (ROOT / "benchmarks/paper/TUNED.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines() if line[:2] == "| "]
+    rows = {row[0]: row[1:] for row in rows}
+
+    def said(name: str) -> list[float]:
+        return [float(word) for cell in rows[name] for word in re.findall(r"(?<![\w-])[+-]?\d*\.\d+(?![\w.])", cell)]
+
+    def close(name: str, *figures: str | float) -> None:
+        found = said(name)[: len(figures)]
+        assert found == pytest.approx([float(figure) for figure in figures], abs=0.0501 if found[0] > 1 else 0.00051)
+
+    paper = (ROOT / "benchmarks/paper/REPORT.md").read_text().partition("## Synthetic triangle")[2]
+    synthetic = [cells(paper, name, ["PopQ@1"])[0].split()[0] for name in ("BPR", "Zerosum w=.8")]
+    close("PopQ@1, synthetic data of the paper, Zerosum", *synthetic)
+    for name, data in (("Last.fm", "Last.fm"), ("MovieLens-1M", "MovieLens-1M")):
+        popularity, change = cells(tuned, f"{data} Softmax, adjusted", ["PopQ@1 → 0.5", "change (95 %)"])
+        row = f"PopQ@1, {name}, tuned: adjusted softmax"
+        close(row, *re.findall(r"0\.\d+", popularity)[:2])
+        assert re.findall(r"[+-][\d.]+", change)[:2] == re.findall(r"[+-][\d.]+", rows[row][-1])[:2]
+
+    results = ROOT / "benchmarks" / "results"
+    speed = cells(
+        (results / "training-cpu-avx2.md").read_text().partition("the fastest peer;")[2],
+        "ml-1m 64 2",
+        ["hogwild bpr", "exact bpr 65536"],
+    )
+    close(
+        "BPR triples a second, MovieLens-1M, times those of the fastest peer", *(cell.split()[0] for cell in speed)
+    )  # fmt: skip
+    losses = json.loads((results / "losses-cpu.json").read_text())["results"]
+    ours = {r["shape"][0]: r["times_ours"]["usual"][1] for r in losses if
+            (r["loss"], len(r["shape"]), r["isa"], r["threads"]) == ("zerosum", 1, "avx512", 1)}  # fmt: skip
+    close("Zerosum loss of a million pairs, times as fast as usual PyTorch", ours[1_000_000])
+    assert f"{ours[16]:.1f} for 16 pairs" in rows["Zerosum loss of a million pairs, times as fast as usual PyTorch"][-1]
+
+
 @RESULTS
 def test_the_page_on_installing_is_what_was_tried():
     text = try_installs.PAGE.read_text(encoding="utf-8")
