@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -24,7 +27,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
@@ -54,6 +56,9 @@ linkcheck_ignore = [r"file:line"]
 
 html_theme = "furo"
 html_title = f"zerosum_ext {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 
 
@@ -64,6 +69,22 @@ PAGES = {
     "security": "SECURITY.md",
     "findings": "benchmarks/paper/FINDINGS.md",
 }
+
+
+def indexed(text: str) -> str:
+    """Put the names of measures and words into the index, as main entries, which the search lists first."""
+
+    def names(match: re.Match[str]) -> str:
+        found = re.findall(r"^\| ([\w@]+) \|", match[0], re.M)[1:]
+        return f"```{{index}} {', '.join(f'! {one}' for one in found)}\n```\n\n{match[0]}"
+
+    text = re.sub(r"^\| name \|.*?(?=\n\n)", names, text, flags=re.M | re.S)
+    return re.sub(
+        r"^(.+)\n(?=: )",
+        lambda m: f"```{{index}} {', '.join(f'! {one}' for one in m[1].split(', '))}\n```\n\n{m[0]}",
+        text,
+        flags=re.M,
+    )
 
 
 def read_page(app: Any, name: str, source: list[str]) -> None:
@@ -82,15 +103,20 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
         if str(path) in inside:
             return f"[{words}]({inside[str(path)]}{anchor})"
         if path.is_relative_to(ROOT / "docs"):
-            return f"[{words}]({os.path.relpath(path, (ROOT / 'docs' / name).parent)}{anchor})"
+            # A link that is called like its file, such as data.md, takes the title of the page or section.
+            title = "" if path.suffix == ".md" and words == path.name else words
+            return f"[{title}]({os.path.relpath(path, (ROOT / 'docs' / name).parent)}{anchor})"
         if path.is_relative_to(ROOT):
-            return f"{words} (`{path.relative_to(ROOT)}`)"
+            file = str(path.relative_to(ROOT))
+            return f"`{file}`" if file.endswith(words.strip("`")) else f"{words} (`{file}`)"
         return match[0]
 
     def picture(match: re.Match[str]) -> str:
         path = os.path.relpath((here.parent / match[2]).resolve(), (ROOT / "docs" / name).parent)
         return f"![{match[1]}]({path})"
 
+    if name == "glossary":
+        text = indexed(text)
     text = re.sub(r"!\[([^\[\]]*)\]\((?!\w+:)([^)\s]+)\)", picture, text)
     source[0] = re.sub(r"(?<!!)\[([^\[\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", link, text)
 
@@ -107,7 +133,28 @@ def only_links_that_can_be_asked(app: Any) -> None:
         app.config.linkcheck_ignore = [*linkcheck_ignore, r"https?://"]
 
 
+def formula(writer: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers show without a script from elsewhere."""
+    block = isinstance(node, nodes.math_block)
+    writer.body.append(convert(node.astext(), display="block" if block else "inline"))
+    raise nodes.SkipNode
+
+
+def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Show a default that is made anew as three dots: Sphinx would not understand the rest of the signature either."""
+    return (signature and signature.replace("<factory>", "..."), returns)
+
+
+def only_words_of_ours(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Leave out what Python says of every field of a named tuple."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
 def setup(app: Any) -> None:
     """Connect what is above."""
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("autodoc-process-docstring", only_words_of_ours)
     app.connect("source-read", read_page)
     app.connect("builder-inited", only_links_that_can_be_asked)

@@ -93,6 +93,7 @@ def test_help_has_two_levels(name, capsys):
             cli.main([name, flag])
         assert stop.value.code == 0
         texts[flag] = capsys.readouterr().out
+        assert "%%" not in texts[flag]
     options = [action.option_strings[0] for action in command._actions if action.option_strings]
     usages = {flag: text.partition("\n\n")[0] for flag, text in texts.items()}
     shown = {flag: {o for o in options if re.search(rf"[ \[]{o}(?![\w-])", usage)} for flag, usage in usages.items()}
@@ -466,12 +467,15 @@ def test_recommend_all_users_to_a_file(run_folder, tmp_path, capsys):
     assert [row["item"] for row in rows if row["user"] == "u20"] == one["items"]
     assert len({row["user"] for row in rows}) == runs.Run.open(run_folder).split.train.num_users
     some = tmp_path / "some.csv"
-    assert cli.main(["recommend", str(run_folder), "--user", "u20", "--output", str(some), "-k", "3"]) == 0
+    argv = ["recommend", str(run_folder), "--user", "u20", "--output", str(some), "-k", "3"]
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(some), "rows": 3}
+    assert cli.main(argv) == 0
     assert [line.split(",")[2] for line in some.read_text().splitlines()] == ["item", *map(str, one["items"])]
     for options, message in (
         (["--all-users"], "--output FILE"),
         (["--all-users", "--user", "u20", "--output", file], "neither --user nor --user-file"),
-        (["--all-users", "--output", file, "--csv"], "neither --json nor --csv"),
+        (["--all-users", "--output", file, "--csv"], "no --csv beside it"),
         (["--all-users", "--output", tmp_path / "x.txt"], "ends in .parquet"),
     ):
         assert message in one_line_of_error(capsys, ["recommend", run_folder, *options])

@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
         "on one split: all for few epochs, the promising ones on. Takes one from the front of accuracy against bias by "
         "validation alone, tests it once, and says in words what it changes against BPR and against the most popular "
         "items.",
-        epilog="example: zerosum-ext compare ratings.csv --goal long-tail --max-cost 5%% --jobs 2",
+        epilog="example: zerosum-ext compare ratings.csv --goal long-tail --max-cost 5% --jobs 2",
     )
     add_data_argument(command)
     command.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME_OF_FILE-compare)")

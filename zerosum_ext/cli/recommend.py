@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     recommend.add_argument("--method", metavar="NAME", help="the one to recommend with (default: the main one)")
     recommend.add_argument("--include-seen", action="store_true", help="items that the user knows too")
     form = recommend.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--json", action="store_true", help="print JSON: of the lists, or of what --output wrote")
     form.add_argument("--csv", action="store_true", help="print CSV: user, rank, item, score")
     recommend.set_defaults(run=_run)
 
@@ -79,9 +79,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _write(run: runs.Run, users: list[str] | None, arguments: argparse.Namespace) -> int:
-    """Write to a file, and say so on stderr."""
-    if arguments.json or arguments.csv:
-        raise ValueError("--output: expected neither --json nor --csv beside it; the file's name says its form")
+    """Write to a file, and say so on stderr, or with --json on stdout."""
+    from zerosum_ext.experiments import runs
+
+    if arguments.csv:
+        raise ValueError("--output: expected no --csv beside it; the file's name says its form")
     rows = run.write_recommendations(
         arguments.output,
         arguments.k,
@@ -90,7 +92,9 @@ def _write(run: runs.Run, users: list[str] | None, arguments: argparse.Namespace
         include_seen=arguments.include_seen,
         progress=False if arguments.quiet else None,
     )
-    if not arguments.quiet:
+    if arguments.json:
+        print(runs.to_json({"file": arguments.output, "rows": rows}))
+    elif not arguments.quiet:
         print(f"{arguments.output}: {rows:,} rows", file=sys.stderr)
     return 0
 

@@ -99,11 +99,14 @@ def prepare(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool)
         return
     other = difference(old, config)
     if other:
-        raise ValueError(f"{folder} holds a run with other settings ({other}); choose another folder, or overwrite it")
+        raise ValueError(
+            f"{folder} holds a run with other settings ({other}); choose another folder (--output), or overwrite it "
+            "(--overwrite)"
+        )
     if not resume:
         raise ValueError(
-            f"{folder} holds a run with these settings already: resume goes on with it, or shows it where it is "
-            "complete; overwrite starts again"
+            f"{folder} holds a run with these settings already: resume (--resume) goes on with it, or shows it "
+            "where it is complete; overwrite (--overwrite) starts again"
         )
 
 
