@@ -22,6 +22,7 @@ import zerosum_ext as zx
 from zerosum_ext.models import usual_l2
 
 K, DIM = 10, 64
+LARGE = 1_000_000  # items of the catalogue where memory's speed counts
 
 
 def theirs(model: zx.MatrixFactorization, threads: int) -> object:
@@ -45,6 +46,12 @@ def measure(data: zx.Interactions, threads: int, rounds: int) -> list[dict[str, 
         "all users": (lambda: model.recommend(users, K, data), lambda: other.recommend(users, matrix, K)),
         "neighbours of one item": (lambda: model.similar_items(5, K), lambda: other.similar_items(5, K)),
     }
+    large = zx.MatrixFactorization(10, LARGE, DIM, seed=0)
+    large_other = theirs(large, threads)
+    methods[f"neighbours of one item, {LARGE:,} items"] = (
+        lambda: large.similar_items(5, K),
+        lambda: large_other.similar_items(5, K),
+    )
     same = model.recommend(users, K, data)[0].numpy() == other.recommend(users, matrix, K)[0]
     rows = []
     for name, (ours, implicit) in methods.items():

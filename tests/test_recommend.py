@@ -248,6 +248,41 @@ def test_neighbours_of_what_diverged_are_refused():
             model.similar_users([0], 2, metric=metric)
 
 
+def test_neighbours_follow_a_table_however_it_is_changed():
+    """Nothing announces changes through ``.data`` or NumPy: what is kept from call to call would be wrong."""
+    model = zx.MatrixFactorization(2, 5, 2, seed=0)
+    table = model.item_embedding
+    with torch.no_grad():
+        table.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.0]]))
+    assert model.similar_items(0, 1)[0].tolist() == [[1]]
+    table.data[1] = torch.tensor([-5.0, 0.1])
+    assert model.similar_items(0, 1)[0].tolist() == [[3]]
+    table.detach().numpy()[4] = 2.0, 0.0
+    items, scores = model.similar_items(0, 1)
+    assert items.tolist() == [[4]]
+    assert scores.item() == pytest.approx(1)
+
+
+def test_one_user_is_given_the_list_that_many_are():
+    mask, train = _data()
+    model = _model("mf", train)
+    items, scores = model.recommend(np.arange(USERS), ITEMS + 3, exclude=train)
+    for user in (0, 7, np.int64(8), USERS - 1):
+        one, values = model.recommend(user, ITEMS + 3, exclude=train)
+        torch.testing.assert_close(values[0], scores[int(user)])
+        assert set(one[0].tolist()) == set(items[int(user)].tolist())
+    assert model.training
+    model.eval()
+    model.recommend(0, 3)
+    assert not model.training
+    with pytest.raises(ValueError, match=r"users: id -1 is out of range \[0, 90\)"):
+        model.recommend(-1, 3)
+    with torch.no_grad():
+        model.item_embedding[3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        model.recommend(0, 3)
+
+
 def test_neighbours_that_are_not_there():
     model = _model("mf", _data()[1])
     assert model.similar_items([0, 1], 3, candidates=[1])[0].tolist() == [[1, -1, -1], [-1, -1, -1]]

@@ -82,6 +82,10 @@ def require_ids(name: str, values: Any, size: int, device: torch.device | None =
     Raises:
         TypeError: text, fractions or objects. ValueError: a mask of another shape, a number out of range.
     """
+    if type(values) is int:  # of a request, which has not much time
+        if not 0 <= values < size:
+            raise ValueError(f"{name}: id {values} is out of range [0, {size})")
+        return torch.tensor(values, dtype=torch.int64, device=device)
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind in "OUS":

@@ -125,7 +125,14 @@ class Recommender(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        return next(self.parameters()).device
+        return self._some_parameter().device
+
+    def _some_parameter(self) -> nn.Parameter:
+        """Return a parameter: one of the model's own where it has some, for a walk over the modules takes longer."""
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                return parameter
+        return next(self.parameters())
 
     # --- scores ------------------------------------------------------------------------------------------
 
@@ -288,7 +295,7 @@ class Recommender(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self._some_parameter().dtype
 
     def _require_vocabulary(self) -> Vocabulary:
         if self.vocabulary is None:
