@@ -264,7 +264,7 @@ def test_neighbours_follow_a_table_however_it_is_changed():
 
 
 def test_one_user_is_given_the_list_that_many_are():
-    mask, train = _data()
+    _, train = _data()
     model = _model("mf", train)
     items, scores = model.recommend(np.arange(USERS), ITEMS + 3, exclude=train)
     for user in (0, 7, np.int64(8), USERS - 1):
