@@ -136,7 +136,7 @@ def test_what_recommend_refuses(options, message):
         _model("mf", _data()[1]).recommend([1, 2, 3], 5, **options)
 
 
-@pytest.mark.parametrize(("name", "value"), [("items", ["a"]), ("filter_items", [1.5]), ("exclude", [[1, 2]])])
+@pytest.mark.parametrize(("name", "value"), [("items", ["a"]), ("filter_items", [1.5]), ("exclude", {"a": 1})])
 def test_what_is_of_a_wrong_type(name, value):
     with pytest.raises(TypeError, match=r"items|interactions"):
         _model("mf", _data()[1]).recommend([1, 2, 3], 5, **{name: value})
@@ -261,6 +261,37 @@ def test_neighbours_follow_a_table_however_it_is_changed():
     items, scores = model.similar_items(0, 1)
     assert items.tolist() == [[4]]
     assert scores.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_of_ids_are_excluded(name):
+    mask, train = _data()
+    model = _model(name, train)
+    users = torch.tensor([5, 3, 5])
+    own = [torch.nonzero(mask[u]).flatten().tolist() for u in users.tolist()]
+    got = model.recommend(users, K, exclude=[own[0][::-1] + own[0][:1], np.array(own[1], np.int64), own[2]])
+    want = model.recommend(users, K, exclude=train)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert torch.equal(model.recommend([3], K, exclude=[[]])[0], model.recommend([3], K)[0])
+
+
+def test_what_is_no_exclusion_is_named():
+    model = _model("mf", _data()[1])
+    for wrong in (np.zeros((2, ITEMS)), torch.zeros(2, ITEMS), "train.csv", [1, 2]):
+        with pytest.raises(TypeError, match="exclude: expected"):
+            model.recommend([0, 1], 2, exclude=wrong)
+    with pytest.raises(ValueError, match="exclude: expected a list of ids for each of 2 users, got 1 lists"):
+        model.recommend([0, 1], 2, exclude=[[1]])
+    with pytest.raises(ValueError, match="exclude: id 70 is out of range"):
+        model.recommend([0, 1], 2, exclude=[[1], [ITEMS]])
+
+
+def test_models_of_other_scores_say_what_they_cannot():
+    model = _model("neumf", _data()[1])
+    for name in ("fold_in", "recommend_for", "similar_items", "similar_users"):
+        with pytest.raises(ValueError, match=f"{name}: expected a model whose scores are dot products, got NeuMF"):
+            getattr(model, name)([[1]])
 
 
 def test_one_user_is_given_the_list_that_many_are():

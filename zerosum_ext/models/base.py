@@ -239,7 +239,8 @@ class Recommender(nn.Module):
                 -inf.
             exclude: items that are not recommended to their users, usually the training data: a matrix [num_users,
                 num_items], or [n, num_items] with a row for each of ``users``. Interactions, a scipy or a torch CSR;
-                only the rows of ``users`` are read. A matrix of num_users rows is always that of all users.
+                only the rows of ``users`` are read. A matrix of num_users rows is always that of all users. Or a list
+                of the ids of each of ``users``.
             items: the candidates: ids or a mask for all users alike, or a matrix as ``exclude`` with the candidates of
                 each user. None: all items.
             filter_items: ids or a mask of items that are recommended to nobody, such as those out of stock.
@@ -274,7 +275,31 @@ class Recommender(nn.Module):
         Raises:
             ValueError: scores of this model are no dot products.
         """
-        raise ValueError(f"fold_in: expected a model whose scores are dot products, got {type(self).__name__}")
+        raise _no_dot_products("fold_in", self)
+
+    def recommend_for(self, *arguments: Any, **options: Any) -> tuple[Any, Tensor]:
+        """Return lists for rows of new users; see :meth:`DotProductRecommender.recommend_for`.
+
+        Raises:
+            ValueError: scores of this model are no dot products.
+        """
+        raise _no_dot_products("recommend_for", self)
+
+    def similar_items(self, *arguments: Any, **options: Any) -> tuple[Any, Tensor]:
+        """Return neighbours of items; see :meth:`DotProductRecommender.similar_items`.
+
+        Raises:
+            ValueError: scores of this model are no dot products, so that its vectors say nothing of likeness.
+        """
+        raise _no_dot_products("similar_items", self)
+
+    def similar_users(self, *arguments: Any, **options: Any) -> tuple[Any, Tensor]:
+        """Return neighbours of users; see :meth:`DotProductRecommender.similar_users`.
+
+        Raises:
+            ValueError: as of :meth:`similar_items`.
+        """
+        raise _no_dot_products("similar_users", self)
 
     def _padded_best(
         self, users: Tensor, seen: lists.Rows | None, candidates: Tensor | None, k: int
@@ -690,8 +715,6 @@ class DotProductRecommender(Recommender):
         rows = rows.detach().to(item)
         index = torch.arange(len(rows), device=item.device)
         shape = (len(rows), self.num_items)
-        if isinstance(exclude, list):
-            exclude = folding.histories_of(exclude, self.num_items)
         seen = None if exclude is None else lists.rows_of("exclude", exclude, index, shape)
         allowed = lists.allowed_items(items, filter_items, index, shape, ("items", "filter_items"))
         if return_ids:
@@ -780,6 +803,10 @@ class DotProductRecommender(Recommender):
         if vocabulary is None:
             return found, scores
         return _external(vocabulary.item_ids if of_items else vocabulary.user_ids, found), scores
+
+
+def _no_dot_products(name: str, model: Recommender) -> ValueError:
+    return ValueError(f"{name}: expected a model whose scores are dot products, got {type(model).__name__}")
 
 
 def _plain(name: str, values: Any) -> Any:

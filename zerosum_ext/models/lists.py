@@ -79,7 +79,8 @@ def rows_of(name: str, value: Any, users: Tensor, shape: tuple[int, int]) -> Row
     Args:
         name: of the argument.
         value: [num_users, num_items], or [n, num_items] with a row for each of ``users``: Interactions, or a scipy or
-            torch CSR. A matrix of num_users rows is always that of all users.
+            torch CSR. A matrix of num_users rows is always that of all users. Or a list of the ids of each of
+            ``users``.
         users: int64 [n].
         shape: (num_users, num_items).
 
@@ -87,6 +88,8 @@ def rows_of(name: str, value: Any, users: Tensor, shape: tuple[int, int]) -> Row
         TypeError: it is no such matrix.
         ValueError: it has another shape; a value is negative or NaN.
     """
+    if isinstance(value, list):
+        return _listed(name, value, users, shape)
     if sp.issparse(value):
         if value.ndim != 2:
             raise ValueError(f"{name}: expected two dimensions, got shape {value.shape}")
@@ -98,10 +101,31 @@ def rows_of(name: str, value: Any, users: Tensor, shape: tuple[int, int]) -> Row
         parts = (part.detach().cpu() for part in (value.crow_indices(), value.col_indices(), value.values()))
         indptr, indices, data = ((part.float() if part.dtype == torch.bfloat16 else part).numpy() for part in parts)
         return _sliced(name, indptr, indices, data, aligned, users, shape)
+    dense = isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.layout == torch.strided)
+    if dense or isinstance(value, (str, bytes)):
+        raise TypeError(
+            f"{name}: expected Interactions, a scipy or torch CSR matrix, or a list of the ids of each user, got "
+            f"{describe(value)}"
+        )
     matrix = Interactions.from_any(value)
     aligned = _is_aligned(name, tuple(matrix.shape), users, shape)
     matrix = matrix.to(users.device)
     return Rows(matrix.indptr, matrix.indices, aligned)
+
+
+def _listed(name: str, value: list[Any], users: Tensor, shape: tuple[int, int]) -> Rows:
+    """Return the rows of a list of each user's ids."""
+    if len(value) != users.numel():
+        raise ValueError(f"{name}: expected a list of ids for each of {users.numel()} users, got {len(value)} lists")
+    rows = []
+    for own in value:
+        ids = require_ids(name, own, shape[1], users.device)
+        if ids.dim() != 1:
+            raise TypeError(f"{name}: expected a list of lists of ids, got {describe(own)} in it")
+        rows.append(ids.unique())
+    counts = torch.tensor([len(own) for own in rows], dtype=torch.int64, device=users.device)
+    items = torch.cat(rows) if rows else users.new_zeros(0)
+    return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), items, True)
 
 
 def _is_aligned(name: str, got: tuple[int, ...], users: Tensor, shape: tuple[int, int]) -> bool:
