@@ -381,6 +381,39 @@ def test_a_file_holds_external_ids_that_need_quotation_marks(tmp_path):
     assert [row[0] for row in _read(path)] == ["1"]
 
 
+@pytest.mark.parametrize("name", ["lists.parquet", "lists.csv"])
+def test_a_file_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, name):
+    from zerosum_ext.models import streaming
+
+    monkeypatch.setattr(streaming, "_ROWS_AT_ONCE", 100)  # eleven users at a time
+    train = _data()[1]
+    model = _model("lightgcn", train)
+    asked = []
+    recommend = model.recommend
+
+    def interrupted(users, *arguments, **options):
+        asked.extend(users.tolist())
+        if len(asked) == 33:
+            raise KeyboardInterrupt
+        return recommend(users, *arguments, **options)
+
+    monkeypatch.setattr(model, "recommend", interrupted)
+    options = {"exclude": train.to_scipy(), "filter_items": [3], "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        streaming.write_recommendations(model, tmp_path / name, K, resume=True, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.parts"]
+    for other in ({"filter_items": [4]}, {"exclude": None}, {"exclude": train}, {"users": range(USERS - 1)}):
+        with pytest.raises(ValueError, match="is of a call with another model, other users or other arguments"):
+            streaming.write_recommendations(model, tmp_path / name, K, resume=True, **{**options, **other})
+    with pytest.raises(ValueError, match="of a call with another model"):
+        streaming.write_recommendations(_model("mf", train), tmp_path / name, K, resume=True, **options)
+    done = streaming.write_recommendations(model, tmp_path / name, K, resume=True, **options)
+    assert asked == [*range(33), *range(22, USERS)]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert done == streaming.write_recommendations(model, tmp_path / f"at-once-{name}", K, **options)
+    assert _read(tmp_path / name) == _read(tmp_path / f"at-once-{name}")
+
+
 def test_a_file_is_complete_or_not_there(tmp_path):
     model = _model("mf", _data()[1])
     with pytest.raises(ValueError, match="expected a name that ends in"):

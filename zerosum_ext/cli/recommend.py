@@ -30,6 +30,9 @@ def add_to(commands: Any) -> None:
     recommend.add_argument("--user-file", metavar="FILE", help="one id in each line; - is standard input")
     recommend.add_argument("--all-users", action="store_true", help="every user of the run; needs --output")
     recommend.add_argument("--output", metavar="FILE", help="write to a file: .parquet, .csv or .csv.gz")
+    recommend.add_argument(
+        "--resume", action="store_true", help="keep what is done in FILE.parts, and go on with what is there"
+    )
     recommend.add_argument("--quiet", action="store_true", help="no progress bar")
     recommend.add_argument("-k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
     recommend.add_argument("--method", metavar="NAME", help="the one to recommend with (default: the main one)")
@@ -54,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("--all-users: expected --output FILE")
     if not users and not arguments.all_users:
         raise ValueError("no users: give --user ID, --user-file FILE or --all-users")
+    if arguments.resume and arguments.output is None:
+        raise ValueError("--resume: expected --output FILE")
     run = runs.Run.open(arguments.folder)
     if arguments.output is not None:
         return _write(run, None if arguments.all_users else users, arguments)
@@ -91,6 +96,7 @@ def _write(run: runs.Run, users: list[str] | None, arguments: argparse.Namespace
         method=arguments.method,
         include_seen=arguments.include_seen,
         progress=False if arguments.quiet else None,
+        resume=arguments.resume,
     )
     if arguments.json:
         print(runs.to_json({"file": arguments.output, "rows": rows}))

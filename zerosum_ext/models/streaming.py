@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
 
 from zerosum_ext._checks import MOST_K, require_ids, require_positive_int
 from zerosum_ext._files import replacing
+from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
-from zerosum_ext.models.base import Recommender
+from zerosum_ext.models.base import DotProductRecommender, Recommender
+from zerosum_ext.models.folding import histories_of
 from zerosum_ext.training.console import progress_bar
 
 __all__ = ["write_recommendations"]
 
-# Rows of the file that are held at once: some 30 MB.
-_ROWS_AT_ONCE = 1 << 20
+# Rows of the file that are held at once: some 30 MB. Scores that are computed between two steps of the bar, which take
+# some seconds, and the fewest users of a step.
+_ROWS_AT_ONCE, _SCORES_AT_ONCE, _FEWEST_USERS = 1 << 20, 1 << 34, 1024
 
 
 # What recommend takes, and what a file needs beside it.
@@ -33,6 +42,7 @@ def write_recommendations(
     filter_items: Any = None,
     vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
+    resume: bool = False,
 ) -> int:
     """Write the k best items of all users to a file, with bounded memory.
 
@@ -48,12 +58,15 @@ def write_recommendations(
         filter_items: as in :meth:`Recommender.recommend`.
         vocabulary: the external ids to write. None: those of the model, or numbers where it has none.
         progress: whether to show the progress bar. None shows it on a terminal.
+        resume: keep what is done in the folder PATH.parts, and go on with what is there. The complete file takes its
+            place. A call that is to be resumed needs it as well.
 
     Returns:
         The number of rows.
 
     Raises:
-        ValueError: the file's name has another ending; or as of :meth:`Recommender.recommend`.
+        ValueError: the file's name has another ending; the folder is of a call with another model or other arguments;
+            or as of :meth:`Recommender.recommend`.
         OSError: the file cannot be written.
 
     Examples:
@@ -73,32 +86,115 @@ def write_recommendations(
     if names is not None and names.shape != (model.num_users, model.num_items):
         raise ValueError(f"vocabulary: expected shape {(model.num_users, model.num_items)}, got {names.shape}")
     user_ids, item_ids = (None, None) if names is None else (names.user_ids, names.item_ids)
-    step = max(1, _ROWS_AT_ONCE // k)
+    if isinstance(exclude, list):  # of all users
+        exclude = histories_of(exclude, model.num_items)
+    step = max(_FEWEST_USERS, _SCORES_AT_ONCE // max(1, model.num_items))
+    step = max(1, min(step, _ROWS_AT_ONCE // k))
+    schema = pa.schema(_fields(user_ids, item_ids, model))
     bar = progress_bar(progress, len(index), 0, "user")
-    rows = 0
+
+    def table(part: np.ndarray) -> pa.Table:
+        """Return the rows of some users."""
+        found, scores = model.recommend(part, k, exclude=exclude, items=items, filter_items=filter_items)
+        best = found.cpu().numpy()
+        values = (scores.float() if scores.itemsize < 4 else scores).cpu().numpy()
+        kept = best >= 0
+        row, rank = kept.nonzero()
+        one, other = part[row], best[kept]
+        columns = [
+            one if user_ids is None else user_ids[one],
+            (rank + 1).astype(np.int32),
+            other if item_ids is None else item_ids[other],
+            values[kept],
+        ]
+        return pa.table([pa.array(column) for column in columns], schema=schema)
+
+    def tables() -> Iterator[pa.Table]:
+        for start in range(0, len(index), step):
+            part = index[start : start + step]
+            yield table(part)
+            bar.update(len(part))
+
+    def kept_tables(folder: Path) -> Iterator[pa.Table]:
+        import pyarrow.parquet as pq
+
+        files = [folder / f"{start}.parquet" for start in range(0, len(index), step)]
+        for start, file in zip(range(0, len(index), step), files, strict=True):
+            part = index[start : start + step]
+            if not file.exists():
+                with _writer(file, schema) as write:
+                    write(table(part))
+            bar.update(len(part))
+        return (pq.read_table(file, schema=schema) for file in files)
+
     try:
-        with _writer(path, pa.schema(_fields(user_ids, item_ids, model))) as write:
-            for start in range(0, len(index), step):
-                part = index[start : start + step]
-                found, scores = model.recommend(part, k, exclude=exclude, items=items, filter_items=filter_items)
-                best = found.cpu().numpy()
-                values = (scores.float() if scores.itemsize < 4 else scores).cpu().numpy()
-                kept = best >= 0
-                row, rank = kept.nonzero()
-                one, other = part[row], best[kept]
-                write(
-                    [
-                        one if user_ids is None else user_ids[one],
-                        (rank + 1).astype(np.int32),
-                        other if item_ids is None else item_ids[other],
-                        values[kept],
-                    ]
-                )
-                rows += len(row)
-                bar.update(len(part))
+        with ExitStack() as stack:
+            made = tables()
+            if resume:
+                _check_name(path)
+                digest = _digest(model, [k, step, index, exclude, items, filter_items, user_ids, item_ids])
+                made = kept_tables(stack.enter_context(_parts(path, digest)))
+            write = stack.enter_context(_writer(path, schema))
+            rows = 0
+            for one in made:
+                write(one)
+                rows += one.num_rows
     finally:
         bar.close()
     return rows
+
+
+@contextmanager
+def _parts(path: str | os.PathLike[str], digest: str) -> Iterator[Path]:
+    """Yield the folder of what is done, and remove it when all is.
+
+    Raises:
+        ValueError: it is that of another call.
+    """
+    folder = Path(f"{os.fspath(path)}.parts")
+    mark = folder / "digest.txt"
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.is_file() or mark.read_text() != digest:
+            raise ValueError(
+                f"resume: {folder} is of a call with another model, other users or other arguments; remove it to begin "
+                "anew"
+            )
+    else:
+        folder.mkdir(exist_ok=True)
+        with replacing(mark) as part:
+            Path(part).write_text(digest)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _digest(model: Recommender, arguments: list[Any]) -> str:
+    """Return what tells calls apart: parameters (of models of dot products the final vectors) and arguments."""
+    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
+
+    def add(value: Any) -> None:
+        if isinstance(value, Interactions):
+            return add([value.shape, value.indptr, value.indices])
+        if sp.issparse(value):
+            matrix = value.tocsr()
+            return add([matrix.shape, matrix.indptr, matrix.indices, matrix.data])
+        if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
+            return add([tuple(value.shape), value.crow_indices(), value.col_indices(), value.values()])
+        if isinstance(value, (list, tuple)) and any(isinstance(part, (np.ndarray, Tensor, tuple)) for part in value):
+            for part in value:
+                add(part)
+            return None
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        is_array = isinstance(value, np.ndarray)
+        digest.update(f"|{value.dtype}{value.shape}".encode() if is_array else f"|{value!r}".encode())
+        if is_array:
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return None
+
+    tensors = model.factors() if isinstance(model, DotProductRecommender) else model.state_dict().values()
+    for value in (*tensors, *arguments):
+        add(value)
+    return digest.hexdigest()
 
 
 def _fields(user_ids: np.ndarray | None, item_ids: np.ndarray | None, model: Recommender) -> list[tuple[str, Any]]:
@@ -118,12 +214,10 @@ def _fields(user_ids: np.ndarray | None, item_ids: np.ndarray | None, model: Rec
 
 @contextmanager
 def _writer(path: str | os.PathLike[str], schema: Any) -> Iterator[Any]:
-    """Yield a function that writes the columns of some rows."""
+    """Yield a function that writes a table of some rows."""
     import pyarrow as pa
 
-    name = os.fspath(path)
-    if not name.endswith((".parquet", ".csv", ".csv.gz")):
-        raise ValueError(f"{name}: expected a name that ends in .parquet, .csv or .csv.gz")
+    name = _check_name(path)
     with ExitStack() as files:
         part = files.enter_context(replacing(name))
         sink: Any
@@ -137,4 +231,11 @@ def _writer(path: str | os.PathLike[str], schema: Any) -> Iterator[Any]:
             stream: Any = pa.CompressedOutputStream(part, "gzip") if name.endswith(".gz") else pa.OSFile(part, "wb")
             options = csv.WriteOptions(quoting_style="needed", quoting_header="none")
             sink = files.enter_context(csv.CSVWriter(files.enter_context(stream), schema, write_options=options))
-        yield lambda columns: sink.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+        yield sink.write_table
+
+
+def _check_name(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not name.endswith((".parquet", ".csv", ".csv.gz")):
+        raise ValueError(f"{name}: expected a name that ends in .parquet, .csv or .csv.gz")
+    return name

@@ -200,6 +200,7 @@ class Run:
         method: str | None = None,
         include_seen: bool = False,
         progress: bool | None = None,
+        resume: bool = False,
     ) -> int:
         """Write the k best items of many users to a parquet or CSV file, by external ids and with bounded memory.
 
@@ -210,6 +211,7 @@ class Run:
             method: the method whose model recommends, by default the main one.
             include_seen: recommend items that the user has interacted with too.
             progress: whether to show the progress bar. None shows it on a terminal.
+            resume: as in :func:`zerosum_ext.models.write_recommendations`.
 
         Returns:
             The number of rows.
@@ -223,6 +225,7 @@ class Run:
             exclude=None if include_seen else self.seen(),
             vocabulary=train.vocabulary,
             progress=progress,
+            resume=resume,
         )
 
     def seen(self) -> Interactions:
