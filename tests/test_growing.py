@@ -37,6 +37,14 @@ def _objective(model, history, negatives, loss, l2):
     return value
 
 
+def _negatives(matrix, loss, k, seed):
+    """Return those that each user's positives are set against."""
+    from zerosum_ext.models import folding
+
+    indptr, _, drawn = folding.samples_of(matrix, folding.FoldIn.of(loss, 0.1, k, seed, 1e-4, 100))
+    return drawn.split(indptr.diff().tolist())
+
+
 @pytest.mark.parametrize("loss", ["bpr", "sampled_softmax"])
 @pytest.mark.parametrize("negatives", [1, 3, None])
 def test_fold_in_finds_the_minimum_that_scipy_finds(loss, negatives):
@@ -46,15 +54,12 @@ def test_fold_in_finds_the_minimum_that_scipy_finds(loss, negatives):
     matrix = zx.Interactions.from_arrays(
         [u for u, h in enumerate(HISTORIES) for _ in h], [i for h in HISTORIES for i in h], shape=(5, 50)
     )
-    users = matrix.pairs()[0]
-    solvable = users != 3
     for user in (0, 2, 4):
         history = torch.tensor(sorted(HISTORIES[user]))
         if negatives is None:
             others = torch.tensor([i for i in range(50) if i not in HISTORIES[user]]).expand(len(history), -1)
         else:
-            drawn = zx.sample_negatives(matrix, users[solvable], negatives, seed=5)
-            others = drawn[users[solvable] == user]
+            others = _negatives(matrix, loss, negatives, seed=5)[user]
         value = _objective(model, history, others, loss, 0.02)
         want = scipy.optimize.minimize(value, np.zeros(6), jac=True, method="L-BFGS-B", tol=1e-14)
         assert value(rows[user].numpy())[0] == pytest.approx(want.fun, rel=1e-8)
@@ -123,9 +128,10 @@ def test_fold_in_with_a_module_of_ones_own():
     torch.testing.assert_close(got, model.fold_in(histories, loss="bpr", tolerance=1e-7), atol=1e-5, rtol=1e-5)
 
 
-def test_a_user_is_folded_in_alone_or_with_others_to_the_same_bits():
+@pytest.mark.parametrize("loss", ["zerosum", "pos2neg2"])
+def test_a_user_is_folded_in_alone_or_with_others_to_the_same_bits(loss):
     model, histories = _items().float(), _samples()
-    settings = {"loss": "zerosum", "l2": 0.1}
+    settings = {"loss": loss, "l2": 0.1}
     rows = model.fold_in(histories, **settings)
     threads = torch.get_num_threads()
     try:
@@ -133,7 +139,29 @@ def test_a_user_is_folded_in_alone_or_with_others_to_the_same_bits():
         assert torch.equal(model.fold_in(histories, **settings), rows)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(model.fold_in(histories, **settings), rows)
+    matrix = histories.to_scipy()
+    assert torch.equal(model.fold_in(matrix[::-1].tocsr(), **settings).flip(0), rows)
+    for user in (0, 7, 8, 59):
+        assert torch.equal(model.fold_in([matrix[user].indices.tolist()[::-1]], **settings)[0], rows[user])
+
+
+def test_negatives_of_folded_users_are_exact_and_evenly_drawn():
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randperm(50, generator=generator)[:5].tolist() for _ in range(2000)]
+    matrix = zx.Interactions.from_arrays(
+        [u for u, row in enumerate(own) for _ in row], [i for row in own for i in row], shape=(2000, 50)
+    )
+    drawn = _negatives(matrix, "bpr", 4, seed=0)
+    counts = torch.zeros(50, dtype=torch.int64)
+    for row, items in zip(own, drawn, strict=True):
+        assert not set(row) & set(items.flatten().tolist())
+        counts += torch.bincount(items.flatten(), minlength=50)
+    free = 2000 - torch.bincount(torch.tensor(own).flatten(), minlength=50)
+    expected = 40000 * free / free.sum()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 85  # chi2 of 49 degrees: 1 in 1,000 lies above
+    # Sessions that are served one by one do not meet the same few items first.
+    firsts = [_negatives(matrix.take(torch.arange(5 * u, 5 * u + 5)), "bpr", 4, seed=0)[u][0, 0] for u in range(40)]
+    assert len(set(map(int, firsts))) > 15
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -164,7 +192,7 @@ def test_fold_in_with_the_kinks_of_zerosum_is_near_the_minimum_of_the_loss_itsel
     model = _items()
     row = model.fold_in([HISTORIES[0]], loss="zerosum", negatives=3, l2=0.1, seed=5)[0].numpy()
     matrix = zx.Interactions.from_arrays([0, 0, 0], HISTORIES[0], shape=(1, 50))
-    drawn = zx.sample_negatives(matrix, [0, 0, 0], 3, seed=5)
+    drawn = _negatives(matrix, "zerosum", 3, seed=5)[0]
     value = _objective(model, torch.tensor(HISTORIES[0]), drawn, "zerosum", 0.1)
     best = min(
         scipy.optimize.minimize(lambda x: value(x)[0], row + shift, method="Nelder-Mead", options={"maxiter": 4000}).fun

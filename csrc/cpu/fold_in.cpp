@@ -123,11 +123,15 @@ class Solver {
     }
     const double limit = settings_.tolerance * length;
     const T longest = simd<LongestRow<T>>(static_cast<const T* const*>(buffers_.rows.data()), n * in_.items(), in_.dim);
-    scale_ = 1 / (settings_.l2 + static_cast<double>(longest));  // the second derivatives are at most so large
-    known_ = 0;
+    const double first_scale = 1 / (settings_.l2 + static_cast<double>(longest));  // of usual second derivatives
+    scale_ = first_scale, known_ = 0;
     for (int64_t t = 0; t < settings_.max_iterations && length > limit; ++t) {
       find_step();
-      if (!search(&value)) break;  // at the last bits, or at a kink
+      if (!search(&value)) {
+        if (known_ == 0) break;            // at the last bits, or at a kink
+        known_ = 0, scale_ = first_scale;  // what is remembered misleads where the loss is not convex
+        continue;
+      }
       remember();
       std::swap(p_, moved_), std::swap(gradient_, new_gradient_);
       length = std::sqrt(product(gradient_, gradient_));

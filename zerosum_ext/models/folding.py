@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from zerosum_ext import _ops
 from zerosum_ext._checks import describe, require_finite_number, require_ids, require_positive_int
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.data.sampling import sample_negatives
+from zerosum_ext.data.sampling import signed_seed
 from zerosum_ext.losses import Loss, compiled_loss, get_loss
-from zerosum_ext.reference import FoldInLoss, Kernel, minimise_rows, rounded_loss
+from zerosum_ext.reference import FoldInLoss, Kernel, minimise_rows, rounded_loss, second_position
 
 __all__ = ["FoldIn", "fold_in", "histories_of", "samples_of", "usual_l2"]
 
@@ -85,7 +85,7 @@ class FoldIn:
             kernel,
             float(l2),
             negatives,
-            require_positive_int("seed", seed, minimum=0),
+            signed_seed(seed),
             float(tolerance),
             require_positive_int("max_iterations", max_iterations, maximum=_MOST_ITERATIONS),
         )
@@ -168,25 +168,41 @@ def samples_of(histories: Interactions, settings: FoldIn) -> tuple[Tensor, Tenso
 
     Users who have all items have no samples.
     """
-    counts, users, device = histories.user_counts, histories.pairs()[0], histories.indices.device
-    indptr, positives, places = histories.indptr, histories.indices.long(), None
+    counts, users = histories.user_counts, histories.pairs()[0]
+    indptr, positives = histories.indptr, histories.indices.long()
     keep = counts < histories.num_items
     if not bool(keep.all()):
         mine = keep[users]
         counts = torch.where(keep, counts, 0)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        positives, users, places = positives[mine], users[mine], mine.nonzero().flatten()
+        positives, users = positives[mine], users[mine]
     k = int(settings.negatives or 1)
-    negatives = sample_negatives(histories, users, k, seed=settings.seed) if len(users) else users.new_zeros(0, k)
+    numbers = _numbers(users, positives, histories.num_users)
+    matrix = histories.indptr, histories.indices, None, None, None, histories.num_items
+    negatives, _ = _ops.sample_negatives_at(users, numbers, *matrix, k, settings.seed, 0, True)
     if getattr(settings.loss, "num_positives", 1) == 2:
-        # The second positive is so much further on in the user's row: not at the same place where there are two.
-        places = torch.arange(len(users), device=device) if places is None else places
-        own, begin = counts[users], indptr[:-1][users]
-        mixed = (places * 2654435761 + settings.seed * 40503) % 2147483647
-        shift = torch.where(own > 1, 1 + mixed % (own - 1).clamp(min=1), 0)
-        at = torch.arange(len(users), device=device) - begin
-        positives = torch.stack([positives, positives[begin + (at + shift) % own]], 1)
+        begin = indptr[:-1][users]
+        at = torch.arange(len(users), device=users.device) - begin
+        other = second_position(numbers, at, counts[users], settings.seed, 0)
+        positives = torch.stack([positives, positives[begin + other]], 1)
     return indptr, positives, negatives
+
+
+def _numbers(users: Tensor, items: Tensor, num_users: int) -> Tensor:
+    """Return the numbers of samples, which negatives are drawn by: those of an item and of the user's whole history.
+
+    So a row is the same whoever else is folded in. With the places of samples in a batch as numbers, the first sessions
+    of all batches would be set against the same few items.
+    """
+    key = items.new_zeros(num_users).index_add_(0, users, _mixed(items))
+    return _mixed(key[users] + items) & ((1 << 62) - 1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Return int64 numbers whose bits depend on all bits of ``x``; products wrap around."""
+    x = (x + 0x632BE59BD9B4E019) * 0x5851F42D4C957F2D
+    x = (x ^ (x >> 29)) * 0x2545F4914F6CDD1D
+    return x ^ (x >> 32)
 
 
 def _table(

@@ -221,6 +221,7 @@ def _minimise(problem: Objective, tolerance: float, max_iterations: int) -> Tens
     limit = tolerance * gradient.norm(dim=1)
     unsound = ~(limit.isfinite() & value.isfinite())
     memory = _Memory(problem.curvature())
+    fresh = torch.ones_like(active, dtype=torch.bool)  # nothing is remembered
     for _ in range(max_iterations):
         moving = gradient.norm(dim=1) > limit
         # Where half of the users are at their end, the others go on alone.
@@ -231,7 +232,7 @@ def _minimise(problem: Objective, tolerance: float, max_iterations: int) -> Tens
             keep = moving.nonzero().flatten()
             problem.take(keep)
             memory.take(keep)
-            active, p, value, gradient, limit = (t[keep] for t in (active, p, value, gradient, limit))
+            active, p, value, gradient, limit, fresh = (t[keep] for t in (active, p, value, gradient, limit, fresh))
             moving = moving[keep]
         step = -memory.product(gradient)
         slope = (step * gradient).sum(1)
@@ -239,7 +240,9 @@ def _minimise(problem: Objective, tolerance: float, max_iterations: int) -> Tens
         moved, new_value, new_gradient = _line_search(problem, p, value, gradient, step, slope)
         memory.add(moved - p, new_gradient - gradient)
         stuck = moving & (moved == p).all(1)
-        limit = torch.where(stuck, torch.inf, limit)  # at a kink, or at the last bits
+        limit = torch.where(stuck & fresh, torch.inf, limit)  # at a kink, or at the last bits
+        fresh = stuck & ~fresh
+        memory.forget(fresh)  # what is remembered misleads where the loss is not convex
         p, value, gradient = moved, new_value, new_gradient
     result[active] = p
     return result.masked_fill_(unsound.unsqueeze(1), torch.nan)
@@ -271,7 +274,7 @@ class _Memory:
     """The last steps of each user and the changes of his gradient, which stand for the inverse of the Hessian."""
 
     def __init__(self, curvature: Tensor) -> None:
-        self.scale = 1 / curvature
+        self.scale = self.first_scale = 1 / curvature
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Tensor, change: Tensor) -> None:
@@ -282,8 +285,13 @@ class _Memory:
         self.scale = torch.where(sound, product / change.square().sum(1).where(sound, 1.0), self.scale)
         self.pairs = [*self.pairs[1 - _MEMORY :], (step, change, inverse)]
 
+    def forget(self, users: Tensor) -> None:
+        """Begin anew for some users, given as a mask."""
+        self.scale = torch.where(users, self.first_scale, self.scale)
+        self.pairs = [(step, change, inverse.masked_fill(users, 0)) for step, change, inverse in self.pairs]
+
     def take(self, keep: Tensor) -> None:
-        self.scale = self.scale[keep]
+        self.scale, self.first_scale = self.scale[keep], self.first_scale[keep]
         self.pairs = [(step[keep], change[keep], inverse[keep]) for step, change, inverse in self.pairs]
 
     def product(self, vector: Tensor) -> Tensor:
