@@ -658,7 +658,7 @@ class DotProductRecommender(Recommender):
                 off by .02; losses with other kinks are refused.
             l2: > 0, the weight of the squared length of p.
             negatives: the number of negatives of each positive. None: all items that are not in the history.
-            seed: the seed of the negatives. The same histories and seed give the same rows.
+            seed: the seed of the negatives, which follow from it and the user's history, whoever else is asked for.
             tolerance: the length of the gradient at the result, as a share of that at p = 0.
             max_iterations: the largest number of steps.
 
