@@ -38,7 +38,7 @@ BEGIN, END = "<!-- installs: written by tools/try_installs.py -->", "<!-- instal
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 TOOLS = ("setuptools>=77", "wheel", "ninja")
 # What of the caller's environment a try keeps: where pip finds packages, and how its compiler is cached.
-KEPT = ("HOME", "LANG", "TMPDIR", "MAX_JOBS", "CC", "CXX")
+KEPT = ("HOME", "LANG", "MAX_JOBS", "CC", "CXX")
 KEPT_PREFIXES = ("PIP_", "CCACHE_", "SSL_", "REQUESTS_")
 STEP = """if True:
     import torch, zerosum_ext as zx
@@ -77,7 +77,10 @@ class Environment:
         """Return the environment variables of a command."""
         path = [str(self.python.parent), *(os.environ["PATH"].split(os.pathsep) if self.compiler else [])]
         kept = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
-        return {**kept, "PATH": os.pathsep.join(path), **more}
+        # Where pip unpacks is beside where the sources are, so that a cache of the compiler knows its paths again.
+        beside = self.folder.parent / "unpacked"
+        beside.mkdir(exist_ok=True)
+        return {**kept, "PATH": os.pathsep.join(path), "TMPDIR": str(beside), **more}
 
     def run(self, *command: str, name: str = "", check: bool = True, **more: str) -> str:
         """Run a command in the folder's empty part and return what it says; its time is kept under a name."""

@@ -66,9 +66,12 @@ for metric in ("ndcg@10", "pop_q_at_1", "upo", "arp@10", "coverage@10"):
 # The run folder also holds figures. This one has the PopQ@1 of single customers, for both models:
 
 # %%
-from IPython.display import Image
+import matplotlib.pyplot as plt
 
-Image(os.path.join(folder, "run", "popq.png"), width=640)
+plt.figure(figsize=(9, 4))
+plt.imshow(plt.imread(os.path.join(folder, "run", "popq.png")))
+plt.axis("off")
+plt.show()
 
 # %% [markdown]
 # ## Who is recommended what?
