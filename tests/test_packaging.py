@@ -122,6 +122,8 @@ def test_a_release_takes_what_is_unreleased():
     assert release.section(done, "1.1.0") == "- A thing."
     assert release.section(done, "1.0.0") == "- Another."
     assert release.section(done, "1.0") is None
+    with pytest.raises(ValueError, match=r"a section \[1.0.0\] already"):
+        release.released(TEXT, "1.0.0", "2026-02-01")
 
 
 def test_a_release_is_refused_as_long_as_something_is_missing(tmp_path):
@@ -139,3 +141,5 @@ def test_a_release_is_refused_as_long_as_something_is_missing(tmp_path):
     assert release.obstacles(tmp_path, "1.0.0", text) == []
     git("tag", "v1.0.0")
     assert release.obstacles(tmp_path, "1.0.0", text) == ["git: the tag v1.0.0 is there already"]
+    (found, _) = release.obstacles(tmp_path, "1.0.0", TEXT)
+    assert "beside a section [1.0.0]; move them there, or raise the version" in found

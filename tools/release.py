@@ -26,7 +26,9 @@ def section(text: str, name: str) -> str | None:
 
 
 def released(text: str, version: str, date: str) -> str:
-    """Return the changelog with what is unreleased under the heading of a version."""
+    """Return the changelog with what is unreleased under the heading of a version, which must be a new one."""
+    if section(text, version) is not None:
+        raise ValueError(f"CHANGELOG.md: there is a section [{version}] already")
     return text.replace(UNRELEASED, f"{UNRELEASED}\n## [{version}] - {date}\n", 1)
 
 
@@ -37,7 +39,9 @@ def obstacles(root: Path, version: str, changelog: str) -> list[str]:
         found.append(f"_version.py: expected a version such as 1.2.3, got {version}")
     if section(changelog, "Unreleased"):
         found.append(
-            "CHANGELOG.md: there are unreleased lines; python tools/release.py --write gives them this version"
+            f"CHANGELOG.md: there are unreleased lines beside a section [{version}]; move them there, or raise the version"
+            if section(changelog, version)
+            else "CHANGELOG.md: there are unreleased lines; python tools/release.py --write gives them this version"
         )
     if not section(changelog, version):
         found.append(f"CHANGELOG.md: there is no section [{version}], or it is empty")
@@ -59,7 +63,7 @@ def git(root: Path, *arguments: str) -> str:
 def main() -> int:
     version = runpy.run_path(str(ROOT / "zerosum_ext" / "_version.py"))["__version__"]
     changelog = CHANGELOG.read_text(encoding="utf-8")
-    if "--write" in sys.argv and section(changelog, "Unreleased"):
+    if "--write" in sys.argv and section(changelog, "Unreleased") and section(changelog, version) is None:
         changelog = released(changelog, version, datetime.datetime.now(datetime.timezone.utc).date().isoformat())
         CHANGELOG.write_text(changelog, encoding="utf-8")
     found = obstacles(ROOT, version, changelog)
