@@ -142,4 +142,4 @@ def test_a_release_is_refused_as_long_as_something_is_missing(tmp_path):
     git("tag", "v1.0.0")
     assert release.obstacles(tmp_path, "1.0.0", text) == ["git: the tag v1.0.0 is there already"]
     (found, _) = release.obstacles(tmp_path, "1.0.0", TEXT)
-    assert "beside a section [1.0.0]; move them there, or raise the version" in found
+    assert "beside a section [1.0.0]: move them there or raise the version" in found

@@ -39,7 +39,7 @@ def obstacles(root: Path, version: str, changelog: str) -> list[str]:
         found.append(f"_version.py: expected a version such as 1.2.3, got {version}")
     if section(changelog, "Unreleased"):
         found.append(
-            f"CHANGELOG.md: there are unreleased lines beside a section [{version}]; move them there, or raise the version"
+            f"CHANGELOG.md: lines are unreleased beside a section [{version}]: move them there or raise the version"
             if section(changelog, version)
             else "CHANGELOG.md: there are unreleased lines; python tools/release.py --write gives them this version"
         )
