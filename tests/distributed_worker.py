@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +161,28 @@ def resume(group: zxd.Group, folder: Path) -> dict[str, Any]:
         model.fit(shares, "bpr", batch_size=32, resume=folder / "stopped-1")
     except ValueError as error:
         out["other run"] = str(error)
+    if group.rank == 0:
+        shutil.copytree(folder / "stopped-1", folder / "hostile")
+        (next((folder / "hostile").iterdir()) / ".metadata").write_bytes(pickle.dumps(Harmful(folder / "harm")))
+    group.barrier()
+    loss, optimizer, bias, options = CASES[1]
+    try:
+        model_of("sharded", shares, bias).fit(
+            shares, **options_of(loss, optimizer, options, data), epochs=3, resume=folder / "hostile"
+        )
+    except ValueError as error:
+        out["hostile"] = str(error)
     return out
+
+
+class Harmful:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
 
 
 def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:

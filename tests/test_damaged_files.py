@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import struct
@@ -405,3 +406,191 @@ def test_a_run_that_another_process_writes_is_refused(run, triangle):
     with locked(run), pytest.raises(ValueError, match="in use"):
         runs.train(triangle, run, runs.Method(loss="bpr", embedding_dim=4, epochs=1), overwrite=True, figures=False)
     assert sorted(p.name for p in run.iterdir()) == before
+
+
+# ------------------------------------------------------------------------------- files of the adapter to implicit
+
+
+@pytest.fixture(scope="module")
+def factorization(tmp_path_factory):
+    from zerosum_ext.integrations.implicit import Factorization
+
+    path = tmp_path_factory.mktemp("implicit") / "model.npz"
+    made = Factorization(factors=4, iterations=1, random_state=0)
+    made.fit(zx.datasets.synthetic_triangle(10, 10), show_progress=False)
+    made.save(str(path))
+    return path
+
+
+def settings_of(**change):
+    return lambda arrays: {**arrays, "settings": json.dumps({**json.loads(str(arrays["settings"])), **change})}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        settings_of(factors=10**9),
+        settings_of(loss="no such loss"),
+        settings_of(model="x"),
+        settings_of(random_state=[1]),
+        lambda arrays: {**arrays, "settings": "{"},
+        lambda arrays: {**arrays, "settings": "[]"},
+        lambda arrays: {k: v for k, v in arrays.items() if k != "settings"},
+        lambda arrays: {k: v for k, v in arrays.items() if k != "item_embedding"},
+        lambda arrays: {**arrays, "user_embedding": np.zeros(4, np.float32)},
+        lambda arrays: {**arrays, "item_embedding": np.zeros((9, 5), np.float32)},
+        lambda arrays: {**arrays, "user_embedding": np.array(["a"])},
+    ],
+    ids=lambda damage: "",
+)
+def test_a_damaged_file_of_the_adapter_to_implicit_is_named(factorization, tmp_path, damage):
+    from zerosum_ext.integrations.implicit import Factorization
+
+    assert Factorization.load(str(factorization)).model is not None
+    with np.load(factorization) as arrays:
+        np.savez(tmp_path / "m.npz", **damage(dict(arrays)))
+    with pytest.raises(ValueError, match=r"m\.npz' is no model that Factorization.save wrote, or damaged: \S"):
+        Factorization.load(str(tmp_path / "m.npz"))
+    with open(tmp_path / "m.npz", "rb") as file, pytest.raises(ValueError, match="the file is no model"):
+        Factorization.load(file)
+
+
+def test_other_bytes_are_no_model_of_the_adapter_to_implicit(factorization, tmp_path):
+    from zerosum_ext.integrations.implicit import Factorization
+
+    whole = factorization.read_bytes()
+    for data in (b"", b"PK", whole[: len(whole) // 2], whole[:-40]):
+        (tmp_path / "m.npz").write_bytes(data)
+        with pytest.raises(ValueError, match=r"m\.npz' is no model"):
+            Factorization.load(str(tmp_path / "m"))
+    # A file of 100 kB that unpacks to 100 MB, and one that claims 8 TB.
+    np.savez_compressed(tmp_path / "m.npz", user_embedding=np.zeros((25_000_000, 1), np.float32))
+    with pytest.raises(ValueError, match="is compressed"):
+        Factorization.load(str(tmp_path / "m.npz"))
+    with pytest.raises(FileNotFoundError):
+        Factorization.load(str(tmp_path / "none"))
+
+
+# ------------------------------------------------------------------------------------ folders of several processes
+
+
+class Harmful:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (os.fspath(self.path), "w")
+
+
+def list_of_tables(**change):
+    from torch.distributed.checkpoint import metadata
+
+    tables = {"model/user_embedding": metadata.BytesStorageMetadata()} if change.pop("bytes", False) else {}
+    return metadata.Metadata(**{"state_dict_metadata": tables, "storage_data": {}, **change})
+
+
+def test_a_list_of_tables_runs_no_code(tmp_path):
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    from zerosum_ext.training.part_files import reader
+
+    harm = tmp_path / "harm"
+    outside = {MetadataIndex("model/user_embedding"): _StorageInfo("../other/__0_0.distcp", 0, 8)}
+    for content, message in (
+        (Harmful(harm), r"names \w*io\.open"),
+        (list_of_tables(planner_data=Harmful(harm)), r"names \w*io\.open"),
+        (list_of_tables(bytes=True), "BytesStorageMetadata"),
+        (list_of_tables(storage_data=outside), "not in the folder"),
+        ([1, 2], "no list of tables"),
+    ):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            reader(tmp_path).read_metadata()
+        assert not harm.exists()
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harmful(harm)))
+    FileSystemReader(tmp_path).read_metadata()  # as torch's own does
+    assert harm.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"format": 3}', "\xff"])
+def test_a_damaged_folder_of_several_processes_is_not_removed(tmp_path, content):
+    from zerosum_ext.experiments.runs.together import _prepare
+
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json|is not empty"):
+        _prepare(tmp_path, False, True)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_overwriting_a_run_of_several_processes_removes_what_it_wrote(tmp_path):
+    from zerosum_ext.experiments.runs.together import _prepare
+
+    run, other = tmp_path / "run", tmp_path / "other"
+    step = run / "bpr" / "checkpoint" / "epoch-000002-step-000000000"
+    step.mkdir(parents=True)
+    other.mkdir()
+    written = [run / "config.json", run / "metrics.json", run / "bpr" / "model.safetensors", step / "run.pt"]
+    kept = [run / "notes.txt", run / "zerosum" / "mine.txt", run / "bpr" / "checkpoint" / "mine", other / "victim"]
+    (run / "zerosum").mkdir()
+    for file in (*written, *kept):
+        file.write_text('{"format": "zerosum_ext.together/1", "methods": {"../other": {}}}')
+    _prepare(run, False, True)
+    assert not any(file.exists() for file in written)
+    assert all(file.exists() for file in kept)
+    (run / "zerosum" / "checkpoint").symlink_to(other)
+    with pytest.raises(ValueError, match="is a link"):
+        _prepare(run, False, True)
+
+
+def test_shards_are_whole_or_not_there(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    from zerosum_ext.distributed import write_shards
+
+    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(20, 20))
+
+    class Full(pq.ParquetWriter):
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    planted = tmp_path / ".shards.part"  # a name that could be guessed
+    planted.mkdir()
+    (planted / "mine").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetWriter", Full)
+        with pytest.raises(OSError, match="No space left"):
+            write_shards(data, tmp_path / "shards", 3)
+    assert [p.name for p in tmp_path.iterdir()] == [".shards.part"]
+    write_shards(data, tmp_path / "shards", 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".shards.part", "shards"]
+    assert (planted / "mine").exists()
+    monkeypatch.chdir(planted.parent)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_shards(data, ".", 2)
+    assert len(list((tmp_path / "here").glob("*.parquet"))) == 2
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="folder: expected a new or empty one"):
+        write_shards(data, tmp_path / "link", 2)
+
+
+def test_two_writers_of_shards_do_not_mix(tmp_path, monkeypatch):
+    from zerosum_ext.data import shard_files
+
+    data = zx.Interactions.from_scipy(zx.datasets.synthetic_triangle(20, 20))
+    whole = shard_files._batches
+
+    def slow(source, user):
+        monkeypatch.undo()
+        shard_files.write_shards(data, tmp_path / "shards", 3)  # another one is faster
+        return whole(source, user)
+
+    monkeypatch.setattr(shard_files, "_batches", slow)
+    with pytest.raises(ValueError, match="expected a new or empty one"):
+        shard_files.write_shards(data, tmp_path / "shards", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shards"]
+    assert len(list((tmp_path / "shards").iterdir())) == 3

@@ -160,6 +160,12 @@ def test_a_checkpoint_of_another_run_is_refused(four):
     assert "batch_size=64, this run has 32" in four["resume"]["other run"]
 
 
+def test_resuming_a_checkpoint_of_others_runs_no_code(folder, four):
+    assert "hostile' is damaged" in four["resume"]["hostile"]
+    assert "io.open, which no list of tables consists of" in four["resume"]["hostile"]
+    assert not (folder / "harm").exists()
+
+
 def test_a_checkpoint_becomes_one_model_file(folder, two, tmp_path):
     """The newest complete checkpoint alone is kept, and one process makes a model file of it."""
     tables = two["save"][1][1]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -224,6 +225,65 @@ def test_a_signal_ends_a_pass_in_its_midst(op, arguments):
         signal.signal(signal.SIGVTALRM, handler)
     # The handler's exception comes as soon as the interpreter goes on, with the op's own, if it raised one.
     assert "interrupted" in said(raised.value)
+
+
+def step_of_one_batch(samples, users, dim, optimizer, shared):
+    """Return a call of one long step of training, the tables that it trains, and copies of them."""
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.rand(size, dim, generator=generator) for size in (users, 5000)]
+    copies = [table.clone() for table in tables]
+    state = [torch.zeros_like(t) if optimizer == 2 else None for t in tables for _ in range(2)]
+    settings = torch.tensor([[1.0, 0.01, 0.9, 0.999, 1e-8, 1.0]] * 2 + [[0.0] * 6]).double()
+    rest = None, settings, optimizer, 1, 1.0, 1.0, 1.0, 0.0, 0.0, 2, samples, False, False
+    if not shared:
+        ids = torch.randint(5000, (3, samples), generator=generator) * torch.tensor([[users // 5000], [1], [1]])
+        return ops.mf_train, (*tables, None, *state, None, None, *ids, *rest), tables, copies
+    matrix = torch.arange(users + 1) * 50, (torch.arange(50) * 100).repeat(users)
+    hint = torch.arange(users).repeat_interleave(50)[::4].contiguous()
+    drawn = *matrix, hint, 2, None, None, 1, users * 50, users * 50, 0, samples, 1
+    excluded = *matrix, None, None, None, 5000, 64, 5, 1, True, 64
+    return ops.mf_train_sampled, (*tables, None, *state, None, None, *drawn, *excluded, *rest), tables, copies
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the interpreter is asked on Linux")
+@pytest.mark.parametrize(
+    ("samples", "users", "dim", "optimizer", "shared"),
+    [(1_100_000, 5000, 64, 0, False), (1_100_000, 5000, 64, 2, False), (1_000_000, 20_000, 128, 0, True)]
+    + [(4_000_000, 200_000, 2, 0, False), (4_000_000, 10_000, 2, 0, False)],  # that take long to group
+    ids=["SGD", "Adam", "shared negatives", "grouped by touch", "grouped by counting"],
+)
+def test_a_signal_ends_a_step_before_it_changes_a_table(samples, users, dim, optimizer, shared):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    def call():
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
+        try:
+            op(*values)
+        except RuntimeError:
+            time.sleep(1)
+            raise
+
+    op, values, tables, copies = step_of_one_batch(samples, users, dim, optimizer, shared)
+    handler = signal.signal(signal.SIGVTALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            call()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+    assert "interrupted" in said(raised.value)
+    for table, copy in zip(tables, copies, strict=True):
+        assert torch.equal(table, copy)
+    # What the op keeps from call to call is sound.
+    other = step_of_one_batch(5000, users, dim, optimizer, shared)
+    other[0](*other[1])
+    again = step_of_one_batch(5000, users, dim, optimizer, shared)
+    thread = threading.Thread(target=lambda: again[0](*again[1]))  # with memory of its own
+    thread.start()
+    thread.join()
+    for table, expected in zip(other[2], again[2], strict=True):
+        assert torch.equal(table, expected)
 
 
 def said(error):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import zerosum_ext as zx
+from zerosum_ext import _ops
 
 OPTIONS = {"epochs": 4, "batch_size": 64, "seed": 3, "draws": 2, "progress": False}
 
@@ -51,6 +52,42 @@ class InterruptedLoss(nn.Module):
         if self.calls == self.at:
             raise KeyboardInterrupt
         return self.loss(pos, neg)
+
+
+def test_an_interrupted_op_leaves_the_last_checkpoint(triangle, tmp_path, monkeypatch):
+    # A second Ctrl-C ends steps of which nobody knows how many were done.
+    class Counted:
+        calls = 0
+
+    def train(*arguments):
+        Counted.calls += 1
+        result = whole_op(*arguments)
+        if Counted.calls == 3:
+            raise KeyboardInterrupt
+        return result
+
+    whole_op = _ops.mf_train
+    expected = new_model()
+    history = expected.fit(triangle, "bpr", engine="fused", **OPTIONS)
+    monkeypatch.setattr(_ops, "mf_train", train)
+    cut, resumed = new_model(), new_model()
+    saved = []
+    stopped = cut.fit(
+        triangle,
+        "bpr",
+        engine="fused",
+        checkpoint=tmp_path / "run.pt",
+        callbacks=[lambda event: saved.append(0)],
+        **OPTIONS,
+    )
+    assert stopped.stopped == "interrupted"
+    assert len(saved) == 2
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "run.pt")["epoch"] == 2
+    again = resumed.fit(triangle, "bpr", engine="fused", resume=tmp_path / "run.pt", **OPTIONS)
+    assert list(again) == list(history)
+    for one, other in zip(expected.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])

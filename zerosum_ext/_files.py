@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import numpy as np
 
@@ -28,7 +29,7 @@ try:
 except ImportError:  # Windows: folders are not locked there
     fcntl = None
 
-__all__ = ["LOCK", "check_npz", "locked", "read_text", "replacing", "same_name", "write_text"]
+__all__ = ["LOCK", "check_npz", "flush", "flush_folder", "locked", "read_text", "replacing", "same_name", "write_text"]
 
 #: The file that holds the lock of a folder, while it is locked.
 LOCK = ".lock"
@@ -65,9 +66,9 @@ def replacing(path: str | os.PathLike[str], *failures: type[Exception]) -> Itera
         finally:
             os.close(descriptor)
         yield part
-        _flush(part, mode)
+        flush(part, mode)
         os.replace(part, target)
-        _flush_folder(folder or ".")
+        flush_folder(folder or ".")
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -78,18 +79,18 @@ def replacing(path: str | os.PathLike[str], *failures: type[Exception]) -> Itera
         raise
 
 
-def _flush(path: str, mode: int) -> None:
+def flush(path: str | os.PathLike[str], mode: int | None = None) -> None:
     """Bring a file to the disk, with this mode: some writers replace it by a private one of their own."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        if hasattr(os, "fchmod"):
+        if mode is not None and hasattr(os, "fchmod"):
             os.fchmod(descriptor, mode)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _flush_folder(folder: str) -> None:
+def flush_folder(folder: str | os.PathLike[str]) -> None:
     """Bring the names in a folder to the disk, on systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -127,8 +128,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{os.fspath(path)} is not UTF-8 text: byte {error.start} cannot be read") from None
 
 
-def check_npz(path: str | os.PathLike[str]) -> None:
+def check_npz(path: str | os.PathLike[str] | IO[bytes], stored: bool = False) -> None:
     """Raise where an .npz file claims arrays that are not in it, before memory is taken for them.
+
+    Args:
+        path: of the file, or the open file.
+        stored: whether its arrays are not compressed, so that none is larger than the file.
 
     Raises:
         ValueError: an array's header says another size than its bytes have. OSError, zipfile.BadZipFile: no .npz file.
@@ -136,6 +141,8 @@ def check_npz(path: str | os.PathLike[str]) -> None:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
+            if stored and entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
             with archive.open(entry) as file:
                 reader = readers.get(np.lib.format.read_magic(file))
                 if reader is None:

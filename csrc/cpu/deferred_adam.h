@@ -151,11 +151,12 @@ class DeferredAdam {
   }
 
   // Brings rows up to the steps done, as they are about to take the next one. row(i), i in [0, count): distinct rows.
+  // A signal may end it in its midst: no row has taken the next step then.
   template <class F>
   void catch_up(int64_t count, bool alone, const F& row) {
     const int64_t piece = std::max<int64_t>(1, kPieceWords / std::max<int64_t>(1, dim_));
     const int64_t pieces = (count + piece - 1) / piece;
-    deal_blocks(pieces, alone ? pieces : 1, [&](int64_t block) {
+    deal_blocks(pieces, alone ? pieces : 1, true, [&](int64_t block) {
       const int64_t end = std::min(count, (block + 1) * piece);
       for (int64_t i = block * piece; i < end; ++i) {
         if (i + 2 * kAhead < end) __builtin_prefetch(&seen_[row(i + 2 * kAhead)], 1);
@@ -183,7 +184,8 @@ class DeferredAdam {
                         static_cast<float* const*>(moves));
   }
 
-  // Brings all rows up to the steps done.
+  // Brings all rows up to the steps done. A signal may end it in its midst: other rows then are as the last batch that
+  // needed them left them, which is where lazy Adam leaves all.
   void finish() {
     const int64_t piece = std::max<int64_t>(1, kPieceWords / std::max<int64_t>(1, dim_));
     for_each_block((rows_ + piece - 1) / piece, 1, [&](int64_t block) {

@@ -60,6 +60,10 @@ class Watch {
  public:
   bool stop() {
     if (stopped_.load(std::memory_order_relaxed)) return true;
+    if (above_ != nullptr && above_->stopped_.load(std::memory_order_relaxed)) {
+      stopped_.store(true, std::memory_order_relaxed);
+      return true;
+    }
     if (this != owner()) return false;
     const auto now = std::chrono::steady_clock::now();
     if (next_ == std::chrono::steady_clock::time_point{}) next_ = now + kPeriod;
@@ -73,8 +77,26 @@ class Watch {
     if (stopped_.load(std::memory_order_relaxed)) ::zx::raise("zerosum_ext: interrupted");
   }
 
-  Watch() : outer_(owner()) { owner() = this; }
-  ~Watch() { owner() = outer_; }
+  // The one that this thread works under: it made it, or helps in its region. Or null.
+  static Watch*& current() {
+    static thread_local Watch* watch = nullptr;
+    return watch;
+  }
+
+  // Of a thread that helps in a region, while it does.
+  class Joined {
+   public:
+    explicit Joined(Watch& watch) : before_(current()) { current() = &watch; }
+    ~Joined() { current() = before_; }
+    Joined(const Joined&) = delete;
+    Joined& operator=(const Joined&) = delete;
+
+   private:
+    Watch* before_;
+  };
+
+  Watch() : outer_(owner()), above_(current()) { owner() = current() = this; }
+  ~Watch() { owner() = outer_, current() = above_; }
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
@@ -85,7 +107,7 @@ class Watch {
     static thread_local Watch* watch = nullptr;
     return watch;
   }
-  Watch* outer_;
+  Watch *outer_, *above_;
   std::atomic<bool> stopped_{false};
   std::chrono::steady_clock::time_point next_{};
 };

@@ -35,6 +35,9 @@ constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPreparers = 2;
 // Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
 // step touches at most one row in so many; else it sweeps.
 constexpr int64_t kDeferredSteps = 4, kDeferredShare = 3;
+// Numbers in the item rows of a batch (a few hundredths of a second) from which a signal may end a step until all its
+// sums are there: so the items' are kept as well, and not taken up by their rows one by one.
+constexpr int64_t kLongWords = int64_t{1} << 27;
 
 // What is done with a segment's sum of gradients: decay times the row itself is added, a row longer than `longest`
 // (if > 0) is scaled down to it, and it is kept in `out` (its place there is the segment's number) or, where `out` is
@@ -243,6 +246,7 @@ class ExactTrainer {
     }
     const int64_t threads = torch::stable::get_num_threads(), scores = batch_size * all.items();
     alone_ = scores * item_.dim <= kAloneWords;
+    long_ = scores * item_.dim >= kLongWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, kUnit / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps;
     const int64_t waiting = std::clamp<int64_t>(kAheadScores / (unit_steps * scores), 2, kUnitsAhead);
@@ -276,13 +280,13 @@ class ExactTrainer {
  private:
   void prepare(const Inputs& in, int64_t samples, BatchGroups& groups, ExactBatch& batch) const {
     batch.samples = samples;
-    deal_blocks(2, alone_ ? 2 : 1, [&](int64_t side) {
+    deal_blocks(2, alone_ ? 2 : 1, true, [&](int64_t side) {
       if (side == 0) group_by_user(in, samples, groups.by_user, batch);
       if (side == 1 && items_wanted()) group_by_item(in, samples, groups.by_item, batch);
     });
   }
 
-  // Trains on one batch; returns its loss (summed, or the mean).
+  // Trains on one batch; returns its loss (summed, or the mean). A signal ends it as long as no table has changed.
   double train(const ExactBatch& batch, int64_t steps_before) {
     catch_up(user_, batch.by_user);
     catch_up(item_, batch.by_item);
@@ -320,7 +324,7 @@ class ExactTrainer {
 
   void inverse_norms(const MfTable& t, const Segment* segments, int64_t count, std::vector<float>& scale) const {
     const int64_t blocks = (count + kNormRows - 1) / kNormRows;
-    deal_blocks(blocks, alone_ ? blocks : 1, [&](int64_t block) {
+    deal_blocks(blocks, alone_ ? blocks : 1, true, [&](int64_t block) {
       simd<InverseNorms>(static_cast<const float*>(t.values), t.dim, segments, block * kNormRows,
                          std::min(count, (block + 1) * kNormRows), scale.data());
     });
@@ -385,11 +389,11 @@ class ExactTrainer {
 
   // Calls pass(first segment, last) for runs of segments that hold enough positions each.
   template <class F>
-  void for_runs(const std::vector<Segment>& groups, int64_t positions, const F& pass) {
+  void for_runs(const std::vector<Segment>& groups, int64_t positions, bool stoppable, const F& pass) {
     cut_segments(groups, std::max<int64_t>(1, positions), &own_.cuts);
     const int64_t runs = static_cast<int64_t>(own_.cuts.size()) - 1;
     own_.sums.assign(static_cast<size_t>(std::max<int64_t>(0, runs)), 0.0);
-    deal_blocks(runs, alone_ ? runs : 1,
+    deal_blocks(runs, alone_ ? runs : 1, stoppable,
                 [&](int64_t run) { own_.sums[run] = pass(own_.cuts[run], own_.cuts[run + 1]); });
   }
 
@@ -403,7 +407,7 @@ class ExactTrainer {
     if (left) own_.entries.resize(batch.place.size());
     const int64_t block =
         std::max<int64_t>(1, std::min(kTaskScores / items, kSegmentWords / std::max<int64_t>(1, in.dim * (items + 1))));
-    for_runs(batch.by_user, kTaskScores / items, [&](int64_t from, int64_t to) {
+    for_runs(batch.by_user, kTaskScores / items, true, [&](int64_t from, int64_t to) {
       const Segment* segments = batch.by_user.data();
       const int64_t last = segments[to - 1].end;
       static thread_local Buffers buffers;  // (allocations would be a few hundredths of a small batch's time)
@@ -480,23 +484,23 @@ class ExactTrainer {
   void pass_items(const ExactBatch& batch, float decay, int64_t steps_before) {
     const std::vector<Segment>& segments = batch.by_item;
     const int64_t count = static_cast<int64_t>(segments.size());
-    const bool sweep = kKind == Optimizer::kAdam;
+    const bool kept = kKind == Optimizer::kAdam || long_;
     const int64_t dim = user_.dim;
-    if (sweep && item_.wanted) own_.item_sums.resize(static_cast<size_t>(count * dim));
+    if (kept && item_.wanted) own_.item_sums.resize(static_cast<size_t>(count * dim));
     if (bias_.wanted) own_.bias_sums.resize(static_cast<size_t>(count));
     const float longest = static_cast<float>(longest_);
     const RowEnd end{item_.values,
                      dim,
                      decay,
                      longest,
-                     sweep ? own_.item_sums.data() : nullptr,
+                     kept ? own_.item_sums.data() : nullptr,
                      item_.wanted ? item_.rule(kind_, steps_before) : UpdateRule{},
                      item_.values,
                      item_.first,
                      item_.second,
                      tables_.item_scale};
     const int64_t block = std::max<int64_t>(1, kEntryWords / std::max<int64_t>(1, dim));
-    for_runs(batch.by_item, kTaskScores, [&](int64_t from, int64_t to) {
+    for_runs(batch.by_item, kTaskScores, kept, [&](int64_t from, int64_t to) {
       const int64_t begin = segments[from].begin, last = segments[to - 1].end;
       static thread_local std::vector<float> factor, sum;
       static thread_local std::vector<const float*> rows;
@@ -525,9 +529,9 @@ class ExactTrainer {
       return 0.0;
     });
     own_.item_rows.clear();
-    if (sweep || bias_.wanted)
+    if (kept || bias_.wanted)
       for (const Segment& s : segments) own_.item_rows.push_back(s.row);
-    if (sweep && item_.wanted) apply(item_, own_.item_rows, own_.item_sums.data(), steps_before);
+    if (kept && item_.wanted) apply(item_, own_.item_rows, own_.item_sums.data(), steps_before);
     if (bias_.wanted) apply(bias_, own_.item_rows, own_.bias_sums.data(), steps_before);
   }
 
@@ -539,7 +543,7 @@ class ExactTrainer {
   Grouped tables_;
   MfLossCall loss_;
   Optimizer kind_;
-  bool mean_, cosines_, alone_ = false;
+  bool mean_, cosines_, alone_ = false, long_ = false;
   double l2_, longest_;
   MfTable &user_, &item_, &bias_;
   ExactWorkspace& own_;

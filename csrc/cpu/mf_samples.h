@@ -51,7 +51,7 @@ class MfSamples {
     own.negatives.resize(static_cast<size_t>(n * in.num_negatives));
     const int64_t tasks = (n + kDrawnTask - 1) / kDrawnTask;
     std::atomic<bool> valid{true};
-    deal_blocks(tasks, together ? 1 : tasks, [&](int64_t task) {
+    deal_blocks(tasks, together ? 1 : tasks, true, [&](int64_t task) {
       const int64_t from = task * kDrawnTask, rows = std::min(n - from, kDrawnTask);
       if (!draw(begin + from, rows, own.users.data() + from, own.positives.data() + from * in.num_positives,
                 own.negatives.data() + from * in.num_negatives))

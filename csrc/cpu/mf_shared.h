@@ -270,6 +270,7 @@ class SharedTrainer {
     const int64_t samples = all.count(), steps = (samples + batch_size - 1) / batch_size;
     if (samples == 0) return;
     k_ = all.num_negatives();
+    long_ = batch_size * (1 + k_ / all.size()) * tables_.dim >= kLongWords;
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t slots = threads > 1 && batch_size <= kAheadSamples ? std::min<int64_t>(steps, kUnitsAhead) : 1;
     const int64_t workers = std::min(threads, std::max<int64_t>(2, batch_size / all.size() + 1));
@@ -336,7 +337,7 @@ class SharedTrainer {
       t.deferred->catch_up(static_cast<int64_t>(groups.size()), false, [&](int64_t i) { return segments[i].row; });
   }
 
-  // Trains on one batch; returns its loss (summed, or the mean).
+  // Trains on one batch; returns its loss (summed, or the mean). A signal ends it as long as no table has changed.
   double train(const SharedBatch& batch, int64_t steps_before) {
     catch_up(user_, batch.by_user);
     if (items_wanted()) catch_up(item_, batch.by_item), catch_up(bias_, batch.by_item);
@@ -364,7 +365,7 @@ class SharedTrainer {
       own_.own_begin.push_back(own_.own_begin.back() +
                                static_cast<int64_t>(ids.blocks[static_cast<size_t>(b)].alone.size()));
     own_.sums.assign(static_cast<size_t>(blocks), 0.0);
-    deal_blocks(blocks, 1, [&](int64_t b) {
+    deal_blocks(blocks, 1, true, [&](int64_t b) {
       const SharedBlock& block = ids.blocks[static_cast<size_t>(b)];
       const SharedInputs in{block.count,
                             k_,
@@ -408,10 +409,10 @@ class SharedTrainer {
 
   // Calls sums(first segment, last) for runs of segments that hold enough positions each.
   template <class F>
-  void for_runs(const std::vector<Segment>& groups, const F& sums) {
+  void for_runs(const std::vector<Segment>& groups, bool stoppable, const F& sums) {
     cut_segments(groups, kTaskEntries, &own_.cuts);
     const int64_t runs = static_cast<int64_t>(own_.cuts.size()) - 1;
-    deal_blocks(runs, 1, [&](int64_t run) { sums(own_.cuts[run], own_.cuts[run + 1]); });
+    deal_blocks(runs, 1, stoppable, [&](int64_t run) { sums(own_.cuts[run], own_.cuts[run + 1]); });
   }
 
   void sum_users(const SharedBatch& batch, float decay) {
@@ -430,7 +431,7 @@ class SharedTrainer {
                      {},
                      tables_.cosines ? user_.values : nullptr};
     const SharedRows rows = rows_left();
-    for_runs(batch.by_user, [&](int64_t from, int64_t to) {
+    for_runs(batch.by_user, true, [&](int64_t from, int64_t to) {
       float* none = nullptr;
       simd<SharedSums<Optimizer::kAdam>>(&end, &rows, static_cast<const SharedEntry*>(own_.user_entries.data()),
                                          batch.by_user.data(), from, to, none);
@@ -487,15 +488,15 @@ class SharedTrainer {
   template <Optimizer kKind>
   void sum_items(const SharedBatch& batch, float decay, int64_t steps_before) {
     const std::vector<Segment>& segments = batch.by_item;
-    const bool sweep = kKind == Optimizer::kAdam;
-    if (sweep && item_.wanted) own_.item_sums.resize(segments.size() * static_cast<size_t>(tables_.dim));
+    const bool kept = kKind == Optimizer::kAdam || long_;
+    if (kept && item_.wanted) own_.item_sums.resize(segments.size() * static_cast<size_t>(tables_.dim));
     if (bias_.wanted) own_.bias_sums.resize(segments.size());
     const float longest = static_cast<float>(longest_);
     const RowEnd end{item_.values,
                      tables_.dim,
                      decay,
                      longest,
-                     sweep ? own_.item_sums.data() : nullptr,
+                     kept ? own_.item_sums.data() : nullptr,
                      item_.wanted ? item_.rule(kind_, steps_before) : UpdateRule{},
                      item_.values,
                      item_.first,
@@ -503,7 +504,7 @@ class SharedTrainer {
                      tables_.cosines ? item_.values : nullptr};
     const SharedRows rows = rows_left();
     const SharedEntry* entries = own_.item_entries.data();
-    for_runs(segments, [&](int64_t from, int64_t to) {
+    for_runs(segments, kept, [&](int64_t from, int64_t to) {
       static thread_local std::vector<float> scratch;
       scratch.resize(static_cast<size_t>(tables_.dim));
       if (item_.wanted) simd<SharedSums<kKind>>(&end, &rows, entries, segments.data(), from, to, scratch.data());
@@ -514,7 +515,7 @@ class SharedTrainer {
         own_.bias_sums[s] = total;
       }
     });
-    if (sweep && item_.wanted) apply(item_, segments, own_.item_sums.data(), steps_before);
+    if (kept && item_.wanted) apply(item_, segments, own_.item_sums.data(), steps_before);
     if (bias_.wanted) apply(bias_, segments, own_.bias_sums.data(), steps_before);
   }
 
@@ -528,7 +529,7 @@ class SharedTrainer {
   SharedTables tables_;
   MfLossCall loss_;
   Optimizer kind_;
-  bool mean_;
+  bool mean_, long_ = false;
   double l2_, longest_;
   MfTable &user_, &item_, &bias_;
   SharedWorkspace& own_;

@@ -93,24 +93,29 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
       tables[i]->deferred = &deferred[i];
     }
   }
-  const auto settle = [&] {
-    for (const MfTable* of : tables)
-      if (of->deferred != nullptr) of->deferred->finish();
+  // Whoever goes on with the tables after an error finds all rows at the last step that was done. (A signal is raised
+  // once more by what finishes them, and so ends that if it takes long.)
+  std::exception_ptr error;
+  const auto guarded = [&](const auto& f) {
+    try {
+      f();
+    } catch (...) {
+      if (!error) error = std::current_exception();
+    }
   };
-  try {
+  guarded([&] {
     if (t.shared != nullptr)
       SharedTrainer(tables_of_blocks, call, kind, mean, t.l2, t.longest, user, item, bias, of_blocks)
           .run(*t.shared, batch_size, data<double>(losses));
     else
       ExactTrainer(in, call, kind, mean, t.cosines, t.l2, t.longest, user, item, bias, workspace)
           .run(samples, batch_size, data<double>(losses));
-  } catch (...) {
-    settle();  // whoever goes on with the tables finds all rows at the last step that was done
-    throw;
-  }
-  settle();
+  });
+  for (const MfTable* of : tables)
+    if (of->deferred != nullptr) guarded([&] { of->deferred->finish(); });
   if (workspace.bytes() > kKeptBytes) workspace = {};
   if (of_blocks.bytes() > kKeptBytes) of_blocks = {};
+  if (error) std::rethrow_exception(error);
   return losses;
 }
 

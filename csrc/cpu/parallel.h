@@ -52,6 +52,7 @@ inline void for_each_block(int64_t blocks, int64_t grain, const F& f) {
   } else {
     Failure failure;
     torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+      Watch::Joined joined(watch);
       for (int64_t b = begin; b < end && !watch.stop() && failure.guard([&] { f(b); }); ++b) {
       }
     });
@@ -77,6 +78,7 @@ inline void share_blocks(int64_t blocks, const F& work) {
   } else {
     Failure failure;
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      Watch::Joined joined(watch);
       for (int64_t t = begin; t < end; ++t) failure.guard([&] { work(next); });
     });
     failure.rethrow();
@@ -106,18 +108,24 @@ class Patience {
 // nothing else to do.
 class Team {
  public:
+  explicit Team(Watch& watch) : watch_(watch) {}
+
   // The team that the calling thread leads, or null.
   static Team*& led() {
     static thread_local Team* team = nullptr;
     return team;
   }
 
-  // For the leader: calls f(block) for every block, with whatever help there is.
+  // For the leader: calls f(block) for every block, with whatever help there is. stoppable: the rest is left out, and
+  // an error raised, once a handler of signals has raised.
   template <class F>
-  void deal(int64_t blocks, const F& f) {
+  void deal(int64_t blocks, bool stoppable, const F& f) {
     const int64_t each = (blocks + kParts - 1) / kParts, parts = (blocks + each - 1) / each;
     const auto part = [&](int64_t p) {
-      for (int64_t b = p * each; b < std::min(blocks, (p + 1) * each); ++b) f(b);
+      for (int64_t b = p * each; b < std::min(blocks, (p + 1) * each); ++b) {
+        if (stoppable && watch_.stop()) return;
+        f(b);
+      }
     };
     context_ = &part;
     work_ = [](const void* context, int64_t p) { (*static_cast<const decltype(part)*>(context))(p); };
@@ -127,6 +135,7 @@ class Team {
     }
     for (Patience patience; done_.load(std::memory_order_acquire) != parts;) patience.wait();
     failure_.rethrow();
+    if (stoppable) watch_.raise_if_stopped();
   }
 
   // Does one block, if one is left that nobody has taken.
@@ -154,21 +163,28 @@ class Team {
   uint64_t jobs_ = 0;
   const void* context_ = nullptr;
   void (*work_)(const void*, int64_t) = nullptr;
+  Watch& watch_;
   Failure failure_;
 };
 
 // The same as for_each_block, but a thread that is done with a block takes the next: for blocks of some microseconds
-// and more. Processors are seldom equally fast, with other work beside them, or cores of two kinds.
+// and more. Processors are seldom equally fast, with other work beside them, or cores of two kinds. What a team does is
+// done whole unless it is `stoppable`: then it raises in its midst once a handler of signals has.
 template <class F>
-inline void deal_blocks(int64_t blocks, int64_t grain, const F& f) {
+inline void deal_blocks(int64_t blocks, int64_t grain, bool stoppable, const F& f) {
   if (blocks <= grain) {
     for (int64_t b = 0; b < blocks; ++b) f(b);
     return;
   }
-  if (Team* team = Team::led()) return team->deal(blocks, f);
+  if (Team* team = Team::led()) return team->deal(blocks, stoppable, f);
   share_blocks(blocks, [&](const auto& next) {
     for (int64_t b = next(); b >= 0; b = next()) f(b);
   });
+}
+
+template <class F>
+inline void deal_blocks(int64_t blocks, int64_t grain, const F& f) {
+  deal_blocks(blocks, grain, false, f);
 }
 
 }  // namespace zx::cpu

@@ -18,25 +18,31 @@ void run_pipeline(int64_t units, int64_t slots, int64_t workers, const Prepare& 
   std::atomic<int64_t> claimed{0}, finished{0};
   std::vector<std::atomic<int64_t>> prepared(static_cast<size_t>(slots));  // the unit that a slot holds, and 1
   for (auto& unit : prepared) unit.store(0, std::memory_order_relaxed);
-  std::atomic<bool> taken{false};
+  std::atomic<bool> taken{false}, finishing{false};
   Failure failure;
-  Team team;
-  Watch watch;  // between units: those that were begun are finished
+  Watch watch;  // between units, and in their midst where they allow it
+  Team team(watch);
   const auto work = [&](int64_t worker) {
+    const Watch::Joined joined(watch);
     const bool leads = !taken.exchange(true);
     if (leads) Team::led() = &team;
     Patience patience;
-    while (!failure.failed() && !watch.stop()) {
+    while (!failure.failed()) {
+      const bool stopped = watch.stop();
+      // (What cannot be stopped any more is helped with.)
+      if (stopped && !finishing.load(std::memory_order_relaxed)) break;
       const int64_t done = finished.load(std::memory_order_acquire);
       if (done == units) break;
       if (leads && prepared[static_cast<size_t>(done % slots)].load(std::memory_order_acquire) == done + 1) {
+        finishing.store(true, std::memory_order_relaxed);
         if (failure.guard([&] { finish(done, done % slots); })) finished.store(done + 1, std::memory_order_release);
+        finishing.store(false, std::memory_order_relaxed);
         continue;
       }
       int64_t unit = claimed.load(std::memory_order_relaxed);
       if (!leads && team.help()) {
         patience = {};
-      } else if ((leads || slots > 1) && unit < units && unit < done + slots &&
+      } else if (!stopped && (leads || slots > 1) && unit < units && unit < done + slots &&
                  claimed.compare_exchange_strong(unit, unit + 1)) {
         const int64_t slot = unit % slots;
         if (failure.guard([&] { prepare(worker, unit, slot); }))

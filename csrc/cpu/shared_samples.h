@@ -71,7 +71,7 @@ class SharedSamples {
         lists_(kSharedNumbers + first_block, blocks, nobody.data(), out.items.data()) == kNoneFailed &&
         first_outside(out.users.data(), n, num_users_) < 0 && first_outside(out.positives.data(), n, num_items_) < 0 &&
         first_outside(out.items.data(), blocks * k_, num_items_) < 0};
-    deal_blocks(valid ? blocks : 0, 1, [&](int64_t b) {
+    deal_blocks(valid ? blocks : 0, 1, true, [&](int64_t b) {
       SharedBlock& block = out.blocks[static_cast<size_t>(b)];
       block.first = std::max<int64_t>(0, (first_block + b) * size_ - number);
       block.count = std::min(n, (first_block + b + 1) * size_ - number) - block.first;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/slices.h"
 #include "torch_stable.h"
 
 namespace zx::cpu {
@@ -41,7 +42,7 @@ class RowGroups {
 
   // The same, but calls place(position, its place in the order) instead of keeping the order. Where a batch touches few
   // of the rows these come, unless they must be ascending, as the batch names them, at a cost that does not depend on
-  // the table.
+  // the table. A signal may end it in its midst.
   template <class F, class P>
   void group(int64_t n, int64_t rows, bool ascending, const F& row_of, const P& place) {
     ZX_CHECK(rows <= kLargest && n <= kLargest, "tables and batches must have fewer than 2^32 rows");
@@ -64,8 +65,11 @@ class RowGroups {
   template <class F, class P>
   void by_counting(int64_t n, int64_t rows, const F& row_of, const P& place) {
     counters_.assign(static_cast<size_t>(rows), 0u);
+    zeros_ = false;
     uint32_t* counter = counters_.data();
-    for (int64_t i = 0; i < n; ++i) ++counter[row_of(i)];
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++counter[row_of(i)];
+    });
     segments_.clear();
     uint32_t total = 0;
     for (int64_t row = 0; row < rows; ++row) {
@@ -74,24 +78,28 @@ class RowGroups {
       if (count != 0) segments_.push_back({row, total, total + count});
       total += count;
     }
-    for (int64_t i = 0; i < n; ++i) place(i, counter[row_of(i)]++);
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) place(i, counter[row_of(i)]++);
+    });
     counters_.clear();
   }
 
   // A counter a row too, of which only those of the batch are looked at. In between all are zero.
   template <class F, class P>
   void by_touch(int64_t n, int64_t rows, const F& row_of, const P& place) {
-    if (static_cast<int64_t>(counters_.size()) != rows) counters_.assign(static_cast<size_t>(rows), 0u);
+    if (!zeros_ || static_cast<int64_t>(counters_.size()) != rows) counters_.assign(static_cast<size_t>(rows), 0u);
+    zeros_ = false;
     uint32_t* counter = counters_.data();
     touched_.resize(static_cast<size_t>(n) + 1);
-    segments_.reserve(static_cast<size_t>(n));  // now: nothing may fail while counters are not zero
     uint32_t* touched = touched_.data();
     int64_t distinct = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = row_of(i);
-      touched[distinct] = static_cast<uint32_t>(row);
-      distinct += counter[row]++ == 0;
-    }
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = row_of(i);
+        touched[distinct] = static_cast<uint32_t>(row);
+        distinct += counter[row]++ == 0;
+      }
+    });
     segments_.resize(static_cast<size_t>(distinct));
     uint32_t total = 0;
     for (int64_t s = 0; s < distinct; ++s) {
@@ -100,8 +108,11 @@ class RowGroups {
       segments_[s] = {row, total, total + count};
       total += count;
     }
-    for (int64_t i = 0; i < n; ++i) place(i, counter[row_of(i)]++);
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) place(i, counter[row_of(i)]++);
+    });
     for (int64_t s = 0; s < distinct; ++s) counter[touched[s]] = 0;
+    zeros_ = true;
   }
 
   template <class F, class P>
@@ -117,11 +128,13 @@ class RowGroups {
     const uint32_t mask = (1u << width) - 1;
     std::array<std::array<uint32_t, 1 << kDigitBits>, 4> counts;
     for (int p = 0; p < passes; ++p) std::fill_n(counts[p].begin(), mask + 1, 0u);
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t row = static_cast<uint32_t>(row_of(i));
-      keys_[i] = (static_cast<uint64_t>(row) << 32) | static_cast<uint32_t>(i);
-      for (int p = 0; p < passes; ++p) ++counts[p][(row >> (p * width)) & mask];
-    }
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const uint32_t row = static_cast<uint32_t>(row_of(i));
+        keys_[i] = (static_cast<uint64_t>(row) << 32) | static_cast<uint32_t>(i);
+        for (int p = 0; p < passes; ++p) ++counts[p][(row >> (p * width)) & mask];
+      }
+    });
     for (int p = 0; p < passes; ++p) {
       auto& count = counts[p];
       uint32_t total = 0;
@@ -131,18 +144,22 @@ class RowGroups {
         total += c;
       }
       const int shift = 32 + p * width;
-      for (int64_t i = 0; i < n; ++i) spare_[count[(keys_[i] >> shift) & mask]++] = keys_[i];
+      in_slices(n, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) spare_[count[(keys_[i] >> shift) & mask]++] = keys_[i];
+      });
       keys_.swap(spare_);
     }
     segments_.clear();
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = static_cast<int64_t>(keys_[i] >> 32);
-      place(static_cast<int64_t>(keys_[i] & 0xffffffffu), i);
-      if (i == 0 || row != segments_.back().row) {
-        if (i > 0) segments_.back().end = i;
-        segments_.push_back({row, i, i});
+    in_slices(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = static_cast<int64_t>(keys_[i] >> 32);
+        place(static_cast<int64_t>(keys_[i] & 0xffffffffu), i);
+        if (i == 0 || row != segments_.back().row) {
+          if (i > 0) segments_.back().end = i;
+          segments_.push_back({row, i, i});
+        }
       }
-    }
+    });
     if (n > 0) segments_.back().end = n;
   }
 
@@ -152,6 +169,7 @@ class RowGroups {
   static constexpr int64_t kTouchedRows = 1 << 20;  // whose counters a few thousand rows find in an L3 cache
   std::vector<uint64_t> keys_, spare_;
   std::vector<uint32_t> order_, counters_, touched_;
+  bool zeros_ = false;  // whether all counters are zero
   std::vector<Segment> segments_;
 };
 

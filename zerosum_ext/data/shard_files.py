@@ -7,7 +7,10 @@ of processes. Items are numbered in ascending order of their ids: each process s
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext._checks import require_positive_int
+from zerosum_ext._files import flush, flush_folder
 from zerosum_ext._group import Group, as_group
 from zerosum_ext.data.interactions import IdType, Interactions
 from zerosum_ext.data.shards import ShardedInteractions
@@ -69,13 +73,13 @@ def write_shards(
     import pyarrow.parquet as pq
 
     parts = require_positive_int("parts", parts, maximum=_MOST_PARTS)
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = Path(os.path.abspath(folder))
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise ValueError(f"folder: expected a new or empty one, got {os.fspath(folder)!r}")
-    unfinished = target.with_name(f".{target.name}.part")
-    if unfinished.exists():  # of a run that was killed
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Of a name of its own, so that two writers do not meet.
+    unfinished = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
+    unfinished.mkdir()
     rows = [0] * parts
     writers: list[Any] = [None] * parts
     try:
@@ -95,14 +99,19 @@ def write_shards(
                 pq.write_table(schema.empty_table(), unfinished / f"part-{part:05d}.parquet")
             else:
                 writer.close()
+            flush(unfinished / f"part-{part:05d}.parquet")
         if target.exists():
             target.rmdir()
         unfinished.rename(target)
-    except BaseException:
+        flush_folder(target.parent)
+    except BaseException as error:
         for writer in writers:
             if writer is not None:
-                writer.close()
+                with contextlib.suppress(Exception):  # the disk may be full
+                    writer.close()
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ValueError(f"folder: expected a new or empty one, got {os.fspath(folder)!r}") from error
         raise
     mean = max(1.0, sum(rows) / parts)
     note(f"{sum(rows):,} rows in {parts} files, the largest {max(rows) / mean:.2f} times the mean")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerosum_ext._checks import describe, require_choice, require_finite_number, require_positive_int
-from zerosum_ext._files import replacing
+from zerosum_ext._files import check_npz, replacing
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.integrations.packages import needed
 from zerosum_ext.losses import get_loss, loss_names
@@ -243,15 +243,37 @@ class Factorization:
 
     @classmethod
     def load(cls, fileobj_or_path: str | IO[bytes]) -> Factorization:
-        """Return a model that :meth:`save` wrote."""
+        """Return a model that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, or another one; the message names it. OSError: it cannot be read.
+        """
         given = fileobj_or_path
-        with np.load(_with_suffix(given) if isinstance(given, str) else given, allow_pickle=False) as data:
-            made = cls(**json.loads(str(data["settings"])))
-            tables = {name: torch.from_numpy(data[name]) for name in _TABLES if name in data}
-        if tables:
-            sizes = (len(tables["user_embedding"]), len(tables["item_embedding"]), made.factors)
-            made.model = MatrixFactorization(*sizes, item_bias=made.item_bias, seed=0)
-            made.model.load_state_dict(tables)
+        if not isinstance(given, str):
+            return cls._read(given, "the file")
+        with open(_with_suffix(given), "rb") as file:
+            return cls._read(file, repr(_with_suffix(given)))
+
+    @classmethod
+    def _read(cls, file: IO[bytes], name: str) -> Factorization:
+        begin = file.tell()
+        try:
+            check_npz(file, stored=True)
+            file.seek(begin)
+            with np.load(file, allow_pickle=False) as data:
+                made = cls(**json.loads(str(data["settings"])))
+                tables = {table: torch.from_numpy(data[table]) for table in _TABLES if table in data}
+            if tables:
+                users, items = tables["user_embedding"], tables["item_embedding"]
+                if {users.shape[1:], items.shape[1:]} != {(made.factors,)}:
+                    raise ValueError(f"expected {made.factors} factors, got {[*users.shape]} and {[*items.shape]}")
+                made.model = MatrixFactorization(len(users), len(items), made.factors, item_bias=made.item_bias, seed=0)
+                made.model.load_state_dict(tables)
+        except OSError:
+            raise
+        except Exception as error:  # whatever zipfile, json, numpy and torch make of other bytes
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+            raise ValueError(f"{name} is no model that Factorization.save wrote, or damaged: {said}") from None
         return made
 
 

@@ -61,9 +61,11 @@ class AutogradEngine:
         samples: the number of samples of an epoch.
         position: the number of steps since the beginning of the run.
         scaler: scales the loss of a float16 run; otherwise it does nothing.
+        torn: whether parameters may have changed by steps that nobody has counted yet.
     """
 
     name = "autograd"
+    torn = False
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.model, self.loss, self.optimizer = parts.model, parts.loss, parts.optimizer
@@ -188,6 +190,7 @@ class AutogradEngine:
         """Clip the gradients and step the optimizer."""
         if self.objective.clip_row_norm is not None:
             _clip_gradients(self.optimizer, self.objective.clip_row_norm)
+        self.torn = True
         if scaler is None or not scaler.is_enabled():
             self.optimizer.step()
         else:  # which leaves the step out where a gradient is not finite
@@ -240,6 +243,7 @@ class FusedEngine(AutogradEngine):
             if until == 0:  # its gradient joins that of the batch: a step for autograd
                 return super().advance(limit, loss_sum, after_step)
             steps = min(steps, until)
+        self.torn = True
         if self.objective.transform is None and not self.loader.draws_by_weight:
             loss_sum += self.fused.draw_and_train(self.loader, *self._advance_samples(steps), self.epoch)
         else:

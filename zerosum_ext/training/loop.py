@@ -384,7 +384,10 @@ class _Run:
                 model.train(was_training)
             if interrupt.seen:
                 self.history.stopped = "interrupted"
-                self._save()
+                # Steps that were ended in their midst would be done once more by whoever goes on: the last whole
+                # checkpoint stays instead.
+                if not self.engine.torn:
+                    self._save()
             elif self.best_state is not None and settings.validation.restore_best:
                 model.load_state_dict(self.best_state)
         return self.history
@@ -413,6 +416,7 @@ class _Run:
                 limit = min(limit, every - self.step % every)
             done = engine.advance(limit, self.loss_sum, self._after_step)
             self.step += done
+            engine.torn = False
             bar.update(done)
             if self.group is not None:
                 interrupt.seen = self.group.any(interrupt.seen)

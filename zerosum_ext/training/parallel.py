@@ -152,6 +152,7 @@ class ShardedEngine:
     """
 
     name = "sharded"
+    torn = False
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
         assert parts.group is not None
@@ -217,7 +218,9 @@ class ShardedEngine:
     def advance(self, limit: int, loss_sum: Tensor, after_step: Callable[[], None]) -> int:
         """Train some steps, at least one and at most ``limit``, whose items are asked for at once."""
         steps = min(limit, self.window)
-        for plan in self._plan(steps):
+        plans = self._plan(steps)
+        self.torn = True
+        for plan in plans:
             self._train(plan, loss_sum)
             after_step()
         self.step += steps

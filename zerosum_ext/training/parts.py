@@ -28,8 +28,9 @@ from zerosum_ext._group import Group
 from zerosum_ext.training.checkpoint import check_fingerprint, check_position, read_state, write_checkpoint
 from zerosum_ext.training.engines import Parts
 from zerosum_ext.training.parallel import is_sharded
+from zerosum_ext.training.part_files import reader
 
-__all__ = ["latest", "read_together", "to_safetensors", "write_together"]
+__all__ = ["checkpoints", "latest", "read_together", "to_safetensors", "write_together"]
 
 _NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 _RUN = "run.pt"
@@ -145,7 +146,9 @@ def _read_tables(folder: Path, state: dict[str, Any], parts: Parts, group: Group
     from torch.distributed import checkpoint as dcp
 
     with _quiet():
-        dcp.state_dict_loader.load(_described(empty, model), checkpoint_id=folder, process_group=group.process_group)
+        dcp.state_dict_loader.load(
+            _described(empty, model), storage_reader=reader(folder), process_group=group.process_group
+        )
     state["model"] = empty["model"]
     if state["best_state"] is not None:
         state["best_state"] = empty["best"]
@@ -245,11 +248,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of the checkpoints in a folder, complete ones and others, in the order of their names."""
+    found = [one for one in folder.glob("epoch-*") if _NAME.fullmatch(one.name.removesuffix(_UNFINISHED))]
+    return sorted(one for one in found if one.is_dir() and not one.is_symlink())
+
+
 def _remove(folder: Path, keep: int) -> None:
     """Remove what killed runs left unfinished, and all but the newest complete checkpoints."""
-    for left in folder.glob(f"epoch-*{_UNFINISHED}"):
-        shutil.rmtree(left)
-    complete = sorted(one for one in folder.glob("epoch-*") if _NAME.fullmatch(one.name))
+    found = checkpoints(folder)
+    for left in found:
+        if left.name.endswith(_UNFINISHED):
+            shutil.rmtree(left)
+    complete = [one for one in found if _NAME.fullmatch(one.name)]
     for old in complete[: max(0, len(complete) - keep)]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -278,14 +289,15 @@ def to_safetensors(checkpoint: str | os.PathLike[str], path: str | os.PathLike[s
         raise ValueError(f"best: {os.fspath(folder)!r} has no weights of a best epoch, as there was no validation")
     of = "best/" if best else "model/"
     try:
-        metadata = dcp.filesystem.FileSystemReader(folder).read_metadata().state_dict_metadata
+        files = reader(folder)
+        metadata = files.read_metadata().state_dict_metadata
         saved: dict[str, Any] = {name.removeprefix(of): one for name, one in metadata.items() if name.startswith(of)}
         with replacing(path) as part, _quiet():
             tables = _mapped(
                 part, {name: (tuple(one.size), one.properties.dtype) for name, one in saved.items()}, state
             )
             dcp.state_dict_loader.load(
-                {of + name: table for name, table in tables.items()}, checkpoint_id=folder, no_dist=True
+                {of + name: table for name, table in tables.items()}, storage_reader=files, no_dist=True
             )
     except OSError:
         raise

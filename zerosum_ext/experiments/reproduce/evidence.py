@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from zerosum_ext._files import write_text
+from zerosum_ext._files import check_npz, write_text
 from zerosum_ext.evaluation.significance import compare, coverage_of_lists, exchange, holm
 from zerosum_ext.experiments.reproduce.results import Results, scores_file
 from zerosum_ext.experiments.reproduce.tuned import bias_index
@@ -104,6 +104,7 @@ def _arrays(results: Results, output: str | Path, name: str) -> dict[int, dict[s
         path = scores_file(cell, output)
         known = any(r["seed"] == cell.method.seed for r in results.records[cell.name])
         if cell.name == name and known and path.is_file():
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 found[cell.method.seed] = dict(archive)
     return found

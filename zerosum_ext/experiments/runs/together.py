@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 
 from zerosum_ext import losses
 from zerosum_ext._checks import require_choice
+from zerosum_ext._files import LOCK, locked
 from zerosum_ext._group import Group
 from zerosum_ext.data.shard_files import read_shards
 from zerosum_ext.data.shards import ShardedInteractions, balanced_cuts
 from zerosum_ext.evaluation.sharded import evaluate_shards
-from zerosum_ext.experiments.runs.files import environment, write_json
+from zerosum_ext.experiments.runs.files import environment, read_json, write_json
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule
 from zerosum_ext.models.sharded import ShardedMatrixFactorization
 from zerosum_ext.training import History, fit
-from zerosum_ext.training.parts import latest, to_safetensors
+from zerosum_ext.training.parts import checkpoints, latest, to_safetensors
 
 __all__ = ["TABLES", "train_together"]
 
@@ -77,45 +79,47 @@ def train_together(
     """
     path, rule = Path(folder), split or SplitRule()
     chosen = {one.loss: one for one in ([method.plain_bpr()] if baseline and method.loss != "bpr" else []) + [method]}
-    error: Exception | None = None
-    try:
-        require_choice("tables", tables, TABLES)
-        if method.model != "mf":
-            raise ValueError(f"model: expected 'mf' with several processes, got {method.model!r}")
-        require_choice("loss", method.loss, _LOSSES)
+    with ExitStack() as held:  # the lock of the folder, by rank 0
+        error: Exception | None = None
+        try:
+            require_choice("tables", tables, TABLES)
+            if method.model != "mf":
+                raise ValueError(f"model: expected 'mf' with several processes, got {method.model!r}")
+            require_choice("loss", method.loss, _LOSSES)
+            if group.rank == 0:
+                held.enter_context(locked(path))
+                _prepare(path, resume, overwrite)
+        except (ValueError, OSError, TypeError) as wrong:
+            error = wrong
+        group.together(error)
+        parts = _parts(data, rule, group)
+        note(f"{parts[0]!r}; {parts[0].nnz:,} train, {parts[1].nnz:,} validation, {parts[2].nnz:,} test")
         if group.rank == 0:
-            _prepare(path, resume, overwrite)
-    except (ValueError, OSError, TypeError) as wrong:
-        error = wrong
-    group.together(error)
-    parts = _parts(data, rule, group)
-    note(f"{parts[0]!r}; {parts[0].nnz:,} train, {parts[1].nnz:,} validation, {parts[2].nnz:,} test")
-    if group.rank == 0:
-        config = {
-            "format": _FORMAT,
-            "data": asdict(data),
-            "split": asdict(rule),
-            "methods": {name: asdict(one) for name, one in chosen.items()},
-            "evaluation": {"k": list(k)},
-            "tables": tables,
-            "processes": group.size,
-            "environment": environment(),
-        }
-        write_json(path / "config.json", json.loads(json.dumps(config)))
-    metrics = {}
-    for name, one in chosen.items():
-        model, history = _train(one, parts, path / name, group, tables, resume, progress)
-        note(f"{name}: {len(history)} epochs ({history.stopped}) in {sum(history.seconds):.1f} s; evaluating")
-        metrics[name] = _measure(model, parts, k)
+            config = {
+                "format": _FORMAT,
+                "data": asdict(data),
+                "split": asdict(rule),
+                "methods": {name: asdict(one) for name, one in chosen.items()},
+                "evaluation": {"k": list(k)},
+                "tables": tables,
+                "processes": group.size,
+                "environment": environment(),
+            }
+            write_json(path / "config.json", json.loads(json.dumps(config)))
+        metrics = {}
+        for name, one in chosen.items():
+            model, history = _train(one, parts, path / name, group, tables, resume, progress)
+            note(f"{name}: {len(history)} epochs ({history.stopped}) in {sum(history.seconds):.1f} s; evaluating")
+            metrics[name] = _measure(model, parts, k)
+            if group.rank == 0:
+                write_json(path / name / "history.json", history.to_dict())
+                write_json(path / name / "metrics.json", metrics[name])
+                best = one.restore_best and history.best_epoch is not None
+                to_safetensors(path / name / "checkpoint", path / name / "model.safetensors", best=best)
         if group.rank == 0:
-            write_json(path / name / "history.json", history.to_dict())
-            write_json(path / name / "metrics.json", metrics[name])
-            best = one.restore_best and history.best_epoch is not None
-            to_safetensors(path / name / "checkpoint", path / name / "model.safetensors", best=best)
-    if group.rank == 0:
-        write_json(path / "metrics.json", metrics)
-    group.barrier()
-    return metrics
+            write_json(path / "metrics.json", metrics)
+        group.barrier()
+        return metrics
 
 
 def _loss(method: Method, popularity: Tensor) -> nn.Module:
@@ -130,14 +134,35 @@ def _loss(method: Method, popularity: Tensor) -> nn.Module:
 
 def _prepare(path: Path, resume: bool, overwrite: bool) -> None:
     """Make the folder, or look whether what is there may stay."""
+    for name in _LOSSES:
+        # A link could lead what is written, or removed, to anywhere.
+        for place in (path / name, path / name / "checkpoint"):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link, expected a folder of the run")
     ours = False
     if (path / "config.json").is_file():
-        ours = json.loads((path / "config.json").read_text(encoding="utf-8")).get("format") == _FORMAT
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (ours and resume):
+        config = read_json(path / "config.json")
+        ours = isinstance(config, dict) and config.get("format") == _FORMAT
+    if any(entry.name != LOCK for entry in path.iterdir()) and not (ours and resume):
         if not (ours and overwrite):
             raise ValueError(f"{path} is not empty: choose another folder, or --resume or --overwrite a run in it")
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove the files that a run of several processes consists of, and nothing else."""
+    for name in _LOSSES:
+        if not (path / name).is_dir():
+            continue
+        for file in ("history.json", "metrics.json", "model.safetensors"):
+            (path / name / file).unlink(missing_ok=True)
+        for place in checkpoints(path / name / "checkpoint"):
+            shutil.rmtree(place)
+        for place in (path / name / "checkpoint", path / name):
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+    for file in ("metrics.json", "config.json"):
+        (path / file).unlink(missing_ok=True)
 
 
 def _parts(data: DataSource, rule: SplitRule, group: Group) -> Parts:
