@@ -200,7 +200,7 @@ class Solver {
     const double slope = product(step_, gradient_);
     const double rounding = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::fabs(*value);
     double share = 1;
-    for (int t = 0; t < kHalvings; ++t, share /= 2) {
+    for (int t = 0; t < kHalvings && !stopped(); ++t, share /= 2) {
       for (int64_t i = 0; i < in_.dim; ++i) moved_[i] = p_[i] + share * step_[i];
       const double found = evaluate(moved_, &new_gradient_);
       if (found <= *value + kSufficient * share * slope + rounding) {
@@ -209,6 +209,15 @@ class Solver {
       }
     }
     return false;
+  }
+
+  // Whether a signal ends the op: a user may have very many samples.
+  bool stopped() {
+    constexpr int64_t kWork = 1 << 18;
+    work_ += samples_ * in_.items() * in_.dim;
+    if (work_ < kWork) return false;
+    work_ = 0;
+    return Watch::current() != nullptr && Watch::current()->stop();
   }
 
   // Keeps the step from p to moved where the curvature along it is positive.
@@ -234,7 +243,7 @@ class Solver {
   Vector p_, gradient_, moved_, new_gradient_, step_, steps_, changes_;
   double inverse_[kMemory] = {};
   double scale_ = 1;
-  int64_t samples_ = 0, known_ = 0;
+  int64_t samples_ = 0, known_ = 0, work_ = 0;
 };
 
 template <class T>

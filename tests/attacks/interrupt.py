@@ -73,6 +73,10 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
             *(table(), None, torch.arange(size + 1) * 50, ids(50 * size), ids(50 * size, 4), None),
             *(1, 1.0, 1.0, 1.0, 0.02, 0.1, 1e-4, 200),
         ),
+        "fold_in, one user": lambda: (
+            *(table(), None, torch.tensor([0, MILLION]), ids(MILLION), ids(MILLION, 1), None),
+            *(1, 1.0, 1.0, 1.0, 0.02, 1e-6, 1e-12, 50),
+        ),
         "csr_build": lambda: (ids(20 * MILLION), ids(20 * MILLION), size, size),
         "has_items": lambda: (ids(5 * MILLION), ids(5 * MILLION, 5), *matrix(50), None, size),
         "row_filter": lambda: (*matrix(10_000), size),

@@ -123,6 +123,10 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
         ),
         "graph_propagate": lambda: (w.table(USERS), w.table(ITEMS), square, None, neighbours, None, None, 1.0),
         "graph_dropout": lambda: (square, neighbours, torch.randperm(w.entries), USERS, torch.tensor([3]), 0.3),
+        "fold_in": lambda: (
+            *(w.table(ITEMS), w.table(ITEMS, 1).view(-1), torch.arange(401) * 20, w.ids(ITEMS, 8000)),
+            *(w.ids(ITEMS, 8000, 2), None, 1, 1.0, 1.0, 1.0, 0.02, 0.1, 1e-4, 20),
+        ),
         "has_items": lambda: (w.ids(USERS, 30_000), w.ids(ITEMS, 30_000, 5), *matrix, None, ITEMS),
         "row_filter": lambda: (*matrix, ITEMS),
         "integer_ids": lambda: texts,
