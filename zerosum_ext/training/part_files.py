@@ -51,7 +51,7 @@ def reader(folder: str | os.PathLike[str]) -> Any:
     Its methods raise what torch makes of damaged files, and a ValueError where the list of tables names code to run, or
     files outside the folder.
     """
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
     class Reader(FileSystemReader):
@@ -64,8 +64,7 @@ def reader(folder: str | os.PathLike[str]) -> Any:
                 name = place.relative_path
                 if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name):
                     raise ValueError(f"{_LIST} names a file {name!r}, which is not in the folder")
-            if getattr(found, "storage_meta", None) is None:
-                found.storage_meta = StorageMeta()
+            found.storage_meta = getattr(found, "storage_meta", None) or StorageMeta()
             found.storage_meta.load_id = self.load_id
             return found
 
