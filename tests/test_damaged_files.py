@@ -562,8 +562,10 @@ def test_shards_are_whole_or_not_there(tmp_path, monkeypatch):
     (planted / "mine").write_text("")
     with monkeypatch.context() as patch:
         patch.setattr(pq, "ParquetWriter", Full)
+        opened = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="No space left"):
             write_shards(data, tmp_path / "shards", 3)
+        assert len(os.listdir("/proc/self/fd")) == opened
     assert [p.name for p in tmp_path.iterdir()] == [".shards.part"]
     write_shards(data, tmp_path / "shards", 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".shards.part", "shards"]

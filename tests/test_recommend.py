@@ -1,6 +1,10 @@
 """Lists of the best items and neighbours: candidates, filters, exclusions in every form, ids, files of all users."""
 
 import csv
+import gc
+import os
+import resource
+import sys
 
 import numpy as np
 import pytest
@@ -424,3 +428,23 @@ def test_a_file_is_complete_or_not_there(tmp_path):
         with pytest.raises(ValueError, match="diverged"):
             zx.models.write_recommendations(model, tmp_path / name, 4, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+@pytest.mark.parametrize("name", ["lists.parquet", "lists.csv", "lists.csv.gz"])
+def test_a_full_disk_leaves_no_file_open(tmp_path, name):
+    model = zx.MatrixFactorization(40, 30, 4, seed=0)
+    zx.models.write_recommendations(model, tmp_path / name, 10, progress=False)
+    size = (tmp_path / name).stat().st_size
+    before, opened = resource.getrlimit(resource.RLIMIT_FSIZE), len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for limit in range(0, size, max(1, size // 9)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(OSError, match=r"lists\."):
+                zx.models.write_recommendations(model, tmp_path / name, 10, progress=False)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert len(os.listdir("/proc/self/fd")) == opened
+    finally:
+        gc.enable()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

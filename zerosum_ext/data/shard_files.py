@@ -70,6 +70,7 @@ def write_shards(
         ValueError: the folder holds something, the column is missing, or a user is null.
         OSError: a file cannot be read or written.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = require_positive_int("parts", parts, maximum=_MOST_PARTS)
@@ -82,6 +83,7 @@ def write_shards(
     unfinished.mkdir()
     rows = [0] * parts
     writers: list[Any] = [None] * parts
+    files = contextlib.ExitStack()  # what pyarrow opens itself stays open where its last bytes cannot be written
     try:
         schema, batches = _batches(source, user)
         for batch in batches:
@@ -90,7 +92,8 @@ def write_shards(
             ends = np.searchsorted(place[order], np.arange(parts + 1))
             for part in np.unique(place):
                 if writers[part] is None:
-                    writers[part] = pq.ParquetWriter(unfinished / f"part-{part:05d}.parquet", schema)
+                    file = files.enter_context(pa.OSFile(os.fspath(unfinished / f"part-{part:05d}.parquet"), "wb"))
+                    writers[part] = pq.ParquetWriter(file, schema)
                 chosen = batch.take(order[ends[part] : ends[part + 1]])
                 writers[part].write_batch(chosen)
                 rows[part] += chosen.num_rows
@@ -99,6 +102,8 @@ def write_shards(
                 pq.write_table(schema.empty_table(), unfinished / f"part-{part:05d}.parquet")
             else:
                 writer.close()
+        files.close()
+        for part in range(parts):
             flush(unfinished / f"part-{part:05d}.parquet")
         if target.exists():
             target.rmdir()
@@ -109,6 +114,8 @@ def write_shards(
             if writer is not None:
                 with contextlib.suppress(Exception):  # the disk may be full
                     writer.close()
+        with contextlib.suppress(OSError):
+            files.close()
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise ValueError(f"folder: expected a new or empty one, got {os.fspath(folder)!r}") from error

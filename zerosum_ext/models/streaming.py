@@ -220,17 +220,20 @@ def _writer(path: str | os.PathLike[str], schema: Any) -> Iterator[Any]:
     name = _check_name(path)
     with ExitStack() as files:
         part = files.enter_context(replacing(name))
+        # Opened here: what pyarrow opens itself stays open where its last bytes cannot be written.
+        stream: Any = files.enter_context(pa.OSFile(part, "wb"))
         sink: Any
         if name.endswith(".parquet"):
             import pyarrow.parquet as pq
 
-            sink = files.enter_context(pq.ParquetWriter(part, schema))
+            sink = files.enter_context(pq.ParquetWriter(stream, schema))
         else:
             from pyarrow import csv
 
-            stream: Any = pa.CompressedOutputStream(part, "gzip") if name.endswith(".gz") else pa.OSFile(part, "wb")
+            if name.endswith(".gz"):
+                stream = files.enter_context(pa.CompressedOutputStream(stream, "gzip"))
             options = csv.WriteOptions(quoting_style="needed", quoting_header="none")
-            sink = files.enter_context(csv.CSVWriter(files.enter_context(stream), schema, write_options=options))
+            sink = files.enter_context(csv.CSVWriter(stream, schema, write_options=options))
         yield sink.write_table
 
 
