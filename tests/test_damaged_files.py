@@ -555,7 +555,9 @@ def test_shards_are_whole_or_not_there(tmp_path, monkeypatch):
 
     class Full(pq.ParquetWriter):
         def close(self):
-            raise OSError(28, "No space left on device")
+            if self.is_open:
+                self.is_open = False
+                raise OSError(28, "No space left on device")
 
     planted = tmp_path / ".shards.part"  # a name that could be guessed
     planted.mkdir()

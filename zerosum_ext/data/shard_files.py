@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,55 +74,61 @@ def write_shards(
     import pyarrow.parquet as pq
 
     parts = require_positive_int("parts", parts, maximum=_MOST_PARTS)
-    target = Path(os.path.abspath(folder))
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise ValueError(f"folder: expected a new or empty one, got {os.fspath(folder)!r}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Of a name of its own, so that two writers do not meet.
-    unfinished = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
-    unfinished.mkdir()
     rows = [0] * parts
-    writers: list[Any] = [None] * parts
-    files = contextlib.ExitStack()  # what pyarrow opens itself stays open where its last bytes cannot be written
-    try:
+    with _new_folder(folder) as unfinished:
         schema, batches = _batches(source, user)
-        for batch in batches:
-            place = _part_of(batch.column(schema.get_field_index(user)), parts)
-            order = np.argsort(place, kind="stable")
-            ends = np.searchsorted(place[order], np.arange(parts + 1))
-            for part in np.unique(place):
-                if writers[part] is None:
-                    file = files.enter_context(pa.OSFile(os.fspath(unfinished / f"part-{part:05d}.parquet"), "wb"))
-                    writers[part] = pq.ParquetWriter(file, schema)
-                chosen = batch.take(order[ends[part] : ends[part + 1]])
-                writers[part].write_batch(chosen)
-                rows[part] += chosen.num_rows
+        with contextlib.ExitStack() as files:
+            writers: list[Any] = [None] * parts
+            for batch in batches:
+                place = _part_of(batch.column(schema.get_field_index(user)), parts)
+                order = np.argsort(place, kind="stable")
+                ends = np.searchsorted(place[order], np.arange(parts + 1))
+                for part in np.unique(place):
+                    if writers[part] is None:
+                        # What pyarrow opens itself stays open where its last bytes cannot be written.
+                        file = files.enter_context(pa.OSFile(os.fspath(unfinished / _name(part)), "wb"))
+                        writers[part] = files.enter_context(pq.ParquetWriter(file, schema))
+                    chosen = batch.take(order[ends[part] : ends[part + 1]])
+                    writers[part].write_batch(chosen)
+                    rows[part] += chosen.num_rows
         for part, writer in enumerate(writers):
             if writer is None:  # an empty file, so that the number of files is as asked for
-                pq.write_table(schema.empty_table(), unfinished / f"part-{part:05d}.parquet")
-            else:
-                writer.close()
-        files.close()
-        for part in range(parts):
-            flush(unfinished / f"part-{part:05d}.parquet")
+                pq.write_table(schema.empty_table(), unfinished / _name(part))
+    mean = max(1.0, sum(rows) / parts)
+    note(f"{sum(rows):,} rows in {parts} files, the largest {max(rows) / mean:.2f} times the mean")
+    return rows
+
+
+def _name(part: int) -> str:
+    return f"part-{part:05d}.parquet"
+
+
+@contextlib.contextmanager
+def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder to write files to, and move it into place at the end; on any error it is removed.
+
+    Its name is its own, so that two writers do not meet, and its files are on the disk before they are in place.
+    """
+    target = Path(os.path.abspath(folder))
+    taken = f"folder: expected a new or empty one, got {os.fspath(folder)!r}"
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise ValueError(taken)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for file in unfinished.iterdir():
+            flush(file)
         if target.exists():
             target.rmdir()
         unfinished.rename(target)
         flush_folder(target.parent)
     except BaseException as error:
-        for writer in writers:
-            if writer is not None:
-                with contextlib.suppress(Exception):  # the disk may be full
-                    writer.close()
-        with contextlib.suppress(OSError):
-            files.close()
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise ValueError(f"folder: expected a new or empty one, got {os.fspath(folder)!r}") from error
+            raise ValueError(taken) from error
         raise
-    mean = max(1.0, sum(rows) / parts)
-    note(f"{sum(rows):,} rows in {parts} files, the largest {max(rows) / mean:.2f} times the mean")
-    return rows
 
 
 def _batches(source: Any, user: str) -> tuple[pa.Schema, Any]:
