@@ -125,7 +125,7 @@ class Solver {
     const T longest = simd<LongestRow<T>>(static_cast<const T* const*>(buffers_.rows.data()), n * in_.items(), in_.dim);
     const double first_scale = 1 / (settings_.l2 + static_cast<double>(longest));  // of usual second derivatives
     scale_ = first_scale, known_ = 0;
-    for (int64_t t = 0; t < settings_.max_iterations && length > limit; ++t) {
+    for (int64_t t = 0; t < settings_.max_iterations && length > limit && !stopped_; ++t) {
       find_step();
       if (!search(&value)) {
         if (known_ == 0) break;            // at the last bits, or at a kink
@@ -217,7 +217,7 @@ class Solver {
     work_ += samples_ * in_.items() * in_.dim;
     if (work_ < kWork) return false;
     work_ = 0;
-    return Watch::current() != nullptr && Watch::current()->stop();
+    return stopped_ = Watch::current() != nullptr && Watch::current()->stop();
   }
 
   // Keeps the step from p to moved where the curvature along it is positive.
@@ -244,6 +244,7 @@ class Solver {
   double inverse_[kMemory] = {};
   double scale_ = 1;
   int64_t samples_ = 0, known_ = 0, work_ = 0;
+  bool stopped_ = false;
 };
 
 template <class T>
