@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["reader"]
+__all__ = ["failures", "reader"]
 
 _LIST = ".metadata"
 # What a list of tables is made of. (BytesStorageMetadata is missing on purpose: torch unpickles what it stands for.)
@@ -43,6 +43,16 @@ class _Plain(pickle.Unpickler):
         if not dtype and name not in _CLASSES.get(module, ()):
             raise ValueError(f"{_LIST} names {module}.{name}, which no list of tables consists of")
         return super().find_class(module, name)
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """Return what is raised where a checkpoint cannot be read or written.
+
+    What torch raises in all processes, if one of them failed, is no Exception, but a BaseException.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    return Exception, CheckpointException
 
 
 def reader(folder: str | os.PathLike[str]) -> Any:

@@ -28,7 +28,7 @@ from zerosum_ext._group import Group
 from zerosum_ext.training.checkpoint import check_fingerprint, check_position, read_state, write_checkpoint
 from zerosum_ext.training.engines import Parts
 from zerosum_ext.training.parallel import is_sharded
-from zerosum_ext.training.part_files import reader
+from zerosum_ext.training.part_files import failures, reader
 
 __all__ = ["checkpoints", "latest", "read_together", "to_safetensors", "write_together"]
 
@@ -74,7 +74,7 @@ def write_together(path: str, state: dict[str, Any], written_by: dict[str, Any],
     tables, rest = _split(state, model, parts.optimizer)
     try:
         _save(_described(tables, model), unfinished, group)
-    except Exception as wrong:  # whatever torch makes of a disk that is full
+    except failures() as wrong:  # whatever torch makes of a disk that is full
         error = OSError(f"{folder} cannot be written: {str(wrong).strip().splitlines()[-1]}")
     group.together(error)
     if group.rank == 0:
@@ -124,7 +124,7 @@ def read_together(path: str, this_run: dict[str, Any], steps: int, parts: Parts)
         return state
     try:
         _read_tables(folder, state, parts, group)
-    except Exception as wrong:  # whatever torch makes of files that are none
+    except failures() as wrong:  # whatever torch makes of files that are none
         said = str(wrong).strip().splitlines()[-1] if str(wrong).strip() else type(wrong).__name__
         error = ValueError(f"resume: {os.fspath(folder)!r} is damaged: {said}")
     group.together(error)
@@ -301,7 +301,7 @@ def to_safetensors(checkpoint: str | os.PathLike[str], path: str | os.PathLike[s
             )
     except OSError:
         raise
-    except Exception as wrong:  # whatever torch makes of files that are none
+    except failures() as wrong:  # whatever torch makes of files that are none
         raise ValueError(f"{os.fspath(folder)!r} is damaged: {str(wrong).strip().splitlines()[-1]}") from wrong
 
 
