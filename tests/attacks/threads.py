@@ -128,9 +128,9 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
             *(w.ids(ITEMS, 8000, 2), None, 1, 1.0, 1.0, 1.0, 0.02, 0.1, 1e-4, 20),
         ),
         "has_items": lambda: (w.ids(USERS, 30_000), w.ids(ITEMS, 30_000, 5), *matrix, None, ITEMS),
-        "row_filter": lambda: (*matrix, ITEMS),
+        "row_filter": lambda: (torch.arange(20_001) * 2, torch.tensor([3, 5]).repeat(20_000), ITEMS),
         "integer_ids": lambda: texts,
-        "text_ids": lambda: texts,
+        "text_ids": lambda: (texts[0] * 3, texts[1] * 3),
         "list_metrics": lambda: (
             *(torch.rand(2000, 200).argsort(1)[:, :50].contiguous(), torch.ones(4, ITEMS).double()),
             torch.tensor([10, 50]),
