@@ -641,7 +641,7 @@ class DotProductRecommender(Recommender):
         *,
         loss: str | nn.Module = "bpr",
         l2: float = 0.03,
-        negatives: int | None = 4,
+        negatives: int | None = 16,
         seed: int = 0,
         tolerance: float = 1e-4,
         max_iterations: int = 200,
@@ -657,7 +657,8 @@ class DotProductRecommender(Recommender):
             loss: a name of :func:`zerosum_ext.get_loss`, or a module. The kinks of "zerosum" and "pos2neg2" are rounded
                 off by .02; losses with other kinks are refused.
             l2: > 0, the weight of the squared length of p.
-            negatives: the number of negatives of each positive. None: all items that are not in the history.
+            negatives: the number of negatives of each positive; 2 with losses of two positives. None: all items that
+                are not in the history.
             seed: the seed of the negatives, which follow from it and the user's history, whoever else is asked for.
             tolerance: the length of the gradient at the result, as a share of that at p = 0.
             max_iterations: the largest number of steps.
