@@ -88,6 +88,7 @@ def main() -> None:
         )
         facts = ", ".join(f"{key} {value}" for key, value in machine().items())
         about = f"{arguments.epochs} epochs, Adam {arguments.lr}, d = 64, {arguments.seeds} seeds, MovieLens-100K."
+        about += f" Users are folded in with {FOLD_SEEDS} seeds of negatives each."
         Path(f"{arguments.output}.md").write_text(f"# Users who are folded in\n\n{about}\n\n{text}\n\n{facts}\n")
 
 

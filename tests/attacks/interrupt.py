@@ -70,8 +70,8 @@ def calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     return {
         "sample_negatives": lambda: (ids(5 * MILLION), *matrix(50), None, None, None, size, 8, 5, 1, 0, True, None),
         "fold_in": lambda: (
-            *(table(), None, torch.arange(size + 1) * 50, ids(50 * size), ids(50 * size, 4), None),
-            *(1, 1.0, 1.0, 1.0, 0.02, 0.1, 1e-4, 200),
+            *(table(), None, torch.arange(2001) * 20, ids(40_000), ids(40_000, 4), None),
+            *(0, 1.0, 1.0, 1.0, 0.0, 0.1, 1e-4, 200),
         ),
         "fold_in, one user": lambda: (
             *(table(), None, torch.tensor([0, MILLION]), ids(MILLION), ids(MILLION, 1), None),
