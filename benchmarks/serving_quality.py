@@ -3,8 +3,8 @@
     python benchmarks/serving_quality.py --output benchmarks/results/serving-quality    # needs $ZEROSUM_EXT_DATA
 
 A fifth of the users is left out of training and folded in. NDCG@10 of these users is compared with that of a model that
-was trained with them, over five seeds of split, users and model. With each of these users are folded in with three seeds
-of negatives, whose mean counts.
+was trained with them, over five seeds of split, users and model. With each of these, users are folded in with three
+seeds of negatives, whose mean counts.
 """
 
 from __future__ import annotations
