@@ -18,6 +18,7 @@ import zerosum_ext as zx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import old_glibc  # noqa: E402
 import release  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the sources are not here")
@@ -110,6 +111,25 @@ def test_nothing_is_needed_to_install_without_kernels(monkeypatch, tmp_path):
     monkeypatch.setattr("setuptools.setup", lambda **settings: called.append(settings))
     runpy.run_path(str(ROOT / "setup.py"))
     assert called[0]["ext_modules"] == []
+
+
+@pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("readelf"), reason="needs gcc and readelf")
+def test_a_library_for_an_older_glibc_has_its_own_answer_to_what_that_lacks(tmp_path, monkeypatch):
+    """Nothing is left to be found, when it is loaded, of a variable that glibc has since 2.32 alone."""
+    monkeypatch.setattr(old_glibc, "stubs", lambda folder, glibc: folder)
+    monkeypatch.setenv("CC", "gcc")
+    flags = old_glibc.flags(tmp_path, "2.28")
+    assert flags[0] == f"-L{tmp_path}"
+    assert flags.index("-Wl,--no-as-needed") < flags.index("-ldl") < flags.index("-Wl,--as-needed")
+    source = tmp_path / "x.c"
+    source.write_text("extern char __libc_single_threaded; int alone(void) { return __libc_single_threaded; }\n")
+    command = ["gcc", "-shared", "-fPIC", "-o", str(tmp_path / "x.so"), str(source), *flags]
+    subprocess.run(command, check=True, timeout=60)
+    said = subprocess.run(
+        ["readelf", "--dyn-syms", "-W", str(tmp_path / "x.so")], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    assert "alone" in said
+    assert "single_threaded" not in said
 
 
 TEXT = "# Changelog\n\n## [Unreleased]\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n\n- Another.\n"
