@@ -78,6 +78,51 @@ def train(group: zxd.Group, folder: Path) -> dict[str, Any]:
     return out
 
 
+def like_movielens() -> tuple[zx.Interactions, zx.Interactions]:
+    """Return train and test: popularity as of MovieLens-100K, users with tastes, 20 to 200 interactions of each."""
+    rng = np.random.default_rng(11)
+    users, items = 300, 420
+    appeal = np.exp(rng.normal(0, 1.2, items))[None] * np.exp(
+        rng.normal(0, 1, (users, 4)) @ rng.normal(0, 0.7, (4, items))
+    )
+    counts = np.clip(rng.lognormal(3.8, 0.8, users), 20, 200).astype(int)
+    chosen = [
+        rng.choice(items, count, replace=False, p=row / row.sum()) for count, row in zip(counts, appeal, strict=True)
+    ]
+    data = zx.Interactions.from_arrays(
+        np.repeat(np.arange(users), counts), np.concatenate(chosen), shape=(users, items)
+    )
+    split = data.split_random((0.8, 0.2), seed=0)
+    return split.train, split.test
+
+
+def adam_of(model: Any, train: Any, loss: str, **options: Any) -> Any:
+    """Train with Adam in float32 as published work does, in fewer steps."""
+    adam = lambda p: torch.optim.Adam(p, lr=0.005)  # noqa: E731
+    return model.fit(train, loss, adam, batch_size=256, epochs=6, seed=0, progress=False, **options)
+
+
+def adam(group: zxd.Group, folder: Path) -> dict[str, Any]:
+    """Train with Adam in float32, in every layout, and evaluate."""
+    train, test = like_movielens()
+    shares = zxd.ShardedInteractions.from_interactions(train, group)
+    first, last = shares.user_cuts[group.rank : group.rank + 2]
+    held_out = shares.with_local(test.rows(first, last))
+    out: dict[str, Any] = {}
+    for loss in ("bpr", "zerosum"):
+        for layout in LAYOUTS:
+            if layout == "data-parallel":
+                model: Any = zx.MatrixFactorization(*train.shape, 16, seed=3)
+                adam_of(model, train, loss, mesh=group)
+                found = zx.evaluate(model, train, test)
+            else:
+                model = zxd.ShardedMatrixFactorization.from_interactions(shares, embedding_dim=16, items=layout, seed=3)
+                adam_of(model, shares, loss)
+                found = zxd.evaluate(model, shares, held_out)
+            out[loss, layout] = found, whole(model)
+    return out
+
+
 def evaluate(group: zxd.Group, folder: Path) -> dict[str, Any]:
     """Evaluate and recommend, with all layouts."""
     data, test = interactions(), interactions(1)
@@ -112,7 +157,7 @@ def _cells(part: zxd.ShardedInteractions) -> torch.Tensor:
 def shards(group: zxd.Group, folder: Path) -> dict[str, Any]:
     """Read folders of parquet parts, and gather what the processes have."""
     out: dict[str, Any] = {}
-    for kind in ("text", "numbers"):
+    for kind in sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name.startswith("read-")):
         part = zxd.read_shards(folder / kind, group)
         users, items = part.local.pairs()
         cells = torch.stack((users + part.first_user, items), 1)
@@ -120,7 +165,17 @@ def shards(group: zxd.Group, folder: Path) -> dict[str, Any]:
         mine = part.local.user_ids, part.item_ids, part.local.column("test", "rating")
         torch.distributed.all_gather_object(parts, mine, group=group.process_group)
         out[kind] = torch.cat(group.gather(cells)), parts, part.shape, part.digest()
-    for name in ("twice", "few", "mixed", "broken"):
+    for name in (
+        "twice",
+        "mixed",
+        "broken",
+        "damaged",
+        "null",
+        "no rows",
+        "nothing",
+        f"other {group.rank == 0}",
+        f"stale {group.rank == 0}",
+    ):
         try:
             zxd.read_shards(folder / name, group)
             out[name] = "read"
@@ -191,6 +246,7 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
     shares = zxd.ShardedInteractions.from_interactions(data, group)
     model = model_of("sharded", shares)
     even = zxd.ShardedMatrixFactorization(USERS, ITEMS, DIM, mesh=group)
+    whole_model = model_of("data-parallel", data)
     wrong = USERS if group.rank == 1 else shares.first_user
     calls: dict[str, Callable[[], Any]] = {
         "whole interactions": lambda: model.fit(data),
@@ -201,6 +257,10 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
         "drawn": lambda: model.fit(shares, sample_weight="drawn"),
         "users": lambda: even.fit(shares),
         "one process errs": lambda: model.recommend([wrong]),
+        "epochs": lambda: model.fit(shares, epochs=1 + group.rank),
+        "data": lambda: zxd.ShardedInteractions.from_interactions(interactions(group.rank), group),
+        "data of a whole model": lambda: whole_model.fit(interactions(group.rank), mesh=group),
+        "no memory": lambda: zxd.ShardedMatrixFactorization(10**13, 10, mesh=group),
         "no checkpoint": lambda: model.fit(shares, resume=folder / "nothing"),
     }
     said = {}
@@ -208,7 +268,7 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
         try:
             call()
             said[name] = "nothing"
-        except (TypeError, ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError, MemoryError) as error:
             said[name] = f"{type(error).__name__}: {error}"
     return said
 

@@ -5,6 +5,7 @@ Every group of processes is started once and does many jobs, since each process 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import distributed_worker as worker
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,7 +28,8 @@ from ranks import SECONDS, finish, free_port, start
 
 import zerosum_ext as zx
 from zerosum_ext._group import even_cuts
-from zerosum_ext.distributed import to_safetensors, write_shards
+from zerosum_ext.data import row_groups
+from zerosum_ext.distributed import start_group, to_safetensors, write_shards
 
 pytestmark = pytest.mark.threads
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -62,24 +66,60 @@ def write_folders(folder: Path) -> None:
     """Write parts that are right, and some that are not."""
     for kind in ("text", "numbers"):
         pq.write_table(pa.table(table(kind)), folder / f"{kind}.parquet", row_group_size=50)
-        write_shards(folder / f"{kind}.parquet", folder / kind, 5)
-    for name, users in (("twice", ["a", "b"]), ("few", None), ("mixed", [1, 2]), ("broken", ["c"])):
+        write_shards(folder / f"{kind}.parquet", folder / f"read-{kind}", 5)
+        write_row_groups(folder, kind)
+    for name, users in (("twice", ["a", "b"]), ("mixed", [1, 2]), ("broken", ["c"]), ("nothing", None)):
         (folder / name).mkdir()
-        pq.write_table(pa.table({"user": ["a"], "item": ["x"]}), folder / name / "0.parquet")
         if users is not None:
+            pq.write_table(pa.table({"user": ["a"], "item": ["x"]}), folder / name / "0.parquet")
             pq.write_table(pa.table({"user": users, "item": ["y"] * len(users)}), folder / name / "1.parquet")
         if name == "broken":
             (folder / name / "1.parquet").write_bytes(b"PAR1 and no more")
+    for name, users in (("damaged", None), ("null", ["a", "b", None, "c"]), ("no rows", [])):
+        (folder / name).mkdir()
+        rows = table("numbers") if users is None else {"user": pa.array(users, pa.string()), "item": ["y"] * len(users)}
+        pq.write_table(pa.table(rows), folder / name / "0.parquet", row_group_size=2, compression="none")
+    data = (folder / "damaged" / "0.parquet").read_bytes()
+    (folder / "damaged" / "0.parquet").write_bytes(b"PAR1" + b"\xff" * 2000 + data[2004:])
+    for first in (True, False):  # what rank 0 sees, and what the others see
+        for name, length in (("other", 2), ("stale", 1)):  # files of other lengths, and of the same
+            (folder / f"{name} {first}").mkdir()
+            rows = {side: [side * (length if first else 1)] * (1 + first) for side in ("user", "item")}
+            pq.write_table(pa.table(rows), folder / f"{name} {first}" / "0.parquet")
+
+
+def write_row_groups(folder: Path, kind: str) -> None:
+    """Write one file with users all over its row groups, a sorted one, uneven ones, and what others write."""
+    rows = pa.table(table(kind))
+    shuffled = rows.take(np.random.default_rng(1).permutation(len(rows)))
+    few = pc.is_in(shuffled["user"], value_set=pa.array(sorted({*rows["user"].to_pylist()})[:5]))
+    uneven = shuffled.filter(few), rows.slice(0, 0), shuffled.filter(pc.invert(few))
+    for name, files in (("one", [shuffled]), ("sorted", [rows.sort_by("user")]), ("uneven", uneven)):
+        (folder / f"read-{name}-{kind}").mkdir()
+        for number, file in enumerate(files):
+            pq.write_table(file, folder / f"read-{name}-{kind}" / f"{number}.parquet", row_group_size=32)
+    if importlib.util.find_spec("polars"):
+        import polars as pl
+
+        (folder / f"read-polars-{kind}").mkdir()
+        pl.from_arrow(shuffled).write_parquet(folder / f"read-polars-{kind}" / "all.parquet", row_group_size=50)
+    if importlib.util.find_spec("duckdb"):
+        import duckdb
+
+        with duckdb.connect() as base:
+            base.register("rows", shuffled)
+            target = f"'{folder}/read-duckdb-{kind}' (FORMAT parquet, PARTITION_BY (part))"
+            base.execute(f'COPY (SELECT *, hash("user") % 3 AS part FROM rows) TO {target}')
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict[str, Any]:
-    return run(folder, 2, "train", "evaluate", "shards", "save", "refuse")
+    return run(folder, 2, "train", "evaluate", "shards", "save", "refuse", "adam")
 
 
 @pytest.fixture(scope="module")
 def four(folder: Path, two: dict[str, Any]) -> dict[str, Any]:
-    return run(folder, 4, "train", "evaluate", "shards", "resume")
+    return run(folder, 4, "train", "evaluate", "shards", "resume", "adam")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +150,22 @@ def test_processes_train_as_one_does(size, number, two, four, alone):
         other = zx.MatrixFactorization(worker.USERS, worker.ITEMS, worker.DIM, item_bias=model.item_bias is not None)
         other.double().load_state_dict(tables)
         assert torch.equal(other.recommend(range(worker.USERS), 20)[0], model.recommend(range(worker.USERS), 20)[0])
+
+
+@pytest.mark.parametrize("loss", ["bpr", "zerosum"])
+def test_adam_in_float32_ends_at_the_same_ndcg(loss, two, four):
+    """Other numbers of processes add in another order; what Adam makes of the last bits stays small."""
+    train, test = worker.like_movielens()
+    model = zx.MatrixFactorization(*train.shape, 16, seed=3)
+    worker.adam_of(model, train, loss, engine="autograd")
+    expected = zx.evaluate(model, train, test)
+    assert expected["ndcg@10"] > 0.1  # it has learnt something
+    for out in (two, four):
+        for layout in worker.LAYOUTS:
+            found, tables = out["adam"][loss, layout]
+            assert found["ndcg@10"] == pytest.approx(expected["ndcg@10"], abs=0.002)
+            for name, table in model.state_dict().items():
+                torch.testing.assert_close(tables[name], table, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -193,46 +249,120 @@ def test_what_does_not_fit_is_refused_by_every_process(two):
         assert "sample_weight: expected None with sharded tables" in said[name]
     assert "interactions: expected the users of the model" in said["users"]
     assert said["one process errs"].endswith("(rank 1)")  # and rank 0 does not wait for it for ever
+    differs = "expected the same in every process, got"
+    assert said["epochs"] == f"ValueError: fit epochs: {differs} 1 in rank 0 and 2 in rank 1"
+    assert said["data"].startswith(f"ValueError: interactions: {differs}")
+    assert said["data of a whole model"].startswith(f"ValueError: fit interactions: {differs}")
+    assert said["no memory"].startswith("MemoryError: no memory for the tables: 5,000,000,000,000 users and 5 items of")
+    assert said["no memory"].endswith("in this process, one of 2; start more processes")
     assert "FileNotFoundError: resume: no complete checkpoint" in said["no checkpoint"]
 
 
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a group of one process reads."""
+    group = start_group()
+    try:
+        yield {"shards": worker.shards(group, folder)}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+WRITERS = ("", "one-", "sorted-", "uneven-", "polars-", "duckdb-")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", ["text", "numbers"])
-def test_processes_read_their_own_parts(kind, two, four):
-    """Items are numbered as one process numbers them; users file by file, whatever the number of processes."""
+def test_processes_read_their_own_parts(kind, writer, one, two, four):
+    """Items are numbered as one process numbers them; users file by file, whatever the number of processes.
+
+    A file for several processes is read by row groups, in which users may be anywhere, and each user is in one process.
+    """
+    if writer in ("polars-", "duckdb-"):
+        pytest.importorskip(writer.strip("-"))
     rows = table(kind)
     expected = sorted(zip(*rows.values(), strict=True))
-    digests = []
-    for out in (two, four):
-        cells, parts, shape, digest = out["shards"][kind]
-        users = np.concatenate([ids for ids, _, _ in parts if ids is not None])
+    digests, orders = [], []
+    for out in (one, two, four):
+        cells, parts, shape, digest = out["shards"][f"read-{writer}{kind}"]
+        owned = [len(ids) for ids, _, _ in parts]
+        users = np.concatenate([ids for ids, _, _ in parts])
         items = np.concatenate([ids for _, ids, _ in parts])
         ratings = np.concatenate([values for _, _, values in parts])
         assert (len(users), len(items)) == shape
+        assert len(np.unique(users)) == len(users)
         assert np.array_equal(items, np.unique(np.array(rows["item"])))
         found = zip(
             users[cells[:, 0].numpy()].tolist(), items[cells[:, 1].numpy()].tolist(), ratings.tolist(), strict=True
         )
         assert sorted(found) == expected
         digests.append(digest)
-    assert digests[0] == digests[1]
+        orders.append(users.tolist())
+        if writer:  # shares of as many rows, also of one file
+            assert min(len(values) for _, _, values in parts) > 0.6 * len(expected) / len(parts), owned
+    assert digests[0] == digests[1] == digests[2]
+    assert orders[0] == orders[1] == orders[2]
 
 
-def test_parts_that_do_not_fit_are_refused_by_every_process(two, four):
-    said = two["shards"]
-    assert "expected all rows of a user in one file, got 1 users in several" in said["twice"]
-    assert "text in some files and integers in others" in said["mixed"]
-    assert "1.parquet is not parquet" in said["broken"]
-    assert "expected a file for each of the 2 processes, got 1" in said["few"]
-    assert "expected a file for each of the 4 processes, got 2" in four["shards"]["twice"]
+def test_parts_that_do_not_fit_are_refused_by_every_process(one, two, four):
+    for out in (one, two, four):
+        said = out["shards"]
+        assert "expected all rows of a user in one file, got 1 users in several" in said["twice"]
+        assert "text in some files and integers in others" in said["mixed"]
+        assert "1.parquet is not parquet" in said["broken"]
+        assert "damaged/0.parquet cannot be read as parquet" in said["damaged"]
+        assert "null/0.parquet" in said["null"]
+        assert "the user is missing (null)" in said["null"]
+        assert "expected rows, got 1 parquet files without any" in said["no rows"]
+        assert "no parquet files in" in said["nothing"]
+    for out in (two, four):
+        assert "folder: expected the same in every process, got '1 files" in out["shards"]["other True"]
+
+
+class Rank:
+    """The part of a group that the plan of reading asks for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def test_every_row_group_is_read_once_and_every_file_has_its_owners(monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        files = [rng.integers(0, 40, rng.integers(1, 9)).tolist() for _ in range(rng.integers(1, 12))]
+        if not sum(map(sum, files)):
+            continue
+        monkeypatch.setattr(row_groups, "_sizes", lambda paths, group, files=files: files)
+        size = int(rng.integers(1, 10))
+        shares = [row_groups.own_share([Path(str(n)) for n in range(len(files))], Rank(r, size)) for r in range(size)]
+        full = [groups for groups in files if sum(groups)]
+        read = sorted(
+            (piece.file, group)
+            for share in shares
+            for piece in share.pieces
+            for group in range(piece.first, piece.last)
+        )
+        whole = sorted(file for share in shares for file in share.whole)
+        shared = [file for file in range(len(full)) if file not in whole]
+        assert len({*whole}) == len(whole)
+        assert read == [(file, group) for file in shared for group in range(len(full[file]))], number
+        last = 0
+        for file in range(len(full)):
+            low, high = shares[0].owners(file)
+            assert last <= low <= high < size
+            assert (low == high) == (file in whole)
+            last = high
 
 
 def test_parts_are_written_by_user(folder, tmp_path):
-    files = sorted((folder / "text").glob("*.parquet"))
+    files = sorted((folder / "read-text").glob("*.parquet"))
     assert [file.name for file in files] == [f"part-{n:05d}.parquet" for n in range(5)]
     users = [set(pq.read_table(file)["user"].to_pylist()) for file in files]
     assert sum(map(len, users)) == len(set.union(*users)) == len(set(table("text")["user"]))
     with pytest.raises(ValueError, match="folder: expected a new or empty one"):
-        write_shards(folder / "text.parquet", folder / "text", 5)
+        write_shards(folder / "text.parquet", folder / "read-text", 5)
     with pytest.raises(ValueError, match="user: expected a column of user, item, rating, got 'who'"):
         write_shards(folder / "text.parquet", tmp_path / "new", 5, user="who")
     assert not (tmp_path / "new").exists()

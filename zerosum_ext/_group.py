@@ -211,6 +211,38 @@ class Group:
                 dist.broadcast_object_list(values, group_src=0, group=self.process_group, device=self.device)
         return values[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the value of each process, in the order of the ranks: anything that pickle takes, and small."""
+        values = [value] * self.size
+        if self.size > 1:
+            with _Watch(self):
+                dist.all_gather_object(values, value, group=self.process_group)
+        return values
+
+    def agree(self, what: str, value: Any, hint: str = "") -> None:
+        """Raise in every process if a value is not the same in all of them.
+
+        Args:
+            what: the name of the value, for the message.
+            value: text, numbers, or a dictionary of such, in which case the message names what differs.
+            hint: what to do about it, for the message.
+
+        Raises:
+            ValueError: it differs; the message names a rank.
+        """
+        values = self.gather_objects(value)
+        for rank, other in enumerate(values):
+            if other == values[0]:
+                continue
+            name, ours, theirs = what, values[0], other
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                key = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
+                name, ours, theirs = f"{what} {key}", ours.get(key), theirs.get(key)
+            raise ValueError(
+                f"{name}: expected the same in every process, got {ours!r} in rank 0 and {theirs!r} in rank {rank}"
+                + (f"; {hint}" if hint else "")
+            )
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.any(False)
@@ -225,12 +257,7 @@ class Group:
             The error itself, or ValueError with its text in the other processes.
         """
         said = "" if error is None else " ".join(f"{error}".split())[:500]
-        texts: list[str] = [""] * self.size
-        if self.size > 1:
-            with _Watch(self):
-                dist.all_gather_object(
-                    texts, said or ("" if error is None else type(error).__name__), self.process_group
-                )
+        texts = self.gather_objects(said or ("" if error is None else type(error).__name__))
         if error is not None:
             raise error
         for rank, text in enumerate(texts):

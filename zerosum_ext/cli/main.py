@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         logging.getLogger(__name__).debug("where the error was raised:", exc_info=True)
         named = isinstance(error, OSError) and error.filename is not None and error.strerror
         text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]

@@ -299,7 +299,7 @@ def _run_together(
                 f"zerosum-ext: error: {lost}; to go on from the last checkpoint: --resume", file=sys.stderr, flush=True
             )
         os._exit(2)  # the threads of a broken group would not let the process end
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if first or "(rank " not in str(error):
             raise
         return 2

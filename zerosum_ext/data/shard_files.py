@@ -26,6 +26,7 @@ from zerosum_ext._checks import require_positive_int
 from zerosum_ext._files import flush, flush_folder
 from zerosum_ext._group import Group, as_group
 from zerosum_ext.data.interactions import IdType, Interactions
+from zerosum_ext.data.row_groups import SAME_FILES, find_files, own_share, shared_rows
 from zerosum_ext.data.shards import ShardedInteractions
 
 if TYPE_CHECKING:
@@ -182,28 +183,43 @@ def read_shards(
 ) -> ShardedInteractions:
     """Read this process's share of a folder of parquet files. All processes call this together.
 
-    Files are shared out in the order of their names, each to one process, so that each has about as many rows. A
-    process never holds the others' rows or user ids. Of the ids of the items it keeps those of its own range.
+    Files are laid one after the other in the order of their names, and cut into shares of as many rows. A file that a
+    cut goes through is read by several processes, each some of its row groups; every row of it is then sent to the
+    process that owns its user. Other rows and the ids of their users are held by one process alone. Of the ids of the
+    items each process keeps those of its own range.
 
     Args:
-        folder: the folder. All rows of a user have to be in one file; this is checked.
+        folder: the folder. All rows of a user have to be in one file, in any row groups of it; this is checked.
         mesh: a DeviceMesh or a process group.
-        columns, id_type, min_rating: as in :meth:`Interactions.from_file`. ``min_rating`` keeps users without a row.
+        columns, id_type, min_rating: as in :meth:`Interactions.from_file`. ``min_rating`` leaves out rows, and users
+            and items that only have such.
 
     Raises:
-        ValueError: fewer files than processes, ids of two kinds, a user in two files, or what from_file raises.
+        ValueError: no rows, other files in another process, ids of two kinds, a user in two files, or what from_file
+            raises.
         OSError: a file cannot be read.
     """
     group = as_group(mesh)
     files: list[Path] = []
-    found: list[Interactions] = []
     error: Exception | None = None
     try:
-        files = _own_files(Path(folder), group)
-        for file in files:
-            found.append(
-                Interactions.from_file(file, columns=columns, id_type=id_type, format="parquet", min_rating=min_rating)
-            )
+        files = find_files(Path(folder))
+    except OSError as wrong:
+        error = wrong
+    group.together(error)
+    _same_files(Path(folder), files, group)
+    share = own_share(files, group)
+    options: dict[str, Any] = {"columns": columns, "id_type": id_type, "min_rating": min_rating}
+    shared = shared_rows(share, group, columns=columns or {}, id_type=id_type)
+    found: list[Interactions] = []
+    try:
+        for number in sorted({*share.whole, *shared}):
+            file = share.files[number]
+            if number in shared:
+                found.append(Interactions.from_table(shared.pop(number), **options))
+            else:
+                found.append(Interactions.from_file(file, format="parquet", **options))
+                share.check_rows(number, found[-1].report.rows)
     except (OSError, ValueError, TypeError) as wrong:
         error = wrong
     group.together(error)
@@ -221,40 +237,22 @@ def read_shards(
             "files by zerosum-ext shard, or partitioned by a hash of the user"
         )
     numbers, item_ids, cuts = _number(items, group)
-    local = _stacked(found, users, numbers, cuts[-1])
+    local = _stacked(found, users, numbers, cuts[-1], group)
     return ShardedInteractions(local, group, item_ids=item_ids, item_cuts=cuts)
 
 
-def _own_files(folder: Path, group: Group) -> list[Path]:
-    """Return the files of this process, in the order of their names."""
-    import pyarrow.parquet as pq
-
-    files = sorted(file for file in folder.rglob("*.parquet") if not file.name.startswith((".", "_")))
-    if not files:
-        raise FileNotFoundError(f"no parquet files in {os.fspath(folder)!r}")
-    if len(files) < group.size:
-        raise ValueError(
-            f"folder: expected a file for each of the {group.size} processes, got {len(files)} in {os.fspath(folder)}"
-        )
-    # Each process reads the sizes of some files.
-    sizes = torch.zeros(len(files), dtype=torch.int64, device=group.device)
-    wrong: Exception | None = None
-    for place in range(group.rank, len(files), group.size):
-        try:
-            sizes[place] = pq.read_metadata(files[place]).num_rows + 1
-        except Exception as error:  # whatever pyarrow makes of a file that is none
-            wrong = ValueError(f"{files[place]} is not parquet: {str(error).splitlines()[0]}")
-    group.together(wrong)
-    before = group.sum_(sizes).cumsum(0).double()
-    # Every process gets a file, and ends with the one that reaches its share of all rows.
-    ends = torch.searchsorted(before, before[-1] / group.size * torch.arange(1, group.size + 1), right=False) + 1
-    last = 0
-    cuts = [0]
-    for rank, end in enumerate(ends.tolist(), 1):
-        last = min(max(end, last + 1), len(files) - (group.size - rank))
-        cuts.append(last)
-    cuts[-1] = len(files)
-    return files[cuts[group.rank] : cuts[group.rank + 1]]
+def _same_files(folder: Path, files: list[Path], group: Group) -> None:
+    """Raise if the processes do not see the same files."""
+    sizes: dict[str, int] = {}
+    error: Exception | None = None
+    try:
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    except OSError as wrong:
+        error = wrong
+    group.together(error)
+    group.agree(
+        "folder", f"{len(files)} files, {sum(sizes.values())} bytes, {zlib.crc32(repr(sizes).encode()):08x}", SAME_FILES
+    )
 
 
 def _one_kind(what: str, parts: list[np.ndarray | None], group: Group) -> np.ndarray:
@@ -272,7 +270,9 @@ def _one_kind(what: str, parts: list[np.ndarray | None], group: Group) -> np.nda
     return encoded.astype(f"S{width}")
 
 
-def _stacked(found: list[Interactions], users: np.ndarray, numbers: np.ndarray, num_items: int) -> Interactions:
+def _stacked(
+    found: list[Interactions], users: np.ndarray, numbers: np.ndarray, num_items: int, group: Group
+) -> Interactions:
     """Return the interactions of several files as one: users one after the other, items by their numbers."""
     pairs_users, pairs_items, at_user, at_item = [], [], 0, 0
     columns: dict[str, list[np.ndarray]] = {}
@@ -286,8 +286,18 @@ def _stacked(found: list[Interactions], users: np.ndarray, numbers: np.ndarray, 
         at_item += one.num_items
     whole = {name: np.concatenate(values) for name, values in columns.items() if len(values) == len(found)}
     whole.pop("row", None)
+    # A process without rows has the columns that all others have.
+    kinds = group.gather_objects({name: values.dtype.str for name, values in whole.items()} if found else None)
+    named = [one for one in kinds if one is not None]
+    whole = {
+        name: whole.get(name, np.zeros(0, kind)) for name, kind in named[0].items() if all(name in one for one in named)
+    }
+    none = np.zeros(0, np.int64)
     local = Interactions.from_arrays(
-        np.concatenate(pairs_users), np.concatenate(pairs_items), shape=(at_user, num_items), columns=whole
+        np.concatenate([none, *pairs_users]),
+        np.concatenate([none, *pairs_items]),
+        shape=(at_user, num_items),
+        columns=whole,
     )
     ids = np.char.decode(users, "utf-8") if users.dtype.kind == "S" else users
     return local.with_user_ids(ids)

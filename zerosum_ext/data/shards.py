@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from zerosum_ext._group import Group, as_group
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import signed_seed
 
-__all__ = ["ShardedInteractions"]
+__all__ = ["ShardedInteractions", "balanced_cuts", "digest_of"]
 
 # The stream of random numbers that splits are drawn from: an epoch number that no training reaches.
 _SPLIT_EPOCH = 2**32 - 1
@@ -68,8 +69,13 @@ class ShardedInteractions:
         Args:
             interactions: :class:`~zerosum_ext.Interactions` or a scipy or torch CSR, the same in every process.
             mesh: a DeviceMesh or a process group.
+
+        Raises:
+            ValueError: another process holds others.
         """
         data, group = Interactions.from_any(interactions), as_group(mesh)
+        if group.size > 1:
+            group.agree("interactions", digest_of(data))
         cuts = balanced_cuts(data, group.size)
         return cls(data.rows(cuts[group.rank], cuts[group.rank + 1]), group)
 
@@ -150,6 +156,16 @@ class ShardedInteractions:
             f"ShardedInteractions({self.num_users:,} users x {self.num_items:,} items, {self.nnz:,} interactions, rank "
             f"{self.group.rank} of {self.group.size}: {own})"
         )
+
+
+def digest_of(interactions: Interactions | ShardedInteractions) -> str:
+    """Return a short name of the interactions themselves, the same on every machine."""
+    if isinstance(interactions, ShardedInteractions):
+        return interactions.digest()
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (interactions.indptr, interactions.indices):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def balanced_cuts(interactions: Interactions, parts: int) -> list[int]:

@@ -69,10 +69,7 @@ def evaluate_together(
     except ValueError as wrong:
         error = wrong
     group.together(error)
-    found: list[Any] = [own]
-    if group.size > 1:
-        found = [None] * group.size
-        torch.distributed.all_gather_object(found, own, group=group.process_group)
+    found = group.gather_objects(own)
     popularity = counts_of_both(train, test, torch.device("cpu"))
     return compute(join_rankings(found), popularity.numpy(), metrics=[key for key, _, _ in wanted])
 

@@ -47,6 +47,9 @@ class ShardedMatrixFactorization(nn.Module):
             are drawn in blocks of 4096 rows, each from a seed of its own.
         device: of the parameters; by default that of the group.
 
+    Raises:
+        MemoryError: this process has no memory for its part of the tables; ValueError in the other processes.
+
     Attributes:
         user_embedding: Parameter [own users, d].
         item_embedding: Parameter [own items, d], or [num_items, d] if replicated.
@@ -92,14 +95,32 @@ class ShardedMatrixFactorization(nn.Module):
         options: dict[str, Any] = {"device": device or self.group.device, "dtype": dtype}
         self._rows = (self.user_cuts[rank], self.user_cuts[rank + 1]), (first_item, last_item)
         shapes = [(last - first, self.embedding_dim) for first, last in self._rows]
-        self.user_embedding = nn.Parameter(torch.empty(shapes[0], **options))
-        self.item_embedding = nn.Parameter(torch.empty(shapes[1], **options))
+        user_table, item_table = self._tables(shapes, options)
+        self.user_embedding = nn.Parameter(user_table)
+        self.item_embedding = nn.Parameter(item_table)
         self.item_bias: nn.Parameter | None
         if item_bias:
             self.item_bias = nn.Parameter(torch.zeros(shapes[1][0], **options))
         else:
             self.register_parameter("item_bias", None)
         self.reset_parameters(self.seed)
+
+    def _tables(self, shapes: Sequence[tuple[int, int]], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return room for both tables, or raise in every process if one of them has none."""
+        error: Exception | None = None
+        made: list[Tensor] = []
+        try:
+            made = [torch.empty(shape, **options) for shape in shapes]
+        except (RuntimeError, MemoryError):  # that of CUDA is a RuntimeError, too
+            size = (
+                sum(rows * width for rows, width in shapes) * (options["dtype"] or torch.get_default_dtype()).itemsize
+            )
+            error = MemoryError(
+                f"no memory for the tables: {shapes[0][0]:,} users and {shapes[1][0]:,} items of {self.embedding_dim} "
+                f"numbers take {size / 2**30:.2f} GiB in this process, one of {self.group.size}; start more processes"
+            )
+        self.group.together(error)
+        return made[0], made[1]
 
     @classmethod
     def from_interactions(cls, interactions: ShardedInteractions, **options: Any) -> ShardedMatrixFactorization:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext._files import replacing
-from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.data.shards import ShardedInteractions
+from zerosum_ext.data.shards import digest_of
 from zerosum_ext.training.engines import Parts
 from zerosum_ext.training.history import History
 from zerosum_ext.training.settings import MOST_EPOCHS, Settings
@@ -52,8 +51,8 @@ def fingerprint(parts: Parts, settings: Settings, engine: str) -> dict[str, Any]
         **shared,
         "shape": list(parts.train.shape),
         "nnz": int(parts.train.nnz),
-        "interactions": _digest(parts.train),
-        "exclude": None if parts.exclude is None else _digest(parts.exclude),
+        "interactions": digest_of(parts.train),
+        "exclude": None if parts.exclude is None else digest_of(parts.exclude),
         "batch_size": sampling.batch_size,
         "seed": sampling.seed,
         "negatives": sampling.negatives,
@@ -187,16 +186,6 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
-
-
-def _digest(interactions: Interactions | ShardedInteractions) -> str:
-    """Return a short name of the interactions themselves, the same on every machine."""
-    if isinstance(interactions, ShardedInteractions):
-        return interactions.digest()
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (interactions.indptr, interactions.indices):
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _plain_values(group: dict[str, Any]) -> dict[str, Any]:

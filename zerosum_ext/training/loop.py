@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from zerosum_ext._group import Group, as_group
 from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
-from zerosum_ext.data.shards import ShardedInteractions
+from zerosum_ext.data.shards import ShardedInteractions, digest_of
 from zerosum_ext.losses import get_loss, loss_names, loss_options
 from zerosum_ext.metrics import measure_of
 from zerosum_ext.training.checkpoint import check_moments, fingerprint, read_checkpoint, write_checkpoint
@@ -249,6 +250,8 @@ def _prepare(
             f"got {type(interactions).__name__} with {type(model).__name__}"
         )
     train = interactions if sharded else Interactions.from_any(interactions)
+    if group is not None:
+        _agree(group, train, loss, optimizer, exclude, settings)
     loss_module = _loss_module(loss, train)
     expected = (getattr(model, "num_users", train.shape[0]), getattr(model, "num_items", train.shape[1]))
     if train.shape != expected:
@@ -273,6 +276,46 @@ def _prepare(
         if hasattr(model, "use_sparse_gradients"):
             model.use_sparse_gradients()  # type: ignore[operator]
     return Parts(model, train, loss_module, chosen, excluded, group)
+
+
+def _agree(
+    group: Group, train: Any, loss: Any, optimizer: tuple[OptimizerLike, float | None], exclude: Any, settings: Settings
+) -> None:
+    """Raise in every process if they were told different things, which would make some wait for others for ever."""
+    if group.size == 1:
+        return
+
+    def name(value: Any) -> str | None:
+        return value if value is None or isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+
+    sampling, objective, validation, saving = (
+        settings.sampling,
+        settings.objective,
+        settings.validation,
+        settings.saving,
+    )
+    told: dict[str, Any] = {
+        "epochs": settings.epochs,
+        "first_epoch": settings.first_epoch,
+        "engine": settings.engine,
+        "loss": name(loss),
+        "optimizer": name(optimizer[0]),
+        "lr": optimizer[1],
+        **{field.name: getattr(sampling, field.name) for field in fields(sampling)},
+        "l2": objective.l2,
+        "clip_row_norm": objective.clip_row_norm,
+        "regularizer": name(objective.regularizer),
+        "scheduler": name(settings.schedule.scheduler),
+        "exclude": exclude is not None,
+        "validation": validation.source is not None,
+        **{key: getattr(validation, key) for key in ("metric", "maximize", "patience", "restore_best", "bias")},
+        "checkpoint": saving.path is not None,
+        "checkpoint_every": saving.every,
+        "resume": saving.resume is not None,
+    }
+    if isinstance(train, Interactions):
+        told["interactions"] = digest_of(train)
+    group.agree("fit", told)
 
 
 def _loss_module(loss: str | nn.Module, train: Interactions) -> nn.Module:

@@ -18,7 +18,7 @@ from zerosum_ext._checks import require_choice
 from zerosum_ext._files import LOCK, locked
 from zerosum_ext._group import Group
 from zerosum_ext.data.shard_files import read_shards
-from zerosum_ext.data.shards import ShardedInteractions, balanced_cuts
+from zerosum_ext.data.shards import ShardedInteractions, balanced_cuts, digest_of
 from zerosum_ext.evaluation.sharded import evaluate_shards
 from zerosum_ext.experiments.runs.files import environment, read_json, write_json
 from zerosum_ext.experiments.runs.settings import DataSource, Method, SplitRule
@@ -194,6 +194,10 @@ def _parts(data: DataSource, rule: SplitRule, group: Group) -> Parts:
         error = wrong
     group.together(error)
     assert split is not None
+    if group.size > 1:
+        group.agree(
+            f"interactions of {data.source}", [digest_of(part) for part in (split.train, split.valid, split.test)]
+        )
     first, last = balanced_cuts(split.train, group.size)[group.rank : group.rank + 2]
     train, valid, test = (
         ShardedInteractions(part.rows(first, last), group) for part in (split.train, split.valid, split.test)
