@@ -138,6 +138,47 @@ def run(size: int, settings: dict[str, Any], network: list[str]) -> list[dict[st
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
 
 
+def plan(users: float, items: float, interactions: float, dim: int, nodes: int, link: float) -> dict[str, float]:
+    """Return what one of the processes holds and sends, on paper: bytes, and samples a second at most.
+
+    Args:
+        users, items, interactions: over all processes.
+        dim: of the embeddings.
+        nodes: the number of processes, each with a link of its own.
+        link: bytes a second in each direction.
+    """
+    sample = 2 * (nodes - 1) / nodes * (8 + 2 * 4 * dim)  # two items, none of which occurs twice in a step
+    return {
+        "bytes a sample": sample,
+        "tables": 4 * dim * (users + items) / nodes,
+        "interactions": 6 * interactions / nodes,
+        "order": 16 * interactions / nodes,
+        "order while an epoch begins": 32 * interactions / nodes,
+        "popularity": 8 * items,
+        "samples a second": link / sample,
+        "epoch seconds": interactions / nodes * sample / link,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures depend on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
+    )
+    machine = f"{os.cpu_count()} cores, {cpu}"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -178,7 +219,8 @@ def main() -> None:
         )
         results.append({"size": size, "settings": settings, "formula": formula, "mean": mean, "ranks": found})
     if given.output:
-        Path(given.output).write_text(json.dumps(results, indent=1) + "\n")
+        out = {"versions": versions(), "network": given.network, "results": results}
+        Path(given.output).write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

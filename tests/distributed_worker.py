@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -99,7 +100,8 @@ def like_movielens() -> tuple[zx.Interactions, zx.Interactions]:
 def adam_of(model: Any, train: Any, loss: str, **options: Any) -> Any:
     """Train with Adam in float32 as published work does, in fewer steps."""
     adam = lambda p: torch.optim.Adam(p, lr=0.005)  # noqa: E731
-    return model.fit(train, loss, adam, batch_size=256, epochs=6, seed=0, progress=False, **options)
+    module = zx.ZerosumLoss(w=0.9) if loss == "zerosum" else zx.BPRLoss()
+    return model.fit(train, module, adam, batch_size=512, epochs=4, seed=0, progress=False, **options)
 
 
 def adam(group: zxd.Group, folder: Path) -> dict[str, Any]:
@@ -248,6 +250,17 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
     even = zxd.ShardedMatrixFactorization(USERS, ITEMS, DIM, mesh=group)
     whole_model = model_of("data-parallel", data)
     wrong = USERS if group.rank == 1 else shares.first_user
+
+    def full_disk() -> None:
+        """Save while rank 1 can write no more than a little."""
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if group.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            model.fit(shares, epochs=1, checkpoint=folder / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
     calls: dict[str, Callable[[], Any]] = {
         "whole interactions": lambda: model.fit(data),
         "hogwild": lambda: model.fit(shares, engine="hogwild"),
@@ -261,6 +274,7 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
         "data": lambda: zxd.ShardedInteractions.from_interactions(interactions(group.rank), group),
         "data of a whole model": lambda: whole_model.fit(interactions(group.rank), mesh=group),
         "no memory": lambda: zxd.ShardedMatrixFactorization(10**13, 10, mesh=group),
+        "full disk": full_disk,
         "no checkpoint": lambda: model.fit(shares, resume=folder / "nothing"),
     }
     said = {}

@@ -7,8 +7,10 @@ Sums travel by ``all_reduce``. The same calls run on gloo (CPU) and NCCL (CUDA).
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
+import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -290,6 +292,19 @@ class Group:
     def _key(self, what: str, rank: int | None = None) -> str:
         name = getattr(self.process_group, "group_name", "")
         return f"zerosum_ext/{name}/{self._attempt}/{what}/{self.rank if rank is None else rank}"
+
+    def first_to_say(self, text: str) -> bool:
+        """Return whether no other process has said this yet, so that one line tells what all of them know.
+
+        That an error came from another rank, as :meth:`together` adds, makes no difference.
+        """
+        if self._store is None:
+            return True
+        plain = re.sub(r" \(rank \d+\)$", "", " ".join(text.split())[:500])
+        try:
+            return int(self._store.add(self._key(f"said {zlib.crc32(plain.encode()):08x}", 0), 1)) == 1
+        except RuntimeError:  # the store went with the process that held it
+            return True
 
     def lost(self, error: BaseException) -> LostProcess:
         """Return an error that names the processes that give no sign of life after a collective has failed."""

@@ -300,7 +300,7 @@ def _run_together(
             )
         os._exit(2)  # the threads of a broken group would not let the process end
     except (ValueError, OSError, MemoryError) as error:
-        if first or "(rank " not in str(error):
+        if group.first_to_say(str(error)):
             raise
         return 2
     if first:

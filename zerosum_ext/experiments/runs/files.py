@@ -181,6 +181,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a run folder: it is not empty and has no config.json")
     config = read_json(path)
+    if isinstance(config, dict) and config.get("format") == "zerosum_ext.together/1":
+        raise ValueError(
+            f"{folder} was written by several processes: MatrixFactorization.load reads METHOD/model.safetensors, "
+            "whose rows have the numbers that read_shards gives"
+        )
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} is not the configuration of a run ({FORMAT})")
     for name in ("search", "interactions", "evaluation", "compare"):

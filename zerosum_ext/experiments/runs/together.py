@@ -17,6 +17,7 @@ from zerosum_ext import losses
 from zerosum_ext._checks import require_choice
 from zerosum_ext._files import LOCK, locked
 from zerosum_ext._group import Group
+from zerosum_ext.data.interactions import Split
 from zerosum_ext.data.shard_files import read_shards
 from zerosum_ext.data.shards import ShardedInteractions, balanced_cuts, digest_of
 from zerosum_ext.evaluation.sharded import evaluate_shards
@@ -181,7 +182,8 @@ def _parts(data: DataSource, rule: SplitRule, group: Group) -> Parts:
             return made[0], made[1], made[2]
         own = None
         try:
-            own = rule.apply(shares.local)
+            # A process without interactions has nothing to split, and its parts are as empty.
+            own = rule.apply(shares.local) if shares.local.nnz else Split(shares.local, shares.local, shares.local)
         except ValueError as wrong:
             error = wrong
         group.together(error)
