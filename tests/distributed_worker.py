@@ -290,7 +290,7 @@ def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     folder, jobs = Path(sys.argv[1]), sys.argv[2:]
-    group = zxd.start_group(60)
+    group = zxd.start_group(150)
     for job in jobs:
         out = globals()[job](group, folder)
         if group.rank == 0:
