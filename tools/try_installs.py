@@ -296,7 +296,7 @@ def table(data: Mapping[str, Any]) -> str:
     lines = [
         f"`make installs` tried these on {data['date']} on {data['machine']}, version {data['version']}.",
         "Each had a fresh virtual environment. A step with a loss ran, and `pip uninstall` left nothing behind. The",
-        "wheel is built from the source distribution. By auditwheel it asks for no symbol that is newer than glibc 2.28.",
+        "wheel is built from the source distribution. By auditwheel it asks for no symbol newer than glibc 2.28.",
         "",
         "| way | Python | torch |",
         "|---|---|---|",
