@@ -191,7 +191,7 @@ class ShardedMatrixFactorization(nn.Module):
         except (TypeError, ValueError) as wrong:
             error = wrong
         self.group.together(error)
-        seen = None if exclude is None else exclude.local
+        seen = None if exclude is None else exclude.local.to(index.device)
         return best_items_of_shards(self, index, k, seen)
 
     # --- one table of all parts -----------------------------------------------------------------------------

@@ -174,7 +174,7 @@ class ShardedEngine:
             positives=positives,
             negatives=negatives,
             draws=sampling.draws,
-            exclude=None if exclude is None else exclude.local,
+            exclude=None if exclude is None else exclude.local.to(self.train.device),
             strategy=sampling.strategy,
         )
         self.batch_size = sampling.batch_size
