@@ -224,6 +224,7 @@ def test_what_shows_data_again_is_counted_by_itself(made, tmp_path):
     words = glance.in_words(shown)
     assert words.startswith("On 0 of 2 data sets")
     assert "0 of 3 further experiments (Made up again; Balanced; Graph, LightGCN)" in words
+    assert glance.in_words(shown[3:4]).startswith("On 0 of 1 data sets")  # alone, it is nothing further
     table = glance.overview(shown).split("## Every method")[0]
     assert [table.index(f"| {name}") for name in ("Made up |", "Elsewhere |", "Made up again |")] == sorted(
         table.index(f"| {name}") for name in ("Made up |", "Elsewhere |", "Made up again |")

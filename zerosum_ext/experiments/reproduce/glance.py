@@ -137,6 +137,8 @@ def in_words(rows: Sequence[Shown]) -> str:
         return f"{sum(one.reached() is True for one in part)} of {len(part)}"
 
     main, extra = _parted(rows)
+    if not main:
+        main, extra = extra, []
     text = f"On {count(main)} data sets the recommended setting keeps the accuracy of BPR and is less biased."
     if extra:
         text += f" The same holds in {count(extra)} further experiments ({'; '.join(one.title for one in extra)})."
