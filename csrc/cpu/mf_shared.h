@@ -49,56 +49,21 @@ struct SharedScores {
     const int64_t turned_row = columns + kCacheLine / static_cast<int64_t>(sizeof(float));
     out.width = width, out.columns = columns;
     reserve(out, n, k, dim, turned_row);
-    for (int64_t i = 0; i < n; ++i) {
-      prefetch_row<false>(t.user + in.users[i] * dim, dim);
-      prefetch_row<false>(t.item + in.positives[i] * dim, dim);
-    }
-    for (int64_t j = 0; j < k; ++j) prefetch_row<false>(t.item + in.items[j] * dim, dim);
-    for (int64_t i = 0; i < n; ++i)
-      out.user_scale[i] = copy<kBytes>(t.user + in.users[i] * dim, t, width, out.users.data() + i * width);
-    for (int64_t j = 0; j < k; ++j) {
-      float* row = out.items.data() + j * width;
-      out.item_scale[j] = copy<kBytes>(t.item + in.items[j] * dim, t, width, row);
-      for (int64_t c = 0; c < dim; ++c) out.turned[c * turned_row + j] = row[c];
-    }
-    float *pos = out.loss.pos.data(), *neg = out.loss.neg.data();
+    with_width(dim, [&](auto known) __attribute__((always_inline)) { gather<kBytes>(t, in, known, out); });
+    transpose<kBytes>(out.items.data(), width, k, dim, out.turned.data(), turned_row);
+    float* neg = out.loss.neg.data();
     product<kBytes>(out.users.data(), width, 1, out.turned.data(), turned_row, n, columns, dim,
                     columns == k ? neg : out.scores.data(), columns, out.packed.data());
     for (int64_t i = 0; i < n && columns != k; ++i) {
       const float* from = out.scores.data() + i * columns;
       for (int64_t j = 0; j < k; ++j) neg[i * k + j] = from[j];
     }
-    if (t.bias != nullptr)
-      for (int64_t j = 0; j < k; ++j) {
-        const float bias = t.bias[in.items[j]];
-        for (int64_t i = 0; i < n; ++i) neg[i * k + j] += bias;
-      }
-    if (t.constants != nullptr)
-      for (int64_t j = 0; j < k; ++j)
-        for (int64_t i = 0; i < n; ++i) out.loss.aux_neg[i * k + j] = t.constants[in.items[j]];
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t item = in.positives[i];
-      out.positives[i] = t.item + item * dim;
-      out.positive_scale[i] = t.cosines ? inverse_norm<kBytes>(out.positives[i], dim) : 1.0f;
-      const float product = dot<float, kBytes>(out.users.data() + i * width, out.positives[i], dim);
-      pos[i] = product * out.positive_scale[i] + (t.bias != nullptr ? t.bias[item] : 0.0f);
-      if (t.constants != nullptr) out.loss.aux_pos[i] = t.constants[item];
-    }
+    add_item_numbers(t, in, out);
     for (const Replaced& r : in.block->replaced) {
       neg[r.sample * k + r.slot] = neg[r.sample * k + r.column];
       if (t.constants != nullptr) out.loss.aux_neg[r.sample * k + r.slot] = out.loss.aux_neg[r.sample * k + r.column];
     }
-    for (size_t a = 0; a < in.block->alone.size(); ++a) {
-      const int64_t i = in.block->alone[a];
-      for (int64_t j = 0; j < k; ++j) {
-        const int64_t item = in.block->own[a * k + j];
-        const float* row = t.item + item * dim;
-        const float product = dot<float, kBytes>(out.users.data() + i * width, row, dim);
-        neg[i * k + j] =
-            product * (t.cosines ? inverse_norm<kBytes>(row, dim) : 1.0f) + (t.bias != nullptr ? t.bias[item] : 0.0f);
-        if (t.constants != nullptr) out.loss.aux_neg[i * k + j] = t.constants[item];
-      }
-    }
+    score_own<kBytes>(t, in, out);
   }
 
   ZX_HD static void reserve(SharedBuffers& out, int64_t n, int64_t k, int64_t dim, int64_t turned_row) {
@@ -108,17 +73,75 @@ struct SharedScores {
     out.loss.reserve(n, 1, k);
     grow(out.users, n * out.width), grow(out.items, out.columns * out.width);
     grow(out.turned, dim * turned_row), grow(out.scores, n * out.columns);
-    grow(out.packed, kTileRows * std::max({n, k, dim}));
+    grow(out.packed, kPackedColumn * std::max({n, k, dim}));
     grow(out.user_scale, n), grow(out.positive_scale, n), grow(out.item_scale, k), grow(out.positives, n);
   }
 
+  // Rows of users and of the list, side by side, and the positives' scores. Dim: see with_width.
+  template <int kBytes, class Dim>
+  ZX_HD static void gather(const SharedTables& t, const SharedInputs& in, Dim dim, SharedBuffers& out) {
+    const int64_t n = in.n, k = in.k, width = out.width;
+    for (int64_t i = 0; i < n; ++i) prefetch_row<false>(t.user + in.users[i] * dim, dim);
+    for (int64_t j = 0; j < k; ++j) prefetch_row<false>(t.item + in.items[j] * dim, dim);
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_row<false>(t.item + in.positives[i] * dim, dim);
+      out.user_scale[i] = copy<kBytes>(t.user + in.users[i] * dim, t.cosines, dim, width, out.users.data() + i * width);
+    }
+    for (int64_t j = 0; j < k; ++j)
+      out.item_scale[j] = copy<kBytes>(t.item + in.items[j] * dim, t.cosines, dim, width, out.items.data() + j * width);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t item = in.positives[i];
+      const float* row = t.item + item * dim;
+      out.positives[i] = row;
+      out.positive_scale[i] = t.cosines ? inverse_norm<kBytes>(row, dim) : 1.0f;
+      const float product = dot<float, kBytes>(out.users.data() + i * width, row, dim);
+      out.loss.pos[i] = product * out.positive_scale[i] + (t.bias != nullptr ? t.bias[item] : 0.0f);
+      if (t.constants != nullptr) out.loss.aux_pos[i] = t.constants[item];
+    }
+  }
+
   // Copies a row, with zeros up to `width`, scaled to length 1 if scores are cosines; returns the scale.
-  template <int kBytes>
-  ZX_HD static float copy(const float* row, const SharedTables& t, int64_t width, float* out) {
-    const float scale = t.cosines ? inverse_norm<kBytes>(row, t.dim) : 1.0f;
-    for (int64_t c = 0; c < t.dim; ++c) out[c] = t.cosines ? scale * row[c] : row[c];
-    for (int64_t c = t.dim; c < width; ++c) out[c] = 0.0f;
+  template <int kBytes, class Dim>
+  ZX_HD static float copy(const float* __restrict__ row, bool cosines, Dim dim, int64_t width,
+                          float* __restrict__ out) {
+    const float scale = cosines ? inverse_norm<kBytes>(row, dim) : 1.0f;
+    if (cosines)
+      for (int64_t c = 0; c < dim; ++c) out[c] = scale * row[c];
+    else
+      copy_row<kBytes>(out, row, dim);
+    for (int64_t c = dim; c < width; ++c) out[c] = 0.0f;
     return scale;
+  }
+
+  // The bias and the constant of each item of the list.
+  ZX_HD static void add_item_numbers(const SharedTables& t, const SharedInputs& in, SharedBuffers& out) {
+    const int64_t n = in.n, k = in.k;
+    float *neg = out.loss.neg.data(), *aux = out.loss.aux_neg.data();
+    if (t.bias != nullptr)
+      for (int64_t j = 0; j < k; ++j) {
+        const float bias = t.bias[in.items[j]];
+        for (int64_t i = 0; i < n; ++i) neg[i * k + j] += bias;
+      }
+    if (t.constants != nullptr)
+      for (int64_t j = 0; j < k; ++j)
+        for (int64_t i = 0; i < n; ++i) aux[i * k + j] = t.constants[in.items[j]];
+  }
+
+  // Scores of the samples that share nothing.
+  template <int kBytes>
+  ZX_HD static void score_own(const SharedTables& t, const SharedInputs& in, SharedBuffers& out) {
+    const int64_t k = in.k, dim = t.dim;
+    for (size_t a = 0; a < in.block->alone.size(); ++a) {
+      const int64_t i = in.block->alone[a];
+      for (int64_t j = 0; j < k; ++j) {
+        const int64_t item = in.block->own[a * k + j];
+        const float* row = t.item + item * dim;
+        const float product = dot<float, kBytes>(out.users.data() + i * out.width, row, dim);
+        out.loss.neg[i * k + j] =
+            product * (t.cosines ? inverse_norm<kBytes>(row, dim) : 1.0f) + (t.bias != nullptr ? t.bias[item] : 0.0f);
+        if (t.constants != nullptr) out.loss.aux_neg[i * k + j] = t.constants[item];
+      }
+    }
   }
 };
 
@@ -189,14 +212,20 @@ struct SharedSums {
   template <int kBytes>
   ZX_HD static void run(const RowEnd* row_end, const SharedRows* all, const SharedEntry* entries,
                         const Segment* segments, int64_t from, int64_t to, float* scratch) {
-    const RowEnd& end = *row_end;
-    const SharedRows rows = *all;
-    const int64_t dim = end.dim, last = segments[to - 1].end;
+    with_width(row_end->dim, [&](auto dim) __attribute__((always_inline)) {
+      sum<kBytes>(*row_end, *all, dim, entries, segments, from, to, scratch);
+    });
+  }
+
+  template <int kBytes, class Dim>
+  ZX_HD static void sum(const RowEnd& end, const SharedRows& rows, Dim dim, const SharedEntry* entries,
+                        const Segment* segments, int64_t from, int64_t to, float* scratch) {
+    const int64_t last = segments[to - 1].end;
     float factor[kEntries];
     const float* row[kEntries];
     for (int64_t s = from; s < to; ++s) {
       const Segment& seg = segments[s];
-      float* sum = end.out != nullptr ? end.out + s * dim : scratch;
+      float* total = end.out != nullptr ? end.out + s * dim : scratch;
       if (end.out == nullptr && s + kRowsAhead < to)
         SegmentSums<kKind>::fetch(end, dim, segments[s + kRowsAhead].row * dim);
       float count = 0;
@@ -207,14 +236,14 @@ struct SharedSums {
           factor[e] = entries[at + e].factor, row[e] = rows.row(entries[at + e].row, dim);
           count += entries[at + e].count;
         }
-        weighted_sum<kBytes>(sum, static_cast<const float*>(factor), static_cast<const float* const*>(row), n, dim,
+        weighted_sum<kBytes>(total, static_cast<const float*>(factor), static_cast<const float* const*>(row), n, dim,
                              at > seg.begin);
       }
       const float* own = end.table + seg.row * dim;
-      if (end.scale != nullptr) through_direction<kBytes>(sum, own, inverse_norm<kBytes>(own, dim), dim);
-      if (end.decay != 0) add_scaled(sum, end.decay * count, own, dim);
-      if (end.longest > 0) SegmentSums<kKind>::template clip<kBytes>(sum, dim, end.longest);
-      if (end.out == nullptr) SegmentSums<kKind>::update(end, dim, sum, seg.row * dim);
+      if (end.scale != nullptr) through_direction<kBytes>(total, own, inverse_norm<kBytes>(own, dim), dim);
+      if (end.decay != 0) add_scaled(total, end.decay * count, own, dim);
+      if (end.longest > 0) SegmentSums<kKind>::template clip<kBytes>(total, dim, end.longest);
+      if (end.out == nullptr) SegmentSums<kKind>::update(end, dim, total, seg.row * dim);
     }
   }
 };
@@ -290,6 +319,8 @@ class SharedTrainer {
   static constexpr int64_t kTaskEntries = 1024;    // that one thread sums at a time
 
   bool items_wanted() const { return item_.wanted || bias_.wanted; }
+  // Whether sums are kept until all of a step's are known: dense Adam visits all rows, and a long step may be stopped.
+  bool kept(const MfTable& t) const { return way(t) == Optimizer::kAdam || long_; }
   Optimizer way(const MfTable& t) const { return t.deferred != nullptr ? Optimizer::kLazyAdam : kind_; }
 
   void prepare(const SharedSamples& all, int64_t begin, int64_t n, BatchGroups& groups, SharedBatch& batch) const {
@@ -344,9 +375,12 @@ class SharedTrainer {
     const double values = static_cast<double>(batch.samples * loss_.values_per_sample(k_));
     const double total = pass_blocks(batch, static_cast<float>(mean_ ? 1 / values : 1));
     const float decay = static_cast<float>(mean_ ? l2_ / static_cast<double>(batch.samples) : l2_);
-    if (user_.wanted) sum_users(batch, decay);
+    // Users' rows are updated after those of items, which need them as the step found them, and at once where nothing
+    // else asks for their sums.
+    if (user_.wanted && kept(user_)) sum_users(batch, decay, steps_before);
     if (items_wanted()) sum_items(batch, decay, steps_before);
-    if (user_.wanted) apply(user_, batch.by_user, own_.user_sums.data(), steps_before);
+    if (user_.wanted && !kept(user_)) sum_users(batch, decay, steps_before);
+    if (user_.wanted && kept(user_)) apply(user_, batch.by_user, own_.user_sums.data(), steps_before);
     for (const MfTable* t : {&user_, &item_, &bias_})
       if (t->deferred != nullptr) t->deferred->end_step();
     return mean_ ? total / values : total;
@@ -415,27 +449,11 @@ class SharedTrainer {
     deal_blocks(runs, 1, stoppable, [&](int64_t run) { sums(own_.cuts[run], own_.cuts[run + 1]); });
   }
 
-  void sum_users(const SharedBatch& batch, float decay) {
+  void sum_users(const SharedBatch& batch, float decay, int64_t steps_before) {
     own_.user_entries.resize(static_cast<size_t>(batch.samples));
     for (int64_t i = 0; i < batch.samples; ++i)
       own_.user_entries[batch.user_place[i]] = {1.0f, static_cast<uint32_t>(user_.rows + i), 0.0f, 1.0f};
-    own_.user_sums.resize(batch.by_user.size() * static_cast<size_t>(tables_.dim));
-    const RowEnd end{user_.values,
-                     tables_.dim,
-                     decay,
-                     static_cast<float>(longest_),
-                     own_.user_sums.data(),
-                     {},
-                     {},
-                     {},
-                     {},
-                     tables_.cosines ? user_.values : nullptr};
-    const SharedRows rows = rows_left();
-    for_runs(batch.by_user, true, [&](int64_t from, int64_t to) {
-      float* none = nullptr;
-      simd<SharedSums<Optimizer::kAdam>>(&end, &rows, static_cast<const SharedEntry*>(own_.user_entries.data()),
-                                         batch.by_user.data(), from, to, none);
-    });
+    sum_rows(user_, batch.by_user, own_.user_entries.data(), own_.user_sums, decay, steps_before);
   }
 
   void sum_items(const SharedBatch& batch, float decay, int64_t steps_before) {
@@ -466,15 +484,14 @@ class SharedTrainer {
         }
       }
     }
-    switch (way(item_)) {
-      case Optimizer::kSgd:
-        return sum_items<Optimizer::kSgd>(batch, decay, steps_before);
-      case Optimizer::kAdagrad:
-        return sum_items<Optimizer::kAdagrad>(batch, decay, steps_before);
-      case Optimizer::kAdam:
-        return sum_items<Optimizer::kAdam>(batch, decay, steps_before);
-      case Optimizer::kLazyAdam:
-        return sum_items<Optimizer::kLazyAdam>(batch, decay, steps_before);
+    if (item_.wanted) sum_rows(item_, batch.by_item, entries, own_.item_sums, decay, steps_before);
+    if (item_.wanted && kept(item_)) apply(item_, batch.by_item, own_.item_sums.data(), steps_before);
+    if (bias_.wanted) {
+      own_.bias_sums.resize(batch.by_item.size());
+      for_runs(batch.by_item, false, [&](int64_t from, int64_t to) {
+        for (int64_t s = from; s < to; ++s) own_.bias_sums[s] = bias_sum(batch.by_item[s], entries);
+      });
+      apply(bias_, batch.by_item, own_.bias_sums.data(), steps_before);
     }
   }
 
@@ -485,38 +502,48 @@ class SharedTrainer {
     }
   };
 
-  template <Optimizer kKind>
-  void sum_items(const SharedBatch& batch, float decay, int64_t steps_before) {
-    const std::vector<Segment>& segments = batch.by_item;
-    const bool kept = kKind == Optimizer::kAdam || long_;
-    if (kept && item_.wanted) own_.item_sums.resize(segments.size() * static_cast<size_t>(tables_.dim));
-    if (bias_.wanted) own_.bias_sums.resize(segments.size());
+  float bias_sum(const Segment& segment, const SharedEntry* entries) const {
+    float total = 0;
+    for (int64_t e = segment.begin; e < segment.end; ++e) total += entries[e].bias;
     const float longest = static_cast<float>(longest_);
-    const RowEnd end{item_.values,
+    return longest > 0 ? std::max(-longest, std::min(longest, total)) : total;
+  }
+
+  // Sums the entries of a table's rows and updates these, unless sums are kept.
+  void sum_rows(const MfTable& t, const std::vector<Segment>& segments, const SharedEntry* entries,
+                std::vector<float>& sums, float decay, int64_t steps_before) {
+    switch (way(t)) {
+      case Optimizer::kSgd:
+        return sum_rows<Optimizer::kSgd>(t, segments, entries, sums, decay, steps_before);
+      case Optimizer::kAdagrad:
+        return sum_rows<Optimizer::kAdagrad>(t, segments, entries, sums, decay, steps_before);
+      case Optimizer::kAdam:
+        return sum_rows<Optimizer::kAdam>(t, segments, entries, sums, decay, steps_before);
+      case Optimizer::kLazyAdam:
+        return sum_rows<Optimizer::kLazyAdam>(t, segments, entries, sums, decay, steps_before);
+    }
+  }
+
+  template <Optimizer kKind>
+  void sum_rows(const MfTable& t, const std::vector<Segment>& segments, const SharedEntry* entries,
+                std::vector<float>& sums, float decay, int64_t steps_before) {
+    if (kept(t)) sums.resize(segments.size() * static_cast<size_t>(tables_.dim));
+    const RowEnd end{t.values,
                      tables_.dim,
                      decay,
-                     longest,
-                     kept ? own_.item_sums.data() : nullptr,
-                     item_.wanted ? item_.rule(kind_, steps_before) : UpdateRule{},
-                     item_.values,
-                     item_.first,
-                     item_.second,
-                     tables_.cosines ? item_.values : nullptr};
+                     static_cast<float>(longest_),
+                     kept(t) ? sums.data() : nullptr,
+                     t.rule(kind_, steps_before),
+                     t.values,
+                     t.first,
+                     t.second,
+                     tables_.cosines ? t.values : nullptr};
     const SharedRows rows = rows_left();
-    const SharedEntry* entries = own_.item_entries.data();
-    for_runs(segments, kept, [&](int64_t from, int64_t to) {
+    for_runs(segments, kept(t), [&](int64_t from, int64_t to) {
       static thread_local std::vector<float> scratch;
       scratch.resize(static_cast<size_t>(tables_.dim));
-      if (item_.wanted) simd<SharedSums<kKind>>(&end, &rows, entries, segments.data(), from, to, scratch.data());
-      for (int64_t s = from; s < to && bias_.wanted; ++s) {
-        float total = 0;
-        for (int64_t e = segments[s].begin; e < segments[s].end; ++e) total += entries[e].bias;
-        if (longest > 0) total = std::max(-longest, std::min(longest, total));
-        own_.bias_sums[s] = total;
-      }
+      simd<SharedSums<kKind>>(&end, &rows, entries, segments.data(), from, to, scratch.data());
     });
-    if (kept && item_.wanted) apply(item_, segments, own_.item_sums.data(), steps_before);
-    if (bias_.wanted) apply(bias_, segments, own_.bias_sums.data(), steps_before);
   }
 
   void apply(const MfTable& t, const std::vector<Segment>& segments, const float* sums, int64_t steps_before) {

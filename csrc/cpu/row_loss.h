@@ -1,7 +1,9 @@
 // Runs a row loss (csrc/common/losses.h) over rows of K negatives on the CPU.
 //
-// A row takes three SIMD passes over its K numbers, which stay in the cache: the logits and their maximum; their
-// exponentials and the sum; the gradients. Rows are cut into fixed blocks whose partial sums are added in order.
+// A row takes SIMD passes over its K numbers, which stay in the cache: the logits and their maximum; their exponentials
+// and the sum; the gradients. What is one number a row (the value, from a logarithm and a quotient) is worked out for
+// many rows at a time: one row's would be a chain of scalar steps that wait for each other, as long as a pass over 64
+// numbers. Rows are cut into fixed blocks whose partial sums are added in order.
 #pragma once
 
 #include <cmath>
@@ -13,26 +15,71 @@ namespace zx::cpu {
 
 template <class Loss, class T, bool kGrad>
 struct RowTile {
+  static constexpr int64_t kGroup = 64;  // rows whose values are made together
+  // That many at a time; the C library's functions, which double takes, are called for no row that is not there.
+  static constexpr int64_t kStep = std::is_same_v<T, float> ? kLanes : 1;
+
+  // One number a row. level: the logits' largest, or their mean. rest: the sum of e^(logit - level).
+  struct Group {
+    alignas(64) T p[kGroup], aux[kGroup], weight[kGroup], level[kGroup], rest[kGroup], value[kGroup];
+    alignas(64) T factor[kGroup], direct[kGroup];  // of the logits' derivatives, and what is the positive's besides
+    int64_t top[kGroup];                           // where the largest logit is
+  };
+
   // rows x k negatives n, and aux constants x where given; e is scratch for k numbers and may be the row of dn.
   // value[r] = w[r] * loss; dp[r], dn[r, :] = scale * w[r] * derivatives. Returns the sum of the values.
   template <int kBytes>
   ZX_HD static double run(const T* p, const T* n, const T* aux_p, const T* aux_n, const T* weight, T scale,
                           Params<T> params, int64_t rows, int64_t k, T log_k, T* value, T* dp, T* dn, T* scratch) {
     double total = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      T* e = kGrad ? dn + r * k : scratch;
-      const T* x = aux_n != nullptr ? aux_n + r * k : nullptr;
-      const T w = weight != nullptr ? weight[r] : T(1);
-      value[r] = w * row<kBytes>(p[r], n + r * k, aux_p != nullptr ? aux_p[r] : T(0), x, w * scale, params, k, log_k,
-                                 kGrad ? dp + r : nullptr, e);
-      total += static_cast<double>(value[r]);
+    for (int64_t from = 0; from < rows; from += kGroup) {
+      const int64_t some = std::min(kGroup, rows - from), padded = (some + kStep - 1) / kStep * kStep;
+      const int64_t at = from * k;
+      Group g;
+      for (int64_t r = 0; r < padded; ++r) {
+        const bool is_row = r < some;
+        g.p[r] = is_row ? p[from + r] : T(0);
+        g.aux[r] = is_row && aux_p != nullptr ? aux_p[from + r] : T(0);
+        g.weight[r] = is_row && weight != nullptr ? weight[from + r] : T(1);
+        g.level[r] = T(0), g.rest[r] = T(1);
+      }
+      const T* x = aux_n != nullptr ? aux_n + at : nullptr;
+      T* e = kGrad ? dn + at : scratch;
+      const auto pass = [&](auto known) __attribute__((always_inline)) {
+        reduce_rows<kBytes>(g, some, n + at, x, params, known, e);
+        finish(g, padded, scale, params, k, log_k);
+        if (kGrad) spread_rows<kBytes>(g, some, n + at, x, params, known, e, dp + from);
+      };
+      if constexpr (std::is_same_v<T, float>)
+        with_width(k, pass);
+      else
+        pass(k);
+      for (int64_t r = 0; r < some; ++r) {
+        value[from + r] = g.value[r];
+        total += static_cast<double>(g.value[r]);
+      }
     }
     return total;
   }
 
-  template <int kBytes>
-  ZX_HD static T row(T p, const T* n, T aux_p, const T* x, T scale, const Params<T>& w, int64_t k, T log_k, T* dp,
-                     T* e) {
+  // K: int64_t, or a constant of that type: each row's loops then have neither beginnings nor ends.
+  template <int kBytes, class K>
+  ZX_HD static void reduce_rows(Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e) {
+    for (int64_t r = 0; r < rows; ++r)
+      reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, kGrad ? e + r * k : e);
+  }
+  template <int kBytes, class K>
+  ZX_HD static void spread_rows(const Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e,
+                                T* dp) {
+    for (int64_t r = 0; r < rows; ++r)
+      dp[r] = spread<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e + r * k);
+  }
+
+  // A row's level and rest; leaves in e what its gradients are made of.
+  template <int kBytes, class K>
+  ZX_HD static void reduce(Group& g, int64_t r, const T* n, const T* x, const Params<T>& w, K known, T* e) {
+    const int64_t k = known;
+    const T p = g.p[r];
     if (x != nullptr) {
 #pragma GCC ivdep
       for (int64_t j = 0; j < k; ++j) e[j] = Loss::logit(p, n[j], x[j], w).z;
@@ -41,65 +88,77 @@ struct RowTile {
       for (int64_t j = 0; j < k; ++j) e[j] = Loss::logit(p, n[j], T(0), w).z;
     }
     if (Loss::kMean) {
-      const T share = T(1) / static_cast<T>(k);
-      const RowValue<T> f = Loss::finish(p, aux_p, static_cast<T>(sum_lanes<kBytes>(e, k)) * share, log_k, w);
-      if (kGrad) {
-        const T factor = scale * f.dl * share;
-#pragma GCC ivdep
-        for (int64_t j = 0; j < k; ++j) e[j] = factor * Loss::logit(p, n[j], x != nullptr ? x[j] : T(0), w).dn;
-        // The derivative in p of each logit is minus that in n, where p takes part in it.
-        *dp = scale * f.dp - (Loss::kPositiveInLogit ? static_cast<T>(sum_lanes<kBytes>(e, k)) : T(0));
-      }
-      return f.value;
+      g.level[r] = static_cast<T>(sum_lanes<kBytes>(e, k)) * (T(1) / static_cast<T>(k));
+      return;
     }
-    const T top = maximum(e, k);
-    // A logit of minus infinity masks its item: a row may have nothing else.
-    const bool empty = top == -std::numeric_limits<T>::infinity();
-    const T shift = empty ? T(0) : top;
+    const T top = maximum<kBytes>(e, k);
     if (Loss::kHardMax) {
       int64_t first = 0;
       T nan = T(0);  // 0, or NaN where a logit is: NaN in, NaN out
       for (int64_t j = 0; j < k; ++j) nan += e[j] == e[j] ? T(0) : e[j];
       while (first + 1 < k && e[first] != top) ++first;
-      const RowValue<T> f = Loss::finish(p, aux_p, top + nan, log_k, w);
-      if (kGrad) {
-        *dp = scale * f.dp;
-        for (int64_t j = 0; j < k; ++j) e[j] = T(0);
-        e[first] = scale * f.dl;
-      }
-      return f.value;
+      g.level[r] = top + nan, g.top[r] = first;
+      return;
     }
+    const T shift = empty(top) ? T(0) : top;
 #pragma GCC ivdep
     for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - shift);
-    const double sum = sum_lanes<kBytes>(e, k);
-    const T rest = static_cast<T>(sum);  // NaN where a logit is
-    const RowValue<T> f = Loss::finish(p, aux_p, top + (empty ? rest - rest : log_(rest)), log_k, w);
-    if (kGrad) {
-      const T factor = empty ? T(0) : scale * f.dl / rest;
-      double through_logits = 0;
-      if (Loss::kPositiveInLogit) {
-        // The derivative in p of each logit is minus that in n, so that one sum over the gradients gives it.
-#pragma GCC ivdep
-        for (int64_t j = 0; j < k; ++j) e[j] *= factor * Loss::logit(p, n[j], T(0), w).dn;
-        through_logits = sum_lanes<kBytes>(e, k);
-      } else {
-        const T slope = factor * Loss::logit(p, T(0), T(0), w).dn;
-        for (int64_t j = 0; j < k; ++j) e[j] *= slope;
-      }
-      *dp = scale * f.dp - static_cast<T>(through_logits);
-    }
-    return f.value;
+    g.level[r] = top, g.rest[r] = static_cast<T>(sum_lanes<kBytes>(e, k));  // NaN where a logit is
   }
 
+  // A logit of minus infinity masks its item: a row may have nothing else.
+  ZX_HD static bool empty(T top) { return top == -std::numeric_limits<T>::infinity(); }
+
+  // The rows' values, and the factors of their derivatives.
+  ZX_HD static void finish(Group& g, int64_t rows, T scale, const Params<T>& w, int64_t k, T log_k) {
+    constexpr bool kSums = !Loss::kMean && !Loss::kHardMax;
+    const T share = T(1) / static_cast<T>(k);
+#pragma GCC ivdep
+    for (int64_t r = 0; r < rows; ++r) {
+      const T rest = g.rest[r], own = g.weight[r] * scale;
+      const bool none = kSums && empty(g.level[r]);
+      const T l = kSums ? g.level[r] + (none ? rest - rest : log_(rest)) : g.level[r];
+      const RowValue<T> f = Loss::finish(g.p[r], g.aux[r], l, log_k, w);
+      g.value[r] = g.weight[r] * f.value;
+      g.direct[r] = own * f.dp;
+      T factor = own * f.dl;
+      if (Loss::kMean) factor *= share;
+      if (kSums) factor = none ? T(0) : factor / rest;
+      g.factor[r] = kSums && !Loss::kPositiveInLogit ? factor * Loss::logit(g.p[r], T(0), T(0), w).dn : factor;
+    }
+  }
+
+  // Makes a row's gradients of what `reduce` has left; returns that of its positive.
+  template <int kBytes, class K>
+  ZX_HD static T spread(const Group& g, int64_t r, const T* n, const T* x, const Params<T>& w, K known, T* e) {
+    const int64_t k = known;
+    const T p = g.p[r], factor = g.factor[r];
+    if (Loss::kHardMax) {
+      for (int64_t j = 0; j < k; ++j) e[j] = T(0);
+      e[g.top[r]] = factor;
+    } else if (Loss::kMean) {
+#pragma GCC ivdep
+      for (int64_t j = 0; j < k; ++j) e[j] = factor * Loss::logit(p, n[j], x != nullptr ? x[j] : T(0), w).dn;
+    } else if (Loss::kPositiveInLogit) {
+#pragma GCC ivdep
+      for (int64_t j = 0; j < k; ++j) e[j] *= factor * Loss::logit(p, n[j], T(0), w).dn;
+    } else {
+      for (int64_t j = 0; j < k; ++j) e[j] *= factor;
+    }
+    // The derivative in p of each logit is minus that in n, where p takes part in it: one sum over the gradients.
+    if (!Loss::kPositiveInLogit) return g.direct[r];
+    return g.direct[r] - static_cast<T>(sum_lanes<kBytes>(e, k));
+  }
+
+  template <int kBytes>
   ZX_HD static T maximum(const T* e, int64_t k) {
     T best = e[0];
     int64_t j = 0;
     if (k >= kLanes) {
-      T lanes[kLanes];
-      for (int l = 0; l < kLanes; ++l) lanes[l] = e[l];
-      for (j = kLanes; j + kLanes <= k; j += kLanes)
-        for (int l = 0; l < kLanes; ++l) lanes[l] = e[j + l] > lanes[l] ? e[j + l] : lanes[l];
-      for (int l = 0; l < kLanes; ++l) best = lanes[l] > best ? lanes[l] : best;
+      Lanes<T, kBytes> lanes;
+      lanes.read(e);
+      for (j = kLanes; j + kLanes <= k; j += kLanes) lanes.raise(e + j);
+      best = lanes.largest();  // (one by one, who is larger would be guessed wrongly at every other row)
     }
     for (; j < k; ++j) best = e[j] > best ? e[j] : best;
     return best;

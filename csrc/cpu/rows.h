@@ -89,6 +89,15 @@ struct Lanes {
 #pragma GCC unroll 8
     for (int i = 0; i < kPieces; ++i) sum[i] += other.sum[i];
   }
+  // Each lane to x's number where that is larger.
+  ZX_HD void raise(const C* x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPieces; ++i) {
+      Vector a;
+      load(a, x + i * kWidth);
+      sum[i] = a > sum[i] ? a : sum[i];
+    }
+  }
   ZX_HD void scale(C f) {
 #pragma GCC unroll 8
     for (int i = 0; i < kPieces; ++i) sum[i] *= f;
@@ -103,28 +112,45 @@ struct Lanes {
   }
   // The upper half of the lanes is added to the lower one until one is left.
   ZX_HD C total() const {
+    return fold([](auto& lower, const auto& upper) __attribute__((always_inline)) { lower += upper; });
+  }
+  // The largest of the lanes, likewise.
+  ZX_HD C largest() const {
+    return fold([](auto& lower, const auto& upper)
+                    __attribute__((always_inline)) { lower = upper > lower ? upper : lower; });
+  }
+
+ private:
+  template <class F>
+  ZX_HD C fold(const F& join) const {
     Vector all[kPieces];
 #pragma GCC unroll 8
     for (int i = 0; i < kPieces; ++i) all[i] = sum[i];
 #pragma GCC unroll 4
     for (int half = kPieces / 2; half > 0; half /= 2)
 #pragma GCC unroll 4
-      for (int i = 0; i < half; ++i) all[i] += all[i + half];
-    return lanes_total<kWidth>(all[0]);
+      for (int i = 0; i < half; ++i) join(all[i], all[i + half]);
+    return fold_vector<kWidth>(all[0], join);
   }
-
- private:
-  template <int kLeft, class V>
-  ZX_HD static C lanes_total(const V& v) {
-    if constexpr (kLeft == 16)
-      return lanes_total<8>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-    else if constexpr (kLeft == 8)
-      return lanes_total<4>(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-    else if constexpr (kLeft == 4)
-      return lanes_total<2>(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
-    else
-      return v[0] + v[1];
+  template <int kLeft, class V, class F>
+  ZX_HD static C fold_vector(const V& v, const F& join) {
+    if constexpr (kLeft == 16) {
+      auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+      join(half, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+      return fold_vector<8>(half, join);
+    } else if constexpr (kLeft == 8) {
+      auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+      join(half, __builtin_shufflevector(v, v, 4, 5, 6, 7));
+      return fold_vector<4>(half, join);
+    } else if constexpr (kLeft == 4) {
+      auto half = __builtin_shufflevector(v, v, 0, 1);
+      join(half, __builtin_shufflevector(v, v, 2, 3));
+      return fold_vector<2>(half, join);
+    } else {
+      C one = v[0];
+      join(one, v[1]);
+      return one;
+    }
   }
 };
 #else
@@ -144,6 +170,9 @@ struct Lanes {
     for (int l = 0; l < kRowLanes; ++l) sum[l] += x[l];
   }
   ZX_HD void add(const Lanes& other) { add(static_cast<const C*>(other.sum)); }
+  ZX_HD void raise(const C* x) {
+    for (int l = 0; l < kRowLanes; ++l) sum[l] = x[l] > sum[l] ? x[l] : sum[l];
+  }
   ZX_HD void scale(C f) {
     for (int l = 0; l < kRowLanes; ++l) sum[l] *= f;
   }
@@ -159,6 +188,11 @@ struct Lanes {
     for (int half = kRowLanes / 2; half > 0; half /= 2)
       for (int l = 0; l < half; ++l) all[l] += all[l + half];
     return all[0];
+  }
+  ZX_HD C largest() const {
+    C most = sum[0];
+    for (int l = 1; l < kRowLanes; ++l) most = sum[l] > most ? sum[l] : most;
+    return most;
   }
 };
 #endif
@@ -256,6 +290,18 @@ ZX_HD void weighted_sum(C* __restrict__ out, const C* f, const S* const* rows, i
     for (int64_t e = 0; e < n; ++e) sum += f[e] * static_cast<C>(rows[e][at]);
     out[at] = sum;
   }
+}
+
+// out = x. (A loop would become a call of memcpy.)
+template <int kBytes>
+ZX_HD void copy_row(float* __restrict__ out, const float* __restrict__ x, int64_t dim) {
+  int64_t i = 0;
+  for (; i + kRowLanes <= dim; i += kRowLanes) {
+    Lanes<float, kBytes> lanes;
+    lanes.read(x + i);
+    lanes.write(out + i);
+  }
+  for (; i < dim; ++i) out[i] = x[i];
 }
 
 // out += f * x

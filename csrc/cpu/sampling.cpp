@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -494,30 +495,50 @@ struct HeldProblem {
   const uint16_t* filter;  // or nullptr
 };
 
-// The users' rows are short beside the list, or their filters are no bitmaps: an item's first place in the list, from
-// 1, is marked in a table of all items, and each row is looked through. Else the items' bits in the rows' bitmaps tell.
+// A list of items that the rows of many users are compared with. An item's first place in the list, from 1, is marked
+// in a table of all items; the places of one item are a chain.
+struct HeldList {
+  std::vector<uint16_t> marks, next;  // marks are zero between calls
+  std::vector<uint32_t> word;         // of each item in an exact bitmap, and its bit there; filled up to whole words
+  std::vector<uint16_t> bit;
+
+  void resize(int64_t num_items, int64_t k) {
+    const size_t padded = static_cast<size_t>((k + 63) / 64 * 64);
+    if (static_cast<int64_t>(marks.size()) < num_items) marks.assign(static_cast<size_t>(num_items), 0);
+    next.resize(static_cast<size_t>(k)), word.assign(padded, 0), bit.assign(padded, 0);
+  }
+};
+
+// Where a row has an exact bitmap, the items' bits in it tell, unless the row is short beside the list. Other rows are
+// looked through for items that are marked.
 template <class Index>
 struct HeldRows {
-  static constexpr int64_t kLook = 4;  // entries of a row that are looked at in the time of one bit
+  static constexpr int64_t kLook = 2;            // bits that are looked at in the time of an entry of a row
+  static constexpr int64_t kStep = 8;            // entries that are looked at together: mostly none is in the list
+  static constexpr int64_t kAhead = 4;           // rows that are on their way to the cache
+  static constexpr int64_t kFetchedBytes = 512;  // of each: the hardware fetches what follows
 
-  // Marks are zero before and after.
   ZX_HD static bool run(const HeldProblem<Index>* problem, int64_t rows, const int64_t* users, const int64_t* items,
-                        int64_t k, uint64_t* held, uint16_t* marks, uint16_t* next) {
+                        int64_t k, uint64_t* held, HeldList* list) {
     const HeldProblem<Index>& p = *problem;
     const int64_t words = (k + 63) / 64;
     bool sound = true;
     for (int64_t r = 0; r < rows; ++r)
       sound &= is_item(users[r], p.num_users) && is_row(p.indptr[users[r]], p.indptr[users[r] + 1], p.num_entries);
     if (!sound) return false;
-    for (int64_t j = k - 1; j >= 0; --j) {  // those of one item are a chain
+    uint16_t *marks = list->marks.data(), *next = list->next.data(), *bit = list->bit.data();
+    uint32_t* word = list->word.data();
+    for (int64_t j = k - 1; j >= 0; --j) {
       next[j] = marks[items[j]];
       marks[items[j]] = static_cast<uint16_t>(j + 1);
+      word[j] = static_cast<uint32_t>(items[j] >> 4), bit[j] = static_cast<uint16_t>(1u << (items[j] & 15));
     }
     for (int64_t r = 0; r < rows && sound; ++r) {
+      if (r + kAhead < rows) fetch(p, users[r + kAhead], k);
       const int64_t begin = p.indptr[users[r]], count = p.indptr[users[r] + 1] - begin;
       uint64_t* out = held + r * words;
-      if (p.filter != nullptr && count > kLook * k && filter_range(count, p.num_items) == 0) {
-        bits(p.filter + begin, items, k, out);
+      if (by_bits(p, count, k)) {
+        for (int64_t w = 0; w < words; ++w) out[w] = bits(p.filter + begin, word + 64 * w, bit + 64 * w);
       } else {
         for (int64_t w = 0; w < words; ++w) out[w] = 0;
         sound = look_through(p.indices + begin, count, p.num_items, marks, next, out);
@@ -527,35 +548,70 @@ struct HeldRows {
     return sound;
   }
 
-  ZX_HD static void bits(const uint16_t* filter, const int64_t* items, int64_t k, uint64_t* out) {
-    for (int64_t from = 0; from < k; from += 64) {
-      const int64_t n = std::min<int64_t>(64, k - from);
-      uint64_t word = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t item = items[from + j];
-        word |= static_cast<uint64_t>(filter[item >> 4] >> (item & 15) & 1) << j;
-      }
-      out[from / 64] = word;
-    }
+  ZX_HD static bool by_bits(const HeldProblem<Index>& p, int64_t count, int64_t k) {
+    return p.filter != nullptr && kLook * count > k && filter_range(count, p.num_items) == 0;
   }
 
+  ZX_HD static void fetch(const HeldProblem<Index>& p, int64_t user, int64_t k) {
+    const int64_t begin = p.indptr[user], count = p.indptr[user + 1] - begin;
+    const bool by = by_bits(p, count, k);
+    const char* from =
+        by ? reinterpret_cast<const char*>(p.filter + begin) : reinterpret_cast<const char*>(p.indices + begin);
+    const int64_t bytes = by ? p.num_items / 8 : count * static_cast<int64_t>(sizeof(Index));
+    for (int64_t at = 0; at < std::min(bytes, kFetchedBytes); at += 64) __builtin_prefetch(from + at);
+  }
+
+  // Bit j of the result: whether bit[j] is set in filter[word[j]], for 64 of them. The loads are one by one; what
+  // follows is SIMD code.
+  ZX_HD static uint64_t bits(const uint16_t* filter, const uint32_t* word, const uint16_t* bit) {
+    alignas(64) uint16_t loaded[64];
+    alignas(64) uint8_t set[64];
+#pragma GCC unroll 8
+    for (int j = 0; j < 64; ++j) loaded[j] = filter[word[j]];
+    for (int j = 0; j < 64; ++j) set[j] = (loaded[j] & bit[j]) != 0;
+    uint64_t all = 0;
+#pragma GCC unroll 8
+    for (int j = 0; j < 64; j += 8) all |= low_bits(set + j) << j;
+    return all;
+  }
+
+  // Eight bytes of 0 or 1 as the bits of one.
+  ZX_HD static uint64_t low_bits(const uint8_t* bytes) {
+    uint64_t all = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    std::memcpy(&all, bytes, sizeof all);  // the product has byte i's bit at place 56 + i, and no carries
+    all = all * 0x0102040810204080u >> 56;
+#else
+    for (int i = 0; i < 8; ++i) all |= static_cast<uint64_t>(bytes[i]) << i;
+#endif
+    return all;
+  }
+
+  // False if the row names items that do not exist.
   ZX_HD static bool look_through(const Index* row, int64_t count, int64_t num_items, const uint16_t* marks,
                                  const uint16_t* next, uint64_t* out) {
+    Index least = 0, most = 0;
+    for (int64_t e = 0; e < count; ++e) least = std::min(least, row[e]), most = std::max(most, row[e]);
+    if (least < 0 || (count > 0 && static_cast<int64_t>(most) >= num_items)) return false;
     int64_t e = 0;
-    bool sound = true;
-    while (e < count) {
-      // Sixteen at a time, of which mostly none is in the list.
-      const int64_t stop = std::min(count, e + 16);
+    for (; e + kStep <= count; e += kStep) {
       unsigned any = 0;
-      for (int64_t i = e; i < stop; ++i) sound &= is_item(static_cast<int64_t>(row[i]), num_items);
-      if (!sound) return false;
-      for (int64_t i = e; i < stop; ++i) any |= marks[row[i]];
-      for (int64_t i = e; any != 0 && i < stop; ++i)
-        for (int place = marks[row[i]]; place != 0; place = next[place - 1])
-          out[(place - 1) >> 6] |= 1ull << ((place - 1) & 63);
-      e = stop;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kStep; ++i) any |= marks[row[e + i]];
+      if (any != 0) note(row + e, kStep, marks, next, out);
     }
+    unsigned any = 0;
+    for (int64_t i = e; i < count; ++i) any |= marks[row[i]];
+    if (any != 0) note(row + e, count - e, marks, next, out);
     return true;
+  }
+
+  // Rare: kept out of the loop's code.
+  __attribute__((noinline)) static void note(const Index* row, int64_t n, const uint16_t* marks, const uint16_t* next,
+                                             uint64_t* out) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int place = marks[row[i]]; place != 0; place = next[place - 1])
+        out[(place - 1) >> 6] |= 1ull << ((place - 1) & 63);
   }
 };
 
@@ -570,11 +626,9 @@ FindHeld find_held(const Tensor& indptr, const Tensor& indices, const std::optio
                          data<int64_t>(indptr), data<Index>(indices), nullptr};
     if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);
     return [p](int64_t rows, const int64_t* users, const int64_t* items, int64_t k, uint64_t* held) {
-      static thread_local std::vector<uint16_t> marks, next;
-      if (static_cast<int64_t>(marks.size()) < p.num_items) marks.assign(static_cast<size_t>(p.num_items), 0);
-      next.resize(static_cast<size_t>(k));
-      return simd<HeldRows<Index>>(static_cast<const HeldProblem<Index>*>(&p), rows, users, items, k, held,
-                                   marks.data(), next.data());
+      static thread_local HeldList list;
+      list.resize(p.num_items, k);
+      return simd<HeldRows<Index>>(static_cast<const HeldProblem<Index>*>(&p), rows, users, items, k, held, &list);
     };
   });
 }

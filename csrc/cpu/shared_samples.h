@@ -83,48 +83,70 @@ class SharedSamples {
  private:
   // Finds out which slots of a block's samples cannot have their own place's item. False if something is unsound.
   bool share(int64_t number, const int64_t* users, const int64_t* items, SharedBlock& block) const {
-    block.replaced.clear(), block.alone.clear(), block.own.clear();
+    block.alone.clear(), block.own.clear();
     block.uses.assign(static_cast<size_t>(k_), static_cast<uint32_t>(block.count));
     const int64_t words = (k_ + 63) / 64;
     static thread_local std::vector<uint64_t> held;
     held.resize(static_cast<size_t>(block.count * words));
     if (!held_(block.count, users, items, k_, held.data())) return false;
+    // (Room for all: an entry costs less than to ask whether there is room for it.)
+    int64_t taken = 0;
+    for (const uint64_t word : held) taken += __builtin_popcountll(word);
+    block.replaced.resize(static_cast<size_t>(taken));
+    Replaced* replaced = block.replaced.data();
     for (int64_t i = 0; i < block.count; ++i) {
-      const uint64_t* taken = held.data() + i * words;
-      int64_t free = -1;  // the first place with an item that is free: where a search around the end stops
-      bool any = false;
-      for (int64_t w = 0; w < words; ++w) {
-        any |= taken[w] != 0;
-        const int64_t place = taken[w] == ~uint64_t{0} ? k_ : 64 * w + __builtin_ctzll(~taken[w]);
-        if (free < 0 && place < k_) free = place;
-      }
-      if (!any) continue;
+      const int64_t free = first_free(held.data() + i * words, words);
       if (free < 0) {
-        for (int64_t j = 0; j < k_; ++j) --block.uses[j];
-        const size_t at = block.own.size();
-        block.alone.push_back(static_cast<uint32_t>(i));
-        block.own.resize(at + static_cast<size_t>(k_));
-        if (negatives_(number + block.first + i, 1, users + i, block.own.data() + at) != kNoneFailed ||
-            first_outside(block.own.data() + at, k_, num_items_) >= 0)
-          return false;
-        continue;
-      }
-      for (int64_t w = words - 1; w >= 0; --w) {
-        const uint64_t others =
-            ~taken[w] & (w == words - 1 && k_ % 64 != 0 ? (uint64_t{1} << k_ % 64) - 1 : ~uint64_t{0});
-        for (uint64_t left = taken[w]; left != 0;) {
-          const int bit = 63 - __builtin_clzll(left);
-          left ^= uint64_t{1} << bit;
-          const uint64_t above = bit == 63 ? 0 : others >> (bit + 1) << (bit + 1);
-          const int64_t slot = 64 * w + bit, column = above != 0 ? 64 * w + __builtin_ctzll(above) : free;
-          block.replaced.push_back(
-              {static_cast<uint32_t>(i), static_cast<uint32_t>(slot), static_cast<uint32_t>(column)});
-          --block.uses[slot], ++block.uses[column];
-        }
-        if (others != 0) free = 64 * w + __builtin_ctzll(others);
+        if (!draw_own(number + block.first + i, users + i, static_cast<uint32_t>(i), block)) return false;
+      } else {
+        replaced = replace(held.data() + i * words, words, free, static_cast<uint32_t>(i), block.uses.data(), replaced);
       }
     }
+    block.replaced.resize(static_cast<size_t>(replaced - block.replaced.data()));
     return true;
+  }
+
+  // The first place whose item the user does not have, where a search around the list's end stops; -1 if there is none.
+  int64_t first_free(const uint64_t* taken, int64_t words) const {
+    for (int64_t w = 0; w < words; ++w)
+      if (taken[w] != ~uint64_t{0}) {
+        const int64_t place = 64 * w + __builtin_ctzll(~taken[w]);
+        return place < k_ ? place : -1;
+      }
+    return -1;
+  }
+
+  // Negatives of a sample that shares nothing.
+  bool draw_own(int64_t number, const int64_t* user, uint32_t sample, SharedBlock& block) const {
+    for (uint32_t& uses : block.uses) --uses;
+    const size_t at = block.own.size();
+    block.alone.push_back(sample);
+    block.own.resize(at + static_cast<size_t>(k_));
+    return negatives_(number, 1, user, block.own.data() + at) == kNoneFailed &&
+           first_outside(block.own.data() + at, k_, num_items_) < 0;
+  }
+
+  // Writes the slots of a sample whose own places are taken, the last one first, to `out`; returns where they end.
+  Replaced* replace(const uint64_t* taken, int64_t words, int64_t free, uint32_t sample, uint32_t* uses,
+                    Replaced* out) const {
+    for (int64_t w = words - 1; w >= 0; --w) {
+      if (taken[w] == 0) {
+        free = 64 * w;
+        continue;
+      }
+      const uint64_t places = w == words - 1 && k_ % 64 != 0 ? (uint64_t{1} << k_ % 64) - 1 : ~uint64_t{0};
+      const uint64_t others = ~taken[w] & places;
+      for (uint64_t left = taken[w]; left != 0;) {
+        const int bit = 63 - __builtin_clzll(left);
+        left ^= uint64_t{1} << bit;
+        const uint64_t above = others >> bit;  // (its lowest bit is not set)
+        const int64_t slot = 64 * w + bit, column = above != 0 ? slot + __builtin_ctzll(above) : free;
+        *out++ = {sample, static_cast<uint32_t>(slot), static_cast<uint32_t>(column)};
+        --uses[slot], ++uses[column];
+      }
+      if (others != 0) free = 64 * w + __builtin_ctzll(others);
+    }
+    return out;
   }
 
   int64_t count_, first_, size_, k_, num_users_, num_items_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "cpu/rows.h"
 
@@ -14,6 +15,8 @@ namespace zx::cpu {
 template <int kBytes>
 constexpr int64_t kTileColumns = 2 * kBytes / static_cast<int64_t>(sizeof(float));
 constexpr int kTileRows = 6;
+// Numbers from one packed column of a tile's rows to the next.
+constexpr int kPackedColumn = 8;
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -55,9 +58,71 @@ ZX_HD void product_tile(const float* a, int64_t a_row, int64_t a_column, const f
 }
 #endif
 
+#ifdef ZX_VECTORS
+// A square of as many rows as a vector has lanes, transposed in place. Each step exchanges the off-diagonal quarters of
+// squares of twice its size.
+template <int kBytes>
+struct Square {
+  typedef float Vector __attribute__((vector_size(kBytes)));
+  static constexpr int kWidth = kBytes / static_cast<int>(sizeof(float));
+
+  Vector row[kWidth];
+
+  ZX_HD void transpose() { exchange<kWidth / 2>(std::make_index_sequence<kWidth>{}); }
+
+ private:
+  template <int kStep, size_t... kLane>
+  ZX_HD void exchange(std::index_sequence<kLane...> lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if ((i & kStep) != 0) continue;
+      const Vector upper = row[i], lower = row[i + kStep];
+      row[i] = __builtin_shufflevector(upper, lower, (kLane & kStep ? kWidth + kLane - kStep : kLane)...);
+      row[i + kStep] = __builtin_shufflevector(upper, lower, (kLane & kStep ? kWidth + kLane : kLane + kStep)...);
+    }
+    if constexpr (kStep > 1) exchange<kStep / 2>(lanes);
+  }
+};
+#endif
+
+// out[c, r] = in[r, c] for rows and columns [0, rows) and [0, columns), in squares where there are whole ones.
+template <int kBytes>
+ZX_HD void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out, int64_t out_row) {
+  int64_t r = 0;
+#ifdef ZX_VECTORS
+  constexpr int kWidth = Square<kBytes>::kWidth;
+  for (; r + kWidth <= rows; r += kWidth) {
+    int64_t c = 0;
+    for (; c + kWidth <= columns; c += kWidth) {
+      Square<kBytes> square;
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) __builtin_memcpy(&square.row[i], in + (r + i) * in_row + c, kBytes);
+      square.transpose();
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) __builtin_memcpy(out + (c + i) * out_row + r, &square.row[i], kBytes);
+    }
+    for (; c < columns; ++c)
+      for (int i = 0; i < kWidth; ++i) out[c * out_row + r + i] = in[(r + i) * in_row + c];
+  }
+#endif
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) out[c * out_row + r] = in[r * in_row + c];
+}
+
+// packed[k, i] = a[k * a_column + i] for the rows i < some of a tile. readable: how many numbers there are from a on.
+ZX_HD void pack_rows(const float* a, int64_t a_row, int64_t a_column, int64_t some, int64_t depth, int64_t readable,
+                     float* packed) {
+  int64_t k = 0;
+  if (a_row == 1 && some == kTileRows)  // a whole vector is as cheap as one number
+    for (; k < depth && k * a_column + kPackedColumn <= readable; ++k)
+      __builtin_memcpy(packed + k * kPackedColumn, a + k * a_column, kPackedColumn * sizeof(float));
+  for (; k < depth; ++k)
+    for (int64_t i = 0; i < some; ++i) packed[k * kPackedColumn + i] = a[i * a_row + k * a_column];
+}
+
 // out [rows, columns] = a [rows, depth] b [depth, columns], where a's entry (r, k) is a[r * a_row + k * a_column];
-// columns are a multiple of kTileColumns. packed: scratch of kTileRows * depth. The additions of an entry are in the
-// order of the depth.
+// columns are a multiple of kTileColumns. packed: scratch of kPackedColumn * depth. The additions of an entry are in
+// the order of the depth.
 template <int kBytes>
 ZX_HD void product(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, int64_t rows,
                    int64_t columns, int64_t depth, float* out, int64_t out_row, float* packed) {
@@ -66,9 +131,8 @@ ZX_HD void product(const float* a, int64_t a_row, int64_t a_column, const float*
     const float* from = a + r * a_row;
     int64_t from_row = a_row, from_column = a_column;
     if (a_column != 1) {  // rows of columns far apart: each line is fetched once, not for each tile
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t i = 0; i < some; ++i) packed[k * kTileRows + i] = from[i * a_row + k * a_column];
-      from = packed, from_row = 1, from_column = kTileRows;
+      pack_rows(from, a_row, a_column, some, depth, (rows - r - 1) * a_row + (depth - 1) * a_column + 1, packed);
+      from = packed, from_row = 1, from_column = kPackedColumn;
     }
     for (int64_t c = 0; c < columns; c += kTileColumns<kBytes>) {
       float* to = out + r * out_row + c;
