@@ -60,8 +60,8 @@ struct SharedScores {
     }
     add_item_numbers(t, in, out);
     for (const Replaced& r : in.block->replaced) {
-      neg[r.sample * k + r.slot] = neg[r.sample * k + r.column];
-      if (t.constants != nullptr) out.loss.aux_neg[r.sample * k + r.slot] = out.loss.aux_neg[r.sample * k + r.column];
+      neg[r.slot] = neg[r.by];
+      if (t.constants != nullptr) out.loss.aux_neg[r.slot] = out.loss.aux_neg[r.by];
     }
     score_own<kBytes>(t, in, out);
   }
@@ -158,8 +158,8 @@ struct SharedGradients {
     const int64_t n = in.n, k = in.k, dim = t.dim, width = b.width;
     float* d = b.loss.d_neg.data();
     for (const Replaced& r : in.block->replaced) {
-      d[r.sample * k + r.column] += d[r.sample * k + r.slot];
-      d[r.sample * k + r.slot] = 0;
+      d[r.by] += d[r.slot];
+      d[r.slot] = 0;
     }
     for (size_t a = 0; a < in.block->alone.size(); ++a) {
       float* row = d + in.block->alone[a] * k;

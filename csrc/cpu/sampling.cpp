@@ -501,6 +501,7 @@ struct HeldList {
   std::vector<uint16_t> marks, next;  // marks are zero between calls
   std::vector<uint32_t> word;         // of each item in an exact bitmap, and its bit there; filled up to whole words
   std::vector<uint16_t> bit;
+  uint64_t places[65];  // of each mark, where the list has at most 64
 
   void resize(int64_t num_items, int64_t k) {
     const size_t padded = static_cast<size_t>((k + 63) / 64 * 64);
@@ -513,9 +514,10 @@ struct HeldList {
 // looked through for items that are marked.
 template <class Index>
 struct HeldRows {
-  static constexpr int64_t kLook = 2;            // bits that are looked at in the time of an entry of a row
-  static constexpr int64_t kStep = 8;            // entries that are looked at together: mostly none is in the list
-  static constexpr int64_t kAhead = 4;           // rows that are on their way to the cache
+  static constexpr int64_t kLook = 2;   // bits that are looked at in the time of an entry of a row
+  static constexpr int64_t kStep = 8;   // entries that are looked at together: mostly none is in the list
+  static constexpr int64_t kRare = 2;   // a row that is expected to have fewer of the list's items than 1 / kRare
+  static constexpr int64_t kAhead = 4;  // rows that are on their way to the cache
   static constexpr int64_t kFetchedBytes = 512;  // of each: the hardware fetches what follows
 
   ZX_HD static bool run(const HeldProblem<Index>* problem, int64_t rows, const int64_t* users, const int64_t* items,
@@ -528,9 +530,11 @@ struct HeldRows {
     if (!sound) return false;
     uint16_t *marks = list->marks.data(), *next = list->next.data(), *bit = list->bit.data();
     uint32_t* word = list->word.data();
+    list->places[0] = 0;
     for (int64_t j = k - 1; j >= 0; --j) {
       next[j] = marks[items[j]];
       marks[items[j]] = static_cast<uint16_t>(j + 1);
+      if (words == 1) list->places[j + 1] = list->places[next[j]] | uint64_t{1} << j;
       word[j] = static_cast<uint32_t>(items[j] >> 4), bit[j] = static_cast<uint16_t>(1u << (items[j] & 15));
     }
     for (int64_t r = 0; r < rows && sound; ++r) {
@@ -539,10 +543,15 @@ struct HeldRows {
       uint64_t* out = held + r * words;
       if (by_bits(p, count, k)) {
         for (int64_t w = 0; w < words; ++w) out[w] = bits(p.filter + begin, word + 64 * w, bit + 64 * w);
-      } else {
-        for (int64_t w = 0; w < words; ++w) out[w] = 0;
-        sound = look_through(p.indices + begin, count, p.num_items, marks, next, out);
+        continue;
       }
+      const Index* row = p.indices + begin;
+      for (int64_t w = 0; w < words; ++w) out[w] = 0;
+      sound = exist(row, count, p.num_items);
+      if (sound && words == 1 && kRare * count * k > p.num_items)
+        out[0] = all_places(row, count, marks, list->places);
+      else if (sound)
+        look_through(row, count, marks, next, out);
     }
     for (int64_t j = 0; j < k; ++j) marks[items[j]] = 0;
     return sound;
@@ -587,12 +596,24 @@ struct HeldRows {
     return all;
   }
 
-  // False if the row names items that do not exist.
-  ZX_HD static bool look_through(const Index* row, int64_t count, int64_t num_items, const uint16_t* marks,
-                                 const uint16_t* next, uint64_t* out) {
+  // Whether the row's items are in range.
+  ZX_HD static bool exist(const Index* row, int64_t count, int64_t num_items) {
     Index least = 0, most = 0;
     for (int64_t e = 0; e < count; ++e) least = std::min(least, row[e]), most = std::max(most, row[e]);
-    if (least < 0 || (count > 0 && static_cast<int64_t>(most) >= num_items)) return false;
+    return least >= 0 && (count == 0 || static_cast<int64_t>(most) < num_items);
+  }
+
+  // Without branches: where several of a row's items are in the list, nobody can guess which.
+  ZX_HD static uint64_t all_places(const Index* row, int64_t count, const uint16_t* marks, const uint64_t* places) {
+    uint64_t all = 0, others = 0;
+    int64_t e = 0;
+    for (; e + 2 <= count; e += 2) all |= places[marks[row[e]]], others |= places[marks[row[e + 1]]];
+    if (e < count) all |= places[marks[row[e]]];
+    return all | others;
+  }
+
+  ZX_HD static void look_through(const Index* row, int64_t count, const uint16_t* marks, const uint16_t* next,
+                                 uint64_t* out) {
     int64_t e = 0;
     for (; e + kStep <= count; e += kStep) {
       unsigned any = 0;
@@ -603,7 +624,6 @@ struct HeldRows {
     unsigned any = 0;
     for (int64_t i = e; i < count; ++i) any |= marks[row[i]];
     if (any != 0) note(row + e, count - e, marks, next, out);
-    return true;
   }
 
   // Rare: kept out of the loop's code.

@@ -17,18 +17,18 @@ namespace zx::cpu {
 constexpr int64_t kSharedNumbers = int64_t{1} << 62;  // of samples: those of an epoch are less
 constexpr int64_t kMostShared = 4096;                 // samples of a block
 
-// Slot `slot` of a sample has the item in place `column` of the block's list.
+// A slot of a sample that has the item in another place of the block's list: both as numbers in [samples, K].
 struct Replaced {
-  uint32_t sample, slot, column;
+  uint32_t slot, by;
 };
 
 // A block's samples [first, first + count) of those that were read.
 struct SharedBlock {
   int64_t first = 0, count = 0;
-  std::vector<Replaced> replaced;  // sample: within the block
-  std::vector<uint32_t> alone;     // samples that share nothing
-  std::vector<int64_t> own;        // [alone, K], the negatives of these
-  std::vector<uint32_t> uses;      // [K], how many slots have each item of the list
+  std::vector<Replaced> replaced;
+  std::vector<uint32_t> alone;  // samples that share nothing
+  std::vector<int64_t> own;     // [alone, K], the negatives of these
+  std::vector<uint32_t> uses;   // [K], how many slots have each item of the list
 };
 
 struct SharedIds {
@@ -129,6 +129,7 @@ class SharedSamples {
   // Writes the slots of a sample whose own places are taken, the last one first, to `out`; returns where they end.
   Replaced* replace(const uint64_t* taken, int64_t words, int64_t free, uint32_t sample, uint32_t* uses,
                     Replaced* out) const {
+    const uint32_t first = sample * static_cast<uint32_t>(k_);
     for (int64_t w = words - 1; w >= 0; --w) {
       if (taken[w] == 0) {
         free = 64 * w;
@@ -141,7 +142,7 @@ class SharedSamples {
         left ^= uint64_t{1} << bit;
         const uint64_t above = others >> bit;  // (its lowest bit is not set)
         const int64_t slot = 64 * w + bit, column = above != 0 ? slot + __builtin_ctzll(above) : free;
-        *out++ = {sample, static_cast<uint32_t>(slot), static_cast<uint32_t>(column)};
+        *out++ = {first + static_cast<uint32_t>(slot), first + static_cast<uint32_t>(column)};
         --uses[slot], ++uses[column];
       }
       if (others != 0) free = 64 * w + __builtin_ctzll(others);
