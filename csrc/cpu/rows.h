@@ -266,14 +266,18 @@ ZX_HD auto with_width(int64_t dim, const F& f) {
   return f(dim);
 }
 
-// out = sum over e in [0, n) of f[e] * rows[e][at .. at + 16 kVectors), or out += it.
+// out = sum over e in [0, n) of f[e] * rows[e][at .. at + 16 kVectors), or out += it. (All loops over the sums must be
+// unrolled, that they are registers: else they are cleared, and copied to `out`, in memory.)
 template <int kVectors, int kBytes, class C, class S>
 ZX_HD void weighted_piece(C* out, const C* f, const S* const* rows, int64_t n, int64_t at, bool add) {
   Lanes<C, kBytes> sum[kVectors];
   if (add)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[v].read(out + v * kRowLanes);
   for (int64_t e = 0; e < n; ++e)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[v].add_scaled(f[e], rows[e] + at + v * kRowLanes);
+#pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) sum[v].write(out + v * kRowLanes);
 }
 
