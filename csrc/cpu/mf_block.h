@@ -66,6 +66,7 @@ struct MfBlockBuffers {
 template <class S, class C, bool kWrite = false, class Id = int64_t>
 struct MfScores {
   static constexpr int64_t kFar = 16, kNear = 4;  // samples whose rows are on their way, and rows to be written
+  static constexpr int64_t kRows = 8;             // of a sample's many negatives, likewise
 
   template <int kBytes>
   ZX_HD static void run(const MfInputs<S, C, Id>* inputs, const uint32_t* order, int64_t first, int64_t n,
@@ -134,6 +135,7 @@ struct MfScores {
       const int64_t begin = planes ? i : i * k, stride = planes ? n : 1;
       if (plain) {
         for (int64_t j = 0; j < k; ++j) {
+          if (j + kRows < k) prefetch_row<false>(in.item + static_cast<int64_t>(negatives[j + kRows]) * dim, dim);
           const S* row = in.item + static_cast<int64_t>(negatives[j]) * dim;
           rows[j] = row;
           neg[begin + j * stride] = user.dot_with(row) + C(0);  // (as if there were a bias: -0 becomes 0)

@@ -202,6 +202,78 @@ struct NegativeLanes {
   }
 };
 
+// Many negatives of one row, with replacement: lanes are these, so that the row's filter stays in the cache and items
+// are written side by side.
+template <class Items, class Index>
+struct ManyNegatives {
+  static constexpr int64_t kLeast = 16;  // negatives that are worth it
+
+  // Of the row (users' `row`, of sample number `sample`) those numbered [0, k), of which the filter is a bitmap or, if
+  // there is a range, hashed.
+  ZX_HD static void run(const NegativeProblem<Items, Index>& p, Row<Index> row, const uint16_t* filter, uint64_t sample,
+                        int64_t* out) {
+    const uint64_t range = filter_range(row.count, p.items.num_items);
+    const bool drawn = draws_by_rejection(row.count, p.items.num_items);
+    for (int64_t from = 0; from < p.k; from += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, p.k - from));
+      int lane[kLanes], open = n;
+      uint64_t first[kLanes], second[kLanes];
+      for (int i = 0; i < n; ++i) lane[i] = i;
+      for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0 && drawn; ++attempt) {
+        draw(p.key, sample, static_cast<uint32_t>(from), lane, open, attempt, first, second);
+        open = try_items(p, row, filter, range, first, open, n, lane, second, out + from);
+        if (open > 0) open = try_items(p, row, filter, range, second, open, n, lane, second, out + from);
+      }
+      for (int t = 0; t < open; ++t)
+        out[from + lane[t]] =
+            NegativeLanes<Items, Index>::complement(p, row, sample, static_cast<uint32_t>(from + lane[t]), nullptr);
+    }
+  }
+
+  // draws() of the sample's negatives from + lane[0 .. n).
+  ZX_HD static void draw(SampleKey key, uint64_t sample, uint32_t from, const int* lane, int n, uint32_t attempt,
+                         uint64_t* first, uint64_t* second) {
+    const uint64_t low = sample & 0xffffffffu, high = sample >> 32;
+    const uint32_t purpose = static_cast<uint32_t>(Items::kStream) << 24 | attempt;
+    for (int i = 0; i < n; ++i) {
+      uint64_t c0 = low, c1 = high, c2 = key.epoch, c3 = purpose | (from + static_cast<uint32_t>(lane[i])) << 8;
+      philox_lane(c0, c1, c2, c3, key.seed_lo, key.seed_hi);
+      first[i] = c0 | c1 << 32;
+      second[i] = c2 | c3 << 32;
+    }
+  }
+
+  // Gives every open lane the item of its draw; returns how many the row has, and closes these up, with their second
+  // draws.
+  ZX_HD static int try_items(const NegativeProblem<Items, Index>& p, Row<Index> row, const uint16_t* filter,
+                             uint64_t range, const uint64_t* draw, int open, int n, int* lane, uint64_t* second,
+                             int64_t* out) {
+    int64_t item[kLanes];
+    uint64_t word[kLanes];
+    item_lanes(p.items, draw, open, item);
+    if (range == 0)
+      for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(item[t]);
+    else
+      for (int t = 0; t < open; ++t) word[t] = filter_bit(range, item[t]);
+    for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(filter[word[t] >> 4]) >> (word[t] & 15) & 1;
+    if (open == n)
+      for (int t = 0; t < n; ++t) out[t] = item[t];
+    else
+      for (int t = 0; t < open; ++t) out[lane[t]] = item[t];
+    int hit[kLanes], hits = 0, left = 0;
+    for (int t = 0; t < open; ++t) {
+      hit[hits] = t;
+      hits += word[t] != 0;
+    }
+    for (int h = 0; h < hits; ++h) {
+      const int t = hit[h];
+      lane[left] = lane[t], second[left] = second[t];
+      left += range == 0 || row_contains(row, item[t]);
+    }
+    return left;
+  }
+};
+
 // Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or whose row of the
 // matrix is none, or kNoneFailed.
 template <class Items, class Index>
@@ -240,7 +312,11 @@ struct NegativeRows {
         const int64_t at = p.offset + row + i;
         rows.sample[i] = static_cast<uint64_t>(p.numbers != nullptr ? p.numbers[at] : at);
       }
-      if (p.filter != nullptr) {
+      if (p.filter != nullptr && p.replacement && p.k >= ManyNegatives<Items, Index>::kLeast) {
+        for (int i = 0; i < n; ++i)
+          ManyNegatives<Items, Index>::run(p, {p.indices + rows.begin[i], rows.count[i]}, p.filter + rows.begin[i],
+                                           rows.sample[i], out + i * p.k);
+      } else if (p.filter != nullptr) {
         for (int i = 0; i < n; ++i) rows.range[i] = filter_range(rows.count[i], p.items.num_items);
         for (int64_t j = 0; j < p.k; ++j) NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
       } else {
