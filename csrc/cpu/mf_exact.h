@@ -30,7 +30,7 @@ constexpr int64_t kAloneWords = int64_t{1} << 17;
 // Scores of a batch up to which others make the next ones ready meanwhile (of larger ones too many numbers would wait);
 // how many samples are made ready together, how many such units may wait (two at least) with how many scores in all,
 // and the threads that are enough for that.
-constexpr int64_t kAheadScores = int64_t{1} << 17;
+constexpr int64_t kAheadScores = int64_t{1} << 19, kWaitingScores = int64_t{1} << 17;
 constexpr int64_t kUnit = 1024, kUnitsAhead = 4, kPreparers = 2;
 // Dense Adam comes to rows as they are needed where a call has so many steps (in the end all rows are visited) and a
 // step touches at most one row in so many; else it sweeps.
@@ -249,7 +249,7 @@ class ExactTrainer {
     long_ = scores * item_.dim >= kLongWords;
     const int64_t unit_steps = std::max<int64_t>(1, std::min(steps, kUnit / batch_size));
     const int64_t units = (steps + unit_steps - 1) / unit_steps;
-    const int64_t waiting = std::clamp<int64_t>(kAheadScores / (unit_steps * scores), 2, kUnitsAhead);
+    const int64_t waiting = std::clamp<int64_t>(kWaitingScores / (unit_steps * scores), 2, kUnitsAhead);
     const int64_t slots = threads > 1 && scores <= kAheadScores ? std::min(units, waiting) : 1;
     const int64_t workers = std::min(threads, 1 + kPreparers + (alone_ ? 0 : scores / kTaskScores));
     if (static_cast<int64_t>(own_.units.size()) < slots) own_.units.resize(static_cast<size_t>(slots));

@@ -49,10 +49,11 @@ class MfSamples {
     own.users.resize(static_cast<size_t>(n));
     own.positives.resize(static_cast<size_t>(n * in.num_positives));
     own.negatives.resize(static_cast<size_t>(n * in.num_negatives));
-    const int64_t tasks = (n + kDrawnTask - 1) / kDrawnTask;
+    const int64_t each = std::max(kLeastRows, kDrawnTask / std::max<int64_t>(1, in.num_negatives));
+    const int64_t tasks = (n + each - 1) / each;
     std::atomic<bool> valid{true};
     deal_blocks(tasks, together ? 1 : tasks, true, [&](int64_t task) {
-      const int64_t from = task * kDrawnTask, rows = std::min(n - from, kDrawnTask);
+      const int64_t from = task * each, rows = std::min(n - from, each);
       if (!draw(begin + from, rows, own.users.data() + from, own.positives.data() + from * in.num_positives,
                 own.negatives.data() + from * in.num_negatives))
         valid = false;
@@ -63,7 +64,7 @@ class MfSamples {
   }
 
  private:
-  static constexpr int64_t kDrawnTask = 4096;
+  static constexpr int64_t kDrawnTask = 4096, kLeastRows = 256;  // negatives that one thread draws at a time
 
   bool draw(int64_t begin, int64_t rows, int64_t* users, int64_t* positives, int64_t* negatives) const {
     return positives_(first_ + begin, rows, users, positives) &&
