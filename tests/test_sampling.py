@@ -157,6 +157,32 @@ def test_compiled_is_the_reference_bit_by_bit(skewed, name, replacement, index):
 
 
 @compiled
+@pytest.mark.parametrize("name", ["uniform", "popularity", "candidates"])
+@pytest.mark.parametrize("k", [16, 130])
+def test_many_negatives_are_the_reference_bit_by_bit(k, name):
+    """Rows with a hashed filter, with a bitmap, and those that are drawn from the complement at once."""
+    items, rng = 2000, np.random.default_rng(3)
+    rows = [sorted(rng.choice(items, n, replace=False)) for n in (0, 1, 40, 124, 126, 700, 1000, 1001, 1850)]
+    x = matrix_of([list(map(int, row)) for row in rows], items)
+    options = OPTIONS[name]
+    chosen = sampling.NegativeSource.of(
+        x,
+        options.get("strategy", "uniform"),
+        None,
+        1.0,
+        range(0, items, 3) if name == "candidates" else None,
+        True,
+    )
+    users = torch.arange(9)
+    common = (chosen.slots, chosen.masses, items, k, 5, 6, 2**32 - 3, True)
+    expected = reference.sample_negatives(users, x.indptr, x.indices, None, *common)
+    lookup = _ops.row_filter(x.indptr, x.indices, items)
+    got = torch.ops.zerosum_ext.sample_negatives(users, x.indptr, x.indices, lookup, *common)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+@compiled
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_compiled_is_the_reference_on_any_matrix(data):

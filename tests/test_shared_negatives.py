@@ -141,11 +141,11 @@ OPTIMIZERS = {
 }
 
 
-def both_ways(loss, optimizer, k, size, batch, dim=10, l2=0.05, clip=None, asynchronous=False, **options):
+def both_ways(loss, optimizer, k, size, batch, dim=10, l2=0.05, clip=None, asynchronous=False, data=None, **options):
     """The same samples as blocks and one by one; returns states before and after either."""
-    data, results, totals = dense(), [], []
+    data, results, totals = dense() if data is None else data, [], []
     for shared in (True, False):
-        model = zx.MatrixFactorization(20, ITEMS, dim, seed=1, init_std=0.4, **options)
+        model = zx.MatrixFactorization(*data.shape, dim, seed=1, init_std=0.4, **options)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         loader = zx.TripletLoader(data, batch, seed=2, negatives=k, negatives_shared=size, draws=2)
         made = OPTIMIZERS[optimizer](model.parameters())
@@ -183,6 +183,13 @@ def test_blocks_train_as_their_samples_do(loss, optimizer, cosines):
 )
 def test_blocks_of_all_shapes(k, size, batch, dim):
     same(*both_ways("softmax", "adagrad", k, size, batch, dim, clip=0.3))
+
+
+@compiled
+@pytest.mark.parametrize(("k", "items", "most"), [(64, 300, 0.6), (64, 4000, 0.2), (70, 4000, 0.02), (130, 500, 0.9)])
+def test_lists_beside_rows_of_every_length(k, items, most):
+    """Rows that have bitmaps or hashed filters, with many of a list's items, few or none of them."""
+    same(*both_ways("softmax", "sgd", k, 16, 50, 16, data=dense(20, items, most=most)))
 
 
 @compiled
