@@ -684,7 +684,7 @@ def test_damaged_runs(run_folder, tmp_path, capsys):
 
 def test_a_folder_in_use_is_refused(ratings, run_folder, capsys):
     argv = ["train", ratings, "--output", run_folder, "--quiet", *SMALL]
-    assert "resume goes on with it" in one_line_of_error(capsys, argv)
+    assert "resume (--resume) goes on with it" in one_line_of_error(capsys, argv)
     assert "bpr.lr: 0.001 there, 0.1 now" in one_line_of_error(capsys, [*argv, "--resume", "--lr", "0.1"])
 
 

@@ -516,6 +516,33 @@ def test_a_list_of_tables_runs_no_code(tmp_path):
     assert harm.exists()
 
 
+class Asked:
+    """An object that a pickle writes as ``getattr(of, name)``."""
+
+    def __init__(self, of, name):
+        self.of, self.name = of, name
+
+    def __reduce__(self):
+        return getattr, (self.of, self.name)
+
+
+def test_members_of_enumerations_are_read_in_both_ways_that_pythons_write_them(tmp_path):
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+
+    from zerosum_ext.training.part_files import reader
+
+    def read(of, name):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(list_of_tables(planner_data=Asked(of, name))))
+        return reader(tmp_path).read_metadata()
+
+    member = _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
+    assert read(_MEM_FORMAT_ENCODING, member.name).planner_data is member
+    others = ((_MEM_FORMAT_ENCODING, "mro"), (Metadata, "__init__"), (Metadata, "__class__"), ("text", "format"))
+    for of, name in others:
+        with pytest.raises(ValueError, match="no member of an enumeration"):
+            read(of, name)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 3}', "\xff"])
 def test_a_damaged_folder_of_several_processes_is_not_removed(tmp_path, content):
     from zerosum_ext.experiments.runs.together import _prepare

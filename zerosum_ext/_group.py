@@ -6,6 +6,8 @@ Sums travel by ``all_reduce``. The same calls run on gloo (CPU) and NCCL (CUDA).
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import socket
@@ -23,6 +25,8 @@ __all__ = ["Group", "LostProcess", "as_group", "even_cuts", "start_group"]
 
 # How long a process waits for the others' sign of life after a collective has failed.
 _SIGN_SECONDS = 2.0
+# How long a process that ends gives gloo's threads.
+_SETTLE_SECONDS = 0.1
 
 
 class LostProcess(ConnectionError):
@@ -113,6 +117,16 @@ def as_group(mesh: Any) -> Group:
     raise TypeError(f"mesh: expected a DeviceMesh or a process group, got {type(mesh).__name__}")
 
 
+@functools.cache
+def _settle_at_exit() -> None:
+    """Let gloo's threads free the last messages before Python ends.
+
+    They need Python's lock for it. One that asks for the lock while Python ends aborts the process, after all its work
+    is done (torch 2.13). Sleeping hands them the lock.
+    """
+    atexit.register(time.sleep, _SETTLE_SECONDS)
+
+
 class Group:
     """Processes that work on one run, each with a number from 0, its rank.
 
@@ -135,6 +149,7 @@ class Group:
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         self.sent = 0
         self.calls = 0
+        _settle_at_exit()
         self._introduce()
 
     # --- collectives ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ wrote could run any code. Here such a list may name the classes that it consists
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 from pathlib import Path
@@ -35,10 +36,19 @@ _CLASSES = {
 }
 
 
+def _member(kind: Any, name: str) -> Any:
+    """Return a member of an enumeration: some Pythons (3.11.2 is one) write it as ``getattr(enumeration, name)``."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
+        raise ValueError(f"{_LIST} asks for {name!r} of {kind!r}, which is no member of an enumeration")
+    return kind.__members__[name]
+
+
 class _Plain(pickle.Unpickler):
     """Makes objects of the classes of a list of tables alone."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and name not in _CLASSES.get(module, ()):
             raise ValueError(f"{_LIST} names {module}.{name}, which no list of tables consists of")
