@@ -195,15 +195,17 @@ class Solver {
   }
   size_t slot(int age) const { return static_cast<size_t>((known_ - 1 - age) % kMemory); }
 
-  // Halves the step until the value falls enough; false if it never does, or nothing moves.
+  // Halves the step until the value falls enough; false if it never does, or nothing moves. Where a step is lost in the
+  // rounding of values, which are sums of many terms, a shorter gradient says that it is one in the right direction.
   bool search(double* value) {
-    const double slope = product(step_, gradient_);
+    const double slope = product(step_, gradient_), squares = product(gradient_, gradient_);
     const double rounding = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::fabs(*value);
     double share = 1;
     for (int t = 0; t < kHalvings && !stopped(); ++t, share /= 2) {
       for (int64_t i = 0; i < in_.dim; ++i) moved_[i] = p_[i] + share * step_[i];
       const double found = evaluate(moved_, &new_gradient_);
-      if (found <= *value + kSufficient * share * slope + rounding) {
+      if (found <= *value + kSufficient * share * slope + rounding ||
+          (found <= *value + 16 * rounding && product(new_gradient_, new_gradient_) < squares)) {
         *value = found;
         return moved_ != p_;
       }

@@ -251,13 +251,17 @@ def _minimise(problem: Objective, tolerance: float, max_iterations: int) -> Tens
 def _line_search(
     problem: Objective, p: Tensor, value: Tensor, gradient: Tensor, step: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return new points, values and gradients: each user's step, halved until its value falls enough, or no step."""
-    rounding = 4 * torch.finfo(p.dtype).eps
+    """Return new points, values and gradients: each user's step, halved until its value falls enough, or no step.
+
+    Where a step is lost in the rounding of values, which are sums of many terms, a shorter gradient is enough.
+    """
+    rounding = 4 * torch.finfo(p.dtype).eps * value.abs()
     size = torch.ones_like(value)
     for _ in range(_HALVINGS):
         moved = p + size.unsqueeze(1) * step
         new_value, new_gradient = problem(moved)
-        enough = new_value <= value + _SUFFICIENT * size * slope + rounding * value.abs()
+        shorter = (new_value <= value + 16 * rounding) & (new_gradient.norm(dim=1) < gradient.norm(dim=1))
+        enough = shorter | (new_value <= value + _SUFFICIENT * size * slope + rounding)
         if bool(enough.all()):
             return moved, new_value, new_gradient
         size = torch.where(enough, size, size / 2)
