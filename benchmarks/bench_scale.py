@@ -160,25 +160,6 @@ def plan(users: float, items: float, interactions: float, dim: int, nodes: int, 
     }
 
 
-def versions() -> dict[str, str]:
-    """Return what the figures depend on."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
-    machine = f"{os.cpu_count()} cores, {cpu}"
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine,
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -219,7 +200,9 @@ def main() -> None:
         )
         results.append({"size": size, "settings": settings, "formula": formula, "mean": mean, "ranks": found})
     if given.output:
-        out = {"versions": versions(), "network": given.network, "results": results}
+        from _timing import machine
+
+        out = {"versions": machine(), "network": given.network, "results": results}
         Path(given.output).write_text(json.dumps(out, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pickles import Harmful
 
 import zerosum_ext as zx
 from zerosum_ext import distributed as zxd
@@ -230,16 +231,6 @@ def resume(group: zxd.Group, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         out["hostile"] = str(error)
     return out
-
-
-class Harmful:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.path), "w")
 
 
 def refuse(group: zxd.Group, folder: Path) -> dict[str, Any]:

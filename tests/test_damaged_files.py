@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pickles import Harmful
 from safetensors.torch import save_file
 
 import zerosum_ext as zx
@@ -472,16 +473,6 @@ def test_other_bytes_are_no_model_of_the_adapter_to_implicit(factorization, tmp_
 
 
 # ------------------------------------------------------------------------------------ folders of several processes
-
-
-class Harmful:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (os.fspath(self.path), "w")
 
 
 def list_of_tables(**change):

@@ -204,18 +204,23 @@ def column(root):
     ids=["csr_build", "one long row", "integer_ids", "text_ids"],
 )
 def test_a_signal_ends_a_pass_in_its_midst(op, arguments):
+    assert "interrupted" in said(interrupted(op, arguments(), 0.1))
+
+
+def interrupted(op, values, seconds):
+    """Return the interrupt of a call after so much of the processor's time, by when the op has begun."""
+
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
     def call():
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.1)  # of the processor's time: the op has begun
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         try:
             op(*values)
         except RuntimeError:
             time.sleep(1)
             raise
 
-    values = arguments()
     handler = signal.signal(signal.SIGVTALRM, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt) as raised:
@@ -224,7 +229,7 @@ def test_a_signal_ends_a_pass_in_its_midst(op, arguments):
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, handler)
     # The handler's exception comes as soon as the interpreter goes on, with the op's own, if it raised one.
-    assert "interrupted" in said(raised.value)
+    return raised.value
 
 
 def step_of_one_batch(samples, users, dim, optimizer, shared):
@@ -253,26 +258,8 @@ def step_of_one_batch(samples, users, dim, optimizer, shared):
     ids=["SGD", "Adam", "shared negatives", "grouped by touch", "grouped by counting"],
 )
 def test_a_signal_ends_a_step_before_it_changes_a_table(samples, users, dim, optimizer, shared):
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    def call():
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
-        try:
-            op(*values)
-        except RuntimeError:
-            time.sleep(1)
-            raise
-
     op, values, tables, copies = step_of_one_batch(samples, users, dim, optimizer, shared)
-    handler = signal.signal(signal.SIGVTALRM, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt) as raised:
-            call()
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, handler)
-    assert "interrupted" in said(raised.value)
+    assert "interrupted" in said(interrupted(op, values, 0.02))
     for table, copy in zip(tables, copies, strict=True):
         assert torch.equal(table, copy)
     # What the op keeps from call to call is sound.

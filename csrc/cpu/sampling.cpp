@@ -14,6 +14,7 @@
 #include "common/sampler.h"
 #include "cpu/parallel.h"
 #include "cpu/philox_lanes.h"
+#include "cpu/ranges.h"
 #include "cpu/simd.h"
 
 namespace zx::cpu {
@@ -623,7 +624,7 @@ struct HeldRows {
       }
       const Index* row = p.indices + begin;
       for (int64_t w = 0; w < words; ++w) out[w] = 0;
-      sound = exist(row, count, p.num_items);
+      sound = AllBelow<Index>::run(row, count, p.num_items);
       if (sound && words == 1 && kRare * count * k > p.num_items)
         out[0] = all_places(row, count, marks, list->places);
       else if (sound)
@@ -670,13 +671,6 @@ struct HeldRows {
     for (int i = 0; i < 8; ++i) all |= static_cast<uint64_t>(bytes[i]) << i;
 #endif
     return all;
-  }
-
-  // Whether the row's items are in range.
-  ZX_HD static bool exist(const Index* row, int64_t count, int64_t num_items) {
-    Index least = 0, most = 0;
-    for (int64_t e = 0; e < count; ++e) least = std::min(least, row[e]), most = std::max(most, row[e]);
-    return least >= 0 && (count == 0 || static_cast<int64_t>(most) < num_items);
   }
 
   // Without branches: where several of a row's items are in the list, nobody can guess which.

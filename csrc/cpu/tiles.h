@@ -109,7 +109,8 @@ ZX_HD void transpose(const float* in, int64_t in_row, int64_t rows, int64_t colu
     for (int64_t c = 0; c < columns; ++c) out[c * out_row + r] = in[r * in_row + c];
 }
 
-// packed[k, i] = a[k * a_column + i] for the rows i < some of a tile. readable: how many numbers there are from a on.
+// packed[k, i] = a[i * a_row + k * a_column] for the rows i < some of a tile. readable: how many numbers there are from
+// a on.
 ZX_HD void pack_rows(const float* a, int64_t a_row, int64_t a_column, int64_t some, int64_t depth, int64_t readable,
                      float* packed) {
   int64_t k = 0;

@@ -20,6 +20,7 @@ from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.evaluation.sources import forward_decides, scores_by_forward
 from zerosum_ext.models import files, folding, lists
+from zerosum_ext.reference import compute_dtype
 from zerosum_ext.training import History, fit
 from zerosum_ext.training.growing import grow_parameter
 from zerosum_ext.training.optimizers import OptimizerLike
@@ -916,7 +917,7 @@ def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:
     The square of a large or a small entry is infinite or zero. A power of two that brings the largest entry near 1
     prevents that without a rounding error.
     """
-    wide = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+    wide = table.to(compute_dtype(table.dtype))
     most = 1022 if wide.dtype == torch.float64 else 126
     exponent = torch.frexp(largest.to(wide.dtype)).exponent.clamp(-most, most)
     return F.normalize(torch.ldexp(wide, -exponent.unsqueeze(1)), dim=1).to(table.dtype)

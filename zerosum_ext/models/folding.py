@@ -20,7 +20,7 @@ from zerosum_ext._checks import describe, require_finite_number, require_ids, re
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.sampling import signed_seed
 from zerosum_ext.losses import Loss, compiled_loss, get_loss
-from zerosum_ext.reference import FoldInLoss, Kernel, minimise_rows, rounded_loss, second_position
+from zerosum_ext.reference import FoldInLoss, Kernel, compute_dtype, minimise_rows, rounded_loss, second_position
 
 __all__ = ["FoldIn", "fold_in", "histories_of", "samples_of", "usual_l2"]
 
@@ -209,9 +209,10 @@ def _table(
     item: Tensor, bias: Tensor | None, constants: Tensor | None, *ids: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
     """Return the tables in the dtype of the arithmetic, and ids in them: of 16-bit tables only the rows in question."""
-    if item.dtype in (torch.float16, torch.bfloat16):
+    dtype = compute_dtype(item.dtype)
+    if item.dtype != dtype:
         needed, places = torch.cat([i.reshape(-1) for i in ids]).unique(return_inverse=True)
-        item, bias = item[needed].float(), None if bias is None else bias[needed]
+        item, bias = item[needed].to(dtype), None if bias is None else bias[needed]
         constants = None if constants is None else constants[needed]
         parts = places.split([i.numel() for i in ids])
         ids = tuple(part.view(i.shape) for part, i in zip(parts, ids, strict=True))
@@ -240,7 +241,7 @@ def _against_all(
     settings: FoldIn,
 ) -> Tensor:
     """Return the rows whose negatives are all other items, the same for each positive: a user at a time."""
-    wide = item.float() if item.dtype in (torch.float16, torch.bfloat16) else item
+    wide = item.to(compute_dtype(item.dtype))
     bias = None if bias is None else bias.to(wide.dtype)
     rows = wide.new_zeros(histories.num_users, wide.shape[1])
     counts, starts = histories.user_counts.tolist(), histories.indptr.tolist()

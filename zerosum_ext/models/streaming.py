@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zerosum_ext._checks import MOST_K, require_ids, require_positive_int
-from zerosum_ext._files import replacing
+from zerosum_ext._files import read_text, replacing, write_text
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
 from zerosum_ext.models.base import DotProductRecommender, Recommender
@@ -109,27 +109,27 @@ def write_recommendations(
         ]
         return pa.table([pa.array(column) for column in columns], schema=schema)
 
-    def tables() -> Iterator[pa.Table]:
+    def parts() -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the users of each step and where they begin, and move the bar when the step is done."""
         for start in range(0, len(index), step):
             part = index[start : start + step]
-            yield table(part)
+            yield start, part
             bar.update(len(part))
 
     def kept_tables(folder: Path) -> Iterator[pa.Table]:
         import pyarrow.parquet as pq
 
-        files = [folder / f"{start}.parquet" for start in range(0, len(index), step)]
-        for start, file in zip(range(0, len(index), step), files, strict=True):
-            part = index[start : start + step]
-            if not file.exists():
-                with _writer(file, schema) as write:
+        files = []
+        for start, part in parts():
+            files.append(folder / f"{start}.parquet")
+            if not files[-1].exists():
+                with _writer(files[-1], schema) as write:
                     write(table(part))
-            bar.update(len(part))
         return (pq.read_table(file, schema=schema) for file in files)
 
     try:
         with ExitStack() as stack:
-            made = tables()
+            made: Iterator[pa.Table] = (table(part) for _, part in parts())
             if resume:
                 _check_name(path)
                 digest = _digest(model, [k, step, index, exclude, items, filter_items, user_ids, item_ids])
@@ -154,15 +154,14 @@ def _parts(path: str | os.PathLike[str], digest: str) -> Iterator[Path]:
     folder = Path(f"{os.fspath(path)}.parts")
     mark = folder / "digest.txt"
     if folder.exists() and any(folder.iterdir()):
-        if not mark.is_file() or mark.read_text() != digest:
+        if not mark.is_file() or read_text(mark) != digest:
             raise ValueError(
                 f"resume: {folder} is of a call with another model, other users or other arguments; remove it to begin "
                 "anew"
             )
     else:
         folder.mkdir(exist_ok=True)
-        with replacing(mark) as part:
-            Path(part).write_text(digest)
+        write_text(mark, digest)
     yield folder
     shutil.rmtree(folder)
 
