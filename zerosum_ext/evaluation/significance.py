@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy import stats
 
 from zerosum_ext import _checks
 from zerosum_ext._types import ArrayLike
@@ -213,6 +212,8 @@ def _lists(values: ArrayLike, name: str, num_items: int) -> np.ndarray:
 
 
 def _p_value(difference: np.ndarray, test: str, resamples: int, seed: int) -> float:
+    from scipy import stats  # half a second: who trains without a comparison does not wait for it
+
     if not difference.any():
         return 1.0
     if test == "wilcoxon":
@@ -231,6 +232,8 @@ def _p_value(difference: np.ndarray, test: str, resamples: int, seed: int) -> fl
 
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    from scipy import stats
+
     if values.size < 2:
         return float("nan"), float("nan")
     if np.all(values == values[0]):
