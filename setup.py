@@ -13,6 +13,7 @@ Environment
   MAX_JOBS               parallel compile jobs
   ZEROSUM_EXT_DEBUG=1    keep symbols, and lines of the source in the kernels (for profilers)
   ZEROSUM_EXT_CXXFLAGS   more flags for the C++ compiler
+  ZEROSUM_EXT_VARIANT    what the version of a wheel ends in: cu130 makes 0.2.0+cu130
 """
 
 from __future__ import annotations
@@ -189,5 +190,13 @@ def extensions() -> tuple[list, dict]:
     return ext_modules, {"build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))}
 
 
+def variant() -> dict[str, dict[str, str]]:
+    """Returns the options that end the version in a wheel's variant, or none where there is none."""
+    name = os.environ.get("ZEROSUM_EXT_VARIANT", "").strip()
+    if name and not re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", name):
+        sys.exit(f"setup.py: ZEROSUM_EXT_VARIANT={name!r}: expected lower-case letters and digits, such as cu130")
+    return {"egg_info": {"tag_build": f"+{name}"}} if name else {}
+
+
 ext_modules, cmdclass = extensions()
-setup(ext_modules=ext_modules, cmdclass=cmdclass, options={"bdist_wheel": {"py_limited_api": "cp310"}})
+setup(ext_modules=ext_modules, cmdclass=cmdclass, options={"bdist_wheel": {"py_limited_api": "cp310"}, **variant()})

@@ -165,6 +165,8 @@ def test_errors_are_one_line(monkeypatch, capsys, error, status):
         (["train", "x.csv", "--preset", "lightgcn", "--model", "ngcf"], "model of preset 'lightgcn': expected one of"),
         (["train", "x.csv", "--log", "html"], "argument --log: invalid choice: 'html'"),
         (["recommend", "run", "--csv", "--json"], "not allowed with argument"),
+        (["train", "x.csv", "--weigth=1"], "train: error: unrecognized arguments: --weigth=1; did you mean --weight?"),
+        (["demo", "--nothing-like-it"], "arguments: --nothing-like-it (see zerosum-ext demo --help)"),
     ],
 )
 def test_a_command_line_that_is_wrong_is_one_line_and_exits_with_2(capsys, argv, said):
@@ -176,6 +178,65 @@ def test_a_command_line_that_is_wrong_is_one_line_and_exits_with_2(capsys, argv,
     assert len(err.splitlines()) == 1
     assert said in err
     assert "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("max_cost: expected a share in [0, 1), got 3.0", "--max-cost: expected a share in [0, 1), got 3.0"),
+        ("split: expected a validation part: none", "--split: expected a validation part: none"),
+        ("folder: no option of this name", "folder: no option of this name"),
+        ("Weight: no argument", "Weight: no argument"),
+        ("w: expected a number", "--weight: expected a number"),
+        ("model_options: 'mf' takes none", "--model-option: 'mf' takes none"),
+        ("no colon", "no colon"),
+    ],
+)
+def test_errors_of_the_library_name_the_option_of_the_command(monkeypatch, capsys, said, shown):
+    def fail(arguments):
+        raise ValueError(said)
+
+    monkeypatch.setattr(cli.train, "_run", fail)
+    assert cli.main(["train", "x.csv"]) == 2
+    assert capsys.readouterr().err == f"zerosum-ext: error: {shown}\n"
+
+
+def test_an_option_of_one_letter_has_one_dash(run_folder, capsys):
+    assert one_line_of_error(capsys, ["recommend", run_folder, "--user", "u7", "-k", 0]).startswith(
+        "zerosum-ext: error: -k: expected an integer in [1, "
+    )
+
+
+EXPERIMENT = """
+title = "Small"
+protocol = "synthetic"
+columns = ["error", "pri"]
+seeds = [3]
+data = {source = "triangle"}
+settings = {epochs = 1, batch_size = 4096, embedding_dim = 4}
+
+[[methods]]
+name = "BPR"
+settings = {loss = "bpr"}
+"""
+
+
+def test_every_command_prints_json_and_nothing_else(ratings, run_folder, tmp_path, capsys):
+    """Those of train, compare and demo have tests of their own."""
+    experiment = tmp_path / "small.toml"
+    experiment.write_text(EXPERIMENT)
+    for argv in (
+        ["report", run_folder],
+        ["evaluate", run_folder],
+        ["recommend", run_folder, "--user", "u7"],
+        ["recommend", run_folder, "--all-users", "--output", tmp_path / "all.csv"],
+        ["shard", ratings, "--parts", 2, "--output", tmp_path / "parts"],
+        ["reproduce", "--experiment", experiment, "--output", tmp_path / "results"],
+        ["gradcheck", "--loss", "bpr"],
+        ["doctor"],
+    ):
+        cli.main([*map(str, argv), "--json"])
+        assert json.loads(capsys.readouterr().out), argv
 
 
 def test_demo(tmp_path, capsys):
@@ -533,42 +594,42 @@ def test_train_refuses_bad_files(tmp_path, capsys, content, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--weight", "1.5"], "w: expected a number in [0, 1], got 1.5"),
-        (["--weight", "nan"], "w: expected a number in [0, 1], got nan"),
+        (["--weight", "1.5"], "--weight: expected a number in [0, 1], got 1.5"),
+        (["--weight", "nan"], "--weight: expected a number in [0, 1], got nan"),
         (["--weight", "auto", "--loss", "bpr"], "needs a loss that has a w"),
         (["--weight", "auto", "--ratios", "0.8", "0.2"], "validation part"),
-        (["--weight", "auto", "--max-cost", "1"], "max_cost: expected a share in [0, 1)"),
-        (["--loss", "nonsense"], "loss: expected one of 'bpr'"),
-        (["--loss", "bpr", "--weight", "0.5"], "weight: expected none for loss 'bpr'"),
+        (["--weight", "auto", "--max-cost", "1"], "--max-cost: expected a share in [0, 1)"),
+        (["--loss", "nonsense"], "--loss: expected one of 'bpr'"),
+        (["--loss", "bpr", "--weight", "0.5"], "--weight: expected none for loss 'bpr'"),
         (["--loss-option", "gamma=1"], "gamma"),
         (["--loss-option", "gamma"], "expected NAME=VALUE"),
-        (["--model", "nonsense"], "model: expected one of 'mf'"),
-        (["--model-option", "nonsense=1"], "model_options: 'mf' takes"),
-        (["--optimizer", "nonsense"], "optimizer: expected one of 'adam'"),
-        (["--embedding-dim", "0"], "embedding_dim: expected an integer in [1, 65536], got 0"),
-        (["--epochs", "0"], "epochs: expected an integer in [1, "),
-        (["--batch-size", "0"], "batch_size: expected an integer in [1, "),
-        (["--negatives", "0"], "negatives: expected an integer in [1, "),
-        (["--negatives", "3", "--loss", "pos2neg2"], "negatives: Pos2Neg2Loss uses two, got 3"),
-        (["--draws", "0"], "draws: expected an integer in [1, "),
-        (["--patience", "0"], "patience: expected an integer in [1, "),
-        (["--l2", "-1"], "l2: expected a number >= 0"),
-        (["--lr", "-1"], "lr: expected a number >= 0"),
-        (["--lr", "nan"], "lr: expected a number >= 0"),
+        (["--model", "nonsense"], "--model: expected one of 'mf'"),
+        (["--model-option", "nonsense=1"], "--model-option: 'mf' takes"),
+        (["--optimizer", "nonsense"], "--optimizer: expected one of 'adam'"),
+        (["--embedding-dim", "0"], "--embedding-dim: expected an integer in [1, 65536], got 0"),
+        (["--epochs", "0"], "--epochs: expected an integer in [1, "),
+        (["--batch-size", "0"], "--batch-size: expected an integer in [1, "),
+        (["--negatives", "0"], "--negatives: expected an integer in [1, "),
+        (["--negatives", "3", "--loss", "pos2neg2"], "--negatives: Pos2Neg2Loss uses two, got 3"),
+        (["--draws", "0"], "--draws: expected an integer in [1, "),
+        (["--patience", "0"], "--patience: expected an integer in [1, "),
+        (["--l2", "-1"], "--l2: expected a number >= 0"),
+        (["--lr", "-1"], "--lr: expected a number >= 0"),
+        (["--lr", "nan"], "--lr: expected a number >= 0"),
         (["--lr", "1e30"], "diverged"),
-        (["--seed", "-1"], "seed: expected an integer in [0, "),
-        (["--k", "0"], "k: expected an integer in [1, 1048576], got 0"),
+        (["--seed", "-1"], "--seed: expected an integer in [0, "),
+        (["--k", "0"], "--k: expected an integer in [1, 1048576], got 0"),
         (["--threads", "0"], "--threads: expected an integer in [1, 1024], got 0"),
-        (["--metric", "pri"], "metric: expected one of hr"),
-        (["--metric", "nonsense@3"], "metric: expected one of hr"),
-        (["--metric", "ndcg"], "metric: expected a cut-off as in 'ndcg@10', got 'ndcg'"),
-        (["--metric", "ndcg", "--weight", "auto"], "metric: expected a cut-off"),
-        (["--metric", "ndcg@x"], "metric: expected a cut-off"),
+        (["--metric", "pri"], "--metric: expected one of hr"),
+        (["--metric", "nonsense@3"], "--metric: expected one of hr"),
+        (["--metric", "ndcg"], "--metric: expected a cut-off as in 'ndcg@10', got 'ndcg'"),
+        (["--metric", "ndcg", "--weight", "auto"], "--metric: expected a cut-off"),
+        (["--metric", "ndcg@x"], "--metric: expected a cut-off"),
         (["--optimizer", "sparse_adam", "--loss", "pearson"], "regularizer: expected None with SparseAdam"),
         (["--loss-option", "w=0.5"], "--loss-option: expected w as --weight 0.5, got w=0.5"),
         (["--loss", "pd", "--loss-option", "gamma=much"], "gamma"),
         (["--device", "nonsense"], "device"),
-        (["--ratios", "0.5", "0.6"], "ratios: expected two or three numbers"),
+        (["--ratios", "0.5", "0.6"], "--ratios: expected two or three numbers"),
         (["--hold-out", "0"], None),
         (["--split", "last", "--hold-out", "0"], "expected at least 1"),
         (["--split", "column"], "no column 'split'"),

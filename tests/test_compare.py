@@ -388,7 +388,7 @@ def test_the_command_prints_the_verdict_first(data, tmp_path, capsys):
     assert told["verdict"]["sentences"][0] == lines[0]
     assert cli.main([*argv, "--resume", "--overwrite"]) == 2
     assert cli.main([*argv, "--overwrite", "--max-cost", "2"]) == 2
-    assert "max_cost" in capsys.readouterr().err
+    assert "--max-cost" in capsys.readouterr().err
 
 
 def test_shares_are_percents_or_fractions():

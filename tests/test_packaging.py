@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import old_glibc  # noqa: E402
 import release  # noqa: E402
+import try_installs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the sources are not here")
 
@@ -113,6 +114,62 @@ def test_nothing_is_needed_to_install_without_kernels(monkeypatch, tmp_path):
     assert called[0]["ext_modules"] == []
 
 
+@pytest.mark.parametrize(("name", "tag"), [("cu130", "+cu130"), ("cu128.gds", "+cu128.gds"), ("", None)])
+def test_a_variant_ends_the_version(name, tag, monkeypatch):
+    monkeypatch.setenv("ZEROSUM_EXT_PURE", "1")
+    monkeypatch.setenv("ZEROSUM_EXT_VARIANT", name)
+    called = []
+    monkeypatch.setattr("setuptools.setup", lambda **settings: called.append(settings))
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert called[0]["options"].get("egg_info", {}).get("tag_build") == tag
+
+
+def test_a_variant_that_no_version_may_have_is_refused(monkeypatch):
+    monkeypatch.setenv("ZEROSUM_EXT_PURE", "1")
+    monkeypatch.setenv("ZEROSUM_EXT_VARIANT", "cu-13_0")
+    monkeypatch.setattr("setuptools.setup", lambda **_: pytest.fail("setup.py went on"))
+    with pytest.raises(SystemExit, match="ZEROSUM_EXT_VARIANT='cu-13_0': expected"):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_only_the_ways_that_need_a_wheel_build_one(monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(try_installs, "make", lambda *_: None)
+    monkeypatch.setattr(try_installs, "build", lambda *_: built.append(1) or (tmp_path / "x.whl", WHEEL))
+    for options, builds, keys in (
+        (["--ways", "sdist", "pure"], 0, ["sdist", "pure"]),
+        (["--ways", "wheel"], 1, ["wheel"]),
+        (["--ways", "pure", "--also", "python3.10=torch==2.11.0"], 1, ["pure", "wheel python3.10 torch==2.11.0"]),
+        ([], 1, ["wheel", "sdist", "source", "isolated", "pure", "without-compiler"]),
+    ):
+        built.clear()
+        _, todo = try_installs.tries(try_installs.parser().parse_args(["x.tar.gz", *options]), tmp_path)
+        assert (len(built), [name for name, *_ in todo]) == (builds, keys)
+    with pytest.raises(SystemExit, match=r"expected ways among wheel, sdist.*got boat"):
+        try_installs.tries(try_installs.parser().parse_args(["x.tar.gz", "--ways", "boat"]), tmp_path)
+
+
+def test_what_was_tried_is_kept_one_way_at_a_time(monkeypatch, tmp_path):
+    results, page = tmp_path / "installs.json", tmp_path / "installing.md"
+    monkeypatch.setattr(try_installs, "RESULTS", results)
+    monkeypatch.setattr(try_installs, "PAGE", page)
+    page.write_text("# Installing\n\nno place\n")
+    record = {"what": "a way", "python": "3.12.1", "torch": "2.13.0", "seconds": {}}
+    with pytest.raises(SystemExit, match="--save the way 'wheel' first"):
+        try_installs.save(None, {"sdist": record})
+    with pytest.raises(ValueError, match="has no place for the table"):
+        try_installs.save(WHEEL, {"wheel": record})
+    page.write_text(f"before\n{try_installs.BEGIN}\nold\n{try_installs.END}\nafter\n")
+    try_installs.save(None, {"sdist": {**record, "what": "another way"}})
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert f"| a way | 3.12.1 | 2.13.0 | {zx.__version__} | " in text
+    assert "| another way | 3.12.1 |" in text
+    assert "| wheel, `b.whl` | 2.00 |" in text
+
+
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("readelf"), reason="needs gcc and readelf")
 def test_a_library_for_an_older_glibc_has_its_own_answer_to_what_that_lacks(tmp_path, monkeypatch):
     """Nothing is left to be found, when it is loaded, of a variable that glibc has since 2.32 alone."""
@@ -132,6 +189,13 @@ def test_a_library_for_an_older_glibc_has_its_own_answer_to_what_that_lacks(tmp_
     assert "single_threaded" not in said
 
 
+WHEEL = {
+    "sdist": {"name": "a.tar.gz", "archive": 1_000_000},
+    "wheel": {"name": "a.whl", "archive": 2_000_000},
+    "repaired": {"name": "b.whl", "archive": 2_000_000, "_C.abi3.so": 4_000_000},
+    "abi3": [],
+    "build_seconds": 240.0,
+}
 TEXT = "# Changelog\n\n## [Unreleased]\n\n- A thing.\n\n## [1.0.0] - 2026-01-01\n\n- Another.\n"
 
 

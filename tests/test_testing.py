@@ -77,7 +77,7 @@ def test_command_line(capsys):
     assert cli.main(["gradcheck", "--loss", "bpr"]) == 0
     assert "double backward" in capsys.readouterr().out
     assert cli.main(["gradcheck", "--loss", "nothing"]) == 2
-    assert "loss: expected one of" in capsys.readouterr().err
+    assert "--loss: expected one of" in capsys.readouterr().err
     assert cli.main(["gradcheck", "--device", "abacus"]) == 2
 
 

@@ -294,13 +294,13 @@ def table(data: Mapping[str, Any]) -> str:
     built, tries = data["built"], data["tries"].values()
     library = max(v for k, v in built["repaired"].items() if k.endswith(".so"))
     lines = [
-        f"`make installs` tried these on {data['date']} on {data['machine']}, version {data['version']}.",
-        "Each had a fresh virtual environment. A step with a loss ran, and `pip uninstall` left nothing behind. The",
-        "wheel is built from the source distribution. By auditwheel it asks for no symbol newer than glibc 2.28.",
+        f"`make installs` tried these on {data['machine']}. Each had a fresh virtual environment.",
+        "A step with a loss ran, and `pip uninstall` left nothing behind. The wheel is built from the source",
+        "distribution. By auditwheel it asks for no symbol newer than glibc 2.28.",
         "",
-        "| way | Python | torch |",
-        "|---|---|---|",
-        *(f"| {r['what']} | {r['python']} | {r['torch']} |" for r in tries),
+        "| way | Python | torch | version | date |",
+        "|---|---|---|---|---|",
+        *(f"| {r['what']} | {r['python']} | {r['torch']} | {r['version']} | {r['date']} |" for r in tries),
         "",
         "| file | MB |",
         "|---|--:|",
@@ -314,8 +314,10 @@ def table(data: Mapping[str, Any]) -> str:
 def filled() -> str:
     """Return docs/installing.md with the table of what was tried."""
     text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise ValueError(f"{PAGE.name} has no place for the table, expected the lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}\n{END}{after}"
 
 
@@ -334,17 +336,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tries(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, Any] | None, list[tuple[str, Try, str, str]]]:
-    """Build the wheel unless there is one, and return what was built and the tries to make: key, way, Python, torch."""
-    if arguments.wheel:
-        found, wheel = None, arguments.wheel.resolve()
-    else:
+    """Build the wheel if a try needs it, and return what was built and the tries to make: key, way, Python, torch."""
+    sdist, found, wheel = (arguments.sdist or Path("none")).resolve(), None, (arguments.wheel or Path("none")).resolve()
+    names = list(ways(sdist, work, wheel))
+    wanted = arguments.ways if arguments.ways is not None else ([] if arguments.wheel else names)
+    if unknown := set(wanted) - set(names):
+        sys.exit(f"try_installs: expected ways among {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    if not arguments.wheel and ("wheel" in wanted or arguments.also):
         environment = make(work / "try", arguments.python, arguments.torch, True)
-        wheel, found = build(arguments.sdist.resolve(), work, environment)
+        wheel, found = build(sdist, work, environment)
         print(f"built {found['repaired']['name']} in {found['build_seconds']:.0f} s: {found}", flush=True)
-    known = ways((arguments.sdist or Path("none")).resolve(), work / "unpacked", wheel)
-    wanted = arguments.ways if arguments.ways is not None else ([] if arguments.wheel else list(known))
-    if unknown := set(wanted) - set(known):
-        sys.exit(f"try_installs: expected ways among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    known = ways(sdist, work / "unpacked", wheel)
     todo = [(name, known[name], arguments.python, arguments.torch) for name in wanted]
     for entry in arguments.also:
         base, _, torch = entry.partition("=")
@@ -381,9 +383,11 @@ def save(found: dict[str, Any] | None, records: dict[str, Any]) -> None:
     """Add what was found to the file of results, and write the docs."""
     text = (ROOT / "zerosum_ext" / "_version.py").read_text(encoding="utf-8")
     data = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tries": {}}
-    data |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "version": re.search(r'"(\d[^"]*)"', text)[1]}  # type: ignore[index]
-    data |= {"built": found} if found else {}
-    data["tries"] |= records
+    when = {"date": time.strftime("%Y-%m-%d"), "version": re.search(r'"(\d[^"]*)"', text)[1]}  # type: ignore[index]
+    data |= {"machine": machine()} | ({"built": found} if found else {})
+    if "built" not in data:
+        sys.exit(f"try_installs: {RESULTS.name} knows no wheel yet; --save the way 'wheel' first")
+    data["tries"] |= {name: record | when for name, record in records.items()}
     RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(filled(), encoding="utf-8")
 

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given:
         parser.print_help()
         return 0
-    arguments = parser.parse_args(given)
+    arguments, unknown = parser.parse_known_args(given)
+    if unknown:
+        arguments.parser.refuse(unknown)
     if getattr(arguments, "preset", None):
         arguments.parser.set_defaults(**train.preset_defaults(arguments))
         arguments = parser.parse_args(given)  # explicit options override the preset
@@ -79,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         logging.getLogger(__name__).debug("where the error was raised:", exc_info=True)
         named = isinstance(error, OSError) and error.filename is not None and error.strerror
         text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
-        print(f"zerosum-ext: error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"zerosum-ext: error: {arguments.parser.worded(' '.join(text.split()))}", file=sys.stderr)
         return 2
 
 
@@ -123,4 +125,5 @@ def _parser() -> Parser:
             help="what is said on stderr (default: info, or warning with --quiet); debug also says where errors come "
             "from",
         )
+        one.set_defaults(parser=one)
     return parser

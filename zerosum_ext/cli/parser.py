@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -12,6 +14,9 @@ __all__ = ["LEVELS", "Parser"]
 LEVELS = ("debug", "info", "warning", "error")
 # These stand in the short help of every command.
 _ALWAYS = frozenset(("-h", "--help-all", "--json", "--quiet"))
+
+# Arguments of the library whose options have another name.
+_ARGUMENTS = {"w": "weight", "loss_options": "loss_option", "model_options": "model_option"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +42,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line. argparse would print the whole usage before it."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exit with what the command does not know, and the options that are spelled nearly alike."""
+        names = {option.lstrip("-"): option for option in self._option_string_actions if option.startswith("--")}
+        near = []
+        for word in unknown:
+            if word.startswith("--"):
+                near += difflib.get_close_matches(word[2:].partition("=")[0], names, n=1, cutoff=0.7)
+        advice = f"; did you mean {', '.join(names[name] for name in near)}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+
+    def worded(self, message: str) -> str:
+        """Return what the library says of an argument, with the command's option in the argument's place."""
+        argument = re.match(r"[a-z][a-z0-9_]*(?=: )", message)
+        if not argument:
+            return message
+        name = _ARGUMENTS.get(argument[0], argument[0]).replace("_", "-")
+        option = f"-{name}" if len(name) == 1 and f"-{name}" in self._option_string_actions else f"--{name}"
+        return option + message[argument.end() :] if option in self._option_string_actions else message
 
     def format_help(self) -> str:
         """Return the short help."""

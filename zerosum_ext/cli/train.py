@@ -52,7 +52,7 @@ def add_to(commands: Any) -> None:
     add_split_options(train.add_argument_group("split"))
     add_reading_options(train)
     train.essential(*_ESSENTIAL)
-    train.set_defaults(run=_run, parser=train)
+    train.set_defaults(run=_run)
 
 
 def _add_run_options(train: argparse.ArgumentParser) -> None:

@@ -122,5 +122,14 @@ def _validate(model: nn.Module, split: Split, metric: str, bias: str) -> tuple[f
     name, cutoff = parse_metric(metric)
     values = evaluate(model, split.train, split.valid, metrics=(name, bias), k=(cutoff,))
     if not math.isfinite(values[bias]):
-        raise ValueError(f"bias: {bias} has no value on the {split.valid.nnz:,} validation positives; choose another")
+        others = evaluate(model, split.train, split.valid, metrics=tuple(UNBIASED), k=(cutoff,))
+        known = [other for other in UNBIASED if math.isfinite(others[other])]
+        raise ValueError(
+            f"bias: {bias} has no value on the {split.valid.nnz:,} validation positives, which are too few of a user; "
+            + (
+                f"choose another: {', '.join(known)}"
+                if known
+                else "no other measure has one; hold out more of each user"
+            )
+        )
     return values[metric], values[bias]
