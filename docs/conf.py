@@ -40,7 +40,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 # torch's own docstrings are not ours to mend.
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
-napoleon_numpy_docstring = True
+napoleon_numpy_docstring = False
 napoleon_preprocess_types = False
 napoleon_use_ivar = True
 doctest_test_doctest_blocks = "default"
@@ -145,6 +145,37 @@ def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, sign
     return (signature and signature.replace("<factory>", "..."), returns)
 
 
+# Stands for a colon while napoleon reads, which takes what is before a colon for a type.
+COLON = "\ue000"
+
+
+def as_napoleon_reads(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give each attribute an entry of its own, and mark examples in the docstrings of modules as such."""
+    if what in ("attribute", "data"):
+        lines[:] = [line.replace(":", COLON) for line in lines]
+    elif what == "module":
+        for i in reversed(range(1, len(lines))):
+            if lines[i].startswith("    ") and not lines[i - 1]:
+                before = next((line for line in reversed(lines[:i]) if line), "")
+                if not before.startswith(" ") and not before.endswith("::") and not re.match(r"\w+:$|\.\.|- ", before):
+                    lines[i:i] = ["::", ""]
+    elif what == "class" and "Attributes:" in lines:
+        begin = lines.index("Attributes:") + 1
+        end = next((i for i in range(begin, len(lines)) if re.match(r"\S", lines[i])), len(lines))
+        entries = re.split(r"\n(?=    \S)", "\n".join(lines[begin:end]))
+        split = []
+        for entry in entries:
+            several = re.match(r"    (\w+(?:, \w+)+)(?=( \(.*?\))?: )", entry)
+            names = several[1].split(", ") if several else []
+            split += [f"    {one}{entry[several.end() :]}" for one in names] if several else [entry]  # type: ignore[union-attr]
+        lines[begin:end] = "\n".join(split).split("\n")
+
+
+def colons_again(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Put colons back in place."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
 def only_words_of_ours(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Leave out what Python says of every field of a named tuple."""
     if lines and lines[0].startswith("Alias for field number"):
@@ -155,6 +186,8 @@ def setup(app: Any) -> None:
     """Connect what is above."""
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("autodoc-process-signature", short_signature)
-    app.connect("autodoc-process-docstring", only_words_of_ours)
+    app.connect("autodoc-process-docstring", as_napoleon_reads, priority=400)  # napoleon itself has 500
+    app.connect("autodoc-process-docstring", colons_again, priority=600)
+    app.connect("autodoc-process-docstring", only_words_of_ours, priority=700)
     app.connect("source-read", read_page)
     app.connect("builder-inited", only_links_that_can_be_asked)

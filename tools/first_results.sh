@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # How long it takes from a bare Debian to a first useful result, for a shop, a researcher and an engineer. In a container:
 #   docker run --rm -v "$PWD:/source:ro" debian:bookworm bash /source/tools/first_results.sh /source/dist/zerosum_ext-0.2.0.tar.gz
-# or in a folder that debootstrap made. Each step prints "step | seconds". TORCH is what pip installs, as for make. With a
-# folder as second argument, "prepare" or "results" as third makes the steps up to torch, or those from there on.
+# or in a folder that debootstrap made. Each step prints "step | seconds | seconds of processor time"; the latter hardly
+# depend on what else the machine does. TORCH is what pip installs, as for make. With a folder as second argument,
+# "prepare" or "results" as third makes the steps up to torch, or those from there on.
 set -euo pipefail
 archive=$(realpath "$1")
 work=$(realpath "${2:-$(mktemp -d)}")
@@ -12,12 +13,19 @@ part=${3:-all}
 begun=$(date +%s.%N)
 
 since() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.0f", b - a }'; }
+# Put the seconds of processor time of this shell, and of all that it ran and waited for, into spent.
+processor() {
+  times >"$work/times" # not in a pipe, which would be another shell
+  spent=$(awk -F '[ms ]+' '{ s += 60 * ($1 + $3) + $2 + $4 } END { printf "%.1f", s }' "$work/times")
+}
 step() {
-  local name=$1 begin
+  local name=$1 begin before
   shift
-  begin=$(date +%s.%N)
+  processor
+  begin=$(date +%s.%N) before=$spent
   "$@" >"$work/log" 2>&1 || { cat "$work/log"; echo "FAILED: $name" >&2; exit 1; }
-  echo "$name | $(since "$begin")"
+  processor
+  echo "$name | $(since "$begin") | $(awk -v a="$before" -v b="$spent" 'BEGIN { printf "%.0f", b - a }')"
 }
 system() { apt-get update -q && apt-get install -q -y python3 python3-venv python3-dev g++ make; }
 unpack() { mkdir -p "$work/zerosum_ext" && tar xzf "$archive" -C "$work/zerosum_ext" --strip-components 1; }
@@ -70,4 +78,5 @@ step "a shop: from purchases.csv to report.html" report
 step "a shop: ten recommendations for a customer" recommend
 step "a researcher: one row of the paper's first table, beside what was published" row
 step "an engineer: the README's loop with the loss, one epoch" loop
-echo "in all | $(since "$begun")"
+processor
+echo "in all | $(since "$begun") | ${spent%.*}"

@@ -16,21 +16,24 @@ __all__ = ["find", "load", "power_law", "synthetic4", "synthetic_triangle"]
 
 
 def synthetic_triangle(num_users: int = 200, num_items: int = 200, boundary: int | None = None) -> sp.csr_matrix:
-    """The synthetic matrix of [RCS22] section 4.1: item popularity falls linearly, and so does user activity.
+    """Return the synthetic matrix of [RCS22] section 4.1: item popularity falls linearly, and so does user activity.
 
-    Parameters
-    ----------
-    num_users, num_items
-        At least 3 each. Where they differ, ``boundary=None`` squeezes the triangle along the users.
-    boundary
-        User u has item i if ``u + i <= boundary``. The paper's text says 200, which leaves users 0 and 1
-        without a single negative. ``None``: the matrix that the paper's authors released, with boundary
-        ``num_items - 2`` and the two extra cells (1, num_items - 1) and (num_users - 1, 0), so that each user
-        and each item has both positives and negatives.
+    Args:
+        num_users: at least 3. If it differs from ``num_items``, ``boundary=None`` squeezes the triangle along the
+            users.
+        num_items: at least 3.
+        boundary: user u has item i if ``u + i <= boundary``. The paper's text says 200, which leaves users 0 and 1
+            without a single negative. None takes the matrix that the paper's authors released: boundary
+            ``num_items - 2`` and the two extra cells (1, num_items - 1) and (num_users - 1, 0). There each user and
+            each item has both positives and negatives.
 
-    Returns
-    -------
-    scipy CSR matrix [num_users, num_items] of float32 ones
+    Returns:
+        A scipy CSR matrix [num_users, num_items] of float32 ones.
+
+    Example:
+        >>> import zerosum_ext as zx
+        >>> zx.datasets.synthetic_triangle().nnz
+        19902
     """
     if num_users < 3 or num_items < 3:
         raise ValueError(f"num_users, num_items: expected at least 3 each, got {num_users} and {num_items}")
@@ -45,10 +48,12 @@ def synthetic_triangle(num_users: int = 200, num_items: int = 200, boundary: int
 
 
 def synthetic4() -> sp.csr_matrix:
-    """The second synthetic matrix of [RCS22]: the triangle ``u + i <= 198`` and 200 users more who have every
-    item but the last.
+    """Return the second synthetic matrix of [RCS22].
 
-    Returns a scipy CSR matrix [400, 200] of float32 ones. User 199 and item 199 have no interaction.
+    It is the triangle ``u + i <= 198`` and 200 users more who have every item but the last.
+
+    Returns:
+        A scipy CSR matrix [400, 200] of float32 ones. User 199 and item 199 have no interaction.
     """
     cells = np.zeros((400, 200), bool)
     cells[:200] = np.arange(200)[:, None] + np.arange(200) <= 198
@@ -59,16 +64,14 @@ def synthetic4() -> sp.csr_matrix:
 def power_law(
     num_users: int, num_items: int, num_interactions: int, *, exponent: float = 0.8, seed: int = 0
 ) -> Interactions:
-    """Random interactions with the long tail of real ones, for benchmarks: cheap to make at any size.
+    """Return random interactions with the long tail of real ones, for benchmarks. They are cheap to make at any size.
 
-    The k-th most popular item is drawn with probability proportional to ``k ** -exponent`` (which item is the
-    k-th is random); users' activity is log-normal (sigma 1). Pairs are distinct, so the most popular items
-    come out somewhat flatter.
+    The k-th most popular item is drawn with probability proportional to ``k ** -exponent``; which item is the k-th is
+    random. Users' activity is log-normal (sigma 1). Pairs are distinct, so the most popular items come out somewhat
+    flatter.
 
-    Raises
-    ------
-    ValueError
-        If so many pairs cannot be drawn, because the matrix would be too dense.
+    Raises:
+        ValueError: so many pairs cannot be drawn, because the matrix would be too dense.
     """
     for name, value in (
         ("num_users", num_users),

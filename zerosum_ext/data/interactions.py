@@ -35,18 +35,17 @@ class Interactions:
     :meth:`from_any`, which picks among these. Immutable: every method returns a new object, and tensors
     handed out must not be written to. Pickles, and moves to a GPU with :meth:`to`.
 
-    Attributes
-    ----------
-    indptr : int64 tensor [num_users + 1]
-    indices : int32 tensor [nnz] (int64 where num_items >= 2**31)
-        Items of user u, ascending, are ``indices[indptr[u]:indptr[u + 1]]``.
-    shape : (num_users, num_items)
-    columns : read-only mapping of names to NumPy arrays [nnz]
-        What else is known of each interaction (rating, timestamp, order, split, ...), aligned with
-        ``indices`` and always on the CPU. ``row`` is the row of the source, where there was an order of rows.
-    user_ids, item_ids : NumPy array [num_users], [num_items], or None
-        External ids (integers or text) by index; None where indices are the ids.
-    report : Report
+    Attributes:
+        indptr (int64 tensor [num_users + 1]): where each user's items begin in ``indices``.
+        indices (int32 tensor [nnz]): items of user u, ascending, are ``indices[indptr[u]:indptr[u + 1]]``. int64 from
+            2**31 items on.
+        shape (tuple of int): (num_users, num_items).
+        columns (mapping of names to arrays [nnz]): what else is known of each interaction (rating, timestamp, order,
+            split, ...), aligned with ``indices`` and always on the CPU. ``row`` is the row of the source, where there
+            was an order of rows. The mapping is read-only.
+        user_ids (array [num_users] or None): external ids, integers or text, by index. None if indices are the ids.
+        item_ids (array [num_items] or None): the same of items.
+        report (Report): what was read, merged, guessed and left out.
 
     Example:
         >>> import zerosum_ext as zx

@@ -375,53 +375,43 @@ def sample_negatives(
     candidates: Any = None,
     replacement: bool = True,
 ) -> Tensor:
-    """Draws ``k`` negatives for each user: items that the user has not interacted with.
+    """Draw ``k`` negatives for each user: items that the user has not interacted with.
 
-    Row r is sample number ``offset + r`` of ``(seed, epoch)``: two calls, the second with the first one's length as
+    Row r is sample number ``offset + r`` of ``(seed, epoch)``. So two calls, the second with the first one's length as
     offset, give what one call gives. The draws are exact: bounded rejection, then directly from the complement of the
     user's row. A probability differs from the stated one by at most the number of the user's negatives times 2**-64.
 
-    Parameters
-    ----------
-    interactions : Interactions, or anything that :meth:`Interactions.from_any` takes
-        Pass :class:`Interactions` where you call this often: what speeds up drawing is kept with them.
-    users : integers [B]
-        A tensor on the interactions' device, an array or a sequence. A user may occur any number of times.
-    k : int
-        1 to 65536.
-    seed, epoch : int
-        Below 2**64 and below 2**32.
-    strategy : "uniform", "popularity" or "candidates"
-        Uniform over the user's negatives; proportional to (number of the item's interactions)**alpha, where items
-        without interactions have weight 0 unless alpha is 0; or uniform over those of ``candidates`` that are
-        negatives.
-    exclude : Interactions or what ``from_any`` takes, of the same shape
-        Further pairs that must not be drawn, such as validation positives.
-    alpha : float
-        Exponent for "popularity"; the weights are integers whose rounding error is below 2**-30 of the mean weight.
-    candidates : integers
-        For "candidates": the items to draw from; repeated ones count once.
-    replacement : bool
-        False: the k negatives of a row are distinct (each is drawn from what the ones before leave).
+    Args:
+        interactions: :class:`Interactions`, or anything that :meth:`Interactions.from_any` takes. Pass
+            :class:`Interactions` if you call this often: what speeds up drawing is kept with them.
+        users: integers [B], as a tensor on the interactions' device, an array or a sequence. A user may occur any
+            number of times.
+        k: number of negatives, 1 to 65536.
+        seed: below 2**64.
+        epoch: below 2**32.
+        offset: number of the first row's sample.
+        strategy: "uniform" draws uniformly from the user's negatives. "popularity" draws them in proportion to
+            (number of the item's interactions)**alpha, where items without interactions have weight 0 unless alpha is
+            0. "candidates" draws uniformly from those of ``candidates`` that are negatives.
+        exclude: further pairs that must not be drawn, such as validation positives: :class:`Interactions` of the same
+            shape, or what ``from_any`` takes.
+        alpha: exponent of "popularity". The weights are integers, rounded by less than 2**-30 of the mean weight.
+        candidates: the items that "candidates" draws from. Repeated ones count once.
+        replacement: False makes the k negatives of a row distinct. Each is then drawn from what the ones before leave.
 
-    Returns
-    -------
-    Tensor
+    Returns:
         int64 [B, k] on the interactions' device.
 
-    Raises
-    ------
-    ValueError
-        A user that does not exist, or who has no negative to draw (or fewer than ``k`` without replacement); the
-        message names the user.
+    Raises:
+        ValueError: a user does not exist, or has no negative to draw, or fewer than ``k`` without replacement. The
+            message names the user.
 
-    Example
-    -------
-    >>> import torch
-    >>> import zerosum_ext as zx
-    >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
-    >>> zx.sample_negatives(data, torch.tensor([0, 1, 2]), k=2, seed=0).shape
-    torch.Size([3, 2])
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> zx.sample_negatives(data, torch.tensor([0, 1, 2]), k=2, seed=0).shape
+        torch.Size([3, 2])
     """
     data = Interactions.from_any(interactions)
     k = num_negatives("k", k, 1)
@@ -444,31 +434,26 @@ def sample_negatives(
 
 
 def in_batch_mask(interactions: Any, users: Any, items: Any, *, exclude: Any = None) -> Tensor:
-    """Which items of a batch can serve as negatives of which of its users.
+    """Return which items of a batch can serve as negatives of which of its users.
 
-    For in-batch negatives: score all pairs of a batch, ``scores[r, c]`` of user r and the positive of row c, and use
-    column c as a negative of row r only where this mask says so. Row r's own positive, and whatever else of the batch
-    the user has interacted with, is masked.
+    This is for in-batch negatives. Score all pairs of a batch, ``scores[r, c]`` of user r and the positive of row c.
+    Then use column c as a negative of row r only where this mask says so. It masks row r's own positive, and whatever
+    else of the batch the user has interacted with.
 
-    Parameters
-    ----------
-    interactions, exclude
-        As in :func:`sample_negatives`.
-    users : integers [B]
-    items : integers [C]
-        Usually the batch's positives.
+    Args:
+        interactions: as in :func:`sample_negatives`.
+        users: integers [B].
+        items: integers [C], usually the batch's positives.
+        exclude: as in :func:`sample_negatives`.
 
-    Returns
-    -------
-    Tensor
+    Returns:
         bool [B, C], True where ``items[c]`` is a negative of ``users[r]``.
 
-    Example
-    -------
-    >>> import zerosum_ext as zx
-    >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
-    >>> zx.in_batch_mask(data, [0, 1, 2], [1, 2, 3]).tolist()
-    [[False, True, True], [True, False, True], [True, True, False]]
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> zx.in_batch_mask(data, [0, 1, 2], [1, 2, 3]).tolist()
+        [[False, True, True], [True, False, True], [True, True, False]]
     """
     data = Interactions.from_any(interactions)
     excluded = _excluded(data, exclude)
@@ -479,29 +464,26 @@ def in_batch_mask(interactions: Any, users: Any, items: Any, *, exclude: Any = N
 
 
 def hardest_negatives(negatives: Tensor, scores: Tensor, k: int = 1) -> Tensor:
-    """Of each row's candidates, the ``k`` with the highest scores (dynamic negative sampling, Zhang et al. 2013).
+    """Return the ``k`` candidates of each row that have the highest scores.
 
-    Parameters
-    ----------
-    negatives : integer tensor [B, K]
-    scores : floating-point tensor [B, K]
-        The model's present scores of these items. NaN counts as highest, so that it does not go unseen.
-    k : int
-        At most K.
+    This is dynamic negative sampling (Zhang et al., SIGIR 2013).
 
-    Returns
-    -------
-    Tensor
-        [B] for k = 1, else [B, k], hardest first; among equal scores the one further left comes first.
+    Args:
+        negatives: integers [B, K].
+        scores: floating-point numbers [B, K], the model's present scores of these items. NaN counts as highest, so
+            that it does not go unseen.
+        k: at most K.
 
-    Example
-    -------
-    >>> import torch
-    >>> import zerosum_ext as zx
-    >>> negatives = torch.tensor([[3, 5, 7], [2, 4, 6]])
-    >>> scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
-    >>> zx.hardest_negatives(negatives, scores).tolist()
-    [5, 2]
+    Returns:
+        [B] for k = 1, else [B, k], hardest first. Of equal scores the one further left comes first.
+
+    Example:
+        >>> import torch
+        >>> import zerosum_ext as zx
+        >>> negatives = torch.tensor([[3, 5, 7], [2, 4, 6]])
+        >>> scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
+        >>> zx.hardest_negatives(negatives, scores).tolist()
+        [5, 2]
     """
     _checks.require_tensor("negatives", negatives)
     _checks.require_floating("scores", scores)
@@ -524,54 +506,49 @@ class TripletLoader:
     """Batches of (users, positives, negatives), made on the interactions' device without workers or copies.
 
     Iterating goes through one epoch: every interaction ``draws`` times, in an order that is shuffled without storing
-    it. After a complete pass ``epoch`` has advanced by one, so a plain loop sees another order and other negatives
-    every time; :meth:`set_epoch` chooses. Batch contents depend only on the arguments and ``(seed, epoch)``.
+    it. After a complete pass ``epoch`` has advanced by one. So a plain loop sees another order and other negatives
+    every time; :meth:`set_epoch` chooses. Batches depend only on the arguments and ``(seed, epoch)``.
 
-    Users who have no negative (their row is full) have no triplets and are left out; see ``skipped_users``.
+    Each batch is a tuple of int64 tensors: users [B], positives [B] or [B, 2] with ``positives=2``, and negatives [B]
+    with ``negatives=1``, else [B, negatives]. Users who have every item have no triplets and are left out; see
+    ``skipped_users``.
 
-    Parameters
-    ----------
-    interactions : Interactions, or anything that :meth:`Interactions.from_any` takes
-    batch_size : int
-        Samples in a batch; the last batch may be smaller. Nothing is dropped.
-    seed : int
-    positives : 1 or 2
-        2: a second positive of the same user, distinct from the first where the user has two.
-    negatives : int
-        Negatives of each sample, 0 to 65536.
-    draws : int
-        How often each interaction occurs in an epoch.
-    exclude, strategy, alpha, candidates, replacement
-        As in :func:`sample_negatives`. Without replacement, users with fewer than ``negatives`` negatives are left out.
-    negatives_shared : bool or int
-        How many samples in succession share their negatives. True is 64, which makes training on many negatives several
-        times as fast. A block of samples draws one list of ``negatives`` items. An item that a user has is replaced,
-        for this user, by the next one of the list that the user does not have. So each negative is distributed exactly
-        as without sharing, and none is a positive of its user. But the samples of a block depend on each other, and a
-        sample may name an item more than once.
-    shuffle : bool
-        False: interactions in stored order.
-    positive_strategy : "epoch", "interactions", "users" or "weights"
-        Each interaction as often as any other; interactions with replacement; a user uniformly, then one of the
-        user's items; or interactions with replacement, each with a probability in proportion to its weight
-        (``interactions.weights``, exact to 2^-30 of the mean weight). An epoch has ``draws`` times the number of
-        interactions in any case. "weights" takes one positive, and none of weight 0 is drawn.
-    rank, world_size : int
-        This process's share under data parallelism. Of each group of ``world_size`` batches the process takes number
-        ``rank``: together the processes see exactly the epoch of a single one, all make the same number of steps, and
-        none of their batches is empty (unless ``batch_size`` is 1 and the samples cannot be shared out evenly).
+    Args:
+        interactions: :class:`Interactions`, or anything that :meth:`Interactions.from_any` takes.
+        batch_size: samples in a batch. The last batch may be smaller. Nothing is dropped.
+        seed: of the order and the draws.
+        positives: 1 or 2. With 2 each sample has a second positive of the same user, distinct from the first if the
+            user has two.
+        negatives: negatives of each sample, 0 to 65536.
+        draws: how often each interaction occurs in an epoch.
+        exclude: as in :func:`sample_negatives`, like the next three.
+        strategy: as there.
+        alpha: as there.
+        candidates: as there.
+        replacement: as there. Without it, users with fewer than ``negatives`` negatives are left out.
+        negatives_shared: how many samples in succession share their negatives. True is 64, which makes training on
+            many negatives several times as fast. A block of samples draws one list of ``negatives`` items. An item
+            that a user has is replaced, for this user, by the next one of the list that the user does not have. So
+            each negative is distributed exactly as without sharing, and none is a positive of its user. But the
+            samples of a block depend on each other, and a sample may name an item more than once.
+        shuffle: False takes the interactions in stored order.
+        positive_strategy: "epoch" takes each interaction as often as any other. "interactions" draws interactions
+            with replacement. "users" draws a user uniformly, then one of the user's items. "weights" draws
+            interactions with replacement, in proportion to ``interactions.weights``, exact to 2^-30 of the mean
+            weight; it takes one positive, and none of weight 0. An epoch has ``draws`` times the number of
+            interactions in any case.
+        rank: this process's number under data parallelism. Of each group of ``world_size`` batches the process takes
+            number ``rank``.
+        world_size: the number of processes. Together they see exactly the epoch of a single one, and make the same
+            number of steps. No batch is empty, unless ``batch_size`` is 1 and the samples cannot be shared out evenly.
 
-    Yields
-    ------
-    users, positives, negatives : int64 tensors
-        [B]; [B], or [B, 2] with ``positives=2``; [B] with ``negatives=1``, else [B, negatives].
-
-    Examples
-    --------
-    >>> loader = TripletLoader(interactions, 65536, seed=1)        # doctest: +SKIP
-    >>> for epoch in range(20):                                    # doctest: +SKIP
-    ...     for users, positives, negatives in loader:
-    ...         ...
+    Example:
+        >>> import zerosum_ext as zx
+        >>> data = zx.Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 3])
+        >>> for users, positives, negatives in zx.TripletLoader(data, 4, seed=1, negatives=2):
+        ...     print(tuple(users.shape), tuple(positives.shape), tuple(negatives.shape))
+        (4,) (4,) (4, 2)
+        (2,) (2,) (2, 2)
     """
 
     # What users of torch's data loaders give by name; none of it belongs together.

@@ -26,9 +26,11 @@ class Comparison:
     """The difference of a metric between two models over the same users.
 
     Attributes:
-        mean_a, mean_b: means over the users compared.
+        mean_a: mean of the first model over the users compared.
+        mean_b: mean of the second one.
         difference: mean_b - mean_a.
-        low, high: confidence interval of the difference.
+        low: lower end of the difference's confidence interval.
+        high: its upper end.
         p_value: of no difference, two-sided.
         users: how many users have a value under both models.
     """

@@ -87,9 +87,12 @@ class Change:
 
     Attributes:
         key: the measure.
-        before, after: the values of the other model and of the one judged.
-        low, high: 95 % confidence interval of ``after - before``.
-        p_value, adjusted: of no difference; adjusted for all measures compared.
+        before: the value of the other model.
+        after: the value of the model that is judged.
+        low: lower end of the 95 % confidence interval of ``after - before``.
+        high: its upper end.
+        p_value: of no difference.
+        adjusted: the p-value, adjusted for all measures compared.
         better: whether ``after`` is better than ``before``. None: not significant, or no value.
         users: users with a value under both models.
     """

@@ -75,9 +75,11 @@ class SplitRule:
     Attributes:
         kind: "random"; "balanced" (items are equally frequent in validation and test); "last" (each user's latest
             interactions are held out); "time" (at the same moments for all users); "column" (as a column says).
-        ratios, seed: of "random" and "balanced"; ratios also of "time".
+        ratios: the shares of (train, validation, test), for "random", "balanced" and "time".
+        seed: of "random" and "balanced".
         count: of "last": so many interactions of each user are for test, and as many before them for validation.
-        column, values: of "column": its name, and its values for (train, validation, test).
+        column: the name of the column, for "column".
+        values: its values for (train, validation, test).
     """
 
     kind: Literal["random", "balanced", "last", "time", "column"] = "random"
@@ -141,19 +143,24 @@ class Method:
     """A model, a loss and how it is trained: all that decides the outcome on given interactions.
 
     Attributes:
-        loss, loss_options: as in :func:`zerosum_ext.get_method`: the name of a loss or of another method.
-            Popularities are those of the training part. The c of "macr", unless given, is chosen on the validation
-            part.
+        loss: the name of a loss or of another method, as in :func:`zerosum_ext.get_method`. Popularities are those of
+            the training part.
         weight: w of the losses that have one ([RCS22], convex: w times BPR, 1 - w times the regularizer).
-        model, model_options: a name of :data:`MODELS`, and what its function takes beside embedding_dim and seed.
+        loss_options: further options of the loss or method. The c of "macr", unless given, is chosen on the validation
+            part.
+        model: a name of :data:`MODELS`.
+        model_options: what its function takes beside embedding_dim and seed.
         embedding_dim: width of the embeddings.
-        optimizer, lr, weight_decay: a name of :data:`OPTIMIZERS`, and what it is made with.
+        optimizer: a name of :data:`OPTIMIZERS`.
+        lr: its learning rate.
+        weight_decay: its weight decay.
         l2, epochs, batch_size, negatives, draws, strategy, metric, patience, negatives_shared: as in
             :func:`zerosum_ext.training.fit`.
         restore_best: keep the weights of the best validation epoch, not those of the last. Without a validation part,
             the last are kept.
-        bias, max_cost: as in :func:`zerosum_ext.training.fit`: a measure of bias to choose the best epoch by, among
-            those that lose at most this share of the best ``metric``. None: the best epoch is that of ``metric``.
+        bias: a measure of bias to choose the best epoch by, as in :func:`zerosum_ext.training.fit`. None chooses by
+            ``metric`` alone.
+        max_cost: the share of the best ``metric`` that an epoch chosen by ``bias`` may lose.
         seed: of the initial weights and of the samples.
         device: where to train.
     """
