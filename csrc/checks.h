@@ -1,10 +1,14 @@
 // What ops ask of their tensors, whichever device these are on.
 #pragma once
 
+#include <cmath>
+
+#include "common/fold_in.h"
 #include "common/losses.h"
 #include "common/number.h"
 #include "common/optimizers.h"
 #include "common/ranking.h"
+#include "common/sampler.h"
 #include "torch_stable.h"
 
 namespace zx {
@@ -61,6 +65,22 @@ inline void check_negatives(const Tensor& indptr, const Tensor& indices, const s
   }
 }
 
+// The sums of rows' complements: see sample_negatives in csrc/library.cpp.
+inline ComplementSums complement_sums(const std::optional<Tensor>& rows, const std::optional<Tensor>& sums,
+                                      const std::optional<Tensor>& masses) {
+  ComplementSums found{};
+  ZX_CHECK(rows.has_value() == sums.has_value(), "complement_rows and complement_masses belong together");
+  if (!rows) return found;
+  ZX_CHECK(masses, "complement_masses need masses");
+  ZX_CHECK(rows->dim() == 2 && rows->size(0) == 2 && rows->scalar_type() == ScalarType::Long && rows->is_contiguous(),
+           "complement_rows must be contiguous int64 [2, R]");
+  check_vector(*sums, ScalarType::Long, "complement_masses");
+  found.num_rows = rows->size(1), found.num_masses = sums->size(0);
+  found.begins = data<int64_t>(*rows), found.starts = found.begins + found.num_rows;
+  found.masses = data<int64_t>(*sums);
+  return found;
+}
+
 // The interactions that samples are drawn from: see sample_positives in csrc/library.cpp.
 inline void check_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint, int64_t hint_shift,
                             const std::optional<Tensor>& gaps, const std::optional<Tensor>& active, int64_t order,
@@ -108,6 +128,43 @@ inline void check_mf_tensors(const Tensor& user, const Tensor& item, const Tenso
   check_ids(users, users.size(0), "users");
   check_ids(positives, users.size(0), "positives");
   check_ids(negatives, users.size(0), "negatives");
+}
+
+inline FoldIn checked_fold_in(int64_t loss, double a, double b, double c, double kink, double l2, double tolerance,
+                              int64_t max_iterations) {
+  const FoldIn settings{checked_loss(loss), a, b, c, kink, l2, tolerance, max_iterations};
+  ZX_CHECK(l2 > 0 && std::isfinite(l2) && tolerance > 0 && std::isfinite(tolerance),
+           "l2 and tolerance must be positive numbers");
+  ZX_CHECK(kink >= 0 && std::isfinite(kink), "kink must be at least 0");
+  ZX_CHECK(kink == 0 || settings.kind == Loss::kZerosum || settings.kind == Loss::kPos2Neg2,
+           "kinks of this loss are not rounded off");
+  ZX_CHECK(max_iterations >= 0 && max_iterations <= kFoldMostIterations, "max_iterations must be in [0, 2^20], not ",
+           max_iterations);
+  return settings;
+}
+
+// Shapes of the samples of users, for either device: positives [N] or [N, 2], negatives [N, K] or [N].
+inline void check_fold_in_samples(Loss kind, const Tensor& table, const Tensor& indptr, const Tensor& positives,
+                                  const Tensor& negatives, const std::optional<Tensor>& bias,
+                                  const std::optional<Tensor>& constants) {
+  check_vector(indptr, ScalarType::Long, "indptr");
+  ZX_CHECK(indptr.size(0) >= 1, "indptr must not be empty");
+  ZX_CHECK(positives.dim() >= 1, "positives must be [N] or [N, 2]");
+  check_ids(positives, positives.size(0), "positives");
+  check_ids(negatives, positives.size(0), "negatives");
+  const ScalarType dtype = table.scalar_type();
+  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "the table must be float32 or float64");
+  check_mf_tables(table, table);
+  const bool planes = shape_of(kind) == Shape::kQuad;
+  const int64_t p = positives.dim() == 2 ? positives.size(1) : 1, k = negatives.dim() == 2 ? negatives.size(1) : 1;
+  ZX_CHECK(p == (planes ? 2 : 1) && (planes ? k == 2 : k > 0),
+           "positives or negatives do not have the shape of this loss");
+  for (const auto* each : {&bias, &constants})
+    if (*each)
+      ZX_CHECK((*each)->scalar_type() == dtype && (*each)->is_contiguous() && (*each)->dim() == 1 &&
+                   (*each)->size(0) == table.size(0),
+               each == &bias ? "item_bias" : "constants", " must be [I], of the table's dtype");
+  ZX_CHECK(constants || !needs_constants(kind), "this loss needs constants");
 }
 
 // An optimizer's state of a table.

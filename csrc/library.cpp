@@ -105,17 +105,21 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
 
   // ---- sampling (csrc/common/sampler.h). masses alone: ascending candidates; slots and masses: an alias table and its
   // prefix sums; neither: uniform. failed [1]: the first row whose user is out of range or lacks such a negative, or
-  // -1. key [3]: seed, epoch and offset (or begin), to be read when the kernel runs, instead of the numbers.
+  // -1. key [3]: seed, epoch and offset (or begin), to be read when the kernel runs, instead of the numbers (ops that
+  // have no offset take no notice of it). complement_rows [2, R]: where some rows begin in the matrix, ascending, and
+  // where their prefix sums begin in complement_masses (of each, one more than it has items); these change no sample.
   m.def(
       "sample_negatives(Tensor users, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, Tensor? masses, "
-      "int num_items, int k, int seed, int epoch, int offset, bool replacement, Tensor? key=None) -> (Tensor items, "
-      "Tensor failed)");
+      "int num_items, int k, int seed, int epoch, int offset, bool replacement, Tensor? key=None, "
+      "Tensor? complement_rows=None, Tensor? complement_masses=None) -> (Tensor items, Tensor failed)");
   // The same of samples with these numbers, in any order: what a process draws that owns some users of an epoch.
   m.def(
       "sample_negatives_at(Tensor users, Tensor numbers, Tensor indptr, Tensor indices, Tensor? filter, Tensor? slots, "
-      "Tensor? masses, int num_items, int k, int seed, int epoch, bool replacement) -> (Tensor items, Tensor failed)");
-  // The numbers of the samples that the epoch's shuffle takes to these cells of [0, total).
-  m.def("unshuffle(Tensor cells, int total, int seed, int epoch) -> Tensor");
+      "Tensor? masses, int num_items, int k, int seed, int epoch, bool replacement, Tensor? key=None, "
+      "Tensor? complement_rows=None, Tensor? complement_masses=None) -> (Tensor items, Tensor failed)");
+  // The numbers of the samples that the epoch's shuffle takes to these cells of [0, total). Others are an error; on a
+  // GPU, which nobody waits for, -1.
+  m.def("unshuffle(Tensor cells, int total, int seed, int epoch, Tensor? key=None) -> Tensor");
   m.def(
       "sample_positives(Tensor indptr, Tensor indices, Tensor hint, int hint_shift, Tensor? gaps, Tensor? active, "
       "int order, int kept, int total, int begin, int rows, int positives, int seed, int epoch, Tensor? key=None) -> "

@@ -85,7 +85,7 @@ class PlayedDevice(TorchDispatchMode):
                 raise AssertionError(f"{name}: tensors of two devices")
         out = function(*arguments, **options)
         if there or (target is not None and target.type == PLAYED.type):
-            if name.endswith(("_.default", "_.Tensor", "_.Scalar")):
-                return there[0]  # in place
+            if name.endswith(("_.default", "_.Tensor", "_.Scalar")) and "__." not in name:
+                return there[0]  # in place, as __lshift__ is not
             return tree_map(lambda x: Played(x) if isinstance(x, torch.Tensor) else x, out)
         return out

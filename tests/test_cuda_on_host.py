@@ -163,6 +163,7 @@ def test_bytes_are_counted(counted):
     assert (counts.loaded, counts.stored) == (8000, 2000)
     assert (counts.sectors_loaded, counts.sectors_stored) == (125, 125)
     assert counts.moved == 8000
+    assert (counts.loads, counts.warp_loads) == (2000, 2 * 32)  # of 32 warps, the last of which is not full
     counter = torch.zeros(8, dtype=torch.int32)
     with counted.count() as counts:
         counted.pairs(aligned(512), aligned(512), counter)

@@ -12,7 +12,7 @@ from cuda_on_host.testing import counted_kernels_of, kernels_of
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
-from zerosum_ext.data import sampling
+from zerosum_ext.data import complements, sampling
 from zerosum_ext.reference import sampling as _sampling_reference
 
 SEEDS = [(0, 0, 0), (2**63 + 12345, 2**32 - 1, 2**40 + 3)]
@@ -100,34 +100,39 @@ def test_negatives(kernels, k, seed, dtype):
                 out = torch.full((users.numel(), k), -9)
                 failed = torch.full((1,), -1)
                 kernels.sample_negatives(
-                    *(users, x.indptr, indices, lookup, strategy.slots, strategy.masses, device_key, out, failed),
-                    *(x.num_items, *numbers, strategy.replacement),
+                    *(users, None, x.indptr, indices, lookup, strategy.slots, strategy.masses, None, None, device_key),
+                    *(out, failed, x.num_items, *numbers, strategy.replacement),
                 )
                 assert torch.equal(out, want)
                 assert k == 0 or torch.equal(failed, want_failed)
 
 
 def dense(num_items=1500, missing=40):
-    """Two users who have nearly all items, one of them the popular half; and many who have few."""
+    """Three users who have most items, one of them all but a few, one the popular ones; and many who have few."""
     generator = torch.Generator().manual_seed(9)
     has = torch.rand(70, num_items, generator=generator) < torch.linspace(0.3, 0.0, num_items)
     has[3] = True
     has[3, torch.randperm(num_items, generator=generator)[:missing]] = False
     has[20], has[20, num_items - 300 :] = True, False
+    has[1] = torch.arange(num_items) % 5 < 3  # what it lacks are pairs
     users, items = has.nonzero(as_tuple=True)
     return zx.Interactions.from_arrays(users.numpy(), items.numpy(), shape=tuple(has.shape))
 
 
-def draw(kernels, x, users, strategy, k, replacement):
-    want, _ = _sampling_reference.sample_negatives(
-        *(users, x.indptr, x.indices, None, strategy.slots, strategy.masses, x.num_items, k, 5, 6, 7, replacement)
-    )
+def draw(kernels, x, users, strategy, k, replacement, sums=(None, None), numbers=None, lookup=None):
+    """Draw with the kernels, and compare with the definition."""
+    source = (x.indptr, x.indices, None, strategy.slots, strategy.masses, x.num_items, k, 5, 6)
+    if numbers is None:
+        want, want_failed = _sampling_reference.sample_negatives(users, *source, 7, replacement)
+    else:
+        want, want_failed = _sampling_reference.sample_negatives_at(users, numbers, *source, replacement)
     out, failed = torch.full((users.numel(), k), -9), torch.full((1,), -1)
     kernels.sample_negatives(
-        *(users, x.indptr, x.indices, None, strategy.slots, strategy.masses, None, out, failed),
+        *(users, numbers, x.indptr, x.indices, lookup, strategy.slots, strategy.masses, *sums, None, out, failed),
         *(x.num_items, 5, 6, 7, replacement),
     )
     assert torch.equal(out, want)
+    assert torch.equal(failed, want_failed)
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -139,10 +144,53 @@ def test_negatives_of_users_with_nearly_all_items(kernels, settings, replacement
     with cuda_on_host.schedule(settings):
         for strategy in strategies(x):
             draw(kernels, x, users, strategy, 3, replacement)
+            if strategy.masses is not None:  # some lanes then draw alone, others together
+                sums = complements.complement_sums(x, strategy.slots, strategy.masses)
+                draw(kernels, x, users, strategy, 3, replacement, sums)
+                draw(kernels, x, users, strategy, 3, replacement, only_some(sums))
+
+
+def only_some(sums):
+    """The sums of all rows but the first one that has some."""
+    return sums[0][:, 1:].contiguous(), sums[1]
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_negatives_of_samples_with_numbers(kernels, replacement):
+    """A sample's negatives follow from its number, wherever it stands."""
+    x = dense()
+    generator = torch.Generator().manual_seed(3)
+    users = torch.cat((torch.randint(0, 70, (90,), generator=generator), torch.full((9,), 3), torch.tensor([-1, 70])))
+    numbers = torch.randint(0, 2**62, (101,), generator=generator)
+    numbers[:3] = torch.tensor([0, 2**32, -1])
+    for strategy in strategies(x):
+        for lookup in (None, build_filter(kernels, x, x.indices)):
+            draw(kernels, x, users, strategy, 2, replacement, numbers=numbers, lookup=lookup)
+    nobody = users[:0]
+    draw(kernels, x, nobody, strategy, 2, replacement, numbers=nobody)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 5, 4095, 4096, 5001, 2**40 + 12345])
+def test_unshuffle(kernels, total):
+    generator = torch.Generator().manual_seed(1)
+    cells = torch.arange(total) if total < 2**20 else torch.randint(0, total, (700,), generator=generator)
+    outside = torch.tensor([-1, total, 2**62, -(2**63)])  # of no cell there is a number
+    for number, epoch, _ in SEEDS:
+        want = _sampling_reference.unshuffle(cells, total, signed(number), epoch) if total else cells
+        want = torch.cat((want, torch.full((4,), -1)))
+        key = torch.tensor([signed(number), epoch, 9])
+        for device_key, numbers in ((None, (signed(number), epoch)), (key, (1, 1))):
+            got = torch.full_like(want, -9)
+            kernels.unshuffle(torch.cat((cells, outside)), device_key, got, total, *numbers)
+            assert torch.equal(got, want)
+    kernels.unshuffle(cells[:0], None, cells[:0], total, 1, 1)
 
 
 def test_budget_of_negatives(counted):
-    """One launch; a draw from a dense row reads the row and its items' masses at most twice, and then searches."""
+    """One launch; a draw from a dense row reads the row and its items' masses at most twice, and then searches.
+
+    With sums it searches alone.
+    """
     x = dense()
     users = torch.full((40,), 3)
     strategy = sampling.NegativeSource.of(x, "popularity", None, 1.0, None, True)
@@ -152,9 +200,53 @@ def test_budget_of_negatives(counted):
     count = int(x.user_counts[3])
     assert counts.loaded <= 40 * (2 * count * (4 + 2 * 8) + 200)
     assert counts.stored == 40 * 8
+    walked = counts.loaded
+    sums = complements.complement_sums(x, strategy.slots, strategy.masses)
     with counted.count() as counts:
-        build_filter(counted, x, x.indices)
-    assert len(counts.nodes) == 1
+        draw(counted, x, users, strategy, 1, True, sums)
+    steps = count.bit_length()
+    assert counts.loaded <= 40 * 8 * (3 + 2 * steps + 8 + steps)  # the row's place, three searches, and what they find
+    assert counts.loaded < walked / 50
+    numbers = torch.arange(40)
+    with counted.count() as counts:
+        counted.unshuffle(numbers, None, torch.empty_like(numbers), 40, 1, 1)
+    assert (len(counts.nodes), counts.loaded, counts.stored) == (1, 40 * 8, 40 * 8)
+
+
+def like_movielens(users=900, num_items=900):
+    """Users of sizes like MovieLens-1M's: most have a few hundredths of the items, one has more than half."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = (num_items * 0.45 * torch.rand(users, generator=generator) ** 5).long() + 8
+    sizes[70] = int(0.62 * num_items)
+    luck = torch.empty(users, num_items).exponential_(generator=generator).log()
+    order = (0.6 * torch.arange(1, num_items + 1).log() + luck).argsort(1)  # a draw in proportion to rank^-0.6
+    rows = torch.arange(users).repeat_interleave(sizes)
+    items = torch.cat([order[u, :n] for u, n in enumerate(sizes.tolist())])
+    return zx.Interactions.from_arrays(rows.numpy(), items.numpy(), shape=(users, num_items))
+
+
+def test_popularity_draws_load_at_most_twice_what_uniform_ones_do(counted):
+    """By threads, by the busiest threads of warps, and in bytes; without sums it is many times as much."""
+    x = like_movielens()
+    generator = torch.Generator().manual_seed(5)
+    users = x.pairs()[0][torch.randperm(x.nnz, generator=generator)[:8192]]
+    lookup = build_filter(counted, x, x.indices)
+    counts = {}
+    for name, summed in (("uniform", False), ("popularity", False), ("popularity", True)):
+        strategy = sampling.NegativeSource.of(x, name, None, 1.0, None, True)
+        sums = complements.complement_sums(x, strategy.slots, strategy.masses) if summed else (None, None)
+        out, failed = torch.empty(len(users), 1, dtype=torch.int64), torch.full((1,), -1)
+        with counted.count() as counts[name, summed]:
+            counted.sample_negatives(
+                *(users, None, x.indptr, x.indices, lookup, strategy.slots, strategy.masses, *sums, None, out, failed),
+                *(x.num_items, 5, 6, 7, True),
+            )
+    uniform, walked, searched = counts.values()
+    for unit in ("loads", "loaded", "warp_loads"):
+        assert getattr(walked, unit) > 2.5 * getattr(uniform, unit), unit
+        assert getattr(searched, unit) <= 2 * getattr(uniform, unit), unit
+    warps = users.view(-1, 32)
+    assert 0.05 < float((2 * x.user_counts[warps] > x.num_items).any(1).float().mean()) < 0.4
 
 
 BUGS = [
@@ -172,14 +264,51 @@ BUGS = [
         "31 - __clz(static_cast<int>(beyond))",
     ),
     planted.Bug("only one lane of a warp draws from a complement", "left &= left - 1", "left = 0"),
-    planted.Bug(
-        "a lane draws another's sample", "static_cast<uint64_t>(first + its_row)", "static_cast<uint64_t>(first + row)"
-    ),
+    planted.Bug("a lane draws another's sample", "a.sample(first, its_row)", "a.sample(first, row)"),
     planted.Bug("a lane avoids what another has drawn", "a.out + its_row * a.k", "a.out + row * a.k"),
     planted.Bug(
         "a row's mass ends with its first items",
         "mass += mass_of(static_cast<int64_t>(row.items[j]));",
         "mass += j < kWarp ? mass_of(static_cast<int64_t>(row.items[j])) : 0;",
+    ),
+    planted.Bug("samples with numbers are counted", "numbers != nullptr ? numbers[row] : first + row", "first + row"),
+    planted.Bug("cells outside are undone like others", "is_item(cell, total)", "is_item(cell, total + 3)"),
+    # What rows' sums are searched by, which the CPU shares.
+    planted.Bug(
+        "an empty row takes the next one's sums",
+        "count > 0 ? lower_bound(begins, num_rows, begin) : num_rows",
+        "lower_bound(begins, num_rows, begin)",
+        "common/sampler.h",
+    ),
+    planted.Bug(
+        "a row without sums takes its neighbour's",
+        "r >= num_rows || begins[r] != begin",
+        "r >= num_rows",
+        "common/sampler.h",
+    ),
+    planted.Bug(
+        "a unit at an edge belongs to the gap before",
+        "upper_bound(sums, row.count, static_cast<int64_t>(m))",
+        "lower_bound(sums, row.count, static_cast<int64_t>(m))",
+        "common/sampler.h",
+    ),
+    planted.Bug(
+        "one item below too few is skipped",
+        "static_cast<uint64_t>(sums[j])",
+        "static_cast<uint64_t>(sums[j > 0 ? j - 1 : 0])",
+        "common/sampler.h",
+    ),
+    planted.Bug(
+        "a gap's first item is overlooked",
+        "static_cast<int64_t>(row.items[j - 1]) + 1",
+        "static_cast<int64_t>(row.items[j - 1]) + 2",
+        "common/sampler.h",
+    ),
+    planted.Bug(
+        "a gap ends before its last item",
+        "upper_bound(prefix + 1 + low, high - 1 - low, static_cast<int64_t>(m))",
+        "upper_bound(prefix + 1 + low, high - 2 - low, static_cast<int64_t>(m))",
+        "common/sampler.h",
     ),
 ]
 
@@ -193,10 +322,23 @@ def wrong():
 
 def battery(kernels):
     x = dense()
-    users = torch.cat((torch.arange(70), torch.full((26,), 3)))
+    users = torch.cat((torch.arange(40), torch.full((24,), 3)))
     for strategy in strategies(x):
         for replacement in (True, False):
-            draw(kernels, x, users, strategy, 3, replacement)
+            draw(kernels, x, users, strategy, 2, replacement)
+            if strategy.masses is not None:
+                sums = complements.complement_sums(x, strategy.slots, strategy.masses)
+                draw(kernels, x, users, strategy, 2, replacement, sums)
+                draw(kernels, x, users, strategy, 2, replacement, only_some(sums), numbers=17 * users)
+    # Nearly as many of them as there are items: of users without a row some are drawn from complements too.
+    few = zx.Interactions.from_arrays([1] * 34, list(range(34)), shape=(3, 40))
+    strategy = sampling.NegativeSource.of(few, "candidates", None, 1.0, torch.arange(40), False)
+    sums = complements.complement_sums(few, strategy.slots, strategy.masses)
+    draw(kernels, few, torch.tensor([0, 1, 2] * 11), strategy, 39, False, sums)
+    cells, got = torch.arange(-1, 12), torch.zeros(13, dtype=torch.int64)
+    kernels.unshuffle(cells, None, got, 10, 3, 4)
+    want = _sampling_reference.unshuffle(cells[1:11], 10, 3, 4)
+    assert got.tolist() == [-1, *want.tolist(), -1, -1]
 
 
 @pytest.mark.parametrize("bug", [None, *BUGS], ids=lambda bug: bug.name if bug else "none")
@@ -214,7 +356,7 @@ def test_nobody_asks(kernels):
     out, failed = torch.empty(0, 3, dtype=torch.int64), torch.full((1,), -1)
     nobody = torch.empty(0, dtype=torch.int64)
     kernels.sample_negatives(
-        nobody, x.indptr, x.indices, None, None, None, None, out, failed, x.num_items, 0, 0, 0, True
+        *(nobody, None, x.indptr, x.indices, *[None] * 6, out, failed, x.num_items, 0, 0, 0, True),
     )
     kernels.row_filter(torch.zeros(4, dtype=torch.int64), nobody, torch.zeros(1, dtype=torch.int16), 5)
     assert failed.item() == -1

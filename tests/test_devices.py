@@ -14,6 +14,7 @@ import torch
 import zerosum_ext as zx
 from zerosum_ext import _ops, reference
 from zerosum_ext.data import sampling
+from zerosum_ext.models import folding
 from zerosum_ext.models.graph import Graph, propagate_once
 from zerosum_ext.reference import Kernel
 from zerosum_ext.reference import ranking as _ranking_reference
@@ -157,6 +158,45 @@ def test_small_samples_are_the_definitions(device, strategy, replacement):
         candidates=None if candidates is None else candidates.to(device),
     )
     assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("name", ["uniform", "popularity", "candidates"])
+def test_small_samples_by_their_numbers(device, name):
+    """With sums of complements, where there are such."""
+    x, moved = matrix(), matrix().to(device)
+    users = torch.arange(61).repeat(5)
+    numbers = torch.randint(0, 2**62, users.shape, generator=torch.Generator().manual_seed(1))
+    chosen, there = (
+        sampling.NegativeSource.of(
+            data, name, None, 1.0, torch.arange(0, 97, 2).to(data.device) if name == "candidates" else None, True
+        )
+        for data in (x, moved)
+    )
+    there.prepare()
+    assert (there.complements.tables[0] is None) == (name == "uniform")
+    source = (x.indptr, x.indices, None, chosen.slots, chosen.masses, 97, 3, 5, 6, True)
+    want = _sampling_reference.sample_negatives_at(users, numbers, *source)
+    got = there.draw_at(users.to(device), numbers.to(device), 3, 5, 6)
+    assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
+    cells = torch.arange(5001)
+    want = _sampling_reference.unshuffle(cells, 5001, 3, 4)
+    key = torch.tensor([3, 4, 0], device=device)
+    assert torch.equal(_ops.unshuffle(cells.to(device), 5001, 3, 4).cpu(), want)
+    assert torch.equal(_ops.unshuffle(cells.to(device), 5001, 0, 0, key).cpu(), want)
+
+
+@pytest.mark.parametrize("dim", [7, 64, 300])
+@pytest.mark.parametrize("loss", ["bpr", "zerosum", "pos2neg2", "sampled_softmax"])
+def test_small_rows_of_new_users(device, loss, dim):
+    """Gradients end as short as both promise, and the rows are as near to each other as follows from that."""
+    x = matrix()
+    item = 0.5 * torch.randn(97, dim, generator=torch.Generator().manual_seed(1))
+    rows = [
+        folding.fold_in(item.to(data.device), None, data, folding.FoldIn.of(loss, 0.1, 4, 0, tolerance, 300)).cpu()
+        for data, tolerance in ((x.to(device), 1e-5), (x, 1e-6))
+    ]
+    assert rows[1].abs().max() > 0.01
+    torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("positives", [1, 2])

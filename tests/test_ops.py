@@ -156,6 +156,11 @@ def sample_negatives_arguments() -> Iterator[tuple[Any, ...]]:
         for replacement in (False, True):
             yield ids([0, 1, 5]), x.indptr, x.indices, filter, None, None, ITEMS, 2, 0, 0, 0, replacement
     yield ids([0, 1]), x.indptr, x.indices, bits, None, None, ITEMS, 2, 0, 0, 0, True, ids([3, 1, 0])
+    yield ids([0, 1]), x.indptr, x.indices, bits, None, ids([2, 3, 5]), ITEMS, 2, 0, 0, 0, True, None, *nothing_summed()
+
+
+def nothing_summed() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
 
 
 def sample_negatives_at_arguments() -> Iterator[tuple[Any, ...]]:
@@ -176,10 +181,13 @@ def sample_negatives_at_arguments() -> Iterator[tuple[Any, ...]]:
                 0,
                 replacement,
             )
+    given = (ids([0, 1]), ids([9, 4]), x.indptr, x.indices, None, None, ids([2, 3, 5]), ITEMS, 2, 0, 0, True)
+    yield *given, ids([3, 1, 0]), *nothing_summed()
 
 
 def unshuffle_arguments() -> Iterator[tuple[Any, ...]]:
     yield ids([0, 6, 3]), 7, 3, 1
+    yield ids([0, 6, 3]), 7, 0, 0, ids([3, 1, 0])
 
 
 def sample_positives_arguments() -> Iterator[tuple[Any, ...]]:

@@ -114,6 +114,9 @@ ZX_HD double log_(double x) { return ::log(x); }
 ZX_HD float abs_(float x) { return ::fabsf(x); }
 ZX_HD double abs_(double x) { return ::fabs(x); }
 
+ZX_HD float sqrt_(float x) { return ::sqrtf(x); }
+ZX_HD double sqrt_(double x) { return ::sqrt(x); }
+
 ZX_HD float copysign_(float x, float sign) { return ::copysignf(x, sign); }
 ZX_HD double copysign_(double x, double sign) { return ::copysign(x, sign); }
 

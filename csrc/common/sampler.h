@@ -23,6 +23,7 @@ constexpr uint32_t kRejectionBlocks = 16;
 // item(draw)         the item that a 64-bit draw stands for; an item of the catalogue, whatever the tables hold
 // mass_below(i)      integer mass of the items below i
 // item_at(m)         the item that owns unit m of the mass
+// item_between(m, low, high)   the same, where it is known to be in [low, high)
 // and, of the items outside a row: complement_mass(row), complement_item(row, m), the owner of unit m.
 
 struct UniformItems {
@@ -81,6 +82,9 @@ struct AliasItems {
   }
   ZX_HD uint64_t mass_below(int64_t i) const { return static_cast<uint64_t>(prefix[i]); }
   ZX_HD int64_t item_at(uint64_t m) const { return upper_bound(prefix + 1, num_items - 1, static_cast<int64_t>(m)); }
+  ZX_HD int64_t item_between(uint64_t m, int64_t low, int64_t high) const {
+    return low + upper_bound(prefix + 1 + low, high - 1 - low, static_cast<int64_t>(m));
+  }
   template <class Index>
   ZX_HD uint64_t complement_mass(Row<Index> row) const {
     return walk_complement_mass(*this, row);
@@ -106,6 +110,7 @@ struct CandidateItems {
     return static_cast<uint64_t>(lower_bound(candidates, num_candidates, i));
   }
   ZX_HD int64_t item_at(uint64_t m) const { return m < static_cast<uint64_t>(num_candidates) ? candidates[m] : -1; }
+  ZX_HD int64_t item_between(uint64_t m, int64_t, int64_t) const { return item_at(m); }
   template <class Index>
   ZX_HD uint64_t complement_mass(Row<Index> row) const {
     return walk_complement_mass(*this, row);
@@ -113,6 +118,49 @@ struct CandidateItems {
   template <class Index>
   ZX_HD int64_t complement_item(Row<Index> row, uint64_t m) const {
     return walk_complement_item(*this, row, m);
+  }
+};
+
+// ---- Complements that were summed beforehand
+// -------------------------------------------------------------------------- The walk along a row takes as long as the
+// row is. Of rows that are drawn for by their complements often, prefix sums are kept: masses[start + j] is the mass
+// outside the row below its item j, masses[start + count] that of the whole complement. A draw is then a search. It
+// finds what the walk finds, and rows without sums are walked along.
+struct ComplementSums {
+  const int64_t* begins;  // where such rows begin in the matrix, ascending
+  const int64_t* starts;  // where their sums do
+  int64_t num_rows;
+  const int64_t* masses;
+  int64_t num_masses;
+
+  // Those of the row that begins there; null where there are none. (A row without items begins where the next does.)
+  ZX_HD const int64_t* find(int64_t begin, int64_t count) const {
+    const int64_t r = count > 0 ? lower_bound(begins, num_rows, begin) : num_rows;
+    if (r >= num_rows || begins[r] != begin) return nullptr;
+    const int64_t start = starts[r];
+    return start >= 0 && start < num_masses && count < num_masses - start ? masses + start : nullptr;
+  }
+};
+
+// Items with the sums of the one row that is asked about.
+template <class Items>
+struct SummedItems : Items {
+  const int64_t* sums;
+
+  ZX_HD SummedItems(const Items& items, const int64_t* sums_of_row) : Items(items), sums(sums_of_row) {}
+
+  template <class Index>
+  ZX_HD uint64_t complement_mass(Row<Index> row) const {
+    return static_cast<uint64_t>(sums[row.count]);
+  }
+  template <class Index>
+  ZX_HD int64_t complement_item(Row<Index> row, uint64_t m) const {
+    const int64_t j = upper_bound(sums, row.count, static_cast<int64_t>(m));  // items of the row below the answer
+    const int64_t low = j > 0 ? static_cast<int64_t>(row.items[j - 1]) + 1 : 0;
+    const int64_t high = j < row.count ? static_cast<int64_t>(row.items[j]) : this->num_items;
+    if (low < 0 || low > high || high > this->num_items) return -1;  // a row that is none of this catalogue
+    const uint64_t skipped = this->mass_below(high) - static_cast<uint64_t>(sums[j]);
+    return this->item_between(m + skipped, low, high);
   }
 };
 

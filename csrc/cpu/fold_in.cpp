@@ -1,6 +1,4 @@
-// fold_in on the CPU: the rows of users for items that stay as they are. The row p of a user minimises the mean of a
-// loss over the user's samples, plus l2 / 2 |p|^2. It is found by L-BFGS from zero, with two loops over the last steps
-// and a halved step [Nocedal and Wright 2006, algorithms 7.4 and 3.1].
+// fold_in on the CPU: the rows of users for items that stay as they are (csrc/common/fold_in.h).
 //
 // A user is the work of one thread, alone: the result does not depend on the number of threads, nor on who else is
 // asked for. Scores and their derivatives are computed as mf_loss computes them; rows, gradients and steps are double.
@@ -9,35 +7,11 @@
 #include <vector>
 
 #include "common/csr.h"
+#include "common/fold_in.h"
 #include "cpu/mf_inputs.h"
 
 namespace zx::cpu {
 namespace {
-
-// Steps that are remembered, halvings of a step before it is given up, and the share of the predicted decrease that a
-// step must reach.
-constexpr int kMemory = 8, kHalvings = 12;
-constexpr double kSufficient = 1e-4;
-
-// What all users have in common.
-struct FoldIn {
-  Loss kind;
-  double a, b, c;
-  double kink;  // width that the kinks of Zerosum and Pos2Neg2 are rounded off by, or 0
-  double l2, tolerance;
-  int64_t max_iterations;
-};
-
-// Adds w rho(sqrt(x^2 + kink^2)) of x = s + sign t, for n pairs of scores, to their sum and their derivatives.
-template <class T>
-ZX_HD T add_rounded(T s, T t, T sign, T w, T kink, T scale, T* ds, T* dt) {
-  const T x = s + sign * t, far = std::sqrt(x * x + kink * kink);
-  const Dual<T> r = rho(far);
-  const T slope = scale * w * r.slope * (x / far);
-  *ds += slope;
-  *dt += sign * slope;
-  return w * r.value;
-}
 
 // Zerosum: of p + n for each of a positive's K negatives.
 template <class T>
@@ -101,8 +75,8 @@ class Solver {
         moved_(size()),
         new_gradient_(size()),
         step_(size()),
-        steps_(kMemory * size()),
-        changes_(kMemory * size()) {
+        steps_(kFoldMemory * size()),
+        changes_(kFoldMemory * size()) {
     if (settings.kink > 0) params_.b = params_.c = T(0);  // added apart
     in_.user = row_.data();
   }
@@ -178,8 +152,8 @@ class Solver {
   // step = -H gradient, H the inverse of the Hessian that the steps before stand for.
   void find_step() {
     const int64_t dim = in_.dim;
-    const int kept = static_cast<int>(std::min<int64_t>(known_, kMemory));
-    double shares[kMemory];
+    const int kept = static_cast<int>(std::min<int64_t>(known_, kFoldMemory));
+    double shares[kFoldMemory];
     for (int64_t i = 0; i < dim; ++i) step_[i] = -gradient_[i];
     for (int age = 0; age < kept; ++age) {
       const size_t at = slot(age);
@@ -193,19 +167,17 @@ class Solver {
       add_scaled(step_.data(), share, steps_.data() + at * size(), dim);
     }
   }
-  size_t slot(int age) const { return static_cast<size_t>((known_ - 1 - age) % kMemory); }
+  size_t slot(int age) const { return static_cast<size_t>((known_ - 1 - age) % kFoldMemory); }
 
-  // Halves the step until the value falls enough; false if it never does, or nothing moves. Where a step is lost in the
-  // rounding of values, which are sums of many terms, a shorter gradient says that it is one in the right direction.
+  // Halves the step until the value falls enough; false if it never does, or nothing moves.
   bool search(double* value) {
     const double slope = product(step_, gradient_), squares = product(gradient_, gradient_);
     const double rounding = 4 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::fabs(*value);
     double share = 1;
-    for (int t = 0; t < kHalvings && !stopped(); ++t, share /= 2) {
+    for (int t = 0; t < kFoldHalvings && !stopped(); ++t, share /= 2) {
       for (int64_t i = 0; i < in_.dim; ++i) moved_[i] = p_[i] + share * step_[i];
       const double found = evaluate(moved_, &new_gradient_);
-      if (found <= *value + kSufficient * share * slope + rounding ||
-          (found <= *value + 16 * rounding && product(new_gradient_, new_gradient_) < squares)) {
+      if (takes_step(*value, found, rounding, share * slope, squares, product(new_gradient_, new_gradient_))) {
         *value = found;
         return moved_ != p_;
       }
@@ -224,11 +196,11 @@ class Solver {
 
   // Keeps the step from p to moved where the curvature along it is positive.
   void remember() {
-    const size_t at = static_cast<size_t>(known_ % kMemory);
+    const size_t at = static_cast<size_t>(known_ % kFoldMemory);
     double *step = steps_.data() + at * size(), *change = changes_.data() + at * size();
     for (int64_t i = 0; i < in_.dim; ++i) step[i] = moved_[i] - p_[i], change[i] = new_gradient_[i] - gradient_[i];
     const double both = product(step, change), squares = product(change, change);
-    if (!(both > static_cast<double>(std::numeric_limits<T>::epsilon()) * squares)) return;
+    if (!is_curved(both, squares, static_cast<double>(std::numeric_limits<T>::epsilon()))) return;
     scale_ = both / squares;
     inverse_[at] = 1 / both;
     ++known_;
@@ -243,7 +215,7 @@ class Solver {
   std::vector<int64_t> users_;
   std::vector<T> row_, sum_;
   Vector p_, gradient_, moved_, new_gradient_, step_, steps_, changes_;
-  double inverse_[kMemory] = {};
+  double inverse_[kFoldMemory] = {};
   double scale_ = 1;
   int64_t samples_ = 0, known_ = 0, work_ = 0;
   bool stopped_ = false;
@@ -264,15 +236,9 @@ void fold_in_typed(const MfInputs<T, T>& in, const FoldIn& settings, const int64
   });
 }
 
-// Throws unless samples, of the shape of the loss, are there for every user.
+// Throws unless every user's samples are there, and their items.
 template <class T>
-void check_samples_of_users(const MfInputs<T, T>& in, Loss kind, const Tensor& indptr, int64_t samples,
-                            int64_t num_items) {
-  const Shape shape = shape_of(kind);
-  const bool planes = shape == Shape::kQuad;
-  ZX_CHECK(in.num_positives == (planes ? 2 : 1) && (planes ? in.num_negatives == 2 : in.num_negatives > 0),
-           "positives or negatives do not have the shape of this loss");
-  ZX_CHECK(in.constants != nullptr || !needs_constants(kind), "this loss needs constants");
+void check_numbers(const MfInputs<T, T>& in, const Tensor& indptr, int64_t samples, int64_t num_items) {
   const int64_t* ends = data<int64_t>(indptr);
   bool sound = true;
   for (int64_t u = 0; u + 1 < indptr.size(0); ++u) sound &= is_row(ends[u], ends[u + 1], samples);
@@ -287,37 +253,19 @@ void check_samples_of_users(const MfInputs<T, T>& in, Loss kind, const Tensor& i
 Tensor fold_in(const Tensor& item_embedding, std::optional<Tensor> item_bias, const Tensor& indptr,
                const Tensor& positives, const Tensor& negatives, std::optional<Tensor> constants, int64_t loss,
                double a, double b, double c, double kink, double l2, double tolerance, int64_t max_iterations) {
-  const FoldIn settings{checked_loss(loss), a, b, c, kink, l2, tolerance, max_iterations};
-  ZX_CHECK(l2 > 0 && std::isfinite(l2) && tolerance > 0 && std::isfinite(tolerance),
-           "l2 and tolerance must be positive numbers");
-  ZX_CHECK(kink >= 0 && std::isfinite(kink), "kink must be at least 0");
-  ZX_CHECK(kink == 0 || settings.kind == Loss::kZerosum || settings.kind == Loss::kPos2Neg2,
-           "kinks of this loss are not rounded off");
-  ZX_CHECK(max_iterations >= 0 && max_iterations <= 1 << 20, "max_iterations must be in [0, 2^20], not ",
-           max_iterations);
-  check_vector(indptr, ScalarType::Long, "indptr");
-  ZX_CHECK(indptr.size(0) >= 1, "indptr must not be empty");
-  ZX_CHECK(positives.dim() >= 1, "positives must be [N] or [N, 2]");
+  const FoldIn settings = checked_fold_in(loss, a, b, c, kink, l2, tolerance, max_iterations);
+  check_fold_in_samples(settings.kind, item_embedding, indptr, positives, negatives, item_bias, constants);
   const int64_t samples = positives.size(0), users = indptr.size(0) - 1;
-  check_ids(positives, samples, "positives");
-  check_ids(negatives, samples, "negatives");
   const ScalarType dtype = item_embedding.scalar_type();
-  ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "the table must be float32 or float64");
-  check_mf_tables(item_embedding, item_embedding);
   Tensor rows = new_tensor(item_embedding, {users, item_embedding.size(1)}, dtype);
   const auto call = [&](auto zero) {
     using T = decltype(zero);
     MfInputs<T, T> in = mf_table_inputs<T, T>(item_embedding, item_embedding, item_bias);
-    if (constants) {
-      ZX_CHECK(constants->scalar_type() == dtype && constants->is_contiguous() && constants->dim() == 1 &&
-                   constants->size(0) == item_embedding.size(0),
-               "constants must be [I], of the table's dtype");
-      in.constants = data<T>(*constants);
-    }
+    in.constants = data_or_null<T>(constants);
     in.positives = data<int64_t>(positives), in.negatives = data<int64_t>(negatives);
     in.num_positives = positives.dim() == 2 ? positives.size(1) : 1;
     in.num_negatives = negatives.dim() == 2 ? negatives.size(1) : 1;
-    check_samples_of_users(in, settings.kind, indptr, samples, item_embedding.size(0));
+    check_numbers(in, indptr, samples, item_embedding.size(0));
     fold_in_typed(in, settings, data<int64_t>(indptr), users, data<T>(rows));
   };
   if (dtype == ScalarType::Double)

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -62,7 +63,8 @@ struct NegativeProblem {
   const int64_t* indptr;
   const Index* indices;
   const uint16_t* filter;  // or nullptr
-  int64_t* out;            // [rows, k]
+  ComplementSums complements;
+  int64_t* out;  // [rows, k]
 };
 
 // Items of many draws. The generic form is scalar; the uniform one vectorises.
@@ -199,7 +201,11 @@ struct NegativeLanes {
   // Rare or long: kept out of the loop's code.
   __attribute__((noinline)) static int64_t complement(const NegativeProblem<Items, Index>& p, Row<Index> row,
                                                       uint64_t sample, uint32_t j, const int64_t* previous) {
-    return draw_from_complement(p.items, row, p.key, sample, j, previous, p.replacement ? 0 : j);
+    const uint32_t num_previous = p.replacement ? 0 : j;
+    if constexpr (!std::is_same_v<Items, UniformItems>)
+      if (const int64_t* sums = p.complements.find(row.items - p.indices, row.count))
+        return draw_from_complement(SummedItems<Items>(p.items, sums), row, p.key, sample, j, previous, num_previous);
+    return draw_from_complement(p.items, row, p.key, sample, j, previous, num_previous);
   }
 };
 
@@ -353,9 +359,11 @@ struct NegativeRows {
   __attribute__((noinline)) static void one_by_one(const NegativeProblem<Items, Index>& p, Row<Index> row,
                                                    uint64_t sample, int64_t* out) {
     const RowMembership<Index> contains{row, nullptr, p.items.num_items};
-    for (int64_t j = 0; j < p.k; ++j)
-      out[j] =
-          draw_negative(p.items, row, contains, p.key, sample, static_cast<uint32_t>(j), out, p.replacement ? 0 : j);
+    for (uint32_t j = 0; j < p.k; ++j) {
+      int64_t item = -1;
+      const bool drawn = draw_by_rejection(p.items, row, contains, p.key, sample, j, out, p.replacement ? 0 : j, item);
+      out[j] = drawn ? item : NegativeLanes<Items, Index>::complement(p, row, sample, j, out);
+    }
   }
 };
 
@@ -377,7 +385,8 @@ int64_t table_bits(const Tensor& table) {
 
 DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const std::optional<Tensor>& filter,
                              const std::optional<Tensor>& slots, const std::optional<Tensor>& masses, int64_t num_items,
-                             int64_t k, int64_t seed, int64_t epoch, bool replacement, const int64_t* numbers) {
+                             int64_t k, int64_t seed, int64_t epoch, bool replacement, const int64_t* numbers,
+                             const ComplementSums& complements) {
   check_negatives(indptr, indices, filter, slots, masses, num_items, k);
   return dispatch_index(indices.scalar_type(), [&](auto index) {
     using Index = decltype(index);
@@ -386,6 +395,7 @@ DrawNegatives draw_negatives(const Tensor& indptr, const Tensor& indices, const 
       p.items = items, p.key = make_key(static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch));
       p.num_users = indptr.size(0) - 1, p.num_entries = indices.size(0), p.k = k, p.replacement = replacement;
       p.numbers = numbers, p.indptr = data<int64_t>(indptr), p.indices = data<Index>(indices);
+      p.complements = complements;
       if (p.num_entries > 0) p.filter = data_or_null<uint16_t>(filter);  // (else it must not be believed: no row is)
       return [p](int64_t first, int64_t rows, const int64_t* users, int64_t* out) {
         auto task = p;
@@ -433,31 +443,39 @@ void check_users(const Tensor& users) {
 std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
                                             std::optional<Tensor> filter, std::optional<Tensor> slots,
                                             std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
-                                            int64_t epoch, int64_t offset, bool replacement,
-                                            std::optional<Tensor> key) {
+                                            int64_t epoch, int64_t offset, bool replacement, std::optional<Tensor> key,
+                                            std::optional<Tensor> complement_rows,
+                                            std::optional<Tensor> complement_masses) {
   if (key) read_key(*key, seed, epoch, offset);
   check_users(users);
   return draw_all(users, offset, k,
-                  draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement));
+                  draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement,
+                                 nullptr, complement_sums(complement_rows, complement_masses, masses)));
 }
 
 std::tuple<Tensor, Tensor> sample_negatives_at(const Tensor& users, const Tensor& numbers, const Tensor& indptr,
                                                const Tensor& indices, std::optional<Tensor> filter,
                                                std::optional<Tensor> slots, std::optional<Tensor> masses,
                                                int64_t num_items, int64_t k, int64_t seed, int64_t epoch,
-                                               bool replacement) {
+                                               bool replacement, std::optional<Tensor> key,
+                                               std::optional<Tensor> complement_rows,
+                                               std::optional<Tensor> complement_masses) {
+  int64_t offset = 0;
+  if (key) read_key(*key, seed, epoch, offset);
   check_users(users);
   ZX_CHECK(numbers.dim() == 1 && numbers.scalar_type() == ScalarType::Long && numbers.is_contiguous() &&
                numbers.size(0) == users.size(0),
            "numbers must be a contiguous int64 vector as long as users");
   return draw_all(users, 0, k,
                   draw_negatives(indptr, indices, filter, slots, masses, num_items, k, seed, epoch, replacement,
-                                 data<int64_t>(numbers)));
+                                 data<int64_t>(numbers), complement_sums(complement_rows, complement_masses, masses)));
 }
 
 // ---- The epoch's order, backwards -----------------------------------------------------------------------------------
 
-Tensor unshuffle(const Tensor& cells, int64_t total, int64_t seed, int64_t epoch) {
+Tensor unshuffle(const Tensor& cells, int64_t total, int64_t seed, int64_t epoch, std::optional<Tensor> key) {
+  int64_t offset = 0;
+  if (key) read_key(*key, seed, epoch, offset);
   ZX_CHECK(cells.dim() == 1 && cells.scalar_type() == ScalarType::Long && cells.is_contiguous(),
            "cells must be a contiguous int64 vector");
   ZX_CHECK(total >= 0 && total < INT64_C(1) << 62, "total must be from 0 and below 2^62, but is ", total);

@@ -4,6 +4,8 @@
 
 #include "cuda/gpu.h"  // before the losses, which take the device's approximate functions from it
 
+#include <type_traits>
+
 #include "common/losses.h"
 #include "cuda/reduce.cuh"
 
@@ -128,6 +130,12 @@ inline unsigned tile_blocks(int64_t tiles) {
   const int64_t most = static_cast<int64_t>(gpu_multiprocessors()) * kLossResident;
   return static_cast<unsigned>(tiles < most ? tiles : most);
 }
+
+// Scores that an element loss takes; 0 for a loss of a whole row.
+template <class Loss, class = void>
+struct ElementScores : std::integral_constant<int, 0> {};
+template <class Loss>
+struct ElementScores<Loss, std::void_t<decltype(Loss::kScores)>> : std::integral_constant<int, Loss::kScores> {};
 
 // ---- a row loss ---------------------------------------------------------------------------------------------------
 

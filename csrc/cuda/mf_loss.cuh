@@ -126,12 +126,6 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_samples_kernel(const MfArgs<
   });
 }
 
-// Scores that an element loss takes; 0 for a loss of a whole row.
-template <class Loss, class = void>
-struct ElementScores : std::integral_constant<int, 0> {};
-template <class Loss>
-struct ElementScores<Loss, std::void_t<decltype(Loss::kScores)>> : std::integral_constant<int, Loss::kScores> {};
-
 // Losses of pairs and of rows with k negatives for a positive, a group to a sample. A lane owns the negatives
 // number lane, lane + width, ...; what is stored for them, it alone reads again.
 template <class Loss, class S>

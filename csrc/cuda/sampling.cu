@@ -40,20 +40,23 @@ void check_matrix(const Call& call, const Tensor& indptr, const Tensor& indices)
   zx::check_matrix(indptr, indices, "the matrix");
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
-                                            std::optional<Tensor> filter, std::optional<Tensor> slots,
-                                            std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
-                                            int64_t epoch, int64_t offset, bool replacement,
-                                            std::optional<Tensor> key) {
-  const Call call(users);
+// Both of the ops that draw negatives; numbers: of the samples, or null.
+std::tuple<Tensor, Tensor> draw_negatives(const Tensor& users, const int64_t* numbers, const Tensor& indptr,
+                                          const Tensor& indices, const std::optional<Tensor>& filter,
+                                          const std::optional<Tensor>& slots, const std::optional<Tensor>& masses,
+                                          int64_t num_items, int64_t k, int64_t seed, int64_t epoch, int64_t offset,
+                                          bool replacement, const std::optional<Tensor>& key,
+                                          const std::optional<Tensor>& complement_rows,
+                                          const std::optional<Tensor>& complement_masses, const Call& call) {
   check_matrix(call, indptr, indices);
   call.require_here(filter, "filter");
   call.require_here(slots, "slots");
   call.require_here(masses, "masses");
+  call.require_here(complement_rows, "complement_rows");
+  call.require_here(complement_masses, "complement_masses");
   require_vector(users, "users");
   check_negatives(indptr, indices, filter, slots, masses, num_items, k);
+  const ComplementSums complements = complement_sums(complement_rows, complement_masses, masses);
   const int64_t rows = users.size(0);
   Tensor out = new_tensor(users, {rows, k}, ScalarType::Long);
   Tensor failed = new_tensor(users, {1}, ScalarType::Long);
@@ -63,13 +66,52 @@ std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& i
     using Index = decltype(index);
     zx::sample_negatives<Index>(
         {UniformItems{num_items}, origin_of(call, key, seed, epoch, offset), rows, k, indptr.size(0) - 1,
-         indices.size(0), replacement, data<int64_t>(users), data<int64_t>(indptr), data<Index>(indices),
-         filter ? data<uint16_t>(*filter) : nullptr, data<int64_t>(out), data<unsigned long long>(failed)},
+         indices.size(0), replacement, data<int64_t>(users), numbers, data<int64_t>(indptr), data<Index>(indices),
+         filter ? data<uint16_t>(*filter) : nullptr, complements, data<int64_t>(out), data<unsigned long long>(failed)},
         slots ? data<uint64_t>(*slots) : nullptr, slots ? table_bits(*slots) : 0,
         masses ? data<int64_t>(*masses) : nullptr, masses ? masses->size(0) : 0, call.stream());
   });
   Call::check();
   return {out, failed};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample_negatives(const Tensor& users, const Tensor& indptr, const Tensor& indices,
+                                            std::optional<Tensor> filter, std::optional<Tensor> slots,
+                                            std::optional<Tensor> masses, int64_t num_items, int64_t k, int64_t seed,
+                                            int64_t epoch, int64_t offset, bool replacement, std::optional<Tensor> key,
+                                            std::optional<Tensor> complement_rows,
+                                            std::optional<Tensor> complement_masses) {
+  return draw_negatives(users, nullptr, indptr, indices, filter, slots, masses, num_items, k, seed, epoch, offset,
+                        replacement, key, complement_rows, complement_masses, Call(users));
+}
+
+std::tuple<Tensor, Tensor> sample_negatives_at(const Tensor& users, const Tensor& numbers, const Tensor& indptr,
+                                               const Tensor& indices, std::optional<Tensor> filter,
+                                               std::optional<Tensor> slots, std::optional<Tensor> masses,
+                                               int64_t num_items, int64_t k, int64_t seed, int64_t epoch,
+                                               bool replacement, std::optional<Tensor> key,
+                                               std::optional<Tensor> complement_rows,
+                                               std::optional<Tensor> complement_masses) {
+  const Call call(users);
+  call.require_here(numbers, "numbers");
+  require_vector(users, "users");
+  require_vector(numbers, "numbers");
+  ZX_CHECK(numbers.size(0) == users.size(0), "numbers must be as long as users");
+  return draw_negatives(users, data<int64_t>(numbers), indptr, indices, filter, slots, masses, num_items, k, seed,
+                        epoch, 0, replacement, key, complement_rows, complement_masses, call);
+}
+
+Tensor unshuffle(const Tensor& cells, int64_t total, int64_t seed, int64_t epoch, std::optional<Tensor> key) {
+  const Call call(cells);
+  require_vector(cells, "cells");
+  ZX_CHECK(total >= 0 && total < INT64_C(1) << 62, "total must be from 0 and below 2^62, but is ", total);
+  Tensor numbers = new_tensor(cells, {cells.size(0)}, ScalarType::Long);
+  zx::unshuffle(origin_of(call, key, seed, epoch, 0), data<int64_t>(cells), cells.size(0), total,
+                data<int64_t>(numbers), call.stream());
+  Call::check();
+  return numbers;
 }
 
 std::tuple<Tensor, Tensor> sample_positives(const Tensor& indptr, const Tensor& indices, const Tensor& hint,
@@ -149,6 +191,8 @@ Tensor has_items(const Tensor& users, const Tensor& items, const Tensor& indptr,
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("sample_negatives", ZX_BOX(&zx::cuda::sample_negatives));
+  m.impl("sample_negatives_at", ZX_BOX(&zx::cuda::sample_negatives_at));
+  m.impl("unshuffle", ZX_BOX(&zx::cuda::unshuffle));
   m.impl("sample_positives", ZX_BOX(&zx::cuda::sample_positives));
   m.impl("row_filter", ZX_BOX(&zx::cuda::row_filter));
   m.impl("has_items", ZX_BOX(&zx::cuda::has_items));

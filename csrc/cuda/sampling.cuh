@@ -88,11 +88,17 @@ struct NegativeArgs {
   int64_t rows, k, num_users, num_entries;
   bool replacement;
   const int64_t* users;
+  const int64_t* numbers;  // of the samples, or null: they are those from the origin's on
   const int64_t* indptr;
   const Index* indices;
   const uint16_t* filter;      // or null
+  ComplementSums complements;  // of rows that lanes draw for alone
   int64_t* out;                // [rows, k]
   unsigned long long* failed;  // -1 beforehand; the first row that lacks a negative, or whose user does not exist
+
+  __device__ __forceinline__ uint64_t sample(int64_t first, int64_t row) const {
+    return static_cast<uint64_t>(numbers != nullptr ? numbers[row] : first + row);
+  }
 };
 
 // Exact draws from complements, for those lanes of a warp that `need` one: the warp draws them one after the other.
@@ -109,7 +115,7 @@ __device__ __forceinline__ int64_t draw_together(const NegativeArgs<Items, Index
     const int64_t user = a.users[its_row], begin = a.indptr[user];
     const Row<Index> items{a.indices + begin, a.indptr[user + 1] - begin};
     const int64_t item =
-        draw_from_complement(together, items, key, static_cast<uint64_t>(first + its_row), static_cast<uint32_t>(its_j),
+        draw_from_complement(together, items, key, a.sample(first, its_row), static_cast<uint32_t>(its_j),
                              a.out + its_row * a.k, a.replacement ? 0 : its_j);
     if (static_cast<int>(threadIdx.x % kWarp) == from) result = item;
   }
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const Nega
     const RowMembership<Index> contains{items, filter, a.items.num_items};
     for (int64_t n = 0; n < each; ++n) {
       const int64_t j = j0 + n, num_previous = a.replacement ? 0 : j;
-      const uint64_t sample = static_cast<uint64_t>(first + row);
+      const uint64_t sample = a.sample(first, row);
       int64_t item = -1;
       bool drawn = !(live && exists);
       if (!drawn)
@@ -154,6 +160,12 @@ __global__ void __launch_bounds__(kSampleThreads, 3) negatives_kernel(const Nega
         if (!drawn)
           item = draw_from_complement(a.items, items, key, sample, static_cast<uint32_t>(j), out, num_previous);
       } else {
+        const int64_t* sums = drawn ? nullptr : a.complements.find(items.items - a.indices, items.count);
+        if (sums != nullptr) {
+          const SummedItems<Items> alone(a.items, sums);
+          item = draw_from_complement(alone, items, key, sample, static_cast<uint32_t>(j), out, num_previous);
+          drawn = true;
+        }
         item = draw_together(a, !drawn, key, first, row, j, item);
       }
       if (!is_item(item, a.items.num_items))
@@ -253,6 +265,20 @@ __global__ void __launch_bounds__(kSampleThreads) positives_kernel(const Positiv
   }
 }
 
+// numbers[i] = the sample that the epoch's shuffle takes to cells[i]; -1 where that is no cell of it.
+__global__ void __launch_bounds__(kSampleThreads)
+    unshuffle_kernel(const SampleOrigin origin, const int64_t* cells, int64_t n, int64_t total, int64_t* numbers) {
+  GPU_SHARED(Permutation, permutation, 1);
+  if (threadIdx.x == 0) make_permutation(origin.key(), static_cast<uint64_t>(total), permutation[0]);
+  __syncthreads();
+  const int64_t threads = gridDim.x * int64_t(kSampleThreads);
+  for (int64_t i = blockIdx.x * int64_t(kSampleThreads) + threadIdx.x; i < n; i += threads) {
+    const int64_t cell = cells[i];
+    numbers[i] =
+        is_item(cell, total) ? static_cast<int64_t>(unpermute(permutation[0], static_cast<uint64_t>(cell))) : -1;
+  }
+}
+
 // ---- membership -----------------------------------------------------------------------------------------------------
 
 // Sets every interaction's bit of the row filter, which is 0 beforehand.
@@ -321,10 +347,10 @@ template <class Index>
 void sample_negatives(NegativeArgs<UniformItems, Index> a, const uint64_t* slots, int bits, const int64_t* masses,
                       int64_t num_masses, gpuStream stream) {
   const auto with = [&](auto items) {
-    sample_negatives(
-        NegativeArgs<decltype(items), Index>{items, a.origin, a.rows, a.k, a.num_users, a.num_entries, a.replacement,
-                                             a.users, a.indptr, a.indices, a.filter, a.out, a.failed},
-        stream);
+    sample_negatives(NegativeArgs<decltype(items), Index>{items, a.origin, a.rows, a.k, a.num_users, a.num_entries,
+                                                          a.replacement, a.users, a.numbers, a.indptr, a.indices,
+                                                          a.filter, a.complements, a.out, a.failed},
+                     stream);
   };
   const int64_t num_items = a.items.num_items;
   if (slots != nullptr) return with(AliasItems{num_items, slots, bits, masses});
@@ -336,6 +362,12 @@ template <class Index>
 void sample_positives(const PositiveArgs<Index>& a, gpuStream stream) {
   if (a.rows == 0) return;
   GPU_LAUNCH((positives_kernel<Index>), sample_blocks(a.rows), kSampleThreads, 0, stream)(a);
+}
+
+inline void unshuffle(const SampleOrigin& origin, const int64_t* cells, int64_t n, int64_t total, int64_t* numbers,
+                      gpuStream stream) {
+  if (n == 0) return;
+  GPU_LAUNCH((unshuffle_kernel), sample_blocks(n), kSampleThreads, 0, stream)(origin, cells, n, total, numbers);
 }
 
 template <class Index>

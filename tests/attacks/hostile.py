@@ -211,6 +211,8 @@ def base(op: str) -> dict[str, Any]:
             "offset": 0,
             "replacement": True,
             "key": None,
+            "complement_rows": None,
+            "complement_masses": None,
         },
         "sample_negatives_at": lambda: {
             "users": ints(0, 1),
@@ -218,6 +220,9 @@ def base(op: str) -> dict[str, Any]:
             **matrix,
             **draw,
             "replacement": True,
+            "key": None,
+            "complement_rows": None,
+            "complement_masses": None,
         },
         "sample_positives": lambda: {
             **matrix,
@@ -229,7 +234,7 @@ def base(op: str) -> dict[str, Any]:
             "epoch": 1,
             "key": None,
         },
-        "unshuffle": lambda: {"cells": ints(0, 1, 2), "total": 3, "seed": 5, "epoch": 1},
+        "unshuffle": lambda: {"cells": ints(0, 1, 2), "total": 3, "seed": 5, "epoch": 1, "key": None},
         "user_metrics": lambda: {
             "offset": ints(0, 2, 3),
             "greater": ints(0, 1, 0),
@@ -329,6 +334,14 @@ def attacks() -> dict[str, list[Call]]:
         made("masses without slots that are empty", masses=ints()),
         made("a filter of one word", filter=ints(1)),
         made("a user who has all items, without replacement", indptr=ints(0, 4, 4, 4), indices=ints(0, 1, 2, 3)),
+    ]
+    sums = {"masses": ints(1, 2, 3), "complement_masses": ints(0, TOP, BOTTOM)}
+    summed = [
+        made("sums without rows", **sums),
+        made("sums without masses", complement_rows=ints(0, 0).view(2, 1), complement_masses=ints(0, 1)),
+        made("rows of sums that are a vector", complement_rows=ints(0, 0), **sums),
+        made("sums that begin far away", complement_rows=torch.stack((ints(0, 1, 3), ints(TOP, BOTTOM, 2))), **sums),
+        made("sums gone", **{**sums, "complement_masses": gone(3)}, complement_rows=ints(0, 0).view(2, 1)),
     ]
     positives = [
         *each("kept", (0, -1, 2**62, TOP)),
@@ -489,8 +502,15 @@ def attacks() -> dict[str, list[Call]]:
             *sampled,
             *each("offset", (TOP, BOTTOM)),
             made("a key of one number", key=ints(1)),
+            *summed,
         ],
-        "sample_negatives_at": [*bad_ids("users", "numbers"), *bad_matrix(), *sampled],
+        "sample_negatives_at": [
+            *bad_ids("users", "numbers"),
+            *bad_matrix(),
+            *sampled,
+            made("a key of one number", key=ints(1)),
+            *summed,
+        ],
         "sample_positives": [
             *bad_matrix(),
             *positives,
@@ -501,6 +521,7 @@ def attacks() -> dict[str, list[Call]]:
             *each("total", sizes),
             *[(f"cells have {far}", lambda far=far: {"cells": ints(0, far)}) for far in FAR],
             made("cells gone", cells=gone(3, dtype=torch.int64)),
+            made("a key of one number", key=ints(1)),
         ],
         "user_metrics": [
             *each("offset", (ints(), ints(0), ints(0, 2**40, 3), ints(0, -1, 3), ints(3, 2, 0))),

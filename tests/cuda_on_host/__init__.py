@@ -172,11 +172,13 @@ def build_module(topic: str, kind: str, headers: Path | None = None) -> Path:
     """
     import pybind11
 
+    # (A header of csrc/common names its neighbours without their folder.)
+    changed = () if headers is None else (f"-iquote{headers}", f"-iquote{CSRC / 'common'}")
     python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}")
     objects = [
         _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
         _object("module.cpp", ("-O1", *(EMULATOR_FLAGS[kind] if kind == "count" else ())), python),
-        _object(f"{topic}.cpp", KERNEL_FLAGS[kind], () if headers is None else (f"-iquote{headers}",)),
+        _object(f"{topic}.cpp", KERNEL_FLAGS[kind], changed),
     ]
     sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]
     if kind == "count":
@@ -211,6 +213,8 @@ class Counts:
     stored: int = 0
     sectors_loaded: int = 0  # sectors of 32 bytes, each once a launch: what moves between memory and a perfect cache
     sectors_stored: int = 0
+    loads: int = 0  # instructions of threads that load from the tensors
+    warp_loads: int = 0  # those of each warp's busiest thread, which the others wait for
 
     @property
     def moved(self) -> int:
@@ -247,7 +251,8 @@ class Kernels:
         yield counts
         counts.nodes = [Node(*node) for node in self._module.nodes()]
         if (counted := self._module.bytes()) is not None:
-            counts.loaded, counts.stored, counts.sectors_loaded, counts.sectors_stored = counted
+            counts.loaded, counts.stored, counts.sectors_loaded, counts.sectors_stored, *rest = counted
+            counts.loads, counts.warp_loads = rest
 
     def _call(self, name: str, *args: Any) -> None:
         described = [_describe(a) for a in args]

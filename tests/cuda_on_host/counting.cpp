@@ -3,8 +3,11 @@
 // given, the device's memory; shared memory and a thread's own variables are not. Linked into the build "count" alone.
 //
 // Two numbers each, of loads and of stores: the bytes that the kernel's instructions ask for, and the 32-byte sectors
-// that a launch touches at least once, which is what the device's memory moves where the caches hold the rest.
+// that a launch touches at least once, which is what the device's memory moves where the caches hold the rest. Beside
+// these, how many loads the threads make, and those of the busiest thread of each warp, for which the others wait.
 #include "counting.h"
+
+#include "cuda_emulator.h"
 
 #include <algorithm>
 #include <cstring>
@@ -21,6 +24,26 @@ struct Range {
 
 thread_local std::vector<Range> ranges;
 thread_local Bytes total;
+thread_local std::vector<int64_t> loads_of;  // by each thread of the launch
+
+void note_load() {
+  const cuemu::Self* s = cuemu::self;
+  if (s == nullptr) return;
+  const size_t threads = size_t(s->bdim.x) * s->bdim.y * s->bdim.z, warps = (threads + 31) / 32;
+  const size_t block = s->bid.x + size_t(s->gdim.x) * (s->bid.y + size_t(s->gdim.y) * s->bid.z);
+  const size_t thread = s->tid.x + size_t(s->bdim.x) * (s->tid.y + size_t(s->bdim.y) * s->tid.z);
+  const size_t at = block * warps * 32 + thread;
+  if (at >= loads_of.size()) loads_of.resize(std::max(at + 1, 2 * loads_of.size()));
+  ++loads_of[at];
+  ++total.loads;
+}
+
+void end_launch() {
+  for (size_t warp = 0; warp < loads_of.size(); warp += 32)
+    total.warp_loads +=
+        *std::max_element(loads_of.begin() + warp, loads_of.begin() + std::min(warp + 32, loads_of.size()));
+  loads_of.clear();
+}
 
 Range* range_of(uintptr_t at) {
   for (Range& r : ranges)
@@ -32,7 +55,7 @@ inline void access(const void* address, size_t bytes, bool load, bool store) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
   Range* r = range_of(at);
   if (r == nullptr) return;
-  if (load) total.loaded += int64_t(bytes);
+  if (load) total.loaded += int64_t(bytes), note_load();
   if (store) total.stored += int64_t(bytes);
   const uintptr_t base = r->begin / kSector;
   for (uintptr_t s = at / kSector; s <= (at + bytes - 1) / kSector; ++s) {
@@ -61,6 +84,7 @@ void watch(const std::vector<std::pair<const void*, size_t>>& memory) {
 
 // Each launch has its own sectors: between two of them memory may have been elsewhere.
 void new_launch() {
+  end_launch();
   for (Range& r : ranges) {
     const size_t sectors = size_t(r.end / kSector - r.begin / kSector + 1);
     r.loaded.assign(sectors, false);
@@ -72,8 +96,14 @@ void filled(const void* p, size_t bytes) {
   if (bytes > 0) access(p, bytes, false, true);
 }
 
-Bytes bytes() { return total; }
-void forget() { total = {}; }
+Bytes bytes() {
+  end_launch();
+  return total;
+}
+void forget() {
+  loads_of.clear();
+  total = {};
+}
 
 }  // namespace counting
 

@@ -11,6 +11,7 @@ namespace counting {
 struct Bytes {
   int64_t loaded = 0, stored = 0;                  // what instructions ask for
   int64_t sectors_loaded = 0, sectors_stored = 0;  // of 32 bytes, each counted once a launch
+  int64_t loads = 0, warp_loads = 0;               // by threads; by the busiest thread of each warp
 };
 
 // The device's memory from here on: (address, bytes).

@@ -108,11 +108,11 @@ PYBIND11_MODULE(host_kernels, m) {
     counting::forget();
 #endif
   });
-  // Loaded, stored, and 32-byte sectors of both; None where nothing is counted.
+  // Loaded, stored, 32-byte sectors of both, and loads by threads and warps; None where nothing is counted.
   m.def("bytes", []() -> py::object {
 #ifdef CUEMU_COUNT
     const counting::Bytes b = counting::bytes();
-    return py::make_tuple(b.loaded, b.stored, b.sectors_loaded, b.sectors_stored);
+    return py::make_tuple(b.loaded, b.stored, b.sectors_loaded, b.sectors_stored, b.loads, b.warp_loads);
 #else
     return py::none();
 #endif

@@ -1,7 +1,7 @@
 """Kernels with bugs planted in them, to show that the tests of a kernel notice when one of its mechanisms is broken.
 
-``load(topic, header, bugs)`` compiles the launchers of ``<topic>.cpp`` with a changed copy of a header of csrc. In the
-copy every bug is there beside the right text, and ``plant(number)`` chooses which one is alive: 1 is the first of
+``load(topic, header, bugs)`` compiles the launchers of ``<topic>.cpp`` with changed copies of headers of csrc. In the
+copies every bug is there beside the right text, and ``plant(number)`` chooses which one is alive: 1 is the first of
 ``bugs``, 0 none. So all bugs cost one build.
 """
 
@@ -16,21 +16,25 @@ import cuda_on_host
 
 @dataclass(frozen=True)
 class Bug:
-    """A piece of a header and what stands there instead: both statements (they end with a semicolon) or expressions."""
+    """A piece of a header and what stands there instead: both statements (they end with a semicolon) or expressions.
+
+    Without ``header`` it is in that of the topic.
+    """
 
     name: str
     right: str
     wrong: str
+    header: str | None = None
 
 
-def changed(text: str, bugs: Sequence[Bug]) -> str:
-    """Returns the header with all bugs in it.
+def changed(text: str, bugs: Sequence[tuple[int, Bug]]) -> str:
+    """Returns the header with all bugs, which have numbers, in it.
 
     Raises:
         ValueError: the right text of a bug does not occur exactly once, so the bug tests nothing any more.
     """
     pieces = []
-    for number, bug in enumerate(bugs, 1):
+    for number, bug in bugs:
         if (found := text.count(bug.right)) != 1:
             raise ValueError(f"{bug.name}: expected {bug.right!r} once, found it {found} times")
         alive = f"zx::planted == {number}"
@@ -41,18 +45,25 @@ def changed(text: str, bugs: Sequence[Bug]) -> str:
         pieces.append((text.index(bug.right), len(bug.right), piece))
     for start, length, piece in sorted(pieces, reverse=True):
         text = text[:start] + piece + text[start + length :]
-    head = "#pragma once\n#include <cstdint>\nnamespace zx {\ninline int64_t planted = 0;\n}\n"
-    plant = 'static hostcall::Function plant_("plant", [](int64_t number) { zx::planted = number; });\n'
-    return head + text + '#include "host_call.h"\n' + plant
+    known = "#ifndef ZX_PLANTED\n#define ZX_PLANTED\nnamespace zx {\ninline int64_t planted = 0;\n}\n#endif\n"
+    return "#pragma once\n#include <cstdint>\n" + known + text
 
 
 def load(topic: str, header: str, bugs: Sequence[Bug]) -> cuda_on_host.Kernels:
-    """Compiles the launchers of a topic with the bugs in ``csrc/<header>``; their bytes are counted."""
-    text = changed((cuda_on_host.CSRC / header).read_text(), bugs)
+    """Compiles the launchers of a topic with the bugs in ``csrc/<header>`` and theirs; their bytes are counted."""
+    numbered = [(number, bug, bug.header or header) for number, bug in enumerate(bugs, 1)]
+    texts = {
+        name: changed((cuda_on_host.CSRC / name).read_text(), [(n, bug) for n, bug, its in numbered if its == name])
+        for name in dict.fromkeys([header, *(its for _, _, its in numbered)])
+    }
+    plant = 'static hostcall::Function plant_("plant", [](int64_t number) { zx::planted = number; });\n'
+    texts[header] += '#include "host_call.h"\n' + plant
     # The name stands for the text, as what is compiled is kept by its command.
-    folder = cuda_on_host.build_folder() / f"planted-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-    path = folder / header
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:20]
+    folder = cuda_on_host.build_folder() / f"planted-{digest}"
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     module = cuda_on_host.build_module(topic, "count", folder)
     return cuda_on_host.Kernels(topic, cuda_on_host.import_module(f"{topic}.planted", module), recorded=False)

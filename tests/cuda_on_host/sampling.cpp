@@ -18,8 +18,16 @@ zx::SampleOrigin origin_of(const Tensor& key, int64_t seed, int64_t epoch, int64
   return {uint64_t(seed), epoch, offset, key.ptr<const int64_t>()};
 }
 
-hostcall::Function negatives("sample_negatives", [](Tensor users, Tensor indptr, Tensor indices, Tensor filter,
-                                                    Tensor slots, Tensor masses, Tensor key, Tensor out, Tensor failed,
+zx::ComplementSums sums_of(const Tensor& rows, const Tensor& masses) {
+  if (!rows) return {};
+  const int64_t* begins = rows.ptr<int64_t>();
+  return {begins, begins + rows.size(1), rows.size(1), masses.ptr<int64_t>(), masses.size(0)};
+}
+
+// numbers: of the samples, for sample_negatives_at. rows, sums: complements that were summed.
+hostcall::Function negatives("sample_negatives", [](Tensor users, Tensor numbers, Tensor indptr, Tensor indices,
+                                                    Tensor filter, Tensor slots, Tensor masses, Tensor rows,
+                                                    Tensor sums, Tensor key, Tensor out, Tensor failed,
                                                     int64_t num_items, int64_t seed, int64_t epoch, int64_t offset,
                                                     bool replacement) {
   with_index(indices, [&](auto index) {
@@ -28,8 +36,9 @@ hostcall::Function negatives("sample_negatives", [](Tensor users, Tensor indptr,
     while (slots && (int64_t{1} << bits) < slots.size(0)) ++bits;
     zx::sample_negatives<Index>(
         {zx::UniformItems{num_items}, origin_of(key, seed, epoch, offset), users.size(0), out.size(1),
-         indptr.size(0) - 1, indices.size(0), replacement, users.ptr<int64_t>(), indptr.ptr<int64_t>(),
-         indices.ptr<Index>(), filter.ptr<uint16_t>(), out.ptr<int64_t>(), failed.ptr<unsigned long long>()},
+         indptr.size(0) - 1, indices.size(0), replacement, users.ptr<int64_t>(), numbers.ptr<int64_t>(),
+         indptr.ptr<int64_t>(), indices.ptr<Index>(), filter.ptr<uint16_t>(), sums_of(rows, sums), out.ptr<int64_t>(),
+         failed.ptr<unsigned long long>()},
         slots.ptr<uint64_t>(), bits, masses.ptr<int64_t>(), masses ? masses.size(0) : 0, nullptr);
   });
 });
@@ -53,6 +62,12 @@ hostcall::Function positives("sample_positives",
                                  a.out_users = users.ptr<int64_t>(), a.out_positives = items.ptr<int64_t>();
                                  zx::sample_positives(a, nullptr);
                                });
+                             });
+
+hostcall::Function unshuffle("unshuffle",
+                             [](Tensor cells, Tensor key, Tensor numbers, int64_t total, int64_t seed, int64_t epoch) {
+                               zx::unshuffle(origin_of(key, seed, epoch, 0), cells.ptr<int64_t>(), cells.size(0), total,
+                                             numbers.ptr<int64_t>(), nullptr);
                              });
 
 hostcall::Function filter("row_filter", [](Tensor indptr, Tensor indices, Tensor filter, int64_t num_items) {

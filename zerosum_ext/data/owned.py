@@ -107,11 +107,7 @@ class OwnedSamples:
         positives = data.indices[edges].long()
         if self.positives == 2:
             positives = torch.stack((positives, self._second(numbers, users, edges)), 1)
-        source = self.strategy.source(users.numel() * self.negatives)
-        drawn = _ops.sample_negatives_at(
-            users, numbers, *source, self.negatives, self.seed, self.epoch, self.strategy.replacement
-        )
-        negatives = drawn[0]
+        negatives = self.strategy.draw_at(users, numbers, self.negatives, self.seed, self.epoch)[0]
         return numbers, users, positives, negatives[:, 0] if self.negatives == 1 else negatives
 
     def _second(self, numbers: Tensor, users: Tensor, edges: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zerosum_ext import _checks, _ops
 from zerosum_ext._types import Strategy
+from zerosum_ext.data.complements import Complements
 from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives", "shared_samples"]
@@ -45,6 +46,7 @@ class _Index:
         self.filter: Tensor | None = None
         self.hint: Tensor | None = None
         self.tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self.complements: dict[int, Complements] = {}  # by the id of the masses, which they keep alive
         self.lookups = 0  # memberships asked for so far without a filter
 
 
@@ -159,6 +161,7 @@ class NegativeSource:
     excluded: Interactions
     replacement: bool
     name: str
+    complements: Complements
 
     @classmethod
     def of(
@@ -195,7 +198,10 @@ class NegativeSource:
             masses = _item_numbers("candidates", candidates, interactions).unique()
             if masses.numel() == 0:
                 raise ValueError("candidates: expected at least one item, got none")
-        return cls(slots, masses, excluded, bool(replacement), name)
+        complements = Complements(slots, masses)
+        if name == "popularity" and popularity is None:  # the table is kept with the interactions, and so are its sums
+            complements = _index(excluded).complements.setdefault(id(masses), complements)
+        return cls(slots, masses, excluded, bool(replacement), name, complements)
 
     def support(self) -> Tensor | None:
         """Whether an item can be drawn at all, bool [num_items]; None: all can."""
@@ -242,8 +248,20 @@ class NegativeSource:
     def draw(
         self, users: Tensor, k: int, seed: int, epoch: int, offset: int, key: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        source = self.source(users.numel() * k)
-        return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement, key)
+        lookups = users.numel() * k
+        source, sums = self.source(lookups), self.complements.of(self.excluded, lookups)
+        return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement, key, *sums)
+
+    def draw_at(self, users: Tensor, numbers: Tensor, k: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Negatives of samples with these numbers, in any order."""
+        lookups = users.numel() * k
+        source, sums = self.source(lookups), self.complements.of(self.excluded, lookups)
+        return _ops.sample_negatives_at(users, numbers, *source, k, seed, epoch, self.replacement, None, *sums)
+
+    def prepare(self) -> None:
+        """Make what speeds drawing up, as before very many draws."""
+        self.source(self.excluded.nnz)
+        self.complements.of(self.excluded, self.excluded.nnz)
 
     def draw_shared(self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int) -> Tensor:
         """Negatives [n, k] of which ``size`` samples in succession share a list, as csrc/cpu/shared_samples.h says.
@@ -730,6 +748,11 @@ class TripletLoader:
         else:
             negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
+
+    def prepare(self) -> None:
+        """Make now what speeds up drawing an epoch, and is made after some batches otherwise."""
+        _hint(self.interactions)
+        self._strategy.prepare()
 
     def _positives_source(self, begin: int, end: int) -> tuple[Any, ...]:
         """What the ops draw the positives of these samples from."""

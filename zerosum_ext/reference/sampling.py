@@ -194,6 +194,8 @@ def sample_negatives(
     offset: int,
     replacement: bool,
     key: Tensor | None = None,
+    complement_rows: Tensor | None = None,
+    complement_masses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw negatives int64 [rows, k] of users int64 [rows]; row r is sample number offset + r.
 
@@ -211,6 +213,8 @@ def sample_negatives(
         replacement: whether a row may hold an item twice.
         key: int64 [3], seed, epoch and offset in place of the numbers, read when a kernel runs: a captured CUDA graph
             draws anew at each replay.
+        complement_rows, complement_masses: of :func:`zerosum_ext.data.complements.complement_sums`, or None; they
+            change only the speed of kernels.
 
     Returns:
         (items, int64 [1]: the first row that has not enough items to draw from or whose user does not exist, else -1).
@@ -237,8 +241,16 @@ def sample_negatives_at(
     seed: int,
     epoch: int,
     replacement: bool,
+    key: Tensor | None = None,
+    complement_rows: Tensor | None = None,
+    complement_masses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw negatives as :func:`sample_negatives` does, of samples with these numbers, int64 [rows], in any order."""
+    """Draw negatives as :func:`sample_negatives` does, of samples with these numbers, int64 [rows], in any order.
+
+    The third number of ``key`` says nothing here.
+    """
+    if key is not None:
+        seed, epoch, _ = key.tolist()
     rows, num_users = users.numel(), indptr.numel() - 1
     items = _Items(num_items, slots, masses)
     valid = (users >= 0) & (users < num_users)
@@ -336,8 +348,14 @@ class Permutation:
         return left * self.columns + right
 
 
-def unshuffle(cells: Tensor, total: int, seed: int, epoch: int) -> Tensor:
-    """Return the numbers of the samples that an epoch's shuffle takes to ``cells`` of [0, total): int64, as cells."""
+def unshuffle(cells: Tensor, total: int, seed: int, epoch: int, key: Tensor | None = None) -> Tensor:
+    """Return the numbers of the samples that an epoch's shuffle takes to ``cells`` of [0, total): int64, as cells.
+
+    ``key`` int64 [3] holds seed and epoch in place of the numbers, as for :func:`sample_negatives`. Its third number
+    says nothing here.
+    """
+    if key is not None:
+        seed, epoch, _ = key.tolist()
     return Permutation(total, seed, epoch).inverse(cells)
 
 

@@ -471,6 +471,7 @@ class CapturedSteps:
         size, done = self.loader.batch_size, 0
         if not self.warm:
             # One step as usual: what is made at first use, such as the optimizer's state, is made outside of the graph.
+            self.loader.prepare()
             total += self.step(*self.loader.samples_between(begin, begin + size, epoch), size)
             self.warm, done = True, 1
         if done == batches:
