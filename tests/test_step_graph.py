@@ -68,6 +68,7 @@ class Graphs:
             work()
         graph.undo()
         self.captured += 1
+        self.graph = graph
 
         def replay():
             self.replayed += 1
@@ -286,3 +287,22 @@ def test_fit_replays_a_graph(gpu, monkeypatch, optimizer):
         assert losses == results[0][1]
         for got, want in zip(tables, results[0][0], strict=True):
             assert torch.equal(got, want)
+
+
+def test_a_graph_has_the_filter_and_the_sums_from_its_first_batch_on(played, graphs):
+    """They would be made after a part of an epoch; but what a graph was captured without, it goes on without."""
+    generator = torch.Generator().manual_seed(0)
+    has = torch.rand(USERS, ITEMS, generator=generator) < 0.3
+    has[5], has[5, 7:9] = True, False  # more than 32 items, and more than half of them
+    users, items = has.nonzero(as_tuple=True)
+    data = zx.Interactions.from_arrays(users.numpy(), items.numpy(), shape=(USERS, ITEMS)).to(PLAYED)
+    run = Run("sgd")
+    run.loader = zx.TripletLoader(data, 4, seed=3, strategy="popularity")
+    assert data.nnz > 16 * 2 * 4
+    run.train(end=12)
+    assert (graphs.captured, graphs.replayed) == (1, 2)
+    (drawn,) = [arguments for function, arguments, _, _ in graphs.graph.calls if "sample_negatives" in str(function)]
+    names = [a.name for a in torch.ops.zerosum_ext.sample_negatives.default._schema.arguments]
+    given = dict(zip(names, drawn, strict=True))
+    assert all(given[name] is not None for name in ("filter", "complement_rows", "complement_masses"))
+    assert not any("row_filter" in str(function) for function, *_ in graphs.graph.calls)
