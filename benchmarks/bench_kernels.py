@@ -29,7 +29,9 @@ from bench_gpu import DIM, Setting
 from torch.profiler import ProfilerActivity, profile
 
 import zerosum_ext as zx
+from zerosum_ext import _ops
 from zerosum_ext.data import sampling
+from zerosum_ext.models import folding
 from zerosum_ext.training.fused import FusedStep
 
 # Words that a pair's loss and its gradients move where derivatives are written once: both scores, both derivatives.
@@ -99,6 +101,26 @@ def draws(s: Setting) -> Iterator[Case]:
         yield Case("draws", f"{strategy}, {size}", lambda c=chosen: c.draw(users, 1, 0, 0, 0), 16 * size)
     loader = zx.TripletLoader(data, size, draws=1 + size // data.nnz, seed=0)
     yield Case("draws", f"triplets, {size}", lambda: loader._batch(0, 0), 24 * size)
+    numbers = torch.randint(0, 1 << 40, (size,), generator=generator).to(s.device)
+    at = functools.partial(chosen.draw_at, users, numbers, 1, 0, 0)
+    yield Case("draws", f"popularity by numbers, {size}", at, 24 * size)
+    cells = torch.arange(size, device=s.device)
+    yield Case("draws", f"unshuffle, {size}", lambda: _ops.unshuffle(cells, size, 0, 0), 16 * size)
+
+
+def new_users(s: Setting) -> Iterator[Case]:
+    """Rows of users for frozen items. Bytes are not known: how often the samples are read, each user decides."""
+    data = bench_gpu.interactions(s.small).to(s.device)
+    generator = torch.Generator().manual_seed(0)
+    item = (torch.randn((data.num_items, DIM), generator=generator) * 0.1).to(s.device)
+    for loss in ("bpr", "zerosum"):
+        settings = folding.FoldIn.of(loss, folding.usual_l2(loss), 16, 0, 1e-4, 100)
+        samples = folding.samples_of(data, settings)
+        kink = 0.02 if loss == "zerosum" else 0.0
+        call = functools.partial(
+            _ops.fold_in, item, None, *samples, None, settings.kernel, kink, settings.l2, 1e-4, 100
+        )
+        yield Case("new users", f"{loss}, {data.num_users} users, {len(samples[1])} samples", call)
 
 
 GROUPS: dict[str, Callable[[Setting], Iterator[Case]]] = {
@@ -106,6 +128,7 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "steps": steps,
     "ranking": ranking,
     "draws": draws,
+    "new users": new_users,
 }
 
 

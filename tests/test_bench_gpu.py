@@ -149,14 +149,17 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
 def test_kernels_of_a_call(bench, monkeypatch, tmp_path, capfd):
     kernels = importlib.import_module("bench_kernels")
     command = ["bench_kernels.py", "--device", "cpu", "--small", "--calls", "2", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*command, "--only", "losses", "draws"])
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "losses", "draws", "new users"])
     kernels.main()
     found = json.loads((tmp_path / "out.json").read_text())["results"]
     direct = next(r for r in found["losses"] if r["what"] == "bpr, 4096, loss_and_grad")
     assert direct["bytes"] == 4 * 4096 * 4
     assert {"zerosum_ext::pair_loss"} <= {k["kernel"] for k in direct["kernels"] if k["launches"] == 1}
     assert direct["microseconds"] == pytest.approx(sum(k["microseconds"] for k in direct["kernels"]))
-    assert [r["what"].split(",")[0] for r in found["draws"]] == ["uniform", "popularity", "triplets"]
+    drawn = ["uniform", "popularity", "triplets", "popularity by numbers", "unshuffle"]
+    assert [r["what"].split(",")[0] for r in found["draws"]] == drawn
+    for row in found["new users"]:
+        assert any(k["kernel"] == "zerosum_ext::fold_in" and k["launches"] == 1 for k in row["kernels"])
     monkeypatch.setitem(kernels.GROUPS, "losses", lambda s: [kernels.Case("losses", "broken", lambda: 1 / 0)])
     with pytest.raises(SystemExit):
         kernels.main()
