@@ -108,7 +108,7 @@ def interactions():
 class Run:
     """A model in training, a graph at hand or not."""
 
-    def __init__(self, optimizer="adam", loss=None, negatives=1, capturable=False):
+    def __init__(self, optimizer="adam", loss=None, negatives=1, capturable=False, shared=False):
         loss = zx.ZerosumLoss() if loss is None else loss
         self.model = new_model(optimizer == "sparse_adam")
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
@@ -117,9 +117,9 @@ class Run:
         assert fused.fused_obstacle(self.model, loss, self.optimizer) is None
         self.step = fused.FusedStep(self.model, loss, self.optimizer, 0.01, 0.5, capturable=capturable)
         positives = getattr(loss, "num_positives", 1)
-        self.loader = zx.TripletLoader(
-            interactions(), SIZE, seed=3, positives=positives, negatives=negatives if positives == 1 else 2
-        )
+        negatives = negatives if positives == 1 else 2
+        options = {"seed": 3, "positives": positives, "negatives": negatives, "negatives_shared": shared}
+        self.loader = zx.TripletLoader(interactions(), SIZE, **options)
         self.totals = []
 
     def train(self, epoch=0, begin=0, end=None):
@@ -306,3 +306,18 @@ def test_a_graph_has_the_filter_and_the_sums_from_its_first_batch_on(played, gra
     given = dict(zip(names, drawn, strict=True))
     assert all(given[name] is not None for name in ("filter", "complement_rows", "complement_masses"))
     assert not any("row_filter" in str(function) for function, *_ in graphs.graph.calls)
+
+
+@pytest.mark.parametrize("shared", [1, 10, 64, 100])
+def test_negatives_that_samples_share(played, graphs, monkeypatch, shared):
+    """Blocks begin within batches, or go on beyond them; nobody is asked where."""
+
+    def work(run):
+        played.asked.clear()
+        run.train(0, begin=7)
+        run.train(1)
+        assert played.asked == []
+
+    run = both(monkeypatch, graphs, work, loss=zx.SampledSoftmaxLoss(), negatives=5, shared=shared)
+    assert graphs.captured == 1
+    assert graphs.replayed >= 2 * (run.loader.num_samples // SIZE) - 2

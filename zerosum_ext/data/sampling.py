@@ -263,21 +263,32 @@ class NegativeSource:
         self.source(self.excluded.nnz)
         self.complements.of(self.excluded, self.excluded.nnz)
 
-    def draw_shared(self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int) -> Tensor:
+    def draw_shared(
+        self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int, key: Tensor | None = None
+    ) -> Tensor:
         """Negatives [n, k] of which ``size`` samples in succession share a list, as csrc/cpu/shared_samples.h says.
 
         Each block's list of k items is drawn from all items. A slot has the first item of the list, from its own place
         on and around the end, that the user does not have. A user who has them all has the negatives of ``draw``.
+        ``key`` holds seed, epoch and offset in place of the numbers, as for ``draw``.
         """
-        excluded, first, n = self.excluded, offset // size, users.numel()
+        excluded, n = self.excluded, users.numel()
         if n == 0:
             return users.new_empty((0, k))
-        blocks = (offset + n - 1) // size - first + 1
         nobody, nothing = users.new_zeros(2), excluded.indices[:0]
-        from_all = (nobody, nothing, None, self.slots, self.masses, excluded.num_items)
-        numbers = (k, seed, epoch, _SHARED_NUMBERS + first, True, None)
-        lists, _ = _ops.sample_negatives(users.new_zeros(blocks), *from_all, *numbers)
-        items = lists[torch.arange(offset, offset + n, device=users.device) // size - first]
+        from_all = (nobody, nothing, None, self.slots, self.masses, excluded.num_items, k)
+        samples = torch.arange(n, device=users.device)
+        if key is None:
+            first, start = offset // size, offset % size
+            blocks = (start + n - 1) // size + 1
+            numbers = (seed, epoch, _SHARED_NUMBERS + first, True, None)
+            lists, _ = _ops.sample_negatives(users.new_zeros(blocks), *from_all, *numbers)
+            items = lists[(start + samples) // size]
+        else:  # where in its block the first sample is, nobody knows here: as many lists as may be needed
+            most = torch.arange((n + size - 2) // size + 1, device=users.device)
+            at = _SHARED_NUMBERS + key[2] // size + most
+            lists, _ = _ops.sample_negatives_at(torch.zeros_like(most), at, *from_all, 0, 0, True, key)
+            items = lists[(key[2] % size + samples) // size]
         lookup = _filter(excluded, n * k)
         held = _ops.has_items(users, items, excluded.indptr, excluded.indices, lookup, excluded.num_items)
         place = torch.arange(k, device=users.device)
@@ -285,9 +296,11 @@ class NegativeSource:
         there = torch.cat((free, free + k), 1).flip(1).cummin(1).values.flip(1)[:, :k] % k
         shared = items.gather(1, there)
         alone = held.all(1, keepdim=True)
-        if not bool(alone.any()):
+        # Few or none are: where that can be seen at once. A GPU draws for all sooner than it answers.
+        drawn_by_gpu = users.device.type != "cpu" and _ops.has_op("sample_negatives", users.device)
+        if not drawn_by_gpu and not bool(alone.any()):
             return shared
-        return torch.where(alone, self.draw(users, k, seed, epoch, offset)[0], shared)
+        return torch.where(alone, self.draw(users, k, seed, epoch, offset, key)[0], shared)
 
 
 def shared_samples(value: bool | int) -> int:
@@ -742,9 +755,8 @@ class TripletLoader:
             source = (*self._positives_source(begin, end), seed, epoch, key)
             users, positives = _ops.sample_positives(*source)
         if self.negatives_shared:
-            if key is not None:
-                raise ValueError("key: expected None with negatives_shared")
-            negatives = self._strategy.draw_shared(users, self.negatives, seed, epoch, begin, self.negatives_shared)
+            size = self.negatives_shared
+            negatives = self._strategy.draw_shared(users, self.negatives, seed, epoch, begin, size, key)
         else:
             negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives

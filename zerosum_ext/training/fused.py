@@ -254,8 +254,6 @@ class FusedStep:
             The summed loss of these samples, without L2, a float64 scalar.
         """
         size = loader.batch_size
-        if self.device.type != "cpu" and loader.negatives_shared:
-            return self(*loader.samples_between(begin, end, epoch), size)
         if self.device.type != "cpu":
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             if self.graph is None or self.graph.loader is not loader:
