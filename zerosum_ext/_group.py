@@ -271,7 +271,7 @@ class Group:
             error: what went wrong in this process, or None.
 
         Raises:
-            The error itself, or ValueError with its text in the other processes.
+            ValueError: the text of the error, in the other processes. The process that has the error raises it itself.
         """
         said = "" if error is None else " ".join(f"{error}".split())[:500]
         texts = self.gather_objects(said or ("" if error is None else type(error).__name__))

@@ -75,7 +75,7 @@ class Workers:
 
         Raises:
             ChildProcessError: a process died.
-            Whatever ``function`` raises.
+            Exception: whatever ``function`` raises.
         """
         results: list[Any] = [None] * len(tasks)
         if self._pool is None:

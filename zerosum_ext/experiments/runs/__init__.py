@@ -4,7 +4,9 @@
     run.metrics["zerosum"]["ndcg@10"], run.metrics["bpr"]["ndcg@10"]
     runs.Run.open("runs/mine").recommend(["alice"], 10)
 
-The folder holds everything that the figures follow from and all that recommending needs::
+The folder holds everything that the figures follow from and all that recommending needs:
+
+.. code-block:: text
 
     config.json         data, split, hyper-parameters of every method, versions
     interactions.npz    the interactions with their external ids, and which part of the split each belongs to
