@@ -218,6 +218,43 @@ def bench_losses(s: Setting) -> Section:
     return [text, table(header, rows)], results
 
 
+def host_seconds(call: Method, calls: int, on_gpu: bool) -> float:
+    """The host's time of a call, which does not wait for what the GPU has to do."""
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    took = time.perf_counter() - start
+    if on_gpu:
+        torch.cuda.synchronize()
+    return took / calls
+
+
+def bench_host(s: Setting) -> Section:
+    """What a call costs the host: losses of so few pairs that the GPU never keeps it waiting."""
+    rows, results = [], []
+    size, calls = 256, 20 if s.small else 100
+    for name, (ours, _, eager) in peers.LOSSES.items():
+        shape = (size, 2) if name == "pos2neg2" else (size,)
+        pos, neg = (torch.randn(shape, device=s.device, requires_grad=True) for _ in range(2))
+        functions = {"ours": gradients(ours), "eager": gradients(eager), "direct": functools.partial(direct, name)}
+        methods = {label: functools.partial(function, pos, neg) for label, function in functions.items()}
+        seconds: dict[str, list[float]] = {label: [] for label in methods}
+        for call in methods.values():
+            host_seconds(call, 3, s.on_gpu)
+        for turn in range(s.rounds):
+            for label in list(methods)[turn % 3 :] + list(methods)[: turn % 3]:
+                seconds[label].append(host_seconds(methods[label], calls, s.on_gpu))
+        arrays = {label: np.array(values) for label, values in seconds.items()}
+        rows.append(
+            [name, *(microseconds(arrays, label) for label in methods), *ratios(arrays, ("eager",), "ours")],
+        )
+        results.append({"loss": name, "samples": size, "bytes": WORDS[name] * size * 4, "seconds": seconds})
+    text = f"The host's time of a call, forward and backward, {size} pairs; nothing waits for the GPU."
+    return [text, table(["loss", "us", "us of eager", "us of loss_and_grad", "eager / ours"], rows)], results
+
+
 # ----------------------------------------------------------------------------------------------- matrix factorization
 
 
@@ -397,6 +434,56 @@ def bench_steps(s: Setting) -> Section:
     text = "Training steps, Zerosum, d = 64; triples and bytes a second are those of the faster of the two."
     header += [f"{name} / fused" for name in ("mf_loss", "eager", "compile")]
     return [text, table(header, rows, text_columns=2)], results
+
+
+def eager_softmax(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Sampled softmax of a positive and K negatives."""
+    rows = user[users]
+    positive = (rows * item[positives]).sum(1, keepdim=True)
+    negative = torch.einsum("bd,bkd->bk", rows, item[negatives])
+    return (torch.cat([positive, negative], 1).logsumexp(1) - positive.squeeze(1)).mean()
+
+
+def many_negatives_bytes(shape: tuple[int, int], samples: int, k: int) -> int:
+    """Of a fused SGD step at most: each row of items and of users is read once an item, every row updated once."""
+    return samples * (8 * DIM * (1 + k) + 64 * (2 + k)) + 8 * DIM * sum(shape)
+
+
+def bench_negatives(s: Setting) -> Section:
+    """Training steps with sampled softmax over K = 64 negatives: the fused one, and eager compiled and not."""
+    rows, results, k = [], [], 64
+    plain = compiled(eager_softmax)
+    shape = shapes(s)[0]
+    generator = torch.Generator().manual_seed(0)
+    for size in (1 << 8,) if s.small else (1 << 12, 1 << 15):
+        users, positives, _ = triples(*shape, size, s.device)[0]
+        negatives = torch.randint(0, shape[1], (size, k), generator=generator).to(s.device)
+        methods: dict[str, Method] = {}
+        for label in ("fused", "eager", "compile"):
+            model = zx.MatrixFactorization(*shape, DIM, seed=0, init_std=0.1, device=s.device)
+            optimizer = OPTIMIZERS["SGD"](model.parameters())
+            if label == "fused":
+                step: Any = FusedStep(model, zx.SampledSoftmaxLoss(), optimizer, capturable=s.on_gpu)
+            else:
+                step = trained(model, optimizer, plain if label == "compile" else eager_softmax)
+            methods[label] = functools.partial(step, users, positives, negatives)
+            if label == "fused" and s.on_gpu:
+                methods["fused, graph"] = captured(step, (users, positives, negatives))
+        seconds = s.turns(f"softmax, K = {k}, {size}", methods)
+        if "fused" not in seconds:
+            continue
+        moved = many_negatives_bytes(shape, size, k)
+        best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
+        rows.append(
+            [
+                *(size, microseconds(seconds, "fused"), microseconds(seconds, "fused, graph")),
+                *(spread(size * k / seconds[best] * 1e-9), *ratios(seconds, ("eager", "compile"), best)),
+            ]
+        )
+        results.append({"samples": size, "negatives": k, "bytes": moved, "seconds": lists(seconds)})
+    header = ["samples", "us", "us in a graph", "1e9 pairs a second", "eager / fused", "compile / fused"]
+    text = f"Training steps, sampled softmax with {k} negatives, {shape[0]} x {shape[1]} rows, d = {DIM}, SGD."
+    return [text, table(header, rows)], results
 
 
 def implicit_epoch(data: zx.Interactions) -> Method | None:
@@ -584,8 +671,10 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "evaluation": bench_ranking,
     "epochs": bench_epochs,
     "positives": bench_pearson,
+    "host": bench_host,
     "losses": bench_losses,
     "steps": bench_steps,
+    "negatives": bench_negatives,
     "factorization": bench_factorization,
 }
 
@@ -627,6 +716,18 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
             best = largest.get(shape)
             if best is None or r["samples"] > best["samples"]:
                 largest[shape] = r
+    for r in results.get("host", ()):
+        times = fastest(r["seconds"], "eager") / fastest(r["seconds"], "ours")
+        judge(f"{r['loss']} loss, host's time of a call", "eager's", f"eager takes {times:.2f} x", times >= 1)
+    for r in results.get("negatives", ()):
+        if "compile" in r["seconds"]:
+            times = fastest(r["seconds"], "compile") / fastest(r["seconds"], "fused", "fused, graph")
+            what = f"softmax step, K = {r['negatives']}, {r['samples']} samples"
+            judge(what, "5 x torch.compile", f"{times:.2f} x", times >= 5)
+    for r in results.get("steps", ()):
+        if r["optimizer"] == "SGD" and r["samples"] == 1 << 12 and (r["users"], r["items"]) == MOVIELENS:
+            took = fastest(r["seconds"], "fused", "fused, graph")
+            judge("fused step, SGD, 4096 triples", "40 us", f"{1e6 * took:.1f} us", took <= 40e-6)
     for shape, r in largest.items():
         took = fastest(r["seconds"], "fused", "fused, graph")
         what = f"fused step, SGD, {shape[0]} x {shape[1]}, {r['samples']} triples"

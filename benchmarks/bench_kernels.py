@@ -220,6 +220,23 @@ def row_of(s: Setting, result: Mapping[str, Any]) -> list[object]:
     ]
 
 
+# Nodes of a CUDA graph that a call has at most: of losses by autograd and by loss_and_grad, and of fused steps.
+MOST_NODES = {"autograd": 3, "loss_and_grad": 1, "triples": 10}
+
+
+def targets(results: Mapping[str, Any]) -> list[list[str]]:
+    """What graph nodes the calls were to have, what they have, and the verdict."""
+    rows = []
+    for result in (*results.get("losses", ()), *results.get("steps", ())):
+        kind = next(kind for kind in MOST_NODES if result["what"].endswith(kind))
+        if "nodes" in result:
+            met = result["nodes"] <= MOST_NODES[kind]
+            rows.append(
+                [result["what"], f"{MOST_NODES[kind]} nodes", str(result["nodes"]), "met" if met else "**missed**"]
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -244,6 +261,8 @@ def main() -> None:
         for group in GROUPS:
             if group in results:
                 parts += [f"## {group}", table(header, [row_of(s, r) for r in results[group]], text_columns=2)]
+        if verdicts := targets(results):
+            parts.append(table(["call", "target", "nodes of a graph", ""], verdicts, text_columns=4))
         for what, names in (("Left out, as the time was over", left_out), ("Failed", failed)):
             if names:
                 parts.append(f"{what}: {'; '.join(names)}.")

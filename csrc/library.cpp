@@ -61,14 +61,15 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   // number of the step (from 1). lr and step of each table: one number where the tables are, to be read when the
   // kernels run, instead of those of settings; step is that of the step before, and moved on. longest: rows of
   // gradients are scaled down to this norm, if it is > 0. total: one float64 number, to which the loss summed over the
-  // samples is added. Returns the reduced loss, float64.
+  // samples is added. weight [B]: of each sample, float32. normalize: scores are cosines. Returns the reduced loss,
+  // float64.
   m.def(
       "mf_step(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, Tensor(d!)? user_first, "
       "Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, Tensor(h!)? bias_first, "
       "Tensor(i!)? bias_second, Tensor users, Tensor positives, Tensor negatives, Tensor? constants, Tensor settings, "
       "Tensor? user_lr, Tensor(j!)? user_step, Tensor? item_lr, Tensor(k!)? item_step, Tensor? bias_lr, "
       "Tensor(l!)? bias_step, Tensor(m!)? total, int optimizer, int loss, float a, float b, float c, float l2, "
-      "float longest, int reduction) -> Tensor");
+      "float longest, int reduction, Tensor? weight=None, bool normalize=False) -> Tensor");
   // Steps on consecutive batches of batch_size samples, all tables and their optimizer's state in place. settings
   // [3, 6], of users, items and biases: whether it is trained, lr, x, y, eps, and the number of the first step (from
   // 1). longest: rows of gradients are scaled down to this norm, if it is > 0. Returns the loss of each step;

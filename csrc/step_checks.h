@@ -25,4 +25,11 @@ inline void check_step(const Tensor& settings, const Tensor& positives, const Te
            "settings must be float64 [3, 6] on the CPU");
 }
 
+// The weights of a step's samples.
+inline void check_weight(const Tensor& weight, int64_t samples) {
+  ZX_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() && weight.dim() == 1 &&
+               weight.size(0) == samples,
+           "weight must be [B], float32");
+}
+
 }  // namespace zx

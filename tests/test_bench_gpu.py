@@ -131,8 +131,8 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     seconds = [r["seconds"] for name in bench.SECTIONS for r in found[name]]
     timed = [v for s in seconds for v in (s.values() if isinstance(s, dict) else [s])]
     assert all(len(v) == 2 and min(v) > 0 for v in timed)
-    # Three in each of the six rows of losses, one in each row of steps and of factorizations.
-    assert Graph.captured == 18 + 6 + 2
+    # Three in each of the six rows of losses, one in each row of steps, of many negatives and of factorizations.
+    assert Graph.captured == 18 + 6 + 1 + 2
     methods = {"ours", "direct", "eager", "compile", "ours, graph", "direct, graph", "compile, graph"}
     assert methods == set(found["losses"][0]["seconds"])
     assert "implicit" in [r["what"] for r in found["epochs"]]
@@ -143,6 +143,16 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     assert (rate, decay, verify) == (0.05, 0.01, True)
     assert "compile / loss_and_grad in graphs" in text
     assert "implicit updates rows" in text
+    assert set(found["negatives"][0]["seconds"]) == {"fused", "fused, graph", "eager", "compile"}
+    assert [set(r["seconds"]) for r in found["host"]] == [{"ours", "eager", "direct"}] * 3
+
+
+def test_the_peer_of_many_negatives_is_the_loss(bench):
+    users, positives = torch.tensor([0, 2, 2]), torch.tensor([1, 0, 4])
+    negatives = torch.tensor([[0, 1, 2], [3, 3, 1], [2, 0, 1]])
+    user, item = torch.randn(3, 6), torch.randn(5, 6)
+    want = zx.mf_loss(user, item, users, positives, negatives, loss="sampled_softmax")
+    torch.testing.assert_close(bench.eager_softmax(user, item, users, positives, negatives), want)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -324,6 +334,11 @@ def test_verdicts(bench):
     results = {
         "copy_bytes_per_second": 24.0 * pairs,
         "losses": [loss(pairs, 1.1), loss(1 << 12, 1.0, ours=1.0, direct=1.0, compile=1.3), loss(1 << 20, 1.0)],
+        "host": [{"loss": "bpr", "seconds": {"ours": [2.0], "eager": [1.9], "direct": [1.0]}}],
+        "negatives": [
+            {"samples": n, "negatives": 64, "seconds": {"fused": [1.0], "fused, graph": [0.5], "compile": [compiled]}}
+            for n, compiled in ((4096, 2.6), (32768, 2.4))
+        ],
         "sampling": [
             {"what": "negatives, uniform", "samples": 10**10, "seconds": [0.9, 0.8, 2.0]},
             {"what": "negatives, popularity", "samples": 10**10, "seconds": [1.9]},
@@ -344,6 +359,10 @@ def test_verdicts(bench):
         "bpr loss, 16777216 samples": "met",
         "bpr loss, 4096 samples, autograd in graphs": "met",
         "bpr loss, 4096 samples, loss_and_grad in graphs": "**missed**",
+        "bpr loss, host's time of a call": "**missed**",
+        "softmax step, K = 64, 4096 samples": "met",
+        "softmax step, K = 64, 32768 samples": "**missed**",
+        "fused step, SGD, 4096 triples": "met",
         "uniform negatives": "met",
         "negatives by popularity": "**missed**",
         "fused step, SGD, 6040 x 3706, 1048576 triples": "met",
@@ -351,3 +370,12 @@ def test_verdicts(bench):
         "full-ranking evaluation of Gowalla": "met",
     }
     assert bench.targets({"copy_bytes_per_second": 1.0}) == []
+
+
+def test_verdicts_of_nodes(bench):
+    kernels = importlib.import_module("bench_kernels")
+    nodes = {"bpr, 4096, autograd": 3, "bpr, 4096, loss_and_grad": 2, "zerosum, 9, autograd": 4}
+    losses = [{"what": what, "nodes": count} for what, count in nodes.items()]
+    steps = [{"what": "SGD, 6 x 3, 4096 triples", "nodes": 9}, {"what": "Adam, 6 x 3, 4096 triples"}]
+    rows = kernels.targets({"losses": losses, "steps": steps, "draws": [{"what": "uniform, 3", "nodes": 50}]})
+    assert [row[2:] for row in rows] == [["3", "met"], ["2", "**missed**"], ["4", "**missed**"], ["9", "met"]]

@@ -181,12 +181,15 @@ def test_hogwild_of_one_thread_is_sgd_on_single_samples(dim, loss, repeated):
         torch.testing.assert_close(model.state_dict()[name].double(), value, rtol=1e-4, atol=2e-5)
 
 
-def test_a_gpu_trains_such_models_by_autograd(monkeypatch):
-    model = new_model()
+@pytest.mark.parametrize(("dim", "widest"), [(20, None), (256, None), (260, 256), (64, None), (63, None), (66, 64)])
+def test_a_gpu_trains_rows_that_its_registers_hold(monkeypatch, dim, widest):
+    monkeypatch.setattr(fused._ops, "has_op", lambda op, device: True)
+    model = new_model(dim)
     assert fused.fused_obstacle(model, zx.BPRLoss(), torch.optim.SGD(model.parameters(), lr=0.1)) is None
-    meta = torch.nn.Module.to(new_model(), "meta")
+    meta = torch.nn.Module.to(model, "meta")
     obstacle = fused.fused_obstacle(meta, zx.BPRLoss(), torch.optim.SGD(meta.parameters(), lr=0.1))
-    assert obstacle == "model: expected normalize=False on a GPU, got normalize=True"
+    said = f"model: expected rows of at most {widest} numbers for cosines on a GPU, got {dim}"
+    assert obstacle == (None if widest is None else said)
 
 
 def test_a_softmax_of_cosines_is_learnt_by_every_engine(tmp_path):

@@ -117,8 +117,8 @@ def test_sorting_in_any_schedule(kernels, settings, rows):
 class Step:
     """Tables and state of one optimizer on the device that is played, and what a step needs of memory."""
 
-    def __init__(self, kernels, tables, optimizer, *, move=lambda t: t, chunks=(0, 0), in_memory=False):
-        self.kernels, self.name, self.chunks = kernels, optimizer, chunks
+    def __init__(self, kernels, tables, optimizer, *, move=lambda t: t, chunks=(0, 0), in_memory=False, cosines=False):
+        self.kernels, self.name, self.chunks, self.cosines = kernels, optimizer, chunks, cosines
         self.kind, self.make, (self.x, self.y), self.names = OPTIMIZERS[optimizer]
         self.tables = [None if t is None else move(t.clone()) for t in tables]
         self.state = [
@@ -130,18 +130,20 @@ class Step:
         self.total = torch.tensor(10.0, dtype=torch.float64)
         self.plan = torch.zeros(8, dtype=torch.int64)
 
-    def __call__(self, loss, ids, constants=None, *, l2=0.0, longest=0.0, reduction="mean", wanted=(1, 1, 1)):
+    def __call__(
+        self, loss, ids, constants=None, *, l2=0.0, longest=0.0, reduction="mean", wanted=(1, 1, 1), weight=None
+    ):
         of_tables = torch.tensor(
             [[float(w), -1.0 if self.lr is not None else LR, self.x, self.y, EPS, self.number] for w in wanted],
             dtype=torch.float64,
         )
         options = torch.tensor(
-            [self.kind, *numbers(self.kernels, loss), REDUCTIONS[reduction], l2, longest, *self.chunks],
+            [self.kind, *numbers(self.kernels, loss), REDUCTIONS[reduction], l2, longest, *self.chunks, self.cosines],
             dtype=torch.float64,
         )
         value = torch.full((), torch.nan, dtype=torch.float64)
         tables = [t for table, state in zip(self.tables, self.state, strict=True) for t in (table, *state)]
-        arguments = (*tables, *ids, constants, of_tables, self.lr, *self.steps, options, value, self.total)
+        arguments = (*tables, *ids, constants, of_tables, self.lr, *self.steps, options, value, self.total, weight)
         self.kernels.mf_step(*arguments, None, self.plan)
         # As the op finds it: full of something, and of the exact size.
         memory = torch.full((int(self.plan[0]),), -7, dtype=torch.int32)
@@ -150,16 +152,23 @@ class Step:
         return value
 
 
-def definition(loss, tables, ids, constants, l2, reduction):
-    """Value without L2, and the gradients, in float64."""
+def definition(loss, tables, ids, constants, l2, reduction, weight=None, cosines=False):
+    """Value without L2, and with it, in float64."""
     user, item, bias = tables
     users, positives, negatives = ids
-    scores, norms = reference.mf_scores(user, item, bias, users, reference.mf_items(positives, negatives), False)
+    items = reference.mf_items(positives, negatives)
+    scores, norms = reference.mf_scores(user, item, bias, users, items, False)
+    if cosines:
+        user, item = (torch.nn.functional.normalize(t, dim=-1) for t in (user, item))
+        scores = reference.mf_scores(user, item, bias, users, items, False)[0]
     pos, neg = reference.split_scores(scores, positives, negatives)
     aux = (None, None) if constants is None else (constants.double()[positives], constants.double()[negatives])
     if loss not in PAIR and loss != "pos2neg2" and neg.dim() == 1:
         neg = neg.unsqueeze(1)
-    value = reference.pair_loss_value(pos, neg, *aux, None, LOSSES[loss], reduction)
+    if weight is not None:
+        pair = loss in PAIR and neg.dim() == 2
+        weight = weight.double().unsqueeze(1).expand_as(neg) if pair else weight.double()
+    value = reference.pair_loss_value(pos, neg, *aux, weight, LOSSES[loss], reduction)
     return value, value + l2 * reference.reduce(norms, reduction)
 
 
@@ -189,9 +198,10 @@ def check(
     reduction="mean",
     wanted=(1, 1, 1),
     rtol=2e-4,
+    weights=None,
     **options,
 ):
-    """Steps on some batches, against torch.optim in float64."""
+    """Steps on some batches, against torch.optim in float64. weights: of the samples of each batch."""
     start = new_tables(num_users, num_items, dim, bias)
     constants = new_constants(loss, num_items)
     step = Step(kernels, start, optimizer, **options)
@@ -199,8 +209,9 @@ def check(
     trained = [t for t, w in zip(doubles, wanted, strict=True) if t is not None and w]
     torchs = step.make(trained) if trained else None
     total = 10.0
-    for ids in batches:
-        value, objective = definition(loss, doubles, ids, constants, l2, reduction)
+    for number, ids in enumerate(batches):
+        weight = None if weights is None else weights[number]
+        value, objective = definition(loss, doubles, ids, constants, l2, reduction, weight, step.cosines)
         gradients = (
             torch.autograd.grad(objective, trained, allow_unused=True)
             if trained and len(ids[0])
@@ -222,7 +233,8 @@ def check(
             table.grad = grad
         if torchs is not None:
             torchs.step()
-        got = step(loss, ids, constants, l2=l2, longest=longest, reduction=reduction, wanted=wanted)
+        settings = {"l2": l2, "longest": longest, "reduction": reduction, "wanted": wanted}
+        got = step(loss, ids, constants, weight=weight, **settings)
         want = float(value.detach()) if len(ids[0]) else 0.0
         assert float(got) == pytest.approx(want, rel=2e-5, abs=1e-6)
         total += want * (len(ids[0]) if reduction == "mean" else 1)
@@ -283,6 +295,88 @@ def test_numbers_in_memory(kernels, optimizer):
     assert [float(s) for s in step.steps] == [6.0] * 3
     for a, b in zip(known.tables, step.tables, strict=True):
         assert torch.equal(a, b)
+
+
+def weights_of(batches, seed=7):
+    """Weights of samples, one in five of them 0."""
+    g = generator(seed)
+    weights = [torch.rand(len(ids[0]), generator=g) * 3 for ids in batches]
+    for weight in weights:
+        weight[::5] = 0
+    return weights
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_of_samples(kernels, loss):
+    for k, dim in ((None, 8), (5, 12), (64, 300)):
+        if (loss not in PAIR and k is None) or (loss == "pos2neg2" and k != 5):
+            continue
+        batches = [draw_ids(50, num_users=23, num_items=31, seed=s, **shape_of_negatives(loss, k)) for s in range(2)]
+        options = {"dim": dim, "l2": 0.2, "weights": weights_of(batches)}
+        check(kernels, loss, "sgd", batches, chunks=(4, 8), **options)
+        check(kernels, loss, "sgd", batches, reduction="sum", rtol=2e-3, **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_with_every_optimizer(kernels, optimizer):
+    batches = [draw_ids(60, None, 23, 31, seed=s) for s in range(3)]
+    for chunks in ((0, 0), (2, 4)):
+        for options in ({}, {"longest": 0.05}, {"dim": 300}):
+            check(kernels, "zerosum", optimizer, batches, weights=weights_of(batches), chunks=chunks, **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_of_one_give_the_bits_of_none(kernels, loss):
+    ids = draw_ids(70, num_users=23, num_items=31, seed=1, **shape_of_negatives(loss, 3))
+    steps = [Step(kernels, new_tables(23, 31, 8), "adagrad", chunks=(4, 8)) for _ in range(2)]
+    values = [
+        step(loss, ids, new_constants(loss, 31), l2=0.1, weight=weight)
+        for step, weight in zip(steps, (None, torch.ones(70)), strict=True)
+    ]
+    assert torch.equal(*values)
+    for a, b in zip(steps[0].tables, steps[1].tables, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_weight_is_read_once_and_launches_are_the_same(kernels, counted):
+    ids = draw_ids(1500, None, 300, 200, seed=1)
+    moved = []
+    for weight in (None, torch.rand(1500, generator=generator(2))):
+        with counted.count() as counts:
+            Step(counted, new_tables(300, 200, 16), "sgd")("zerosum", ids, weight=weight)
+        assert len(counts.nodes) == 4
+        moved.append((counts.loaded, counts.stored))
+    assert (moved[1][0] - moved[0][0], moved[1][1] - moved[0][1]) == (4 * 1500, 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_cosines(kernels, loss):
+    for k, dim in ((None, 8), (2, 5), (5, 33), (9, 256)):
+        if (loss not in PAIR and k is None) or (loss == "pos2neg2" and k != 2):
+            continue
+        batches = [draw_ids(50, num_users=23, num_items=31, seed=s, **shape_of_negatives(loss, k)) for s in range(2)]
+        check(kernels, loss, "sgd", batches, dim=dim, l2=0.2, chunks=(4, 8), cosines=True)
+        check(kernels, loss, "adagrad", batches, dim=dim, bias=False, weights=weights_of(batches), cosines=True)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["drawn", "one user", "one item"])
+def test_cosines_with_every_optimizer(kernels, optimizer, kind):
+    """Rows within a chunk, over edges, and over so many chunks that a block adds up what each has made of its part."""
+    for chunks in ((1, 1), (4, 8)):
+        for wanted in ((1, 1, 1), (1, 0, 1), (0, 1, 0)):
+            options = {"l2": 0.3, "longest": 0.2, "chunks": chunks, "wanted": wanted, "cosines": True}
+            check(kernels, "zerosum", optimizer, [worst_ids(150, kind)] * 2, dim=12, rtol=1e-3, **options)
+
+
+def test_cosines_of_rows_of_zeros(kernels):
+    """They are 0, and their derivatives those of a row that was as long as the shortest: finite."""
+    step = Step(kernels, new_tables(23, 31, 8), "sgd", cosines=True)
+    ids = worst_ids(40, "distinct")
+    step.tables[0][3], step.tables[1][4] = 0, 0
+    assert step("zerosum", ids).isfinite()
+    for table in step.tables:
+        assert table.isfinite().all()
 
 
 def worst_ids(rows, kind, num_users=23, num_items=31):
@@ -467,6 +561,13 @@ BUGS = {
         "i < sum.parts; i += stride",
         "i < sum.parts; i += stride - stride / 2",
     ),
+    "weight of the place": ("cuda/mf_step.cuh", "a.weight[sample]", "a.weight[base + g.lane]"),
+    "weight of the first lane": ("cuda/mf_step.cuh", "g.get(weight, i)", "g.get(weight, 0)"),
+    "items that are no directions": ("cuda/mf_step.cuh", "scale_piece<N>(kept, inverse_length(", "(void)(("),
+    "users' lengths are forgotten": ("cuda/mf_step.cuh", "factor * a.user_scale[sample]", "factor"),
+    "L2 of a direction": ("cuda/mf_step.cuh", "decay / user.scale", "decay"),
+    "derivatives along an item": ("cuda/mf_step.cuh", "add_piece<N>(sum, -along_row(product, scale), own);", ";"),
+    "value without its weight": ("cuda/mf_step.cuh", "its_weight * value", "value"),
     "users first": (
         *("cuda/mf_step.cuh", "  if (p.samples > 0 && p.items_wanted()) {\n"),
         "  step_end<kStepPack>(p.kind(), a, layout, stream);\n  if (p.samples > 0 && p.items_wanted()) {\n",
@@ -508,6 +609,10 @@ def look_for(bug, folder):
         for kind in ("one user", "one item", "drawn"):
             check(kernels, "zerosum", "lazy_adam", [worst_ids(150, kind)], chunks=chunks)
     check(kernels, "zerosum", "adagrad", [worst_ids(150, "one item")] * 2, chunks=(4, 8), in_memory=True)
+    drawn = [draw_ids(60, None, 23, 31, seed=3)]
+    # (Rows of 20: a group of several lanes.)
+    check(kernels, "zerosum", "sgd", drawn, dim=20, chunks=(4, 8), weights=weights_of(drawn))
+    check(kernels, "zerosum", "sgd", drawn, dim=20, chunks=(4, 8), l2=0.2, cosines=True)
 
 
 # In a process of its own: of two modules with the same symbols the first one's may serve both.

@@ -16,9 +16,11 @@ from zerosum_ext.reference import ranking as _ranking_reference
 kernels = kernels_of("rank")
 counted = counted_kernels_of("rank")
 
-# csrc/cuda/rank.cuh: positives that are counted in registers, those that a pass counts by search, places of a list that
-# a pass makes.
-REGISTERS, LEVELS, LIST = 8, 511, 1024
+# csrc/cuda/rank.cuh: positives that are counted in registers, those that a pass counts by search, places of a list from
+# which on it is selected.
+REGISTERS, LEVELS, LIST = 8, 511, 512
+# csrc/cuda/rank_select.cuh: entries that are sorted at once, and that are held where the list ends.
+TILE, HELD = 4096, 1024
 
 
 def csr(dense, dtype):
@@ -52,7 +54,7 @@ def held_out(counts, num_items, excluded=0.3, dtype=torch.int32, seed=0):
     return torch.arange(len(counts)), offset, *csr(dense, dtype), *csr(others, dtype)
 
 
-def run(kernels, scores, users, offset, *matrices, k, blocks=1 << 16):
+def run(kernels, scores, users, offset, *matrices, k, blocks=1 << 16, longest=LIST):
     compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
     count, rows = int(offset[-1]), users.numel()
     out = (
@@ -62,12 +64,12 @@ def run(kernels, scores, users, offset, *matrices, k, blocks=1 << 16):
         torch.full((rows, k), -9),
         torch.full((1,), -1),
     )
-    kernels.rank_scores(scores, users, offset, *matrices, *out, blocks)
+    kernels.rank_scores(scores, users, offset, *matrices, *out, blocks, longest)
     return out
 
 
-def check(kernels, scores, args, k, blocks=1 << 16):
-    got = run(kernels, scores, *args, k=k, blocks=blocks)
+def check(kernels, scores, args, k, blocks=1 << 16, longest=LIST):
+    got = run(kernels, scores, *args, k=k, blocks=blocks, longest=longest)
     compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
     want = _ranking_reference.rank_scores(scores.to(compute), *args, k)
     for g, w in zip(got, want, strict=True):
@@ -133,10 +135,92 @@ def test_any_number_of_positives(kernels, counts, ties):
     check(kernels, scores(len(counts), 1201, ties=ties), args, 5, blocks=2)
 
 
-@pytest.mark.parametrize("k", [255, 256, 257, 512, 513, LIST - 1, LIST, LIST + 1, 2 * LIST + 50])
+@pytest.mark.parametrize("k", [255, 256, 257, LIST - 1, LIST, LIST + 1, 1023, 1024, 1025, 2201, 2300])
 def test_lists_of_any_length(kernels, k):
     args = held_out((3, 0), 2201, excluded=0.05)
     check(kernels, scores(2, 2201, ties=k % 2 == 0), args, k, blocks=1)
+
+
+# ---- lists that are selected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("k", [TILE // 2, TILE // 2 + 1, TILE, TILE + 1, 2 * TILE + 1, 9001])
+def test_longer_lists_than_are_sorted_at_once(kernels, dtype, k):
+    """Tiles and the comparisons between them; float64 has tiles of half as many. Half of the scores are level."""
+    s = scores(1, 9001, dtype)
+    s[:, ::2] = s[:, ::2].round()
+    check(kernels, s, held_out((2,), 9001, excluded=0.01), k)
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES, ids=str)
+def test_selecting_in_any_schedule(kernels, settings):
+    with cuda_on_host.schedule(settings):
+        for ties in (False, True):
+            check(kernels, scores(2, 3001, ties=ties), held_out((1, 12), 3001), 700, blocks=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_items", [600, HELD, 2048, 2049, 5003])
+def test_all_scores_are_level(kernels, num_items, dtype):
+    """The items' numbers decide, digit by digit."""
+    s = torch.full((1, num_items), -1.5).to(dtype)
+    for k in (513, num_items - 1, num_items):
+        check(kernels, s, held_out((1,), num_items, excluded=0.1), k)
+        check(kernels, s, held_out((1,), num_items, excluded=0), k)
+
+
+def test_scores_that_differ_in_their_last_bits(kernels):
+    """All digits of the score are looked at, and those of the items where two of three are level."""
+    s = 1 + torch.arange(4003).unsqueeze(0).flip(1) // 3 * 2.0**-23
+    check(kernels, s, held_out((1,), 4003), 1500)
+    check(kernels, 1 + (s.double() - 1) * 2.0**-29, held_out((1,), 4003), 1500)
+    both = torch.cat([s.double(), 1 + (s.double() - 1) * 2.0**-29], 1)
+    check(kernels, -both, held_out((1,), 8006), 5000)
+
+
+def test_fewer_candidates_than_places(kernels):
+    s = scores(3, 1501)
+    s[0, ::2], s[1], s[2, 5:] = -torch.inf, -torch.inf, torch.inf
+    args = held_out((2, 0, 9), 1501, excluded=0.4)
+    for k in (600, 900, 1501, 2000):
+        check(kernels, s, args, k)
+
+
+def test_nobody_and_nothing_to_select(kernels):
+    args = problem()
+    assert run(kernels, scores(0, 301), args[0][:0], args[1][:1], *args[2:], k=600)[5].item() == -1
+    empty = torch.zeros(10, dtype=torch.int64)
+    nothing = torch.zeros(0, dtype=torch.int32)
+    out = run(kernels, torch.zeros(9, 0), args[0], empty, empty, nothing, empty, nothing, k=600)
+    assert (out[4] == -1).all()
+
+
+def test_nan_does_not_spoil_the_lists_of_others(kernels):
+    args = held_out((2, 0, 1), 1301, excluded=0)
+    s = scores(3, 1301)
+    want = run(kernels, s, *args, k=700)[4]
+    s[1, 5] = torch.nan
+    out = run(kernels, s, *args, k=700)
+    assert out[5].item() == 1
+    assert torch.equal(out[4][::2], want[::2])
+
+
+def test_rows_of_long_lists_begin_anywhere(kernels):
+    for first in range(4):
+        around = torch.full((2, 1300), 9.0)
+        s = around[:, first : first + 1203]
+        s.copy_(scores(2, 1203))
+        check(kernels, s, held_out((0, 1), 1203), 600)
+    check(kernels, scores(1203, 2).T, held_out((0, 1), 1203), 600)
+
+
+def test_a_list_is_the_same_by_selection_and_by_queue(kernels):
+    args = held_out((3, 1), 2501)
+    for ties in (False, True):
+        for k in (10, 100, LIST):
+            check(kernels, scores(2, 2501, ties=ties), args, k, longest=0)
+        check(kernels, scores(2, 2501, ties=ties), args, 1024, longest=1024)
 
 
 def ordered(kind, rows, num_items):
@@ -230,19 +314,53 @@ def test_budget(counted):
 def test_budget_of_several_passes(counted):
     args = held_out((LEVELS + 9,), 6_000, excluded=0.01)
     budget(counted, scores(1, 6_000), args, 0, passes=2)
-    args = held_out((2,), 6_000, excluded=0.01)
-    budget(counted, scores(1, 6_000), args, 2 * LIST + 1, passes=3, looked_up=12_000)
+
+
+def budget_of_selection(counted, s, args, k, digits):
+    """Counts, a pass for each digit, and one that collects: however long the list is."""
+    with counted.count() as counts:
+        check(counted, s, args, k)
+    assert [node.kernel for node in counts.nodes] == ["(rank_select_kernel<S>)", "(rank_kernel<S>)"]
+    rows, elements, size = args[0].numel(), s.numel(), s.element_size()
+    places = min(k, s.shape[1])
+    tiled = 1 if places <= TILE * 4 // size else 0  # sorted in shared memory from the first to the last
+    shared = 8192 + 2 * size * (1 << max(5, (min(places, TILE * 4 // size) - 1).bit_length()))
+    assert counts.nodes[0].shared == shared <= 40 << 10
+    excluded, positives = int(args[4].diff().sum()), int(args[1][-1])
+    # What is collected is looked up, and read once more: all that reaches the end of the list.
+    collected = rows * (places + HELD)
+    looked_up = collected * (size + 8 * (args[4].diff().max().item().bit_length() + 1))
+    taken_off = excluded * (4 + size + 8) * (2 + digits)
+    assert counts.loaded >= (2 + digits) * elements * size
+    scans = (2 + digits) * elements * size + 8 * 256 * positives
+    beyond = 0 if tiled else 16 * rows * places * (2 + (places // TILE).bit_length() * 2)
+    assert counts.loaded <= scans + looked_up + taken_off + beyond + rows * 4000
+    assert counts.stored <= positives * 20 + rows * 8 * (1 + k) + (0 if tiled else beyond)
+    return counts
+
+
+def test_budget_of_selection(counted):
+    """Of 6 000 scores one digit leaves few enough, and of more where they lie apart. 600 places cost what 4 000 do."""
+    args = held_out((2, 3), 6_000, excluded=0.01)
+    for k in (600, 4000):
+        budget_of_selection(counted, scores(2, 6_000), args, k, 1)
+    args = held_out((2,), 40_000, excluded=0.01)
+    for k, digits in ((700, 1), (6500, 2)):  # scores about 2, and about 1
+        budget_of_selection(counted, scores(1, 40_000), args, k, digits)
+    # Level scores: three digits of theirs, and the item's.
+    budget_of_selection(counted, torch.ones(1, 6_000), held_out((2,), 6_000, excluded=0.01), 700, 4)
 
 
 # ------------------------------------------------------------------------------------------------------ planted bugs
 
+ROW, SELECT = "cuda/rank_row.cuh", "cuda/rank_select.cuh"
 BUGS = [
     planted.Bug(
         "a tie goes to any item",
         "e > list.last()",
         "!e.is_none() && (list.last().is_none() || e.score() > list.last().score())",
     ),
-    planted.Bug("ties have no order", "return key > other.key;", "return key >> 32 > other.key >> 32;"),
+    planted.Bug("ties have no order", "return key > other.key;", "return key >> 32 > other.key >> 32;", ROW),
     planted.Bug("the list's end is never known", "best[shared->length - 1]", "Entry<T>::none()"),
     planted.Bug("the list's end is taken for its begin", "last().score()", "best[0].score()"),
     planted.Bug("scores that find the queue full are lost", "return notable;", "return 0;"),
@@ -253,16 +371,27 @@ BUGS = [
     planted.Bug("an excluded positive is taken off", "row.is_positive(item)", "false"),
     planted.Bug("counts of the row before stay", "shared->above[threadIdx.x] = shared->level[threadIdx.x] = 0;", ";"),
     planted.Bug("the list of the row before stays", "best[i] = Entry<T>::none();", ";"),
-    planted.Bug("the last pack is read whole", "static_cast<unsigned>(whole)", "static_cast<unsigned>(whole + 1)"),
+    planted.Bug("the last pack is read whole", "static_cast<unsigned>(whole)", "static_cast<unsigned>(whole + 1)", ROW),
     planted.Bug("the search stops early", "2 * half <= count", "2 * half < count"),
     planted.Bug("levels of a second pass are lost", "first += kRankLevels", "first += m"),
-    planted.Bug("a longer list begins anew", "list.shared->below > e", "true"),
     planted.Bug(
         "an excluded item that is level is taken off as one above",
         "above[j] -= s > levels[j] ? 1.0f : 0.0f;",
         "above[j] -= s >= levels[j] ? 1.0f : 0.0f;",
     ),
     planted.Bug("the sums of bins lose what was carried", "sum += carried;", ";"),
+    # Selection. (No bug here collects more than there is room for in the cases that come to it.)
+    planted.Bug("excluded items are selected", "row.is_candidate(number)", "true", SELECT),
+    planted.Bug("excluded items stay in their bins", "atomicSub(bins + prefix.digit(bits, number), 1u);", ";", SELECT),
+    planted.Bug("the sums of warps are not carried", "above += shared->sums[w];", ";", SELECT),
+    planted.Bug("bins of the digit before stay", "bins[i] = 0;", ";", SELECT),
+    planted.Bug("the last of the ties is lost", "~i >= item", "~i > item", SELECT),
+    planted.Bug("a digit is given wrongly", "static_cast<Bits>(digit)", "static_cast<Bits>(digit | 1u)", SELECT),
+    planted.Bug("the last tile is lost", "first < count", "first + n < count", SELECT),
+    planted.Bug("what is held is not sorted", "sort_tile(held, n);", "__syncthreads();", SELECT),
+    planted.Bug("a merge without its mirror", "compare_down(a, n, size / 2, size - 1);", "__syncthreads();", SELECT),
+    planted.Bug("tiles are not merged", "if (higher > lower) put(i, higher), put(j, lower);", ";", SELECT),
+    planted.Bug("a distance between tiles is left out", "half >= n", "half >= 2 * n", SELECT),
 ]
 
 
@@ -281,7 +410,11 @@ def battery(kernels):
     check(kernels, scores(1, 3003), held_out((2,), 3003), 300)
     with cuda_on_host.schedule(cuda_on_host.SCHEDULES[2]):  # lower items come after higher ones, here and there
         check(kernels, ordered("level", 1, 3003), held_out((2,), 3003), 300)
-    check(kernels, scores(2, 1301), held_out((1, 0), 1301, excluded=0.02), LIST + 9, blocks=1)
+    check(kernels, scores(2, 1000), held_out((1, 0), 1000, excluded=0.1), 600, blocks=1)
+    check(kernels, scores(2, 1000, ties=True), held_out((1, 0), 1000, excluded=0.1), 600, blocks=1)
+    check(kernels, torch.ones(1, 2000), held_out((1,), 2000, excluded=0.1), 600)
+    check(kernels, scores(1, 4000), held_out((1,), 4000), 1000)
+    check(kernels, scores(1, 20_001), held_out((1,), 20_001), 3 * TILE + 9)
     around = torch.full((3, 70), 9.0)
     around[:, 5:66] = scores(3, 61)
     check(kernels, around[:, 5:66], held_out((3, 0, 12), 61), 4)

@@ -103,6 +103,8 @@ def mf_step_arguments() -> Iterator[tuple[Any, ...]]:
     total = torch.zeros((), dtype=torch.float64)
     for optimizer in (1, 2, 3):
         yield user, item, bias, *states, *samples(), None, settings, *numbers, total, optimizer, *losses
+    weight = torch.arange(samples()[0].numel(), dtype=torch.float32)
+    yield user, item, bias, *nothing, *samples(), None, settings, *nothing, None, 0, *losses, weight, True
 
 
 def mf_train_arguments() -> Iterator[tuple[Any, ...]]:

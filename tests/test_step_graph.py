@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from played_device import PLAYED, Played, PlayedDevice
@@ -14,6 +15,7 @@ import zerosum_ext as zx
 from zerosum_ext import _library as _extension
 from zerosum_ext import _ops
 from zerosum_ext.training import fused
+from zerosum_ext.training.weights import PairWeights
 
 if not _extension.CPU.loaded:
     pytest.skip("the kernels that play those of a GPU are in _C, which is not loaded", allow_module_level=True)
@@ -93,47 +95,70 @@ def graphs(monkeypatch):
     return found
 
 
-def new_model(sparse=False):
-    model = zx.MatrixFactorization(USERS, ITEMS, 6, seed=1, init_std=0.3, item_bias=True, sparse=sparse)
+def new_model(sparse=False, normalize=False, place=Played):
+    options = {"item_bias": True, "sparse": sparse, "normalize": normalize}
+    model = zx.MatrixFactorization(USERS, ITEMS, 6, seed=1, init_std=0.3, **options)
     for name, parameter in list(model.named_parameters()):
-        setattr(model, name, torch.nn.Parameter(Played(parameter.detach().clone())))
+        setattr(model, name, torch.nn.Parameter(place(parameter.detach().clone())))
     return model
 
 
-def interactions():
-    x = zx.Interactions.from_any(zx.datasets.synthetic_triangle(USERS, ITEMS))
-    return x.to(PLAYED)
+def interactions(weights=False):
+    matrix = zx.datasets.synthetic_triangle(USERS, ITEMS)
+    if not weights:
+        return zx.Interactions.from_any(matrix)
+    matrix.data = np.random.default_rng(0).integers(0, 5, matrix.nnz).astype(np.float32)
+    return zx.Interactions.from_scipy(matrix, weights=True)
 
 
 class Run:
     """A model in training, a graph at hand or not."""
 
-    def __init__(self, optimizer="adam", loss=None, negatives=1, capturable=False, shared=False):
+    def __init__(
+        self,
+        optimizer="adam",
+        loss=None,
+        negatives=1,
+        capturable=False,
+        weights=False,
+        normalize=False,
+        device=PLAYED,
+        shared=False,
+    ):
         loss = zx.ZerosumLoss() if loss is None else loss
-        self.model = new_model(optimizer == "sparse_adam")
+        place = Played if device == PLAYED else torch.Tensor
+        self.model = new_model(optimizer == "sparse_adam", normalize, place)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         for group in self.optimizer.param_groups:
             group["capturable"] = capturable
         assert fused.fused_obstacle(self.model, loss, self.optimizer) is None
-        self.step = fused.FusedStep(self.model, loss, self.optimizer, 0.01, 0.5, capturable=capturable)
+        data = interactions(weights).to(device)
+        self.step = fused.FusedStep(
+            *(self.model, loss, self.optimizer, 0.01, 0.5),
+            capturable=capturable,
+            weights=PairWeights(data) if weights else None,
+        )
         positives = getattr(loss, "num_positives", 1)
         negatives = negatives if positives == 1 else 2
         options = {"seed": 3, "positives": positives, "negatives": negatives, "negatives_shared": shared}
-        self.loader = zx.TripletLoader(interactions(), SIZE, **options)
+        self.loader = zx.TripletLoader(data, SIZE, **options)
         self.totals = []
 
     def train(self, epoch=0, begin=0, end=None):
         end = self.loader.num_samples if end is None else end
-        self.totals.append(self.step.draw_and_train(self.loader, begin, end, epoch).held.clone())
+        self.totals.append(_held(self.step.draw_and_train(self.loader, begin, end, epoch)))
 
     def everything(self):
         """All numbers that training leaves."""
-        found = {name: p.held.clone() for name, p in self.model.named_parameters()}
+        found = {name: _held(p) for name, p in self.model.named_parameters()}
         for number, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
-                value = value.held.clone() if isinstance(value, Played) else value
-                found[f"{number} {key}"] = torch.as_tensor(value).double()
+                found[f"{number} {key}"] = _held(torch.as_tensor(value)).double()
         return found | {f"total {i}": total for i, total in enumerate(self.totals)}
+
+
+def _held(tensor):
+    return (tensor.held if isinstance(tensor, Played) else tensor).detach().clone()
 
 
 def same(first, second):
@@ -187,6 +212,42 @@ def test_losses(played, graphs, monkeypatch, kind):
 
     both(monkeypatch, graphs, work, loss=loss, negatives=negatives)
     assert graphs.captured == 1
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", ["zerosum", "pos2neg2", "softmax"])
+def test_weights_of_interactions_and_cosines(played, graphs, monkeypatch, kind, normalize):
+    """What a graph does, what steps without one do, and what the CPU's engine does."""
+    losses = {"zerosum": zx.ZerosumLoss(), "pos2neg2": zx.Pos2Neg2Loss(), "softmax": zx.SampledSoftmaxLoss()}
+    options = {"loss": losses[kind], "negatives": 5, "normalize": normalize}
+
+    def work(run):
+        played.asked.clear()  # (weights were looked at, and users without negatives)
+        run.train(0)
+        run.train(1)
+        assert played.asked == []
+
+    run = both(monkeypatch, graphs, work, weights=True, **options)
+    assert graphs.captured == 1
+    on_cpu, plain = Run(weights=True, device=torch.device("cpu"), **options), Run(**options)
+    for other in (on_cpu, plain):
+        other.train(0)
+        other.train(1)
+    for name, value in run.everything().items():
+        torch.testing.assert_close(value, on_cpu.everything()[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert not torch.allclose(run.everything()["user_embedding"], plain.everything()["user_embedding"], atol=1e-3)
+
+
+def test_weights_of_samples_that_are_given(played, graphs, monkeypatch):
+    """Batches that somebody else has drawn, on either device."""
+    runs = [Run("sgd", weights=True, normalize=True, device=d) for d in (PLAYED, torch.device("cpu"))]
+    runs.append(Run("sgd", normalize=True, device=torch.device("cpu")))
+    for run in runs:
+        run.totals.append(_held(run.step(*run.loader.samples_between(5, 177, 9), 30)))
+    played_run, on_cpu, plain = (run.everything() for run in runs)
+    for name, value in played_run.items():
+        assert torch.equal(value, on_cpu[name])
+    assert not torch.equal(plain["user_embedding"], on_cpu["user_embedding"])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -266,20 +327,20 @@ def test_parameters_that_are_not_trained(played, graphs, monkeypatch):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_fit_replays_a_graph(gpu, monkeypatch, optimizer):
+def test_fit_replays_a_graph(gpu, monkeypatch, optimizer, weights):
     """fit on a GPU: the fused engine by itself, its graph, and the bits of the steps without one."""
-    x = zx.Interactions.from_any(zx.datasets.synthetic_triangle(USERS, ITEMS))
+    x = interactions(weights)
     results, captured = [], []
     plain = fused.capture
     monkeypatch.setattr(fused, "capture", lambda *a: captured.append(1) or plain(*a))
     for graph in (True, True, False):
         if not graph:
             monkeypatch.setattr(fused, "can_capture", lambda device: False)
-        model = zx.MatrixFactorization(USERS, ITEMS, 20, seed=1, init_std=0.3, item_bias=True)
-        history = zx.fit(
-            model, x, "zerosum", OPTIMIZERS[optimizer], device=gpu, epochs=3, batch_size=SIZE, seed=3, progress=False
-        )
+        model = zx.MatrixFactorization(USERS, ITEMS, 20, seed=1, init_std=0.3, item_bias=True, normalize=weights)
+        options = {"epochs": 3, "batch_size": SIZE, "seed": 3, "sample_weight": "weights" if weights else None}
+        history = zx.fit(model, x, "zerosum", OPTIMIZERS[optimizer], device=gpu, progress=False, **options)
         assert history.path == "fused"
         results.append(([p.detach().cpu() for p in model.parameters()], list(history)))
     assert len(captured) == 2

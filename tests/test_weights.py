@@ -9,6 +9,7 @@ import torch
 import zerosum_ext as zx
 from zerosum_ext import _ops
 from zerosum_ext.training.fused import FusedStep
+from zerosum_ext.training.weights import PairWeights
 
 LOSSES = ["bpr", "zerosum", "pos2neg2", "sampled_softmax", "bsl", "psl", "hinge"]
 
@@ -208,7 +209,9 @@ def test_the_op_refuses_weights_of_another_matrix():
     model = zx.MatrixFactorization(30, 20, 4, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for wrong in (torch.ones(data.nnz - 1), torch.ones(data.nnz, dtype=torch.float64), torch.ones(data.nnz, 1)):
-        step = FusedStep(model, zx.BPRLoss(), optimizer, weights=wrong)
+        weights = PairWeights(data)
+        weights.weights = wrong
+        step = FusedStep(model, zx.BPRLoss(), optimizer, weights=weights)
         with pytest.raises(RuntimeError, match="weights must be"):
             step.draw_and_train(zx.TripletLoader(data, 32), 0, 32, 0)
 

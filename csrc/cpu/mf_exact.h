@@ -421,7 +421,7 @@ class ExactTrainer {
         simd<MfScores<float, float, false, uint32_t>>(&in, unordered, first, n, batch.samples - first, loss_.planes(),
                                                       &buffers);
         const float* weight = loss_.weights_of(in.users + first, in.positives + first * in.num_positives,
-                                               in.num_positives, n, k, buffers.weight);
+                                               in.num_positives, n, k, buffers.weight, batch.order.data() + first);
         total += loss_.evaluate(buffers, n, k, in.constants != nullptr, weight, scale, loss_.params);
         gather_coefficients(buffers, n, in.num_positives, k, loss_.planes());
         const float* c = buffers.coefficient.data();

@@ -43,18 +43,21 @@ struct MfLossCall {
   MfLossFunction<float, float> evaluate;
   Params<float> params;
   EntryWeights weights = {};
+  const float* of_samples = nullptr;  // the weights of a batch's samples, where they are given
 
-  // The weights of n samples as `evaluate` takes them, or nullptr: of two positives the mean.
+  // The weights of n samples as `evaluate` takes them, or nullptr: of two positives the mean. order: which samples of
+  // their batch they are; only exact steps, which have it, are given weights of samples.
   template <class Id>
   const float* weights_of(const Id* users, const Id* positives, int64_t num_positives, int64_t n, int64_t k,
-                          std::vector<float>& buffer) const {
-    if (weights.values == nullptr) return nullptr;
+                          std::vector<float>& buffer, const uint32_t* order = nullptr) const {
+    const bool given = of_samples != nullptr && order != nullptr;
+    if (!given && weights.values == nullptr) return nullptr;
     const int64_t each = values_per_sample(k);
     if (static_cast<int64_t>(buffer.size()) < n * each) buffer.resize(static_cast<size_t>(n * each));
     for (int64_t i = 0; i < n; ++i) {
       const int64_t user = users[i];
-      float weight = weights.of(user, positives[i * num_positives]);
-      if (num_positives == 2) weight = 0.5f * (weight + weights.of(user, positives[2 * i + 1]));
+      float weight = given ? of_samples[order[i]] : weights.of(user, positives[i * num_positives]);
+      if (!given && num_positives == 2) weight = 0.5f * (weight + weights.of(user, positives[2 * i + 1]));
       std::fill_n(buffer.data() + i * each, each, weight);
     }
     return buffer.data();

@@ -23,6 +23,7 @@ struct Training {
   bool asynchronous, cosines;
   const SharedSamples* shared = nullptr;
   EntryWeights weights = {};
+  const float* of_samples = nullptr;  // their weights, in one batch of samples that are given
 };
 
 // Trains on samples_of(in), where `in`, which has the tables and perhaps ids, has got the constants as well.
@@ -35,7 +36,7 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
   ZX_CHECK(t.batch_size > 0, "batch_size must be positive");
   const MfLossCall call{shape_of(which), mf_loss_function<float, float, true>(which),
                         Params<float>{static_cast<float>(t.a), static_cast<float>(t.b), static_cast<float>(t.c)},
-                        t.weights};
+                        t.weights, t.of_samples};
   ZX_CHECK(in.num_positives == (call.planes() ? 2 : 1) && (!call.planes() || in.num_negatives == 2) &&
                (call.shape != Shape::kRow || in.num_negatives > 0),
            "positives or negatives do not have the shape of this loss");
@@ -119,6 +120,15 @@ Tensor train(Training t, Inputs in, const F& samples_of) {
   return losses;
 }
 
+// Trains on samples whose ids are given.
+Tensor train_on(Training t, const Tensor& users, const Tensor& positives, const Tensor& negatives) {
+  const Inputs ids =
+      mf_inputs<float, float>(t.user_embedding, t.item_embedding, t.item_bias, users, positives, negatives);
+  const int64_t samples = users.size(0);
+  check_ids_in_range(ids, samples, t.user_embedding.size(0), t.item_embedding.size(0));
+  return train(std::move(t), ids, [&](const Inputs& in) { return MfSamples(in, samples); });
+}
+
 }  // namespace
 
 Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bias, MaybeTensor user_first,
@@ -127,32 +137,29 @@ Tensor mf_train(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_b
                 MaybeTensor constants, const Tensor& settings, int64_t optimizer, int64_t loss, double a, double b,
                 double c, double l2, double longest, int64_t reduction, int64_t batch_size, bool asynchronous,
                 bool normalize) {
-  const Inputs ids = mf_inputs<float, float>(user_embedding, item_embedding, item_bias, users, positives, negatives);
-  const int64_t samples = users.size(0), num_users = user_embedding.size(0), num_items = item_embedding.size(0);
-  check_ids_in_range(ids, samples, num_users, num_items);
-  return train({user_embedding,
-                item_embedding,
-                item_bias,
-                user_first,
-                user_second,
-                item_first,
-                item_second,
-                bias_first,
-                bias_second,
-                constants,
-                settings,
-                optimizer,
-                loss,
-                a,
-                b,
-                c,
-                l2,
-                longest,
-                reduction,
-                batch_size,
-                asynchronous,
-                normalize},
-               ids, [&](const Inputs& in) { return MfSamples(in, samples); });
+  return train_on({user_embedding,
+                   item_embedding,
+                   item_bias,
+                   user_first,
+                   user_second,
+                   item_first,
+                   item_second,
+                   bias_first,
+                   bias_second,
+                   constants,
+                   settings,
+                   optimizer,
+                   loss,
+                   a,
+                   b,
+                   c,
+                   l2,
+                   longest,
+                   reduction,
+                   batch_size,
+                   asynchronous,
+                   normalize},
+                  users, positives, negatives);
 }
 
 Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bias, MaybeTensor user_first,
@@ -236,13 +243,14 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
                MaybeTensor constants, const Tensor& settings, MaybeTensor user_lr, MaybeTensor user_step,
                MaybeTensor item_lr, MaybeTensor item_step, MaybeTensor bias_lr, MaybeTensor bias_step,
                MaybeTensor total, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
-               double longest, int64_t reduction) {
+               double longest, int64_t reduction, MaybeTensor weight, bool normalize) {
   check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
   Tensor now = new_tensor(settings, {3, 6}, ScalarType::Double), value = new_tensor(settings, {}, ScalarType::Double);
   std::copy_n(data<double>(settings), 18, data<double>(now));
   double* sum = data<double>(value);
   *sum = 0;
   const int64_t samples = users.size(0);
+  if (weight) check_weight(*weight, samples);
   if (samples == 0) return value;
   const MaybeTensor* rates[3] = {&user_lr, &item_lr, &bias_lr};
   MaybeTensor* steps[3] = {&user_step, &item_step, &bias_step};
@@ -251,9 +259,32 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
     line[1] = number_of(*rates[t], line[1], "lr").read();
     if (*steps[t]) line[5] = number_of(*steps[t], 0, "step").read() + 1;
   }
-  const Tensor losses = mf_train(user_embedding, item_embedding, item_bias, user_first, user_second, item_first,
-                                 item_second, bias_first, bias_second, users, positives, negatives, constants, now,
-                                 optimizer, loss, a, b, c, l2, longest, reduction, samples, false, false);
+  const Tensor losses = train_on({user_embedding,
+                                  item_embedding,
+                                  item_bias,
+                                  user_first,
+                                  user_second,
+                                  item_first,
+                                  item_second,
+                                  bias_first,
+                                  bias_second,
+                                  constants,
+                                  now,
+                                  optimizer,
+                                  loss,
+                                  a,
+                                  b,
+                                  c,
+                                  l2,
+                                  longest,
+                                  reduction,
+                                  samples,
+                                  false,
+                                  normalize,
+                                  nullptr,
+                                  {},
+                                  data_or_null<float>(weight)},
+                                 users, positives, negatives);
   for (int64_t t = 0; t < 3; ++t) {
     if (!*steps[t]) continue;
     Tensor& step = **steps[t];

@@ -37,7 +37,7 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
                MaybeTensor constants, const Tensor& settings, MaybeTensor user_lr, MaybeTensor user_step,
                MaybeTensor item_lr, MaybeTensor item_step, MaybeTensor bias_lr, MaybeTensor bias_step,
                MaybeTensor total, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
-               double longest, int64_t reduction) {
+               double longest, int64_t reduction, MaybeTensor weight, bool normalize) {
   const Call call(user_embedding);
   check_mf_tensors(call, user_embedding, item_embedding, users, positives, negatives);
   call.require_here(item_bias, "item_bias");
@@ -52,6 +52,9 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
     ZX_CHECK(constants->scalar_type() == ScalarType::Float && constants->is_contiguous() && constants->dim() == 1 &&
                  constants->size(0) == num_items,
              "constants must be [I], float32");
+  call.require_here(weight, "weight");
+  if (weight) check_weight(*weight, samples);
+  p.cosines = normalize;
   check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
   const Optimizer kind = checked_optimizer(optimizer);
   const double* s = data<double>(settings);
@@ -64,6 +67,7 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
   p.bias = table_of(call, kind, item_bias ? &*item_bias : nullptr, bias_first, bias_second, s + 12);
   p.num_users = user_embedding.size(0), p.num_items = num_items, p.dim = user_embedding.size(1);
   p.constants = constants ? data<float>(*constants) : nullptr;
+  p.weight = weight ? data<float>(*weight) : nullptr;
   p.users = data<int64_t>(users), p.positives = data<int64_t>(positives), p.negatives = data<int64_t>(negatives);
   p.samples = samples, p.num_positives = columns_of(positives), p.num_negatives = columns_of(negatives);
   ZX_CHECK(p.positions() <= kMostPositions, "a batch must have fewer than 2^30 users and items, got ", p.positions());
@@ -85,6 +89,8 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
     call.fill(p.value, 0, sizeof(double));
     return value;
   }
+  ZX_CHECK(!p.cosines || !step_plan(p).wide,
+           "cosines are of rows of at most 256 numbers that begin at multiples of 16 bytes, or of 64, got ", p.dim);
   const Tensor memory = new_tensor(users, {step_words(p)}, ScalarType::Int);
   zx::mf_step(p, static_cast<unsigned*>(memory.data_ptr()), call.stream());
   Call::check();

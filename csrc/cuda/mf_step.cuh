@@ -14,10 +14,14 @@
 // There are no atomics on floats, and nothing depends on the number of multiprocessors: the same bits each time and on
 // every GPU.
 //
+// Where scores are cosines the rows are scaled to length 1 as they are loaded, and what a chunk has summed up goes
+// through that: the derivatives in a row are linear in those in its direction, so parts still add up.
+//
 // Dense Adam moves all rows: its items' pass keeps the sums, and the end goes through the tables. So do rows too long
 // for a group's registers.
 #pragma once
 
+#include "common/cosines.h"
 #include "cuda/batch_sort.cuh"
 #include "cuda/loss_common.cuh"
 #include "cuda/rows.cuh"
@@ -56,12 +60,14 @@ struct StepSums {
 struct StepArgs {
   StepTable user, item, bias;
   const float* constants;  // [num_items] or null: what a loss takes beside each item
+  const float* weight;     // [samples] or null
   int dim, width;
   BatchKeys ids;
   const unsigned *keys, *order;
   StepSums by_user, by_item;
   float *bias_whole, *bias_parts;  // as by_item's, of one element
   float* coefficient;              // [samples, J]
+  float* user_scale;               // [samples], of cosines: what the user's row is multiplied by
   const UpdateRule* rules;         // [3]
   double* partials;                // of the users' pass, a block each
   unsigned partial_count;
@@ -71,6 +77,7 @@ struct StepArgs {
   double value_scale, total_scale;
   bool stored;  // the items' pass keeps its sums
   bool wide;    // rows do not fit into a group's registers
+  bool cosines;
 };
 
 // Scores that an element loss takes; 0 for a loss of a whole row.
@@ -231,8 +238,9 @@ struct UserRow {
   unsigned row;  // kNone where there is none: what is computed with it is NaN
   const float* values;
   Piece<N> p, gradient;
-  float* sum;  // where the gradient goes, or null where it is not wanted
-  bool fresh;  // nothing is there yet
+  float scale;  // of cosines: p is the row times this
+  float* sum;   // where the gradient goes, or null where it is not wanted
+  bool fresh;   // nothing is there yet
 };
 
 // This lane's part of the user's product with a row of items, which is kept.
@@ -245,6 +253,7 @@ __device__ __forceinline__ float dot_part(const StepArgs& a, const Group& g, con
     return sum;
   }
   kept = load_piece<N>(g, a.dim, row);
+  if (a.cosines) scale_piece<N>(kept, inverse_length(g.sum(dot_piece<N>(kept, kept))));
   return dot_piece<N>(user.p, kept);
 }
 
@@ -280,10 +289,11 @@ __device__ __forceinline__ void add_wide(const StepArgs& a, const Group& g, User
   user.fresh = false;
 }
 
-// A sample of a loss that looks at all its items at once: as many positives as negatives. Returns the loss.
+// A sample of a loss that looks at all its items at once: as many positives as negatives. scale: of the derivatives.
+// Returns the loss.
 template <class Loss, int N>
 __device__ __forceinline__ float one_sample(const StepArgs& a, const Group& g, UserRow<N>& user, unsigned sample,
-                                            const unsigned (&items)[Loss::kScores], bool live) {
+                                            const unsigned (&items)[Loss::kScores], float scale, bool live) {
   constexpr int kItems = Loss::kScores;
   Piece<N> q[kItems];
   float s[kItems], x[Loss::kAux + 1], d[kItems];
@@ -297,7 +307,7 @@ __device__ __forceinline__ float one_sample(const StepArgs& a, const Group& g, U
   Pack<float, kItems> out;
 #pragma unroll
   for (int j = 0; j < kItems; ++j) {
-    out.v[j] = a.scale * d[j];
+    out.v[j] = scale * d[j];
     if (!is_wide<N>(a)) add_piece<N>(user.gradient, out.v[j], q[j]);
   }
   if (live && g.lane == 0) store_pack(a.coefficient + int64_t{sample} * kItems, out);
@@ -318,7 +328,7 @@ struct RowSums {
 // A sample with k negatives, whose rows come kStepColumns at a time; lane m of each kStepColumns looks after number m.
 template <class Loss, int N>
 __device__ __forceinline__ float many_negatives(const StepArgs& a, const Group& g, UserRow<N>& user, unsigned sample,
-                                                unsigned positive, bool live) {
+                                                unsigned positive, float scale, bool live) {
   constexpr bool kRow = StepScores<Loss>::value == 0;
   const unsigned k = a.ids.num_negatives;
   const int own = g.lane % kStepColumns;
@@ -356,8 +366,8 @@ __device__ __forceinline__ float many_negatives(const StepArgs& a, const Group& 
         const float pair[2] = {p, score}, constants[2] = {x_p, x};
         float d[2];
         const float value = Loss::eval(pair, constants, a.params, d);
-        factor = counts ? a.scale * d[1] : 0.0f;
-        d_pos += counts ? a.scale * d[0] : 0.0f;
+        factor = counts ? scale * d[1] : 0.0f;
+        d_pos += counts ? scale * d[0] : 0.0f;
         if (live && counts && g.lane < kStepColumns) {
           total += value;
           scores[at] = factor;
@@ -427,13 +437,13 @@ __device__ __forceinline__ float many_negatives(const StepArgs& a, const Group& 
     else
       combined = r.top + (Loss::kHardMax ? r.sum : (empty ? r.sum - r.sum : log_(r.sum)));
     const RowValue<float> f = Loss::finish(p, x_p, combined, a.log_cols, a.params);
-    float factor = a.scale * f.dl;
+    float factor = scale * f.dl;
     if constexpr (Loss::kMean)
       factor *= share;
     else if constexpr (!Loss::kHardMax)
       factor = empty ? 0.0f : factor / r.sum;
     total = f.value;
-    d_pos = a.scale * f.dp - (Loss::kPositiveInLogit ? factor * r.slopes : 0.0f);
+    d_pos = scale * f.dp - (Loss::kPositiveInLogit ? factor * r.slopes : 0.0f);
     if (!is_wide<N>(a)) add_piece<N>(user.gradient, factor, r.rows);
     // Scores become coefficients. Other lanes have stored them.
     __syncwarp();
@@ -462,19 +472,21 @@ __global__ void __launch_bounds__(kStepThreads, kMany || StepScores<Loss>::value
   const Chunk chunk(a, side, blockIdx.x * (kStepThreads / a.width) + threadIdx.x / a.width);
   const bool comes_in = chunk.comes_in(), goes_on = chunk.goes_on(side);
   UserRow<N> user{};
-  user.row = kNone, user.values = a.user.values;
+  user.row = kNone, user.values = a.user.values, user.scale = 1;
   unsigned first = chunk.begin;  // of the user in this chunk
   double total = 0;
   for (unsigned o = 0; o < side.chunk; o += g.width) {
     // A lane reads the ids of one sample, for all.
     const unsigned base = chunk.begin + o;
     unsigned key = 0, next = kNone, sample = 0, items[kKept];
+    float weight = 1;
 #pragma unroll
     for (int j = 0; j < kKept; ++j) items[j] = kNone;
     if (base + g.lane < chunk.end) {
       key = chunk.keys[base + g.lane];
       if (base + g.lane + 1 < chunk.end) next = chunk.keys[base + g.lane + 1];
       sample = a.order[base + g.lane];
+      if (a.weight != nullptr) weight = a.weight[sample];
 #pragma unroll
       for (int j = 0; j < kKept; ++j) items[j] = item_of(a, sample, j);
     }
@@ -482,7 +494,8 @@ __global__ void __launch_bounds__(kStepThreads, kMany || StepScores<Loss>::value
     for (unsigned i = 0; i < count; ++i) {
       const unsigned at = base + i, its_key = g.get(key, i), its_next = g.get(next, i);
       const bool live = at < chunk.end;
-      if (live && at == first) {
+      const bool begins = live && at == first, ends = live && its_next != its_key;
+      if (begins) {
         user.row = row_of(side, a.user, its_key);
         user.values = a.user.values + int64_t{user.row == kNone ? 0 : user.row} * a.dim;
         const bool in = at == chunk.begin && comes_in, on = goes_on && its_key == chunk.keys[chunk.end - 1];
@@ -495,24 +508,38 @@ __global__ void __launch_bounds__(kStepThreads, kMany || StepScores<Loss>::value
         user.gradient = {};
         if (!is_wide<N>(a)) user.p = load_piece<N>(g, a.dim, user.values);
       }
+      if (a.cosines && __any_sync(kFullWarp, begins)) {
+        const float scale_now = inverse_length(g.sum(dot_piece<N>(user.p, user.p)));
+        if (begins) scale_piece<N>(user.p, scale_now), user.scale = scale_now;
+      }
       unsigned its_items[kKept];
 #pragma unroll
       for (int j = 0; j < kKept; ++j) its_items[j] = g.get(items[j], i);
       const unsigned its_sample = g.get(sample, i);
+      const float its_weight = g.get(weight, i), scale = its_weight * a.scale;
       float value;
       if constexpr (kMany)
-        value = many_negatives<Loss, N>(a, g, user, its_sample, its_items[0], live);
+        value = many_negatives<Loss, N>(a, g, user, its_sample, its_items[0], scale, live);
       else
-        value = one_sample<Loss, N>(a, g, user, its_sample, its_items, live);
-      if (live && g.lane == 0) total += static_cast<double>(value);
-      if (live && its_next != its_key) {
+        value = one_sample<Loss, N>(a, g, user, its_sample, its_items, scale, live);
+      if (live && g.lane == 0) total += static_cast<double>(its_weight * value);
+      if (a.cosines) {
+        if (live && g.lane == 0) a.user_scale[its_sample] = user.scale;
+        if (__any_sync(kFullWarp, ends)) {
+          const float product = g.sum(dot_piece<N>(user.gradient, user.p));
+          // (The row is p / scale.)
+          if (ends) add_piece<N>(user.gradient, -along_row(product / user.scale, user.scale) / user.scale, user.p);
+          if (ends) scale_piece<N>(user.gradient, user.scale);
+        }
+      }
+      if (ends) {
         if (user.sum != nullptr) {
           const float decay = a.decay * static_cast<float>(at + 1 - first);
           if (is_wide<N>(a)) {
             if (decay != 0)
               for (int c = g.lane; c < a.dim; c += g.width) user.sum[c] += decay * user.values[c];
           } else {
-            if (decay != 0) add_piece<N>(user.gradient, decay, user.p);
+            if (decay != 0) add_piece<N>(user.gradient, decay / user.scale, user.p);
             store_piece<N>(g, a.dim, user.sum, user.gradient);
           }
         }
@@ -543,14 +570,16 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepA
       // A lane reads what one position adds, for all.
       const unsigned base = chunk.begin + o;
       unsigned key = 0, next = kNone, user = 0;
-      float factor = 0;
+      float factor = 0, of_row = 0;  // of cosines: of_row is what the user's row as it is in memory is multiplied by
       if (base + g.lane < chunk.end) {
         const unsigned i = base + g.lane, at = a.order[side.first + i] - a.ids.samples;
         key = chunk.keys[i];
         if (i + 1 < chunk.end) next = chunk.keys[i + 1];
         factor = a.coefficient[at];
-        user = BatchKeys::in_range(a.ids.users[a.ids.items.divide(at)], a.user.rows);
+        const unsigned sample = a.ids.items.divide(at);
+        user = BatchKeys::in_range(a.ids.users[sample], a.user.rows);
         if (user >= a.user.rows) user = 0, factor = NAN;
+        of_row = a.cosines ? factor * a.user_scale[sample] : factor;
       }
       const unsigned count = side.chunk - o < unsigned(g.width) ? side.chunk - o : g.width;
       for (unsigned i0 = 0; i0 < count; i0 += kStepColumns) {
@@ -567,9 +596,9 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepA
 #pragma unroll
         for (int m = 0; m < kStepColumns; ++m) {
           if (i0 + m >= count) break;
-          const float f = g.get(factor, i0 + m);
+          const float f = g.get(of_row, i0 + m);
           const unsigned its_key = g.get(key, i0 + m), its_next = g.get(next, i0 + m), at = base + i0 + m;
-          factors += f;
+          factors += a.cosines ? g.get(factor, i0 + m) : f;
           if (a.item.wanted) add_piece<N>(sum, f, p[m]);
           const bool ends = at < chunk.end && its_next != its_key;
           const unsigned row = ends ? row_of(side, a.item, its_key) : kNone;
@@ -577,8 +606,14 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepA
           const bool whole = row != kNone && !in && !on;
           const float decay = a.decay * static_cast<float>(at + 1 - first);
           Piece<N> own = {};
-          if (a.item.wanted && row != kNone && (decay != 0 || (!kStored && whole)))
+          if (a.item.wanted && row != kNone && (a.cosines || decay != 0 || (!kStored && whole)))
             own = load_piece<N>(g, a.dim, a.item.values + int64_t{row} * a.dim, c0);
+          if (a.cosines && __any_sync(kFullWarp, row != kNone)) {
+            const float scale = inverse_length(g.sum(dot_piece<N>(own, own)));
+            const float product = g.sum(dot_piece<N>(sum, own));
+            if (row != kNone) add_piece<N>(sum, -along_row(product, scale), own);
+            if (row != kNone) scale_piece<N>(sum, scale);
+          }
           if (row != kNone && decay != 0) add_piece<N>(sum, decay, own);
           if constexpr (!kStored) {
             if (a.longest > 0) {
@@ -800,11 +835,12 @@ struct StepProblem {
   double l2 = 0, longest = 0;
   StepTable user{}, item{}, bias{};  // bias.values is null where there is none
   int64_t num_users = 0, num_items = 0, dim = 0;
-  const float* constants = nullptr;
+  const float *constants = nullptr, *weight = nullptr;
   const int64_t *users = nullptr, *positives = nullptr, *negatives = nullptr;
   int64_t samples = 0, num_positives = 1, num_negatives = 1;
   StepNumbers numbers{};
   double *value = nullptr, *total = nullptr;
+  bool cosines = false;                     // of rows that are not wide (step_plan)
   unsigned user_chunk = 0, item_chunk = 0;  // 0: by the numbers of samples and items
 
   int64_t items() const { return num_positives + num_negatives; }
@@ -893,6 +929,7 @@ inline StepLayout step_layout(const StepProblem& p, const StepPlan& plan, unsign
   }
   out.rules = from.take<UpdateRule>(3);
   a.coefficient = from.take<float>(entries);
+  a.user_scale = from.take<float>(p.cosines ? p.samples : 0);
   const auto side = [&](StepSums& s, int64_t first, int64_t size, int64_t rows, int64_t first_key, unsigned chunk,
                         bool kept, int64_t dim) {
     s.first = static_cast<unsigned>(first), s.size = static_cast<unsigned>(size), s.chunk = chunk;
@@ -994,10 +1031,11 @@ inline void mf_step(const StepProblem& p, unsigned* memory, gpuStream stream) {
   a.user = p.user, a.item = p.item, a.bias = p.bias;
   a.user.rows = static_cast<unsigned>(p.num_users);
   a.item.rows = a.bias.rows = static_cast<unsigned>(p.num_items);
-  a.constants = p.constants;
+  a.constants = p.constants, a.weight = p.weight;
   // Of an empty table nothing is read.
   a.dim = p.num_users > 0 && p.num_items > 0 ? static_cast<int>(p.dim) : 0;
   a.width = plan.width, a.stored = plan.stored, a.wide = plan.wide;
+  a.cosines = p.cosines;
   a.ids.users = p.users, a.ids.positives = p.positives, a.ids.negatives = p.negatives;
   a.ids.samples = static_cast<unsigned>(p.samples);
   a.ids.num_positives = static_cast<unsigned>(p.num_positives);

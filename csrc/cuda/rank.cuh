@@ -8,97 +8,25 @@
 //
 // Lists. `best` holds the best entries so far, sorted. A score that is no worse than the last of them is put into a
 // queue. Once the queue is full, its entries that are no candidates are dropped, the others are sorted and merged into
-// `best` (as FAISS' WarpSelect and RAFT's warpsort do). Excluded items so cost a search only where they score high. A
-// pass makes kRankList places of a list; a longer one takes further passes, which look below the last entry found.
+// `best` (as FAISS' WarpSelect and RAFT's warpsort do). Excluded items so cost a search only where they score high.
+// Lists of more than kRankList places are made by a kernel of their own (rank_select.cuh).
 #pragma once
 
-#include <cstring>
-
-#include "common/ranking.h"
-#include "cuda/reduce.cuh"
+#include "cuda/rank_select.cuh"
 
 namespace zx {
 inline namespace GPU_NS {
 
 constexpr int kRankThreads = 256;
-constexpr int64_t kRankBlocks = 1 << 16;    // at most: more users are walked in strides
-constexpr int kRankPack = 4;                // scores of one load
-constexpr int kRankLoads = 2;               // loads of a thread that are on their way at once
-constexpr int kRankRegisters = 8;           // positives that are counted in registers
-constexpr int kRankLevels = 511;            // positives that one pass counts by search: a power of two less one
-constexpr int kRankList = 1024;             // places of a list that one pass makes
-constexpr int64_t kRankItems = 0xffff0000;  // fewer items than this: 32 bits hold an item's number, and some beyond
+constexpr int64_t kRankBlocks = 1 << 16;  // at most: more users are walked in strides
+constexpr int kRankRegisters = 8;         // positives that are counted in registers
+constexpr int kRankLevels = 511;          // positives that one pass counts by search: a power of two less one
+constexpr int kRankList = 512;            // places of a list; longer ones are selected (docs/cuda.md says why here)
 
 static_assert(kRankPack * kRankLoads * kWarp <= kRankThreads,
               "an empty queue has room for what a warp finds in a turn");
 
-// ---- entries of lists -----------------------------------------------------------------------------------------------
-
-// The bits of a score as an unsigned number of the same order; 0 and -0 are one, as they are for the scores.
-__device__ __forceinline__ unsigned ordered_bits(float score) {
-  unsigned u;
-  score += 0.0f;
-  memcpy(&u, &score, sizeof u);
-  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
-}
-__device__ __forceinline__ unsigned long long ordered_bits(double score) {
-  unsigned long long u;
-  score += 0.0;
-  memcpy(&u, &score, sizeof u);
-  return u ^ (u >> 63 ? ~0ull : 1ull << 63);
-}
-__device__ __forceinline__ void from_ordered(unsigned u, float& score) {
-  u ^= u >> 31 ? 0x80000000u : 0xffffffffu;
-  memcpy(&score, &u, sizeof u);
-}
-__device__ __forceinline__ void from_ordered(unsigned long long u, double& score) {
-  u ^= u >> 63 ? 1ull << 63 : ~0ull;
-  memcpy(&score, &u, sizeof u);
-}
-
-// A score and its item as one number: the larger entry precedes (ranking.h), none is less than all others.
-template <class T>
-struct Entry;
-
-template <>
-struct Entry<float> {
-  unsigned long long key;
-
-  static __device__ __forceinline__ Entry none() { return {0}; }
-  static __device__ __forceinline__ Entry of(float score, unsigned item) {
-    return {static_cast<unsigned long long>(ordered_bits(score)) << 32 | ~item};
-  }
-  __device__ __forceinline__ bool is_none() const { return key == 0; }
-  __device__ __forceinline__ unsigned item() const { return ~static_cast<unsigned>(key); }
-  __device__ __forceinline__ float score() const {
-    float s;
-    from_ordered(static_cast<unsigned>(key >> 32), s);
-    return s;
-  }
-  __device__ __forceinline__ bool operator>(const Entry& other) const { return key > other.key; }
-  __device__ __forceinline__ Entry across(int lanes) const { return {__shfl_xor_sync(kFullWarp, key, lanes)}; }
-};
-
-template <>
-struct Entry<double> {
-  unsigned long long key, low;
-
-  static __device__ __forceinline__ Entry none() { return {0, 0}; }
-  static __device__ __forceinline__ Entry of(double score, unsigned item) { return {ordered_bits(score), ~item}; }
-  __device__ __forceinline__ bool is_none() const { return key == 0; }
-  __device__ __forceinline__ unsigned item() const { return ~static_cast<unsigned>(low); }
-  __device__ __forceinline__ double score() const {
-    double s;
-    from_ordered(key, s);
-    return s;
-  }
-  __device__ __forceinline__ bool operator>(const Entry& other) const {
-    return key > other.key || (key == other.key && low > other.low);
-  }
-  __device__ __forceinline__ Entry across(int lanes) const {
-    return {__shfl_xor_sync(kFullWarp, key, lanes), __shfl_xor_sync(kFullWarp, low, lanes)};
-  }
-};
+// ---- the list -------------------------------------------------------------------------------------------------------
 
 // Compares within a warp what a bitonic network compares at strides of 16 and less, for its sequences of the sizes
 // first to last. `a` has a multiple of kRankThreads entries; a thread only touches those at its own places.
@@ -136,148 +64,18 @@ __device__ __forceinline__ void merge_bitonic(E* a, int n, int size, bool ascend
   sort_within_warps(a, n, size, size, ascending);
 }
 
-// ---- what a block works on ------------------------------------------------------------------------------------------
-
-template <class S>
-struct RankArgs {
-  const S* scores;  // [rows, num_items]
-  int64_t row_stride, column_stride;
-  int64_t rows, num_items, k;
-  const int64_t* users;   // [rows]
-  const int64_t* offset;  // [rows + 1], of each user's positives in the results
-  const int64_t* positive_indptr;
-  const void* positive_indices;    // int64 or int32
-  const int64_t* excluded_indptr;  // or null
-  const void* excluded_indices;
-  bool wide;  // whether indices are int64
-  arithmetic_t<S>* positive_scores;
-  unsigned long long *greater, *equal;
-  int64_t* candidates;         // [rows]
-  int64_t* top_items;          // [rows, k]
-  unsigned long long* failed;  // -1 beforehand; the first row with a candidate scored NaN
-};
-
-// A user's items in a matrix: where they lie in it, not a pointer, which would be taken for one to any kind of memory.
-struct Span {
-  int64_t first, count;
-};
-
-// The items of all users; the index type is known when the kernel runs, as what reads here is seldom.
-struct AnyItems {
-  const void* items;
-  bool wide;
-
-  __device__ __forceinline__ int64_t operator[](int64_t i) const {
-    return wide ? static_cast<const int64_t*>(items)[i] : static_cast<const int32_t*>(items)[i];
-  }
-  __device__ __forceinline__ bool holds(Span span, int64_t item) const {
-    int64_t at = span.first, n = span.count;
-#pragma unroll 1
-    while (n > 0) {  // as lower_bound (csr.h)
-      const int64_t half = n >> 1;
-      const bool right = (*this)[at + half] < item;
-      at += right ? half + 1 : 0;
-      n = right ? n - half - 1 : half;
-    }
-    return at < span.first + span.count && (*this)[at] == item;
-  }
-};
-
-__device__ __forceinline__ Span span_of(const int64_t* indptr, int64_t user) {
-  if (indptr == nullptr) return {0, 0};
-  const int64_t first = indptr[user];
-  return {first, indptr[user + 1] - first};
-}
-
-// A user's scores in packs that start at multiples of 16 bytes (8 for 16-bit scores). Pack v holds the items from
-// 4 v - shift on; the packs [first, first + whole) are read at once, those at the ends one by one. So is every pack of
-// scores that do not lie side by side.
-struct Packs {
-  unsigned shift, first, whole, count;
-
-  // (Of a place before the first item a large number.)
-  __device__ __forceinline__ unsigned item(unsigned v, int e) const { return v * kRankPack + e - shift; }
-  // NaN where there is no item: that is in no order with anything.
-  template <class S>
-  __device__ __forceinline__ void load(const S* scores, int64_t stride, unsigned num_items, unsigned v,
-                                       arithmetic_t<S>* s) const {
-    if (v - first < whole) {
-      const Pack<S, kRankPack> pack = load_pack<S, kRankPack>(scores + item(v, 0));
-#pragma unroll
-      for (int e = 0; e < kRankPack; ++e) s[e] = widen(pack.v[e]);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kRankPack; ++e) {
-        s[e] = static_cast<arithmetic_t<S>>(NAN);
-        const unsigned i = item(v, e);
-        if (i < num_items) s[e] = widen(scores[int64_t(i) * stride]);
-      }
-    }
-  }
-};
-
-// What a block knows of its user. It lies in shared memory, as the registers are needed for scores and counts.
-struct RankUser {
-  Packs packs;
-  int64_t number;  // of the row
-  Span positives, excluded;
-};
-
-// A block's row of the scores: the arguments of the kernel, and the user.
-template <class S>
-struct RankRow {
-  const RankArgs<S>& a;
-  const RankUser& user;
-
-  __device__ __forceinline__ unsigned num_items() const { return static_cast<unsigned>(a.num_items); }
-  __device__ __forceinline__ const S* scores() const { return a.scores + user.number * a.row_stride; }
-  __device__ __forceinline__ arithmetic_t<S> score(int64_t item) const {
-    return widen(scores()[item * a.column_stride]);
-  }
-  __device__ __forceinline__ int64_t positive(int64_t i) const {
-    return AnyItems{a.positive_indices, a.wide}[user.positives.first + i];
-  }
-  __device__ __forceinline__ int64_t excluded(int64_t i) const {
-    return AnyItems{a.excluded_indices, a.wide}[user.excluded.first + i];
-  }
-  __device__ __forceinline__ bool is_positive(int64_t item) const {
-    return AnyItems{a.positive_indices, a.wide}.holds(user.positives, item);
-  }
-  __device__ __forceinline__ bool is_candidate(int64_t item) const {
-    return !AnyItems{a.excluded_indices, a.wide}.holds(user.excluded, item) || is_positive(item);
-  }
-};
-
-template <class S>
-__device__ __forceinline__ void describe_user(const RankArgs<S>& a, int64_t number, RankUser& user) {
-  const bool packed = a.column_stride == 1;
-  Packs& p = user.packs;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(a.scores + number * a.row_stride);
-  p.shift = packed ? static_cast<unsigned>(address / sizeof(S) % kRankPack) : 0;
-  const int64_t end = a.num_items + p.shift;
-  p.count = static_cast<unsigned>((end + kRankPack - 1) / kRankPack);
-  p.first = p.shift > 0;
-  const int64_t whole = end / kRankPack - p.first;
-  p.whole = packed && whole > 0 ? static_cast<unsigned>(whole) : 0;
-  user.number = number;
-  user.positives = span_of(a.positive_indptr, a.users[number]);
-  user.excluded = span_of(a.excluded_indptr, a.users[number]);
-}
-
 // What the threads of a block share beside the lists' entries.
-template <class T>
 struct RankShared {
   unsigned above[kRankRegisters], level[kRankRegisters];
   unsigned removed, queued;
-  int length;      // of the list that a pass makes; 0: none is wanted
-  Entry<T> below;  // only entries less than this belong to it
+  int length;  // of the list; 0: none is wanted, or no longer
 };
 
-// The list that a pass makes: `best`, sorted, and behind it the queue, `capacity` entries each.
+// The list: `best`, sorted, and behind it the queue, `capacity` entries each.
 template <class T>
 struct RankList {
   Entry<T>* best;
-  RankShared<T>* shared;
+  RankShared* shared;
   int capacity;
 
   __device__ __forceinline__ Entry<T>* queue() const { return best + capacity; }
@@ -330,10 +128,10 @@ template <int N, class T>
 struct RegisterCounts {
   T levels[N > 0 ? N : 1];
   float above[N > 0 ? N : 1];  // whole numbers: the comparison makes 1 or 0 of this type in one instruction
-  RankShared<T>* shared;
+  RankShared* shared;
 
   template <class S>
-  __device__ __forceinline__ RegisterCounts(const RankRow<S>& row, RankShared<T>* shared_) : shared(shared_) {
+  __device__ __forceinline__ RegisterCounts(const RankRow<S>& row, RankShared* shared_) : shared(shared_) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       levels[j] = j < row.user.positives.count ? row.score(row.positive(j)) : static_cast<T>(NAN);
@@ -475,7 +273,7 @@ struct SearchCounts {
 
 // Looks at scores that may belong into the list, or may be NaN: a lane at those of its packs from v on that have a bit
 // in `notable`, one a turn. They are few, and read once more. Returns the bits of those that the queue has no room for.
-template <bool kBelow, class S, class T>
+template <class S, class T>
 __device__ __forceinline__ unsigned consider(const RankRow<S>& row, const RankList<T>& list, unsigned v,
                                              unsigned notable) {
   const unsigned lane = threadIdx.x % kWarp, capacity = static_cast<unsigned>(list.capacity);
@@ -491,7 +289,7 @@ __device__ __forceinline__ unsigned consider(const RankRow<S>& row, const RankLi
         atomicMin(row.a.failed, static_cast<unsigned long long>(row.user.number));
     }
     if (list.length() == 0) continue;
-    const bool wanted = e > list.last() && (!kBelow || list.shared->below > e);
+    const bool wanted = e > list.last();
     const unsigned votes = __ballot_sync(kFullWarp, wanted), total = static_cast<unsigned>(__popc(votes));
     if (total == 0) continue;
     unsigned start = 0;
@@ -506,8 +304,7 @@ __device__ __forceinline__ unsigned consider(const RankRow<S>& row, const RankLi
   return 0;
 }
 
-// kBelow: the list begins below an entry.
-template <bool kBelow, class S, class T, class Counts>
+template <class S, class T, class Counts>
 __device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& list, Counts& counts) {
   const Packs packs = row.user.packs;
   const S* const scores = row.scores();
@@ -515,11 +312,10 @@ __device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& l
   unsigned v = threadIdx.x / kWarp * (kWarp * kRankLoads);
   unsigned left = 0;  // of the packs at v, which are counted: scores that found no room in the queue
   T least = list.length() > 0 ? -static_cast<T>(INFINITY) : static_cast<T>(INFINITY);
-  const T most = kBelow ? list.shared->below.score() : static_cast<T>(INFINITY);
   for (;;) {
     bool full = false;
     if (__any_sync(kFullWarp, left != 0)) {
-      left = consider<kBelow>(row, list, v, left);
+      left = consider(row, list, v, left);
       full = __any_sync(kFullWarp, left != 0);
       if (!full) v += turn;
     }
@@ -531,12 +327,11 @@ __device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& l
       if (__any_sync(kFullWarp, counts.add(s))) counts.level(s);
       bool notable = false;  // NaN is, too
 #pragma unroll
-      for (int i = 0; i < kRankLoads * kRankPack; ++i) notable |= !(s[i] < least) && (!kBelow || !(s[i] > most));
+      for (int i = 0; i < kRankLoads * kRankPack; ++i) notable |= !(s[i] < least);
       if (!__any_sync(kFullWarp, notable)) continue;
 #pragma unroll
-      for (int i = 0; i < kRankLoads * kRankPack; ++i)
-        left |= static_cast<unsigned>(!(s[i] < least) && (!kBelow || !(s[i] > most))) << i;
-      left = consider<kBelow>(row, list, v, left);
+      for (int i = 0; i < kRankLoads * kRankPack; ++i) left |= static_cast<unsigned>(!(s[i] < least)) << i;
+      left = consider(row, list, v, left);
       full = __any_sync(kFullWarp, left != 0);
     }
     if (list.length() == 0) return;
@@ -550,8 +345,8 @@ __device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& l
 // Scans, takes off what the excluded items have added, and writes the counts.
 template <class S, class T, class Counts>
 __device__ __forceinline__ void count_and_list(const RankRow<S>& row, const RankList<T>& list, Counts counts) {
-  RankShared<T>* const shared = list.shared;
-  scan<false>(row, list, counts);
+  RankShared* const shared = list.shared;
+  scan(row, list, counts);
   unsigned removed = 0;
   for (int64_t i = threadIdx.x; i < row.user.excluded.count; i += kRankThreads) {
     const int64_t item = row.excluded(i);
@@ -569,35 +364,17 @@ __device__ __forceinline__ void count_and_list(const RankRow<S>& row, const Rank
   }
 }
 
-// Writes the list, and makes and writes what of it is too long for one pass.
 template <class S, class T>
-__device__ __forceinline__ void write_lists(const RankRow<S>& row, const RankList<T>& list) {
-  for (int64_t place = 0; place < row.a.k;) {
-    const int length = static_cast<int>(row.a.k - place < list.capacity ? row.a.k - place : int64_t(list.capacity));
-    int64_t* const to = row.a.top_items + row.user.number * row.a.k + place;
-    for (int i = threadIdx.x; i < length; i += kRankThreads)
-      to[i] = list.best[i].is_none() ? -1 : int64_t(list.best[i].item());
-    place += length;
-    if (place == row.a.k) return;
-    const Entry<T> last = list.best[length - 1];
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      list.shared->below = last;
-      list.shared->length =
-          static_cast<int>(row.a.k - place < list.capacity ? row.a.k - place : int64_t(list.capacity));
-    }
-    list.clear();
-    __syncthreads();
-    if (last.is_none()) continue;  // there was none left
-    RegisterCounts<0, T> nothing(row, list.shared);
-    scan<true>(row, list, nothing);
-  }
+__device__ __forceinline__ void write_list(const RankRow<S>& row, const RankList<T>& list) {
+  int64_t* const to = row.a.top_items + row.user.number * row.a.k;
+  for (int i = threadIdx.x; i < row.a.k; i += kRankThreads)
+    to[i] = list.best[i].is_none() ? -1 : int64_t(list.best[i].item());
 }
 
 template <class S>
 __global__ void __launch_bounds__(kRankThreads, sizeof(S) == 8 ? 2 : 3) rank_kernel(const RankArgs<S> a, int capacity) {
   using T = arithmetic_t<S>;
-  GPU_SHARED(RankShared<T>, shared, 1);
+  GPU_SHARED(RankShared, shared, 1);
   GPU_SHARED(RankUser, user, 1);
   const RankRow<S> row{a, user[0]};
   GPU_SHARED_DYN(Entry<T>, entries);  // lists [2, capacity]; levels and unsorted levels; bins
@@ -609,7 +386,7 @@ __global__ void __launch_bounds__(kRankThreads, sizeof(S) == 8 ? 2 : 3) rank_ker
     if (threadIdx.x == 0) {
       describe_user(a, number, user[0]);
       shared->removed = shared->queued = 0;
-      shared->length = static_cast<int>(a.k < capacity ? a.k : int64_t(capacity));
+      shared->length = static_cast<int>(a.k);
     }
     if (threadIdx.x < kRankRegisters) shared->above[threadIdx.x] = shared->level[threadIdx.x] = 0;
     list.clear();
@@ -630,16 +407,16 @@ __global__ void __launch_bounds__(kRankThreads, sizeof(S) == 8 ? 2 : 3) rank_ker
         if (first > 0 && threadIdx.x == 0) shared->length = 0;  // (nobody looks at it before the next barrier)
         count_and_list(row, list, SearchCounts<T>(row, first, levels, bins, levels + kRankLevels + 1));
       }
-    write_lists(row, list);
+    write_list(row, list);
   }
 }
 
 // ---- launching ------------------------------------------------------------------------------------------------------
 
-// Places of the lists that a pass makes, a power of two times kRankThreads.
+// Places of a list and of its queue, a power of two times kRankThreads; 0: there is no list.
 inline int rank_capacity(int64_t k) {
   int capacity = k > 0 ? kRankThreads : 0;
-  while (capacity < k && capacity < kRankList) capacity *= 2;
+  while (capacity < k) capacity *= 2;
   return capacity;
 }
 
@@ -648,14 +425,19 @@ int64_t rank_shared_bytes(int capacity) {
   return 2 * capacity * int64_t(sizeof(Entry<T>)) + 2 * (kRankLevels + 1) * int64_t(sizeof(T) + sizeof(unsigned));
 }
 
-// `most` blocks at most: a block of a smaller grid takes several users.
+// `most` blocks at most: a block of a smaller grid takes several users. `longest`: of the lists that are made with the
+// counts, kRankList at most.
 template <class S>
-void rank_scores(const RankArgs<S>& a, gpuStream stream, int64_t most = kRankBlocks) {
+void rank_scores(RankArgs<S> a, gpuStream stream, int64_t most = kRankBlocks, int64_t longest = kRankList) {
   if (a.rows == 0) return;
-  const int64_t blocks = a.rows < most ? a.rows : most;
+  const unsigned blocks = static_cast<unsigned>(a.rows < most ? a.rows : most);
+  if (a.k > longest) {
+    rank_select(a, blocks, stream);
+    a.k = 0;
+  }
   const int capacity = rank_capacity(a.k);
-  GPU_LAUNCH((rank_kernel<S>), static_cast<unsigned>(blocks), kRankThreads,
-             static_cast<size_t>(rank_shared_bytes<arithmetic_t<S>>(capacity)), stream)
+  GPU_LAUNCH((rank_kernel<S>), blocks, kRankThreads, static_cast<size_t>(rank_shared_bytes<arithmetic_t<S>>(capacity)),
+             stream)
   (a, capacity);
 }
 

@@ -176,7 +176,8 @@ def base(op: str) -> dict[str, Any]:
         "mf_step": lambda: {
             **train,
             **ids,
-            "total": None,
+            **dict.fromkeys(("total", "weight")),
+            "normalize": False,
             **dict.fromkeys(f"{of}_{n}" for of in ("user", "item", "bias") for n in ("lr", "step")),
         },
         "mf_train": lambda: {**train, **ids, **ways},
@@ -461,6 +462,9 @@ def attacks() -> dict[str, list[Call]]:
             *training(),
             made("a rate of int", user_lr=ints(1)),
             made("a rate without memory", user_lr=gone()),
+            made("one weight too few", weight=torch.ones(1)),
+            made("weights of float64", weight=torch.ones(2).double()),
+            made("weights without memory", weight=gone(2)),
         ],
         "mf_train": [
             *bad_ids("users", "positives", "negatives"),

@@ -49,8 +49,9 @@ struct Problem {
   Tensor user, user_m, user_v, item, item_m, item_v, bias, bias_m, bias_v, users, positives, negatives, constants;
   Tensor numbers;                              // f64 [3, 6]: wanted, lr, x, y, eps, step
   Tensor lr, user_step, item_step, bias_step;  // or None
-  Tensor options;  // f64 [10]: optimizer, loss, a, b, c, reduction, l2, longest, chunks of users, of items (or 0)
-  Tensor value, total;
+  // f64 [11]: optimizer, loss, a, b, c, reduction, l2, longest, chunks of users, of items (or 0), cosines
+  Tensor options;
+  Tensor value, total, weight;
 
   zx::StepProblem problem() const {
     const double *n = numbers.ptr<double>(), *o = options.ptr<double>();
@@ -60,7 +61,7 @@ struct Problem {
     p.user = table_of(user, user_m, user_v, n[0] != 0), p.item = table_of(item, item_m, item_v, n[6] != 0);
     p.bias = table_of(bias, bias_m, bias_v, bias && n[12] != 0);
     p.num_users = user.size(0), p.num_items = item.size(0), p.dim = user.size(1);
-    p.constants = constants.ptr<float>();
+    p.constants = constants.ptr<float>(), p.weight = weight.ptr<float>();
     p.users = users.ptr<int64_t>(), p.positives = positives.ptr<int64_t>(), p.negatives = negatives.ptr<int64_t>();
     p.samples = users.size(0), p.num_positives = columns_of(positives), p.num_negatives = columns_of(negatives);
     const Tensor* steps[3] = {&user_step, &item_step, &bias_step};
@@ -69,6 +70,7 @@ struct Problem {
       p.numbers.x[t] = n[6 * t + 2], p.numbers.y[t] = n[6 * t + 3], p.numbers.eps[t] = n[6 * t + 4];
     }
     p.user_chunk = unsigned(o[8]), p.item_chunk = unsigned(o[9]);
+    p.cosines = o[10] != 0;
     p.value = value.ptr<double>(), p.total = total.ptr<double>();
     return p;
   }
@@ -78,10 +80,10 @@ hostcall::Function step("mf_step", [](Tensor user, Tensor user_m, Tensor user_v,
                                       Tensor item_v, Tensor bias, Tensor bias_m, Tensor bias_v, Tensor users,
                                       Tensor positives, Tensor negatives, Tensor constants, Tensor numbers, Tensor lr,
                                       Tensor user_step, Tensor item_step, Tensor bias_step, Tensor options,
-                                      Tensor value, Tensor total, Tensor memory, Tensor words) {
+                                      Tensor value, Tensor total, Tensor weight, Tensor memory, Tensor words) {
   const zx::StepProblem p =
       Problem{user,      user_m,    user_v,  item, item_m,    item_v,    bias,      bias_m,  bias_v, users, positives,
-              negatives, constants, numbers, lr,   user_step, item_step, bias_step, options, value,  total}
+              negatives, constants, numbers, lr,   user_step, item_step, bias_step, options, value,  total, weight}
           .problem();
   if (words) {  // what memory it wants, and how it is dealt out
     const zx::StepPlan plan = zx::step_plan(p);

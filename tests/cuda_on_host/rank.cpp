@@ -1,4 +1,4 @@
-// The launcher of csrc/cuda/rank.cuh.
+// The launcher of csrc/cuda/rank.cuh. Lists of more than `longest` places are selected.
 #include "cuda/rank.cuh"
 
 #include "host_call.h"
@@ -9,7 +9,7 @@ template <class S>
 void run(const Tensor& scores, const Tensor& users, const Tensor& offset, const Tensor& indptr, const Tensor& indices,
          const Tensor& excluded_indptr, const Tensor& excluded_indices, const Tensor& positive_scores,
          const Tensor& greater, const Tensor& equal, const Tensor& candidates, const Tensor& top_items,
-         const Tensor& failed, int64_t blocks) {
+         const Tensor& failed, int64_t blocks, int64_t longest) {
   zx::RankArgs<S> a{};
   a.scores = scores.ptr<S>(), a.row_stride = scores.stride(0), a.column_stride = scores.stride(1);
   a.rows = users.size(0), a.num_items = scores.size(1), a.k = top_items.size(1);
@@ -21,16 +21,17 @@ void run(const Tensor& scores, const Tensor& users, const Tensor& offset, const 
   a.greater = greater.ptr<unsigned long long>(), a.equal = equal.ptr<unsigned long long>();
   a.candidates = candidates.ptr<int64_t>(), a.top_items = top_items.ptr<int64_t>();
   a.failed = failed.ptr<unsigned long long>();
-  zx::rank_scores(a, nullptr, blocks);
+  zx::rank_scores(a, nullptr, blocks, longest);
 }
 
 hostcall::Function rank_scores("rank_scores", [](Tensor scores, Tensor users, Tensor offset, Tensor indptr,
                                                  Tensor indices, Tensor excluded_indptr, Tensor excluded_indices,
                                                  Tensor positive_scores, Tensor greater, Tensor equal,
-                                                 Tensor candidates, Tensor top_items, Tensor failed, int64_t blocks) {
+                                                 Tensor candidates, Tensor top_items, Tensor failed, int64_t blocks,
+                                                 int64_t longest) {
   const auto with = [&](auto zero) {
     run<decltype(zero)>(scores, users, offset, indptr, indices, excluded_indptr, excluded_indices, positive_scores,
-                        greater, equal, candidates, top_items, failed, blocks);
+                        greater, equal, candidates, top_items, failed, blocks, longest);
   };
   switch (scores.dtype) {
     case hostcall::DType::f64:

@@ -168,6 +168,7 @@ def _sound(op: str, seed: int) -> list[Any]:
         "mf_step": lambda: (
             *(*_training(w, optimizer), *samples, None, _settings(), *(pick(None, torch.tensor(0.01)), None) * 3),
             *(pick(None, torch.zeros((), dtype=torch.float64)), optimizer, 1, 1.0, 1.0, 1.0, 0.01, 0.0, 2),
+            *(pick(None, f32(9).abs()), pick(False, True)),
         ),
         "mf_train": lambda: (*_training(w, optimizer), *samples, None, _settings(), *steps, pick(False, True)),
         "mf_train_sampled": lambda: (

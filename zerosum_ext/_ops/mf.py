@@ -65,6 +65,7 @@ def mf_loss(
     return value, coefficient, failed
 
 
+# Two arguments above the limit, as of mf_train.
 def mf_step(
     tables: Sequence[Tensor | None],
     states: Sequence[tuple[Tensor | None, Tensor | None]],
@@ -78,6 +79,8 @@ def mf_step(
     l2: float,
     longest: float,
     reduction: str,
+    weight: Tensor | None = None,
+    normalize: bool = False,
 ) -> Tensor:
     """Train on one batch, in place, and return its reduced loss without L2, a float64 scalar.
 
@@ -91,12 +94,15 @@ def mf_step(
             tables' device), or None for those of ``settings``. They are read when the kernels run, and the step's is
             moved on: a captured CUDA graph goes on with what it finds.
         total: a float64 scalar that the loss summed over the samples is added to, or None.
+        weight: float32 [B], of each sample.
+        normalize: scores are cosines; on a GPU of rows of at most 256 numbers, or of 64 where rows do not begin at
+            multiples of 16 bytes.
     """
     name, a, b, c = kernel
     tensors = (*tables, *(t for state in states for t in state), *samples, constants, settings)
     of_each = (t for pair in numbers for t in pair)
     constant = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction])
-    value: Tensor = _mf_step(*tensors, *of_each, total, *constant)
+    value: Tensor = _mf_step(*tensors, *of_each, total, *constant, weight, normalize)
     return value
 
 

@@ -215,7 +215,7 @@ class FusedEngine(AutogradEngine):
             objective.l2,
             objective.clip_row_norm,
             self.asynchronous,
-            weights=None if self.weights is None else self.weights.weights,
+            weights=self.weights,
         )
         # A transform takes a batch at a time.
         one = settings.schedule.each_step or objective.transform is not None
@@ -284,8 +284,6 @@ def choose_engine(parts: Parts, settings: Settings) -> type[AutogradEngine]:
 def _settings_obstacle(settings: Settings, parts: Parts, hogwild: bool) -> str | None:
     """Return why the fused step cannot follow these settings, or None."""
     objective = settings.objective
-    if objective.sample_weight == "weights" and parts.device.type != "cpu":
-        return f"sample_weight: expected None or 'drawn' on {parts.device.type}, got 'weights'"
     if objective.precision != "float32":
         return f"precision: expected 'float32', got {objective.precision!r}"
     if hogwild and objective.clip_row_norm is not None:

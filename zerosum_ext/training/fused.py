@@ -14,6 +14,7 @@ from zerosum_ext._checks import describe
 from zerosum_ext.data.sampling import TripletLoader
 from zerosum_ext.losses import Loss, compiled_loss
 from zerosum_ext.reference import SHAPES
+from zerosum_ext.training.weights import PairWeights
 
 __all__ = ["FusedStep", "TableModel", "clip_rows", "fused_obstacle", "scores_from_tables"]
 
@@ -96,14 +97,20 @@ def _model_obstacle(model: nn.Module, asynchronous: bool) -> str | None:
     for p in parameters:
         if p.device != device or p.dtype != torch.float32 or not p.is_contiguous() or p._backward_hooks:
             return f"model: expected contiguous float32 parameters on one device without hooks, got {describe(p)}"
-    if scores_are_cosines(model) and device.type != "cpu":
-        return "model: expected normalize=False on a GPU, got normalize=True"
+    if scores_are_cosines(model) and device.type != "cpu" and (dim := parameters[0].shape[1]) > _widest(parameters):
+        return f"model: expected rows of at most {_widest(parameters)} numbers for cosines on a GPU, got {dim}"
     if asynchronous and device.type != "cpu":
         return f"model: expected parameters on the CPU, got {describe(parameters[0])}"
     if not _ops.has_op("mf_step", device):
         obstacle = _ops.gpu_obstacle(device.index) if device.type == "cuda" else ""
         return f"model: {obstacle or f'the compiled part of zerosum_ext for {device.type} is not loaded'}"
     return None
+
+
+def _widest(tables: list[nn.Parameter]) -> int:
+    """Return the length of the longest rows that a GPU's threads hold in registers, as they have to for cosines."""
+    aligned = tables[0].shape[1] % 4 == 0 and all(p.storage_offset() % 4 == 0 for p in tables)
+    return 256 if aligned else 64  # csrc/cuda/mf_step.cuh
 
 
 def _loss_obstacle(loss: nn.Module, num_items: object) -> str | None:
@@ -153,7 +160,7 @@ class FusedStep:
         capturable: count the steps in a tensor on the model's device (``optimizer.state[p]["step"]``). torch.optim.Adam
             does so by its option of this name, which has the same effect here; this also covers SparseAdam and
             Adagrad. The state is then made at once, not by the first step.
-        weights: of the interactions that :meth:`draw_and_train` draws from, float32 [nnz]; only on the CPU.
+        weights: of the interactions that samples are drawn from, and so of the samples.
     """
 
     def __init__(
@@ -165,7 +172,7 @@ class FusedStep:
         max_row_norm: float | None = None,
         asynchronous: bool = False,
         capturable: bool = False,
-        weights: Tensor | None = None,
+        weights: PairWeights | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.weights = weights
@@ -235,7 +242,7 @@ class FusedStep:
             negatives = negatives.unsqueeze(1)
         users, positives, negatives = users.contiguous(), positives.contiguous(), negatives.contiguous()
         size = batch_size or max(1, users.shape[0])
-        if users.device.type == "cpu":
+        if users.device.type == "cpu" and self.weights is None:
             return self._train((users, positives, negatives), False, users.shape[0], size, groups)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in zip(users.split(size), positives.split(size), negatives.split(size), strict=True):
@@ -301,7 +308,7 @@ class FusedStep:
             batch_size,
             self.asynchronous,
             scores_are_cosines(self.model),
-            self.weights,
+            None if self.weights is None else self.weights.weights,
         )
         if self.asynchronous or self.reduction == "sum":
             return values.sum()
@@ -356,6 +363,8 @@ class FusedStep:
             self.l2,
             self.max_row_norm or 0.0,
             self.reduction,
+            None if self.weights is None else self.weights(users, positives),
+            scores_are_cosines(self.model),
         )
 
     def _state(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
