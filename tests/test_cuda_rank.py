@@ -215,6 +215,18 @@ def test_rows_of_long_lists_begin_anywhere(kernels):
     check(kernels, scores(1203, 2).T, held_out((0, 1), 1203), 600)
 
 
+def test_rows_that_lie_far_apart(kernels):
+    """More than 2^31 elements from one row to the next, of which the system has no pages but those that are written."""
+    if os.environ.get("CUDA_ON_HOST_RECORD"):
+        pytest.skip("a recorded call has all the memory that its tensors belong to")
+    apart = (1 << 31) + 5
+    memory = torch.empty(apart + 700, dtype=torch.float16)
+    s = memory.as_strided((2, 700), (apart, 1))
+    s.copy_(scores(2, 700, torch.float16))
+    for k in (10, 600):
+        check(kernels, s, held_out((2, 9), 700), k)
+
+
 def test_a_list_is_the_same_by_selection_and_by_queue(kernels):
     args = held_out((3, 1), 2501)
     for ties in (False, True):
