@@ -445,7 +445,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
 
 def test_a_bug_that_has_lost_its_place_is_noticed():
     with pytest.raises(ValueError, match="expected 'nowhere' once, found it 0 times"):
-        planted.changed("text", [planted.Bug("lost", "nowhere", "anywhere")])
+        planted.changed("text", [(1, planted.Bug("lost", "nowhere", "anywhere"))])
 
 
 def test_factors_are_ranked_through_scores_where_only_those_have_a_kernel(monkeypatch):
