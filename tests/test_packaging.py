@@ -167,7 +167,7 @@ def test_what_was_tried_is_kept_one_way_at_a_time(monkeypatch, tmp_path):
     assert "old" not in text
     assert f"| a way | 3.12.1 | 2.13.0 | {zx.__version__} | " in text
     assert "| another way | 3.12.1 |" in text
-    assert "| wheel, `b.whl` | 2.00 |" in text
+    assert "| wheel for manylinux_2_28_x86_64 | 2.00 |" in text
 
 
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("readelf"), reason="needs gcc and readelf")
@@ -192,7 +192,11 @@ def test_a_library_for_an_older_glibc_has_its_own_answer_to_what_that_lacks(tmp_
 WHEEL = {
     "sdist": {"name": "a.tar.gz", "archive": 1_000_000},
     "wheel": {"name": "a.whl", "archive": 2_000_000},
-    "repaired": {"name": "b.whl", "archive": 2_000_000, "_C.abi3.so": 4_000_000},
+    "repaired": {
+        "name": "b-1.0-cp310-abi3-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+        "archive": 2_000_000,
+        "_C.abi3.so": 4_000_000,
+    },
     "abi3": [],
     "build_seconds": 240.0,
 }

@@ -293,6 +293,7 @@ def table(data: Mapping[str, Any]) -> str:
     """Return the part of docs/installing.md on what was tried."""
     built, tries = data["built"], data["tries"].values()
     library = max(v for k, v in built["repaired"].items() if k.endswith(".so"))
+    platform_ = built["repaired"]["name"].removesuffix(".whl").split("-")[-1].split(".")[-1]
     lines = [
         f"`make installs` tried these on {data['machine']}. Each had a fresh virtual environment.",
         "A step with a loss ran, and `pip uninstall` left nothing behind. The wheel is built from the source",
@@ -305,7 +306,7 @@ def table(data: Mapping[str, Any]) -> str:
         "| file | MB |",
         "|---|--:|",
         f"| source distribution | {megabytes(built['sdist']['archive'])} |",
-        f"| wheel, `{built['repaired']['name']}` | {megabytes(built['repaired']['archive'])} |",
+        f"| wheel for {platform_} | {megabytes(built['repaired']['archive'])} |",
         f"| the compiled library inside | {megabytes(library)} |",
     ]
     return "\n".join(lines) + "\n"
