@@ -123,6 +123,17 @@ def check_tools() -> None:
     sys.exit(f"setup.py: {missing}, or set ZEROSUM_EXT_PURE=1 to install without compiled kernels, in plain PyTorch.")
 
 
+def has_ninja() -> bool:
+    """Returns whether ninja is there to compile on all cores; PATH is led to the one beside Python.
+
+    Who calls VENV/bin/pip by its path has installed ninja there, but PATH need not know the folder.
+    """
+    beside = shutil.which("ninja", path=str(Path(sys.executable).parent))
+    if shutil.which("ninja") is None and beside:
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(beside).parent)])
+    return shutil.which("ninja") is not None
+
+
 def extensions() -> tuple[list, dict]:
     if env_flag("ZEROSUM_EXT_PURE"):
         return [], {}
@@ -187,7 +198,7 @@ def extensions() -> tuple[list, dict]:
             super().build_extension(extension)
             check_linked(Path(self.get_ext_fullpath(extension.name)))
 
-    return ext_modules, {"build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))}
+    return ext_modules, {"build_ext": BuildExtension.with_options(use_ninja=has_ninja())}
 
 
 def variant() -> dict[str, dict[str, str]]:

@@ -114,6 +114,27 @@ def test_nothing_is_needed_to_install_without_kernels(monkeypatch, tmp_path):
     assert called[0]["ext_modules"] == []
 
 
+@pytest.mark.parametrize("where", ["PATH", "beside Python", "nowhere"])
+def test_ninja_is_found_on_path_or_beside_python(where, monkeypatch, tmp_path):
+    """pip may be called by its path, as the Dockerfile does: then PATH does not know the folder of its commands."""
+    folders = {name: tmp_path / name for name in ("PATH", "beside Python")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "python").write_text("")
+        if name == where:
+            (folder / "ninja").write_text("#!/bin/sh\n")
+            (folder / "ninja").chmod(0o755)
+    monkeypatch.setenv("ZEROSUM_EXT_PURE", "1")
+    monkeypatch.setenv("PATH", str(folders["PATH"]))
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    has_ninja = runpy.run_path(str(ROOT / "setup.py"))["has_ninja"]
+    monkeypatch.setattr(sys, "executable", str(folders["beside Python"] / "python"))
+    assert has_ninja() is (where != "nowhere")
+    found = shutil.which("ninja")
+    assert found == (None if where == "nowhere" else str(folders[where] / "ninja"))
+    assert os.environ["PATH"].split(os.pathsep)[0] == str(folders["PATH"])
+
+
 @pytest.mark.parametrize(("name", "tag"), [("cu130", "+cu130"), ("cu128.gds", "+cu128.gds"), ("", None)])
 def test_a_variant_ends_the_version(name, tag, monkeypatch):
     monkeypatch.setenv("ZEROSUM_EXT_PURE", "1")
