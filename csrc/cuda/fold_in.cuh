@@ -113,6 +113,7 @@ __device__ __forceinline__ double fold_loss(const FoldInArgs<T>& a, const FoldSa
         }
         d_pos = warp_combine(d_pos, width, Add{});
       }
+      __syncwarp();  // others have read the score that the derivative takes the place of
       if (live && lane == 0) pos[i] = d_pos;
     }
   }
