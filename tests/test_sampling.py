@@ -183,6 +183,28 @@ def test_many_negatives_are_the_reference_bit_by_bit(k, name):
 
 
 @compiled
+@pytest.mark.parametrize("name", ["uniform", "popularity", "candidates"])
+@pytest.mark.parametrize("k", [1, 15, 16, 200])
+def test_negatives_of_an_empty_matrix_are_the_reference_bit_by_bit(k, name):
+    """There no filter is asked. Lists that samples share are drawn so."""
+    items = 300
+    weights = Interactions.from_arrays(np.arange(items), np.arange(items) // 2, shape=(items, items))
+    candidates = range(1, items, 7) if name == "candidates" else None
+    chosen = sampling.NegativeSource.of(weights, OPTIONS[name].get("strategy", "uniform"), None, 1.0, candidates, True)
+    users, indptr, indices = (
+        torch.zeros(131, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(0).int(),
+    )
+    common = (chosen.slots, chosen.masses, items, k, 5, 6, 2**62, True)
+    expected = reference.sample_negatives(users, indptr, indices, None, *common)
+    for lookup in (None, _ops.row_filter(indptr, indices, items)):
+        got = torch.ops.zerosum_ext.sample_negatives(users, indptr, indices, lookup, *common)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+@compiled
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_compiled_is_the_reference_on_any_matrix(data):
@@ -257,8 +279,9 @@ def test_samples_do_not_depend_on_the_instruction_set(isa):
         "import torch, zerosum_ext as zx\n"
         "x = zx.Interactions.from_arrays([0, 0, 1, 2, 2, 2], [0, 5, 9, 1, 2, 3], shape=(3, 12))\n"
         "n = zx.sample_negatives(x, torch.arange(999) % 3, 3, seed=4)\n"
+        "m = zx.sample_negatives(x, torch.arange(99) % 3, 21, seed=5, epoch=2**31)\n"
         "t = [b for b in zx.TripletLoader(x, 5, draws=3, positives=2)]\n"
-        "print(n.flatten().tolist(), [v.tolist() for b in t for v in b])\n"
+        "print(n.flatten().tolist(), m.flatten().tolist(), [v.tolist() for b in t for v in b])\n"
     )
     out = [
         subprocess.run(

@@ -186,21 +186,27 @@ constexpr int64_t kPad = 8;     // bytes that may be read behind the last
 // The words [begin, end). Interaction e has two words of Philox's block e / 2, the first or the last; below the
 // threshold they drop.
 struct DrawKept {
+  template <int kBytes>
   ZX_HD static void run(uint64_t seed, uint64_t threshold, int64_t begin, int64_t end, uint64_t* kept) {
-    constexpr uint64_t kLow = 0xffffffffu;
+    using L = Longs<kBytes>;
+    using Vector = typename L::Vector;
+    const uint64_t purpose = static_cast<uint64_t>(Stream::kNodeDropout) << 24;
+    Vector lane;
+    for (int l = 0; l < L::kWidth; ++l) lane[l] = static_cast<uint64_t>(l);
     for (int64_t w = begin; w < end; ++w) {
-      uint64_t packed = 0;
-      for (uint64_t i = 0; i < kDrawn / 2; ++i) {
-        const uint64_t block = static_cast<uint64_t>(w) * (kDrawn / 2) + i;
-        uint64_t c0 = block & kLow, c1 = block >> 32, c2 = 0;
-        uint64_t c3 = static_cast<uint64_t>(Stream::kNodeDropout) << 24;
-        philox_lane(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+      Vector packed = {};
+      for (uint64_t i = 0; i < kDrawn / 2; i += L::kWidth) {
+        const Vector block = lane + (static_cast<uint64_t>(w) * (kDrawn / 2) + i);
+        Vector c0 = block, c1 = block >> 32, c2 = {}, c3 = Vector{} + purpose;
+        philox_vectors<kBytes>(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
         // The sign of the difference: 1 below the threshold.
-        const uint64_t dropped = (c0 - threshold) >> 63 | (c1 - threshold) >> 63 << 1 | (c2 - threshold) >> 63 << 2 |
-                                 (c3 - threshold) >> 63 << 3;
-        packed |= dropped << (4 * i);
+        const Vector dropped = ((c0 & L::kLow) - threshold) >> 63 | ((c1 & L::kLow) - threshold) >> 63 << 1 |
+                               ((c2 & L::kLow) - threshold) >> 63 << 2 | ((c3 & L::kLow) - threshold) >> 63 << 3;
+        packed |= dropped << ((lane + i) * 4);
       }
-      kept[w] = ~packed;
+      uint64_t all = 0;
+      for (int l = 0; l < L::kWidth; ++l) all |= packed[l];
+      kept[w] = ~all;
     }
   }
 };

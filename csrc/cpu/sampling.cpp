@@ -29,23 +29,12 @@ constexpr int64_t kRowsPerTask = 4096;
 
 // ---- Random bits of many samples ------------------------------------------------------------------------------------
 
-// draws() of sample[0 .. n) for n <= kLanes.
+// draws() of sample[0 .. n), where the arrays have room for kLanes.
+template <int kBytes>
 ZX_HD void draw_lanes(SampleKey key, const uint64_t* sample, int n, Stream stream, uint32_t j, uint32_t attempt,
                       uint64_t* first, uint64_t* second) {
-  constexpr uint64_t kLow = 0xffffffffu;
-  const uint32_t purpose = static_cast<uint32_t>(stream) << 24 | j << 8 | attempt;
-  for (int i = 0; i < n; ++i) {
-    uint64_t c0 = sample[i] & kLow, c1 = sample[i] >> 32, c2 = key.epoch, c3 = purpose;
-    philox_lane(c0, c1, c2, c3, key.seed_lo, key.seed_hi);
-    first[i] = c0 | c1 << 32;
-    second[i] = c2 | c3 << 32;
-  }
-}
-
-// mulhi64(draw, bound) for bounds below 2^32, in operations that SIMD units have.
-ZX_HD uint64_t mulhi64_small(uint64_t draw, uint64_t bound) {
-  const uint64_t low = (draw & 0xffffffffu) * bound;
-  return ((draw >> 32) * bound + (low >> 32)) >> 32;
+  const uint64_t purpose = static_cast<uint32_t>(stream) << 24 | j << 8 | attempt;
+  philox_draws<kBytes>(key, sample, 1, &purpose, 0, n, first, second);
 }
 
 constexpr int64_t kSmallBound = int64_t{1} << 32;
@@ -67,17 +56,48 @@ struct NegativeProblem {
   int64_t* out;  // [rows, k]
 };
 
-// Items of many draws. The generic form is scalar; the uniform one vectorises.
-template <class Items>
-ZX_HD void item_lanes(const Items& items, const uint64_t* draw, int n, int64_t* item) {
-  for (int i = 0; i < n; ++i) item[i] = items.item(draw[i]);
+// Items of many draws, in arrays with room for kLanes. The generic form is scalar; the uniform one is SIMD code.
+template <int kBytes, class Items>
+ZX_HD void item_lanes(const Items& items, const uint64_t* draw, int n, uint64_t* item) {
+  for (int i = 0; i < n; ++i) item[i] = static_cast<uint64_t>(items.item(draw[i]));
 }
-ZX_HD void item_lanes(const UniformItems& items, const uint64_t* draw, int n, int64_t* item) {
-  const uint64_t bound = static_cast<uint64_t>(items.num_items);
-  if (items.num_items < kSmallBound) {
-    for (int i = 0; i < n; ++i) item[i] = static_cast<int64_t>(mulhi64_small(draw[i], bound));
-  } else {
-    for (int i = 0; i < n; ++i) item[i] = items.item(draw[i]);
+template <int kBytes>
+ZX_HD void item_lanes(const UniformItems& items, const uint64_t* draw, int n, uint64_t* item) {
+  using L = Longs<kBytes>;
+  if (items.num_items >= kSmallBound) {
+    for (int i = 0; i < n; ++i) item[i] = static_cast<uint64_t>(items.item(draw[i]));
+    return;
+  }
+  const typename L::Vector bound = typename L::Vector{} + static_cast<uint64_t>(items.num_items);
+  for (int i = 0; i < n; i += L::kWidth) {
+    typename L::Vector v;
+    L::load(v, draw + i);
+    L::multiply_high(v, v, bound);
+    L::store(item + i, v);
+  }
+}
+
+// What filter_bit multiplies items by: the whole hash of 1.
+ZX_HD uint64_t filter_factor() { return filter_bit(uint64_t{1} << 32, 1); }
+
+// Where in the filter the items' bits are, as filter_bit says: word[i] from begin[i] on, and the bit in it.
+template <int kBytes>
+ZX_HD void filter_lanes(const int64_t* begin, const uint64_t* range, const uint64_t* item, int n, uint64_t* word,
+                        uint64_t* bit) {
+  using L = Longs<kBytes>;
+  using Vector = typename L::Vector;
+  const Vector factor = Vector{} + filter_factor();
+  for (int i = 0; i < n; i += L::kWidth) {
+    Vector id, r, from, position;
+    L::load(id, item + i);
+    L::load(r, range + i);
+    L::load(from, reinterpret_cast<const uint64_t*>(begin) + i);
+    L::multiply(position, id, factor);
+    L::multiply(position, position, r);
+    const Vector exact = (Vector)(r == 0);
+    position = (id & exact) | (position >> 32 & ~exact);
+    L::store(word + i, from + (position >> 4));
+    L::store(bit + i, position & 15);
   }
 }
 
@@ -93,95 +113,110 @@ struct OpenLanes : RowLanes {
   int lane[kLanes];
   uint64_t second[kLanes];  // draws that have not been looked at
 
-  ZX_HD void move(int from, int to) {
-    begin[to] = begin[from], count[to] = count[from], range[to] = range[from];
-    sample[to] = sample[from], lane[to] = lane[from], second[to] = second[from];
+  // Lane `at` of `from`, which is number `number` of all, becomes lane `to`.
+  ZX_HD void take(const RowLanes& from, int at, int number, uint64_t draw, int to) {
+    begin[to] = from.begin[at], count[to] = from.count[at], range[to] = from.range[at];
+    sample[to] = from.sample[at], lane[to] = number, second[to] = draw;
   }
 };
+
+// Brings n numbers, of many only the first, on their way to the cache.
+template <class T>
+ZX_HD void fetch_row(const T* row, int64_t n) {
+  constexpr int64_t kMostBytes = 512;
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (int64_t at = 0; at < std::min(n * static_cast<int64_t>(sizeof(T)), kMostBytes); at += 64)
+    __builtin_prefetch(bytes + at);
+}
 
 // Draws negative j of rows [row, row + n).
 template <class Items, class Index>
 struct NegativeLanes {
   static constexpr uint64_t kTaken = 2;  // by a draw of the same sample, without replacement
 
+  template <int kBytes>
   ZX_HD static void run(const NegativeProblem<Items, Index>& p, const RowLanes& rows, int n, uint32_t j, int64_t* out) {
     const int64_t num_items = p.items.num_items;
     OpenLanes lanes;
-    static_cast<RowLanes&>(lanes) = rows;
-    bool rejection = true;
-    for (int i = 0; i < n; ++i) {
-      lanes.lane[i] = i;
-      rejection &= draws_by_rejection(rows.count[i], num_items);
-    }
-    int open = n;
-    if (!rejection) {
-      open = 0;
+    int64_t most = 0;
+    for (int i = 0; i < n; ++i) most = std::max(most, rows.count[i]);
+    uint64_t first[kLanes];
+    uint32_t attempt = 0;
+    int open = 0;
+    if (draws_by_rejection(most, num_items)) {
+      uint64_t second[kLanes];
+      const int* all = nullptr;
+      draw_lanes<kBytes>(p.key, rows.sample, n, Items::kStream, j, attempt++, first, second);
+      open = try_items<kBytes>(p, rows, all, second, n, first, j, lanes, out);
+      if (open > 0) open = try_items<kBytes>(p, lanes, lanes.lane, lanes.second, open, lanes.second, j, lanes, out);
+    } else {
       for (int i = 0; i < n; ++i) {
         const bool drawn = draws_by_rejection(rows.count[i], num_items);
-        lanes.move(i, open);
+        lanes.take(rows, i, i, 0, open);
         open += drawn;
         if (!drawn) exhaust(p, rows, i, j, out);
       }
     }
-    uint64_t first[kLanes];
-    for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0; ++attempt) {
-      draw_lanes(p.key, lanes.sample, open, Items::kStream, j, attempt, first, lanes.second);
-      open = try_items(p, lanes, open, n, first, j, out);
-      if (open > 0) open = try_items(p, lanes, open, n, lanes.second, j, out);
+    for (; attempt < kRejectionBlocks && open > 0; ++attempt) {
+      draw_lanes<kBytes>(p.key, lanes.sample, open, Items::kStream, j, attempt, first, lanes.second);
+      open = try_items<kBytes>(p, lanes, lanes.lane, lanes.second, open, first, j, lanes, out);
+      if (open > 0) open = try_items<kBytes>(p, lanes, lanes.lane, lanes.second, open, lanes.second, j, lanes, out);
     }
     for (int t = 0; t < open; ++t) exhaust(p, rows, lanes.lane[t], j, out);
   }
 
-  // Gives every open lane the item of its draw; returns how many were refused, and closes these up.
-  ZX_HD static int try_items(const NegativeProblem<Items, Index>& p, OpenLanes& lanes, int open, int n,
-                             const uint64_t* draw, uint32_t j, int64_t* out) {
-    int64_t item[kLanes];
-    item_lanes(p.items, draw, open, item);
+  // Gives each of `open` lanes the item of its draw; returns how many were refused, which `left` then has, with their
+  // second draws. (That may be what they come from.) lane: their numbers; nullptr: all lanes, in their order.
+  template <int kBytes>
+  ZX_HD static int try_items(const NegativeProblem<Items, Index>& p, const RowLanes& from, const int* lane,
+                             const uint64_t* second, int open, const uint64_t* draw, uint32_t j, OpenLanes& left,
+                             int64_t* out) {
     // One load from the filter for each lane. A clear bit settles it; of the others, those with an exact filter are
     // refused and those with a hashed one are looked up in the row.
-    uint64_t word[kLanes], bit[kLanes];
-    for (int t = 0; t < open; ++t) {
-      const uint64_t position = filter_bit(lanes.range[t], item[t]);
-      word[t] = static_cast<uint64_t>(lanes.begin[t]) + (position >> 4);
-      bit[t] = position & 15;
-    }
+    uint64_t item[kLanes], word[kLanes], bit[kLanes];
+    item_lanes<kBytes>(p.items, draw, open, item);
+    filter_lanes<kBytes>(from.begin, from.range, item, open, word, bit);
     for (int t = 0; t < open; ++t) word[t] = p.filter[word[t]];
     for (int t = 0; t < open; ++t) word[t] = (word[t] >> bit[t]) & 1;
     if (!p.replacement && j > 0)
       for (int t = 0; t < open; ++t)
-        if (is_among(out + lanes.lane[t] * p.k, j, item[t])) word[t] = kTaken;
-    if (open == n)
-      for (int t = 0; t < n; ++t) out[t * p.k + j] = item[t];
+        if (is_among(out + (lane != nullptr ? lane[t] : t) * p.k, j, static_cast<int64_t>(item[t]))) word[t] = kTaken;
+    if (lane != nullptr)
+      for (int t = 0; t < open; ++t) out[lane[t] * p.k + j] = static_cast<int64_t>(item[t]);
+    else if (p.k == 1)
+      for (int t = 0; t < open; ++t) out[t] = static_cast<int64_t>(item[t]);
     else
-      for (int t = 0; t < open; ++t) out[lanes.lane[t] * p.k + j] = item[t];
-    int hit[kLanes], doubtful[kLanes], hits = 0, doubts = 0, left = 0;
+      for (int t = 0; t < open; ++t) out[t * p.k + j] = static_cast<int64_t>(item[t]);
+    int hit[kLanes], doubtful[kLanes], hits = 0, doubts = 0, refused = 0;
     for (int t = 0; t < open; ++t) {
       hit[hits] = t;
       hits += word[t] != 0;
     }
     for (int h = 0; h < hits; ++h) {
       doubtful[doubts] = hit[h];
-      doubts += word[hit[h]] != kTaken && lanes.range[hit[h]] != 0;
+      doubts += word[hit[h]] != kTaken && from.range[hit[h]] != 0;
     }
-    if (doubts > 0) look_up(p, lanes, item, doubtful, doubts, word);
+    if (doubts > 0) look_up(p, from, item, doubtful, doubts, word);
     for (int h = 0; h < hits; ++h) {
-      lanes.move(hit[h], left);
-      left += word[hit[h]] != 0;
+      const int t = hit[h];
+      left.take(from, t, lane != nullptr ? lane[t] : t, second[t], refused);
+      refused += word[t] != 0;
     }
-    return left;
+    return refused;
   }
 
   // Whether the rows of those lanes hold their items. All binary searches go on step by step together: each step of one
   // waits for memory, and nothing but the number of steps is a branch.
-  ZX_HD static void look_up(const NegativeProblem<Items, Index>& p, const RowLanes& rows, const int64_t* item,
+  ZX_HD static void look_up(const NegativeProblem<Items, Index>& p, const RowLanes& rows, const uint64_t* item,
                             const int* doubtful, int n, uint64_t* held) {
     int64_t base[kLanes], size[kLanes], wanted[kLanes], longest = 0;
     for (int d = 0; d < n; ++d) {
       const int t = doubtful[d];
       const bool empty = rows.count[t] == 0;  // such a row has no bit of its own, and no item to be compared with
       base[d] = empty ? 0 : rows.begin[t], size[d] = std::max<int64_t>(1, rows.count[t]);
-      wanted[d] = empty ? -1 : item[t];
+      wanted[d] = empty ? -1 : static_cast<int64_t>(item[t]);
       longest = std::max(longest, size[d]);
+      fetch_row(p.indices + base[d], size[d]);
     }
     for (; longest > 1; longest -= longest >> 1)
       for (int d = 0; d < n; ++d) {  // the item is at base .. base + size, if anywhere
@@ -216,7 +251,8 @@ struct ManyNegatives {
   static constexpr int64_t kLeast = 16;  // negatives that are worth it
 
   // Of the row (users' `row`, of sample number `sample`) those numbered [0, k), of which the filter is a bitmap or, if
-  // there is a range, hashed.
+  // there is a range, hashed. (Of an empty row it is not asked for.)
+  template <int kBytes>
   ZX_HD static void run(const NegativeProblem<Items, Index>& p, Row<Index> row, const uint16_t* filter, uint64_t sample,
                         int64_t* out) {
     const uint64_t range = filter_range(row.count, p.items.num_items);
@@ -227,9 +263,9 @@ struct ManyNegatives {
       uint64_t first[kLanes], second[kLanes];
       for (int i = 0; i < n; ++i) lane[i] = i;
       for (uint32_t attempt = 0; attempt < kRejectionBlocks && open > 0 && drawn; ++attempt) {
-        draw(p.key, sample, static_cast<uint32_t>(from), lane, open, attempt, first, second);
-        open = try_items(p, row, filter, range, first, open, n, lane, second, out + from);
-        if (open > 0) open = try_items(p, row, filter, range, second, open, n, lane, second, out + from);
+        draw<kBytes>(p.key, sample, static_cast<uint32_t>(from), lane, open, attempt, first, second);
+        open = try_items<kBytes>(p, row, filter, range, first, open, n, lane, second, out + from);
+        if (open > 0) open = try_items<kBytes>(p, row, filter, range, second, open, n, lane, second, out + from);
       }
       for (int t = 0; t < open; ++t)
         out[from + lane[t]] =
@@ -238,46 +274,73 @@ struct ManyNegatives {
   }
 
   // draws() of the sample's negatives from + lane[0 .. n).
+  template <int kBytes>
   ZX_HD static void draw(SampleKey key, uint64_t sample, uint32_t from, const int* lane, int n, uint32_t attempt,
                          uint64_t* first, uint64_t* second) {
-    const uint64_t low = sample & 0xffffffffu, high = sample >> 32;
-    const uint32_t purpose = static_cast<uint32_t>(Items::kStream) << 24 | attempt;
-    for (int i = 0; i < n; ++i) {
-      uint64_t c0 = low, c1 = high, c2 = key.epoch, c3 = purpose | (from + static_cast<uint32_t>(lane[i])) << 8;
-      philox_lane(c0, c1, c2, c3, key.seed_lo, key.seed_hi);
-      first[i] = c0 | c1 << 32;
-      second[i] = c2 | c3 << 32;
-    }
+    uint64_t purpose[kLanes];
+    const uint32_t stream = static_cast<uint32_t>(Items::kStream) << 24 | attempt;
+    for (int i = 0; i < n; ++i) purpose[i] = stream | (from + static_cast<uint32_t>(lane[i])) << 8;
+    philox_draws<kBytes>(key, &sample, 0, purpose, 1, n, first, second);
   }
 
   // Gives every open lane the item of its draw; returns how many the row has, and closes these up, with their second
   // draws.
+  template <int kBytes>
   ZX_HD static int try_items(const NegativeProblem<Items, Index>& p, Row<Index> row, const uint16_t* filter,
                              uint64_t range, const uint64_t* draw, int open, int n, int* lane, uint64_t* second,
                              int64_t* out) {
-    int64_t item[kLanes];
-    uint64_t word[kLanes];
-    item_lanes(p.items, draw, open, item);
-    if (range == 0)
-      for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(item[t]);
-    else
-      for (int t = 0; t < open; ++t) word[t] = filter_bit(range, item[t]);
-    for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(filter[word[t] >> 4]) >> (word[t] & 15) & 1;
+    uint64_t item[kLanes], word[kLanes];
+    item_lanes<kBytes>(p.items, draw, open, item);
     if (open == n)
-      for (int t = 0; t < n; ++t) out[t] = item[t];
+      for (int t = 0; t < n; ++t) out[t] = static_cast<int64_t>(item[t]);
     else
-      for (int t = 0; t < open; ++t) out[lane[t]] = item[t];
+      for (int t = 0; t < open; ++t) out[lane[t]] = static_cast<int64_t>(item[t]);
+    if (row.count == 0) return 0;
+    if (range == 0)
+      for (int t = 0; t < open; ++t) word[t] = item[t];
+    else
+      hash<kBytes>(range, item, open, word);
+    for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(filter[word[t] >> 4]) >> (word[t] & 15) & 1;
     int hit[kLanes], hits = 0, left = 0;
     for (int t = 0; t < open; ++t) {
       hit[hits] = t;
       hits += word[t] != 0;
     }
+    if (range != 0) look_up(row, item, hit, hits, word);
     for (int h = 0; h < hits; ++h) {
       const int t = hit[h];
       lane[left] = lane[t], second[left] = second[t];
-      left += range == 0 || row_contains(row, item[t]);
+      left += word[t] != 0;
     }
     return left;
+  }
+
+  // Whether the row, which is not empty, holds those items. All binary searches go on together: a step of one waits for
+  // the one before it.
+  ZX_HD static void look_up(Row<Index> row, const uint64_t* item, const int* hit, int hits, uint64_t* held) {
+    int64_t base[kLanes], size = row.count;
+    for (int h = 0; h < hits; ++h) base[h] = 0;
+    for (; size > 1; size -= size >> 1)
+      for (int h = 0; h < hits; ++h) {
+        const int64_t half = size >> 1;
+        base[h] += static_cast<int64_t>(row.items[base[h] + half]) <= static_cast<int64_t>(item[hit[h]]) ? half : 0;
+      }
+    for (int h = 0; h < hits; ++h)
+      held[hit[h]] = static_cast<int64_t>(row.items[base[h]]) == static_cast<int64_t>(item[hit[h]]);
+  }
+
+  // filter_bit of each item.
+  template <int kBytes>
+  ZX_HD static void hash(uint64_t range, const uint64_t* item, int n, uint64_t* bit) {
+    using L = Longs<kBytes>;
+    const typename L::Vector factor = typename L::Vector{} + filter_factor(), bits = typename L::Vector{} + range;
+    for (int i = 0; i < n; i += L::kWidth) {
+      typename L::Vector v;
+      L::load(v, item + i);
+      L::multiply(v, v, factor);
+      L::multiply(v, v, bits);
+      L::store(bit + i, v >> 32);
+    }
   }
 };
 
@@ -285,28 +348,30 @@ struct ManyNegatives {
 // matrix is none, or kNoneFailed.
 template <class Items, class Index>
 struct NegativeRows {
+  template <int kBytes>
   ZX_HD static int64_t run(const NegativeProblem<Items, Index>* problem, int64_t begin, int64_t end) {
     const NegativeProblem<Items, Index>& p = *problem;
     int64_t failed = kNoneFailed;
     for (int64_t row = begin; row < end; row += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
       const int64_t* users = p.users + row;
-      // The next block's rows are on their way while this one is drawn.
+      // The next block's rows are on their way while this one is drawn. (Where there are none nothing is fetched.)
       const int ahead = static_cast<int>(std::min<int64_t>(kLanes, end - row - n));
       for (int i = 0; i < ahead; ++i)
-        if (exists(p, users[n + i])) __builtin_prefetch(p.indptr + users[n + i]);
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p.indptr) +
+                                                         static_cast<uintptr_t>(users[n + i]) * sizeof(int64_t)));
       RowLanes rows;
-      bool valid = true;
-      for (int i = 0; i < n; ++i) valid &= exists(p, users[i]);
+      bool valid = all_exist(p, users, n);
       if (valid) {
-        bool sound = true;
+        int64_t last[kLanes];
+        uint64_t unsound = 0;  // (whose highest bit tells)
+        for (int i = 0; i < n; ++i) rows.begin[i] = p.indptr[users[i]], last[i] = p.indptr[users[i] + 1];
         for (int i = 0; i < n; ++i) {
-          const int64_t last = p.indptr[users[i] + 1];
-          rows.begin[i] = p.indptr[users[i]];
-          rows.count[i] = last - rows.begin[i];
-          sound &= (rows.begin[i] >= 0) & (rows.begin[i] <= last) & (last <= p.num_entries);
+          const uint64_t first = static_cast<uint64_t>(rows.begin[i]), end_of_row = static_cast<uint64_t>(last[i]);
+          rows.count[i] = static_cast<int64_t>(end_of_row - first);
+          unsound |= first | end_of_row | (end_of_row - first) | (static_cast<uint64_t>(p.num_entries) - end_of_row);
         }
-        valid = sound;
+        valid = static_cast<int64_t>(unsound) >= 0;
       }
       if (!valid)  // rows that do not exist are drawn for like those of users without items, and -1 follows afterwards
         for (int i = 0; i < n; ++i) {
@@ -319,13 +384,21 @@ struct NegativeRows {
         const int64_t at = p.offset + row + i;
         rows.sample[i] = static_cast<uint64_t>(p.numbers != nullptr ? p.numbers[at] : at);
       }
-      if (p.filter != nullptr && p.replacement && p.k >= ManyNegatives<Items, Index>::kLeast) {
-        for (int i = 0; i < n; ++i)
-          ManyNegatives<Items, Index>::run(p, {p.indices + rows.begin[i], rows.count[i]}, p.filter + rows.begin[i],
-                                           rows.sample[i], out + i * p.k);
+      // (Where the matrix is empty there is no filter, and nothing to ask it for.)
+      if ((p.filter != nullptr || p.num_entries == 0) && p.replacement && p.k >= ManyNegatives<Items, Index>::kLeast) {
+        for (int i = 0; i < n; ++i) {
+          if (i + 1 < n && p.filter != nullptr) {
+            fetch_row(p.filter + rows.begin[i + 1], rows.count[i + 1]);
+            fetch_row(p.indices + rows.begin[i + 1], rows.count[i + 1]);
+          }
+          ManyNegatives<Items, Index>::template run<kBytes>(p, {p.indices + rows.begin[i], rows.count[i]},
+                                                            p.filter != nullptr ? p.filter + rows.begin[i] : p.filter,
+                                                            rows.sample[i], out + i * p.k);
+        }
       } else if (p.filter != nullptr) {
         for (int i = 0; i < n; ++i) rows.range[i] = filter_range(rows.count[i], p.items.num_items);
-        for (int64_t j = 0; j < p.k; ++j) NegativeLanes<Items, Index>::run(p, rows, n, static_cast<uint32_t>(j), out);
+        for (int64_t j = 0; j < p.k; ++j)
+          NegativeLanes<Items, Index>::template run<kBytes>(p, rows, n, static_cast<uint32_t>(j), out);
       } else {
         for (int i = 0; i < n; ++i)
           one_by_one(p, {p.indices + rows.begin[i], rows.count[i]}, rows.sample[i], out + i * p.k);
@@ -345,6 +418,14 @@ struct NegativeRows {
           if (static_cast<uint64_t>(out[i]) >= items) out[i] = -1, failed = std::min(failed, row + i / p.k);
     }
     return failed;
+  }
+
+  // (By the highest bit of all: a loop without branches, which SIMD units do.)
+  ZX_HD static bool all_exist(const NegativeProblem<Items, Index>& p, const int64_t* users, int n) {
+    const uint64_t last = static_cast<uint64_t>(p.num_users) - 1;
+    uint64_t outside = 0;
+    for (int i = 0; i < n; ++i) outside |= static_cast<uint64_t>(users[i]) | (last - static_cast<uint64_t>(users[i]));
+    return static_cast<int64_t>(outside) >= 0;
   }
 
   ZX_HD static bool exists(const NegativeProblem<Items, Index>& p, int64_t user) {
@@ -771,15 +852,19 @@ struct PositiveProblem {
 template <class Index>
 struct PositiveRows {
   // False if the matrix, hint, gaps and active contradict each other: nothing outside of them is read.
+  template <int kBytes>
   ZX_HD static bool run(const PositiveProblem<Index>* problem, int64_t begin, int64_t end) {
     const PositiveProblem<Index>& p = *problem;
-    for (int64_t row = begin; row < end; row += kLanes) {
-      const int n = static_cast<int>(std::min<int64_t>(kLanes, end - row));
+    int64_t edges[2][kLanes];  // of this block and of the next one, whose numbers are on their way meanwhile
+    const bool ahead = p.order != Order::kUsers;
+    if (ahead && begin < end) interactions<kBytes>(p, begin, lanes_from(begin, end), edges[0]);
+    for (int64_t row = begin, turn = 0; row < end; row += kLanes, turn ^= 1) {
+      const int n = lanes_from(row, end);
       uint64_t sample[kLanes], first[kLanes], second[kLanes];
-      int64_t user[kLanes], edge[kLanes];
+      int64_t user[kLanes], *edge = edges[turn];
       for (int i = 0; i < n; ++i) sample[i] = static_cast<uint64_t>(p.offset + row + i);
-      if (p.order == Order::kUsers) {
-        draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
+      if (!ahead) {
+        draw_lanes<kBytes>(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
         for (int i = 0; i < n; ++i) user[i] = p.active[mulhi64(first[i], static_cast<uint64_t>(p.num_active))];
         if (!all_below(user, n, p.num_users)) return false;
         for (int i = 0; i < n; ++i) {
@@ -787,19 +872,11 @@ struct PositiveRows {
           edge[i] = start + static_cast<int64_t>(mulhi64(second[i], static_cast<uint64_t>(count)));
         }
       } else {
-        if (p.order == Order::kReplacement) {
-          draw_lanes(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
-          for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(mulhi64(first[i], static_cast<uint64_t>(p.kept)));
-        } else {
-          if (p.order == Order::kShuffled)
-            shuffle(p.permutation, sample, n, edge);
-          else
-            for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(sample[i]);
-          if (static_cast<int64_t>(p.permutation.size) > p.kept)
-            for (int i = 0; i < n; ++i) edge[i] %= p.kept;  // several draws of each interaction
+        if (row + n < end) {
+          const int more = lanes_from(row + n, end);
+          interactions<kBytes>(p, row + n, more, edges[turn ^ 1]);
+          if (all_below(edges[turn ^ 1], more, p.num_entries)) fetch(p, edges[turn ^ 1], more);
         }
-        if (p.num_gaps > 0)
-          for (int i = 0; i < n; ++i) edge[i] = kept_interaction(p.gap_start, p.gap_total, p.num_gaps, edge[i]);
         if (!all_below(edge, n, p.num_entries) || !find_owners(p, edge, n, user)) return false;
       }
       if (!all_below(edge, n, p.num_entries)) return false;
@@ -807,7 +884,7 @@ struct PositiveRows {
       int64_t* out = p.out_positives + row * p.positives;
       for (int i = 0; i < n; ++i) out[i * p.positives] = static_cast<int64_t>(p.indices[edge[i]]);
       if (p.positives == 2) {
-        draw_lanes(p.key, sample, n, Stream::kSecondPositive, 0, 0, first, second);
+        draw_lanes<kBytes>(p.key, sample, n, Stream::kSecondPositive, 0, 0, first, second);
         bool sound = true;
         for (int i = 0; i < n; ++i) sound &= is_row(p.indptr[user[i]], p.indptr[user[i] + 1], p.num_entries);
         if (!sound) return false;
@@ -820,10 +897,46 @@ struct PositiveRows {
     return true;
   }
 
+  ZX_HD static int lanes_from(int64_t row, int64_t end) {
+    return static_cast<int>(std::min<int64_t>(kLanes, end - row));
+  }
+
+  // The interactions that samples row .. row + n are.
+  template <int kBytes>
+  ZX_HD static void interactions(const PositiveProblem<Index>& p, int64_t row, int n, int64_t* edge) {
+    uint64_t sample[kLanes];
+    for (int i = 0; i < n; ++i) sample[i] = static_cast<uint64_t>(p.offset + row + i);
+    if (p.order == Order::kReplacement) {
+      uint64_t first[kLanes], second[kLanes];
+      draw_lanes<kBytes>(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
+      for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(mulhi64(first[i], static_cast<uint64_t>(p.kept)));
+    } else {
+      if (p.order == Order::kShuffled)
+        shuffle(p.permutation, sample, n, edge);
+      else
+        for (int i = 0; i < n; ++i) edge[i] = static_cast<int64_t>(sample[i]);
+      if (static_cast<int64_t>(p.permutation.size) > p.kept)
+        for (int i = 0; i < n; ++i) edge[i] %= p.kept;  // several draws of each interaction
+    }
+    if (p.num_gaps > 0)
+      for (int i = 0; i < n; ++i) edge[i] = kept_interaction(p.gap_start, p.gap_total, p.num_gaps, edge[i]);
+  }
+
+  // What find_owners, and the samples, read of each interaction.
+  ZX_HD static void fetch(const PositiveProblem<Index>& p, const int64_t* edge, int n) {
+    for (int i = 0; i < n; ++i) {
+      __builtin_prefetch(p.indices + edge[i]);
+      __builtin_prefetch(p.hint + std::min(edge[i] >> p.shift, p.hint_size - 1));
+    }
+  }
+
+  // (By the highest bit of all: a loop without branches, which SIMD units do.)
   ZX_HD static bool all_below(const int64_t* numbers, int n, int64_t bound) {
-    bool below = true;
-    for (int i = 0; i < n; ++i) below &= static_cast<uint64_t>(numbers[i]) < static_cast<uint64_t>(bound);
-    return below;
+    const uint64_t last = static_cast<uint64_t>(bound) - 1;
+    uint64_t outside = 0;
+    for (int i = 0; i < n; ++i)
+      outside |= static_cast<uint64_t>(numbers[i]) | (last - static_cast<uint64_t>(numbers[i]));
+    return static_cast<int64_t>(outside) >= 0;
   }
 
   // Consecutive samples are consecutive cells of the permutation's grid: no division for each of them.
@@ -869,7 +982,6 @@ struct PositiveRows {
       first[i] = p.hint[block];
       last[i] = block + 1 < p.hint_size ? p.hint[block + 1] : p.num_users - 1;
       __builtin_prefetch(p.indptr + first[i]);
-      __builtin_prefetch(p.indices + edge[i]);
     }
     if (!all_below(first, n, p.num_users) || !all_below(last, n, p.num_users)) return false;
     // Mostly the owner is among the next few users: counted without branches. Else what is left is searched.
