@@ -92,23 +92,25 @@ def sampling() -> str:
 
 
 def evaluation() -> str:
-    """Return the part on evaluation."""
-    data = read("evaluation-cpu")
-    rows = [
-        (
-            r["data"],
-            r["method"],
-            str(r["threads"]),
-            number(median(r["seconds"])),
-            number(median(r["of_product"])),
-            number(median(r["of_evaluate"])),
-        )
-        for r in data["results"]["timings"]
-        if r["threads"] == 1
-    ]
+    """Return the part on evaluation, on each kind of processor that was measured."""
     head = ("data", "method", "threads", "seconds", "times torch.mm", "times evaluate")
-    text = "`torch.mm` is the matrix product of all scores alone.\n"
-    return f"## Evaluation\n\n{where(data['machine'], 'evaluation-cpu')}\n{text}\n{table(head, rows)}"
+    parts = ["## Evaluation\n\n`torch.mm` is the matrix product of all scores alone.\n"]
+    for name in ("evaluation-cpu", "evaluation-cpu-avx2"):
+        data = read(name)
+        rows = [
+            (
+                r["data"],
+                r["method"],
+                str(r["threads"]),
+                number(median(r["seconds"])),
+                number(median(r["of_product"])),
+                number(median(r["of_evaluate"])),
+            )
+            for r in data["results"]["timings"]
+            if r["threads"] == 1
+        ]
+        parts.append(f"{where(data['machine'], name)}\n{table(head, rows)}")
+    return "\n".join(parts)
 
 
 def graphs() -> str:
