@@ -206,6 +206,20 @@ def test_nan_does_not_spoil_the_lists_of_others(kernels):
     assert torch.equal(out[4][::2], want[::2])
 
 
+@pytest.mark.parametrize("k", [600, TILE + 9])
+def test_rows_that_name_an_item_twice_spoil_nothing_else(kernels, k):
+    """What is excluded twice is taken off twice: too much is collected, and no place beyond the list is written."""
+    args = list(held_out((2, 0), TILE + 900, excluded=0))
+    s = scores(2, TILE + 900)
+    args[4] = torch.tensor([0, 3000, 3000])
+    args[5] = s[0].argsort(descending=True)[:1500].repeat_interleave(2).to(torch.int32).sort().values
+    out = run(kernels, s, *args, k=k)
+    want = _ranking_reference.rank_scores(s[1:], args[0][1:], args[1][1:] - args[1][1], *args[2:], k)
+    assert torch.equal(out[4][1:], want[4])
+    assert out[4][0].min() >= -1
+    assert out[4][0].max() < TILE + 900
+
+
 def test_rows_of_long_lists_begin_anywhere(kernels):
     for first in range(4):
         around = torch.full((2, 1300), 9.0)

@@ -50,6 +50,7 @@ struct Prefix {
   }
   // Whether an entry is one of these, or better than all.
   __device__ __forceinline__ bool reaches(Bits s, unsigned i) const { return s > score || (s == score && ~i >= item); }
+  __device__ __forceinline__ bool is_given() const { return score_open == 0 && item_open == 0; }
   __device__ __forceinline__ int width() const {
     const int open = score_open > 0 ? score_open : item_open;
     return open < kSelectBits ? open : kSelectBits;
@@ -146,7 +147,7 @@ __device__ __forceinline__ void find_bin(const unsigned* bins, unsigned needed, 
   if (threadIdx.x == kSelectThreads - 1) shared->total = above + own;
   if (above < needed && needed <= above + own) {
     int bin = top;
-    for (; needed > above + bins[bin]; --bin) above += bins[bin];
+    for (; bin > top - kOwn + 1 && needed > above + bins[bin]; --bin) above += bins[bin];
     shared->digit = static_cast<unsigned>(bin), shared->better = above, shared->level = bins[bin];
   }
   __syncthreads();
@@ -272,6 +273,10 @@ struct LongList {
   }
 };
 
+// Entries that are held where the list ends: they take the place of the bins.
+template <class T>
+constexpr unsigned kHeld = kSelectBins * sizeof(unsigned) / sizeof(Entry<T>);
+
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
 // Gives those lanes that want one a place of their own, counted from `count` on.
@@ -283,10 +288,11 @@ __device__ __forceinline__ unsigned next_place(unsigned* count, bool wanted) {
 }
 
 // Collects the candidates that reach `prefix`: those that begin with it into `held`, unless all of these are chosen.
+// (Excluded rows that name an item twice take it off twice. The list is wrong then, but nothing is written beyond it.)
 template <class S, class T>
 __device__ __forceinline__ void collect(const RankRow<S>& row, const Prefix<T>& prefix, bool all_chosen,
-                                        const LongList<S>& list, Entry<T>* tile, bool in_tile, Entry<T>* held,
-                                        SelectShared* shared) {
+                                        const LongList<S>& list, Entry<T>* tile, unsigned k, bool in_tile,
+                                        Entry<T>* held, SelectShared* shared) {
   each_score(row, [&](const auto& s, const auto& item) {
     unsigned reaching = 0;
 #pragma unroll
@@ -305,9 +311,9 @@ __device__ __forceinline__ void collect(const RankRow<S>& row, const Prefix<T>& 
       }
       const bool chosen = !e.is_none() && !kept;
       const unsigned place = next_place(&shared->chosen, chosen), place_held = next_place(&shared->held, kept);
-      if (kept) held[place_held] = e;
-      if (chosen && in_tile) tile[place] = e;
-      if (chosen && !in_tile) list.put(place, e);
+      if (kept && place_held < kHeld<T>) held[place_held] = e;
+      if (chosen && place < k && in_tile) tile[place] = e;
+      if (chosen && place < k && !in_tile) list.put(place, e);
     }
   });
   __syncthreads();
@@ -317,12 +323,11 @@ __device__ __forceinline__ void collect(const RankRow<S>& row, const Prefix<T>& 
 template <class S, class T>
 __device__ __forceinline__ void select_list(const RankRow<S>& row, unsigned* bins, Entry<T>* tile, int capacity,
                                             SelectShared* shared) {
-  constexpr unsigned kHeld = kSelectBins * sizeof(unsigned) / sizeof(Entry<T>);
   const unsigned k = static_cast<unsigned>(row.a.k < row.a.num_items ? row.a.k : row.a.num_items);
   Prefix<T> prefix = Prefix<T>::all(row.num_items());
   unsigned needed = k, level = ~0u;  // of the entries that begin with prefix: how many are chosen, how many there are
   bool all = false;                  // there are no more candidates than places
-  while (k > 0 && !all && level > needed && level > kHeld) {
+  while (k > 0 && !all && level > needed && level > kHeld<T> && !prefix.is_given()) {
     count_digits(row, prefix, bins);
     find_bin(bins, needed, shared);
     all = shared->total < needed;  // (only in the first turn)
@@ -331,18 +336,21 @@ __device__ __forceinline__ void select_list(const RankRow<S>& row, unsigned* bin
     needed -= shared->better, level = shared->level;
   }
   if (all || k == 0) prefix = {0, 0, Prefix<T>::kScoreBits, kItemBits};
-  const bool all_chosen = all || level == needed || k == 0;
+  const bool all_chosen = all || level <= needed || prefix.is_given() || k == 0;
   Entry<T>* const held = reinterpret_cast<Entry<T>*>(bins);
   const LongList<S> list{row, reinterpret_cast<unsigned long long*>(row.a.top_items + row.user.number * row.a.k)};
   const bool in_tile = k <= static_cast<unsigned>(capacity);
   if (threadIdx.x == 0) shared->chosen = shared->held = 0;
   __syncthreads();
-  collect(row, prefix, all_chosen, list, tile, in_tile, held, shared);
-  unsigned count = shared->chosen;
+  collect(row, prefix, all_chosen, list, tile, k, in_tile, held, shared);
+  unsigned count = shared->chosen < k ? shared->chosen : k;
   if (!all_chosen) {
+    const unsigned found = shared->held < kHeld<T> ? shared->held : kHeld<T>;
+    if (needed > found) needed = found;
+    if (needed > k - count) needed = k - count;
     int n = kWarp;
-    while (n < static_cast<int>(shared->held)) n *= 2;
-    for (int i = static_cast<int>(shared->held + threadIdx.x); i < n; i += kSelectThreads) held[i] = Entry<T>::none();
+    while (n < static_cast<int>(found)) n *= 2;
+    for (int i = static_cast<int>(found + threadIdx.x); i < n; i += kSelectThreads) held[i] = Entry<T>::none();
     __syncthreads();
     sort_tile(held, n);
     for (unsigned i = threadIdx.x; i < needed; i += kSelectThreads)
