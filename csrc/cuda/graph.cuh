@@ -17,6 +17,12 @@ constexpr int kGraphWarps = kGraphThreads / kWarp;
 constexpr int64_t kGraphBlocks = 4096;  // at most: more rows are walked in strides
 constexpr int64_t kGraphLong = 1024;    // entries of a row from which on a block sums it
 constexpr int64_t kGraphLongBlocks = 512;
+// Blocks of a multiprocessor that registers are dealt out for: with three of them sm_120's code keeps two in memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kGraphResident = 2;
+#else
+constexpr int kGraphResident = 3;
+#endif
 
 // ---- the product ----------------------------------------------------------------------------------------------------
 
@@ -81,7 +87,7 @@ __device__ __forceinline__ void store_row(const GraphArgs<T, Index>& a, const Gr
 
 // A warp to a row; rows of more than kGraphLong entries are left to the next kernel.
 template <class T, class Index>
-__global__ void __launch_bounds__(kGraphThreads, 3) graph_rows_kernel(const GraphArgs<T, Index> a) {
+__global__ void __launch_bounds__(kGraphThreads, kGraphResident) graph_rows_kernel(const GraphArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   const int64_t nodes = a.num_users + a.num_items, step = gridDim.x * int64_t(kGraphWarps);
