@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")
 THREADS = 256  # a block of every kernel but these
-THREADS_OF = {"small_sort_kernel": 1024, "fold_in_kernel": 128}
+THREADS_OF = {"small_sort_kernel": 1024, "rank_select_kernel": 512, "fold_in_kernel": 128}
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 # Threads, blocks and bytes of shared memory of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
 LIMITS = {
