@@ -244,37 +244,53 @@ def cornac_bpr(
     return method
 
 
-def buffalo_bpr(
-    matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int, rate: float = 0.05, l2: float = 0.0
-) -> Method:
-    """buffalo's BPR by SGD without biases, with verified negatives: the compiled part alone, which its train calls for
-    each piece of its data file. A call starts the threads and joins them, once for all epochs."""
+def buffalo_peer(
+    matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int, rate: float, l2: float, epochs: int
+) -> tuple[Any, Callable[[], None]]:
+    """The compiled part of buffalo's BPR, which its train calls for each piece of its data file, and an epoch of it.
+
+    It has no biases, and verifies its negatives. Between `launch_workers` and `join` it trains at most `epochs` epochs.
+    """
     from buffalo.algo._bpr import CyBPRMF
     from buffalo.algo.options import BPRMFOption
 
     tables = [t.detach().numpy() for t in (model.user_embedding, model.item_embedding)]
     bias, popularity = np.zeros((matrix.shape[1], 1), np.float32), np.zeros(matrix.shape[1], np.int64)
-    users, items = matrix.shape
     ends, keys = matrix.indptr[1:].astype(np.int64), matrix.indices.astype(np.int32)
+    options = dict(BPRMFOption().get_default_option(), lr=rate, min_lr=rate, use_bias=False, verify_neg=True)
+    options |= {"d": model.embedding_dim, "num_workers": threads, "num_iters": epochs}
+    options |= {"reg_u": l2, "reg_i": l2, "reg_j": l2, "compute_loss_on_training": False}
+    peer = CyBPRMF()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(options, file)
+        file.flush()
+        if not peer.init(file.name.encode()):
+            raise RuntimeError(f"buffalo does not take its options {options}")
+    peer.initialize_model(*tables, bias, matrix.nnz)
+    peer.set_cumulative_table(popularity, matrix.shape[1])
+
+    kept = (tables, bias, popularity)  # the peer has their addresses alone
+
+    def epoch() -> None:
+        assert kept
+        peer.add_jobs(0, matrix.shape[0], ends, keys)
+        peer.update_parameters()
+        peer.wait_until_done()
+
+    return peer, epoch
+
+
+def buffalo_bpr(
+    matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int, rate: float = 0.05, l2: float = 0.0
+) -> Method:
+    """buffalo's BPR by SGD. A call starts the threads and joins them, once for all epochs."""
 
     def run(steps: int) -> tuple[float, int]:
-        options = dict(BPRMFOption().get_default_option(), lr=rate, min_lr=rate, use_bias=False, verify_neg=True)
-        options |= {"d": model.embedding_dim, "num_workers": threads, "num_iters": steps}
-        options |= {"reg_u": l2, "reg_i": l2, "reg_j": l2, "compute_loss_on_training": False}
-        peer = CyBPRMF()
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump(options, file)
-            file.flush()
-            if not peer.init(file.name.encode()):
-                raise RuntimeError(f"buffalo does not take its options {options}")
-        peer.initialize_model(*tables, bias, matrix.nnz)
-        peer.set_cumulative_table(popularity, items)
+        peer, epoch = buffalo_peer(matrix, model, threads, rate, l2, steps)
         start = time.perf_counter()
         peer.launch_workers()
         for _ in range(steps):
-            peer.add_jobs(0, users, ends, keys)
-            peer.update_parameters()
-            peer.wait_until_done()
+            epoch()
         peer.join()
         return time.perf_counter() - start, steps * matrix.nnz
 
