@@ -3,9 +3,9 @@
     ZEROSUM_EXT_DATA=DIR python benchmarks/training_budget.py [--seconds 30] [--threads 2]
         [--data ml-1m gowalla yelp2018] [--ways ...] [--output benchmarks/results/training-budget-cpu]
 
-Each way trains epoch after epoch. After the first epoch that ends in each sixtieth of the time it is looked at by
-NDCG@10 on the validation part (80/10/10, training items left out), until the time is used up or twelve looks in
-succession were no better. The rate of each way (see WAYS) is the best of those tried by validation; each of them has
+Each way trains epoch after epoch. After the first epoch that ends in each sixtieth (--looks) of the time it is looked at
+by NDCG@10 on the validation part (80/10/10, training items left out), until the time is used up or a fifth of all looks
+in succession were no better. The rate of each way (see WAYS) is the best of those tried by validation; each of them has
 the whole time. What is told is the test part's NDCG@10 of the best look within the time, and after how many seconds of
 training it was.
 
@@ -35,8 +35,6 @@ from zerosum_ext.data import datasets
 from zerosum_ext.evaluation import evaluate
 from zerosum_ext.training import fit
 
-LOOKS = 60
-PATIENCE = 12
 L2 = 0.01  # implicit's default, which all ways by SGD get
 
 Step = Callable[[], None]
@@ -145,14 +143,14 @@ def trained(way: str, split: Any, choice: tuple[float, ...], arguments: argparse
     model, epoch, bring, end = make(split.train, arguments.dim, choice, **threads)
     used, epochs, curve, best, since, state = 0.0, 0, [], -1.0, 0, None
     wall = time.perf_counter()
-    while used < arguments.seconds and since < PATIENCE:
+    while used < arguments.seconds and 5 * since < arguments.looks:
         start = time.process_time()
         epoch()
         before, used = used, used + (time.process_time() - start) / arguments.threads
         if used > arguments.seconds and curve:
             break  # this epoch did not end in time
         epochs += 1
-        share = arguments.seconds / LOOKS
+        share = arguments.seconds / arguments.looks
         if curve and before // share == used // share:
             continue
         bring()
@@ -184,6 +182,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
                     "best after, s",
                     "epochs trained",
                     "rate, temperature",
+                    "of rates",
                 ),
                 [
                     (
@@ -193,6 +192,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
                         f"{row['seconds']:.2f}",
                         row["epochs"],
                         ", ".join(f"{x:g}" for x in row["choice"]),
+                        ", ".join(f"{x:g}" for x in row["rates"]),
                     )
                     for row in sorted(found, key=lambda row: -row["test"])
                 ],
@@ -205,6 +205,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--looks", type=int, default=60)
+    parser.add_argument("--rates", type=float, nargs="+", help="try these alone, of those that a way has")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--data", nargs="+", default=["ml-1m", "gowalla", "yelp2018"])
@@ -218,9 +220,11 @@ def main() -> None:
             library = way.split()[0]
             if library in bench_training.PEERS and not importlib.util.find_spec(library):
                 continue
-            tried = [trained(way, split, choice, arguments) for choice in WAYS[way][1]]
+            rates = arguments.rates or [choice[0] for choice in WAYS[way][1]]
+            tried = [trained(way, split, choice, arguments) for choice in WAYS[way][1] if choice[0] in rates]
             best = max(tried, key=lambda run: run["validation"])
             row = {"key": ["budget", name, way], "seconds_given": arguments.seconds, **best}
+            row |= {"rates": [run["choice"][0] for run in tried], "looks": arguments.looks}
             print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
             rows = [json.loads(json.dumps(row))]
             rows = _timing.earlier_rows(arguments.output, rows, lambda row: row["key"]) + rows
