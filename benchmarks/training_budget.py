@@ -3,11 +3,11 @@
     ZEROSUM_EXT_DATA=DIR python benchmarks/training_budget.py [--seconds 30] [--threads 2]
         [--data ml-1m gowalla yelp2018] [--ways ...] [--output benchmarks/results/training-budget-cpu]
 
-Each way trains epoch after epoch. After the first epoch that ends in each sixtieth (--looks) of the time it is looked at
-by NDCG@10 on the validation part (80/10/10, training items left out), until the time is used up or a fifth of all looks
-in succession were no better. The rate of each way (see WAYS) is the best of those tried by validation; each of them has
-the whole time. What is told is the test part's NDCG@10 of the best look within the time, and after how many seconds of
-training it was.
+Each way trains epoch after epoch. After the first epoch that ends in each sixtieth of the time (see --looks) it is
+looked at by NDCG@10 on the validation part (80/10/10, training items left out), until the time is used up or a fifth of
+all looks in succession were no better. The rate of each way (see WAYS) is the best of those tried by validation; each
+of them has the whole time. What is told is the test part's NDCG@10 of the best look within the time, and after how many
+seconds of training it was. A first epoch that takes longer than the time counts all the same.
 
 The clock counts the processor time of training divided by the number of threads, which other processes on the machine
 hardly change. A thread that waits for another one idly does not count, to the advantage of libraries that use less than
