@@ -114,8 +114,8 @@ def buffalo(train: zx.Interactions, dim: int, choice: tuple[float, ...], threads
 
 
 #: way -> what makes it, and the choices of (rate, temperature).
-BPR_RATES = ((0.02,), (0.05,), (0.1,))
-BUFFALO_RATES = ((0.02,), (0.05,))  # at .1 its numbers grow without bound, and then its process ends
+BPR_RATES = ((0.01,), (0.02,), (0.05,), (0.1,))
+BUFFALO_RATES = ((0.01,), (0.02,), (0.05,))  # at .1 its numbers grow without bound, and then its process ends
 SOFTMAX = ((1e-3, 0.2), (3e-3, 0.2))
 WAYS: dict[str, tuple[Callable[..., Any], tuple[tuple[float, ...], ...]]] = {
     "hogwild bpr": (functools.partial(ours, loss="bpr", engine="hogwild"), BPR_RATES),
