@@ -142,6 +142,15 @@ def training() -> str:
     return "\n".join(parts)
 
 
+def budget() -> str:
+    """Return the part on what half a minute of training is worth: the curves, then what the results' file says."""
+    name = "training-budget-cpu"
+    text, *tables = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    picture = "![Validation NDCG@10 over the seconds of training, on three data sets](images/training_budget.png)"
+    shown = "\n\n".join([text, picture, *(block.replace("## ", "### ") for block in tables)])
+    return f"## What half a minute of training is worth\n\n{where(read(name)['machine'], name)}\n{shown}\n"
+
+
 # The parts of a GPU's file that are shown: how their captions begin.
 GPU_PARTS = ("Sampling", "Full ranking", "Whole epochs", "Losses", "The targets")
 
@@ -161,7 +170,7 @@ def gpu() -> str:
 
 def page() -> str:
     """Return the text of docs/performance.md."""
-    return "\n".join([HEAD, losses(), sampling(), evaluation(), training(), graphs(), reading(), gpu()])
+    return "\n".join([HEAD, losses(), sampling(), evaluation(), training(), budget(), graphs(), reading(), gpu()])
 
 
 def reading() -> str:
