@@ -278,10 +278,11 @@ def main() -> None:
             rows = _timing.earlier_rows(arguments.output, rows, lambda row: row["key"]) + rows
             info = _timing.machine() | bench_training.versions()
             text = (
-                f"{arguments.seconds:g} s of processor time a thread on {arguments.threads} threads, d = {arguments.dim}, "
-                "80/10/10, one seed.\nMeasured by `python benchmarks/training_budget.py`, which says how. Hogwild and fused "
-                "are ours.\nPyTorch eager has our samples and losses, and its own autograd and fused Adam.\nimplicit draws "
-                "negatives as often as they are liked, all others draw them uniformly."
+                f"{arguments.seconds:g} s of processor time a thread on {arguments.threads} threads, "
+                f"d = {arguments.dim}, 80/10/10, one seed.\n"
+                "Measured by `python benchmarks/training_budget.py`, which says how. Hogwild and fused are ours.\n"
+                "PyTorch eager has our samples and losses, and its own autograd and fused Adam.\n"
+                "implicit draws negatives as often as they are liked, all others draw them uniformly."
             )
             title = "What a recommender is worth after half a minute of training"
             _timing.write_results(arguments.output, title, info, [text, *report(rows)], rows)
