@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PEERS = ("implicit", "cornac", "buffalo")  # as the first word of a way in training-budget-cpu
 HEAD = """# Performance
 
 Generated from the files in `benchmarks/results` by `python tools/performance.py`. Each part says when and where it was
