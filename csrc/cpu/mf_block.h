@@ -134,8 +134,10 @@ struct MfScores {
       const Id* negatives = in.negatives + sample * k;
       const int64_t begin = planes ? i : i * k, stride = planes ? n : 1;
       if (plain) {
+        // (Behind a sample's negatives are those of the next one.)
+        const int64_t last = order != nullptr ? k : std::min(k + kRows, (limit - i) * k);
         for (int64_t j = 0; j < k; ++j) {
-          if (j + kRows < k) prefetch_row<false>(in.item + static_cast<int64_t>(negatives[j + kRows]) * dim, dim);
+          if (j + kRows < last) prefetch_row<false>(in.item + static_cast<int64_t>(negatives[j + kRows]) * dim, dim);
           const S* row = in.item + static_cast<int64_t>(negatives[j]) * dim;
           rows[j] = row;
           neg[begin + j * stride] = user.dot_with(row) + C(0);  // (as if there were a bias: -0 becomes 0)

@@ -462,6 +462,10 @@ class ExactTrainer {
       for (int64_t i = 0; i < n; ++i) {
         const uint32_t *to = place + static_cast<int64_t>(order[i]) * items, user = users[i];
         const float* from = c + i * items;
+        if (i + 1 < n) {  // a line each: they are all over the batch's entries
+          const uint32_t* next = place + static_cast<int64_t>(order[i + 1]) * items;
+          for (int64_t j = 0; j < items; ++j) __builtin_prefetch(entries + next[j], 1);
+        }
         for (int64_t j = 0; j < items; ++j) entries[to[j]] = {from[j], user};
       }
     }

@@ -327,15 +327,18 @@ class SharedTrainer {
     batch.samples = n;
     all.read(begin, n, batch.ids);
     const SharedIds& ids = batch.ids;
-    batch.used.clear();
+    batch.used.resize(static_cast<size_t>(ids.num_blocks * k_));
     batch.alone = 0;
+    int64_t used = 0;
     for (int64_t b = 0; b < ids.num_blocks; ++b) {
       const SharedBlock& block = ids.blocks[static_cast<size_t>(b)];
-      for (int64_t j = 0; j < k_; ++j)
-        if (block.uses[j] > 0) batch.used.push_back(static_cast<uint32_t>(b * k_ + j));
+      for (int64_t j = 0; j < k_; ++j) {  // (most are used, so that this is no branch to be guessed)
+        batch.used[used] = static_cast<uint32_t>(b * k_ + j);
+        used += block.uses[j] > 0;
+      }
       batch.alone += static_cast<int64_t>(block.alone.size());
     }
-    const int64_t used = static_cast<int64_t>(batch.used.size());
+    batch.used.resize(static_cast<size_t>(used));
     ZX_CHECK(user_.rows + n + ids.num_blocks * k_ < int64_t{1} << 32,
              "tables and batches must have fewer than 2^32 rows");
     batch.user_place.resize(static_cast<size_t>(n));
@@ -345,13 +348,13 @@ class SharedTrainer {
         [&](int64_t i, int64_t to) { user_place[i] = static_cast<uint32_t>(to); });
     groups.by_user.exchange(batch.by_user);
     if (!items_wanted()) return;
-    batch.items.clear();
-    for (int64_t i = 0; i < n; ++i) batch.items.push_back(static_cast<uint32_t>(ids.positives[i]));
-    for (int64_t e = 0; e < used; ++e) batch.items.push_back(static_cast<uint32_t>(ids.items[batch.used[e]]));
+    const int64_t positions = n + used + batch.alone * k_;
+    batch.items.resize(static_cast<size_t>(positions));
+    uint32_t* to = batch.items.data();
+    for (int64_t i = 0; i < n; ++i) *to++ = static_cast<uint32_t>(ids.positives[i]);
+    for (int64_t e = 0; e < used; ++e) *to++ = static_cast<uint32_t>(ids.items[batch.used[e]]);
     for (int64_t b = 0; b < ids.num_blocks && batch.alone > 0; ++b)
-      for (const int64_t item : ids.blocks[static_cast<size_t>(b)].own)
-        batch.items.push_back(static_cast<uint32_t>(item));
-    const int64_t positions = static_cast<int64_t>(batch.items.size());
+      for (const int64_t item : ids.blocks[static_cast<size_t>(b)].own) *to++ = static_cast<uint32_t>(item);
     batch.item_place.resize(static_cast<size_t>(positions));
     uint32_t* item_place = batch.item_place.data();
     const uint32_t* items = batch.items.data();

@@ -65,8 +65,19 @@ struct RowTile {
   // K: int64_t, or a constant of that type: each row's loops then have neither beginnings nor ends.
   template <int kBytes, class K>
   ZX_HD static void reduce_rows(Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e) {
-    for (int64_t r = 0; r < rows; ++r)
-      reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, kGrad ? e + r * k : e);
+    constexpr bool kSums = !Loss::kMean && !Loss::kHardMax;
+    if (kGrad) {
+      // One pass for all rows after another: a row's maximum is a chain of steps, during which the processor can go on
+      // with the next rows only if they are near.
+      for (int64_t r = 0; r < rows; ++r)
+        reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e + r * k);
+      for (int64_t r = 0; r < rows && kSums; ++r) raise<kBytes>(g, r, k, e + r * k);
+    } else {  // (e is of one row)
+      for (int64_t r = 0; r < rows; ++r) {
+        reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e);
+        if (kSums) raise<kBytes>(g, r, k, e);
+      }
+    }
   }
   template <int kBytes, class K>
   ZX_HD static void spread_rows(const Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e,
@@ -75,7 +86,7 @@ struct RowTile {
       dp[r] = spread<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e + r * k);
   }
 
-  // A row's level and rest; leaves in e what its gradients are made of.
+  // A row's logits and level.
   template <int kBytes, class K>
   ZX_HD static void reduce(Group& g, int64_t r, const T* n, const T* x, const Params<T>& w, K known, T* e) {
     const int64_t k = known;
@@ -92,18 +103,24 @@ struct RowTile {
       return;
     }
     const T top = maximum<kBytes>(e, k);
+    g.level[r] = top;
     if (Loss::kHardMax) {
       int64_t first = 0;
       T nan = T(0);  // 0, or NaN where a logit is: NaN in, NaN out
       for (int64_t j = 0; j < k; ++j) nan += e[j] == e[j] ? T(0) : e[j];
       while (first + 1 < k && e[first] != top) ++first;
       g.level[r] = top + nan, g.top[r] = first;
-      return;
     }
-    const T shift = empty(top) ? T(0) : top;
+  }
+
+  // A row's rest; leaves in e what its gradients are made of.
+  template <int kBytes, class K>
+  ZX_HD static void raise(Group& g, int64_t r, K known, T* e) {
+    const int64_t k = known;
+    const T top = g.level[r], shift = empty(top) ? T(0) : top;
 #pragma GCC ivdep
     for (int64_t j = 0; j < k; ++j) e[j] = exp_nonpositive(e[j] - shift);
-    g.level[r] = top, g.rest[r] = static_cast<T>(sum_lanes<kBytes>(e, k));  // NaN where a logit is
+    g.rest[r] = static_cast<T>(sum_lanes<kBytes>(e, k));  // NaN where a logit is
   }
 
   // A logit of minus infinity masks its item: a row may have nothing else.

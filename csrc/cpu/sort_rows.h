@@ -70,14 +70,18 @@ class RowGroups {
     in_slices(n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ++counter[row_of(i)];
     });
-    segments_.clear();
+    segments_.resize(static_cast<size_t>(std::min(rows, n) + 1));
+    Segment* segments = segments_.data();
     uint32_t total = 0;
-    for (int64_t row = 0; row < rows; ++row) {
+    int64_t distinct = 0;
+    for (int64_t row = 0; row < rows; ++row) {  // (whether a row occurs cannot be guessed: written in any case)
       const uint32_t count = counter[row];
       counter[row] = total;
-      if (count != 0) segments_.push_back({row, total, total + count});
+      segments[distinct] = {row, total, total + count};
+      distinct += count != 0;
       total += count;
     }
+    segments_.resize(static_cast<size_t>(distinct));
     in_slices(n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) place(i, counter[row_of(i)]++);
     });
