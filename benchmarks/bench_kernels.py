@@ -1,14 +1,14 @@
 """What the GPU does in a call: the time of each kernel, launches and graph nodes, beside the bytes that must be moved.
 
     python benchmarks/bench_kernels.py [--device cuda] [--output benchmarks/results/kernels-NAME-DATE] [--calls 20]
-        [--only losses steps ...] [--seconds 60] [--small]
+        [--only losses steps ...] [--seconds 60] [--small] [--plain]
 
 torch.profiler records the kernels, so that neither the host's time nor gaps between launches count: the first question
 to a slow call is which of them takes its time. A call's bytes are those that the algorithm must read and write at
 least (benchmarks/ROOFLINE.md); its share of a copy is those bytes, by the time of its kernels alone, against what a
 copy from memory to memory moves. Graph nodes are counted in the captured call. No case begins once --seconds have
-passed. --device cpu runs the same code with the operators of the CPU in the kernels' place: it tells whether the script
-is in order, and nothing else.
+passed. --plain makes each call once and measures nothing, for another profiler, such as ncu. --device cpu runs the same
+code with the operators of the CPU in the kernels' place: it tells whether the script is in order, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import ctypes
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,17 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def make_calls(s: Setting, groups: Iterable[str], seconds: float) -> None:
+    """Make each call once, as long as there is time: a profiler that runs this script sees the kernels."""
+    start = time.monotonic()
+    for group in groups:
+        for case in GROUPS[group](s):
+            if time.monotonic() - start > seconds:
+                return
+            print(f"{group}: {case.name}", flush=True)
+            case.call()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -245,8 +256,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so long")
     parser.add_argument("--small", action="store_true", help="tiny inputs: does the script run?")
+    parser.add_argument("--plain", action="store_true", help="make each call once, and measure nothing")
     arguments = parser.parse_args()
     s = Setting(arguments.device, rounds=5, small=arguments.small)
+    if arguments.plain:
+        make_calls(s, arguments.only, arguments.seconds)
+        return
     s.speed = bench_gpu.copy_speed(s)
     start, left_out, failed = time.monotonic(), [], []
     results: dict[str, Any] = {"copy_bytes_per_second": s.speed}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and within ten minutes: builds the package with CUDA, runs the tests that are
-# marked cuda, profiles the kernels, runs compute-sanitizer over the smaller tests (where it is installed), and benchmarks.
+# marked cuda, profiles the kernels, counts in six of them by ncu and runs compute-sanitizer over the smaller tests (where
+# these are installed), and benchmarks.
 #
 #   benchmarks/gpu_run.sh NAME [PYTHON]
 #
@@ -112,6 +113,19 @@ fi
 echo "== $SECONDS s: kernels"
 timeout -k 5 "$(least 75 "$(left 60)")" "$python" benchmarks/bench_kernels.py --seconds 50 \
   --output "$results/kernels-$name-$(date +%F)" || status=1
+
+# What the six kernels wait for that matter most, if ncu is here. Many machines do not let it count: no failure of ours.
+kernels='^(flat_loss|softmax_loss|step_users|step_items|rank|negatives)_kernel'
+if command -v ncu > /dev/null && [ "$(left 200)" -ge 30 ]; then
+  echo "== $SECONDS s: ncu"
+  timeout -k 5 "$(least 75 "$(left 200)")" ncu --target-processes all --kernel-name "regex:$kernels" --launch-count 40 \
+    --section SpeedOfLight --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis \
+    --log-file "$results/ncu-$name-$(date +%F).txt" \
+    "$python" benchmarks/bench_kernels.py --plain --only losses steps ranking draws --seconds 60 ||
+    echo "ncu: not finished, or it may not count; what it has is in $results/ncu-$name-$(date +%F).txt"
+else
+  echo "== ncu is not installed, or there is no time: skipped"
+fi
 
 # compute-sanitizer TOOL for so many seconds. Each allocation of torch's is one of CUDA's then: within the segments that
 # torch else keeps, memcheck would see no overrun.

@@ -170,6 +170,11 @@ def test_kernels_of_a_call(bench, monkeypatch, tmp_path, capfd):
     assert [r["what"].split(",")[0] for r in found["draws"]] == drawn
     for row in found["new users"]:
         assert any(k["kernel"] == "zerosum_ext::fold_in" and k["launches"] == 1 for k in row["kernels"])
+    monkeypatch.setattr(sys, "argv", [*command[:4], "--plain", "--only", "losses"])
+    capfd.readouterr()
+    kernels.main()
+    assert len(capfd.readouterr().out.splitlines()) == len(found["losses"])
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "losses", "draws", "new users"])
     monkeypatch.setitem(kernels.GROUPS, "losses", lambda s: [kernels.Case("losses", "broken", lambda: 1 / 0)])
     with pytest.raises(SystemExit):
         kernels.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import cuda_on_host
 import pytest
@@ -105,6 +106,28 @@ def test_a_negative_of_minus_infinity_is_masked(kernels, loss, dtype):
     check(kernels, loss, pos, neg, aux=aux)
     neg[2], neg[2, 17] = -torch.inf, torch.nan
     assert run(kernels, loss, pos, neg, aux=aux)[0].isnan()
+
+
+@pytest.mark.parametrize("units", [2**31 - 1, 2**31, 2**31 + 5, 2**40 + 1])
+def test_tiles_hold_any_number_of_samples(kernels, units):
+    size, tiles = out = torch.zeros(2, dtype=torch.int64)
+    for turn, grain in ((1024, 4), (256, 1), (1, 1)):
+        kernels.tiles(out, units, turn, grain)
+        assert int(size) % turn == 0
+        assert 1024 < int(tiles) <= 2048
+        assert (int(tiles) - 1) * int(size) < units <= int(tiles) * int(size)
+
+
+@pytest.mark.parametrize("loss", ["zerosum", "sampled_softmax"])
+def test_scores_that_lie_far_apart(kernels, loss):
+    """More than 2^31 elements from one row to the next, of which the system has no pages but those that are written."""
+    if os.environ.get("CUDA_ON_HOST_RECORD") or os.environ.get("CUDA_ON_HOST_SANITIZE"):
+        pytest.skip("a recorded call has all the memory that its tensors belong to, and a sanitizer marks all of it")
+    apart = (1 << 31) + 5
+    memory = torch.empty(apart + 64, dtype=torch.float16)
+    pos, neg = memory.as_strided((2,), (apart,)), memory.as_strided((2, 40), (apart, 1), 8)
+    pos.copy_(normal(2, torch.float16, 0)), neg.copy_(normal((2, 40), torch.float16, 1))
+    check(kernels, loss, pos, neg)
 
 
 # ---- one score each: 16-byte accesses and what is left over, and addresses that allow none

@@ -39,24 +39,34 @@ echo "compute-sanitizer $*" >> "$CALLS"
 echo "PYTORCH_NO_CUDA_MEMORY_CACHING=${PYTORCH_NO_CUDA_MEMORY_CACHING:-}" >> "$CALLS"
 exit ${SANITIZER_STATUS:-0}
 """
+NCU = """#!/bin/bash
+echo "ncu $*" >> "$CALLS"
+while [ $# -gt 0 ]; do
+  if [ "$1" = --log-file ]; then echo counted > "$2"; fi
+  shift
+done
+exit ${NCU_STATUS:-0}
+"""
 TIMEOUT = f"""#!/bin/bash
 echo "$*" >> "$CALLS.timeouts"
 exec {shutil.which("timeout")} "$@"
 """
+PROGRAMS = {"python": PYTHON, "compute-sanitizer": SANITIZER, "ncu": NCU, "timeout": TIMEOUT}
 
 
 @pytest.fixture
 def run(tmp_path):
     """Runs the script; returns its status, what it said and the programs that it called."""
 
-    def run(sanitizer=True, **settings):
+    def run(sanitizer=True, ncu=True, **settings):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        for name, text in {"python": PYTHON, "compute-sanitizer": SANITIZER, "timeout": TIMEOUT}.items():
+        for name, text in PROGRAMS.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
-        if not sanitizer:
-            (folder / "compute-sanitizer").unlink()
+        for wanted, name in ((sanitizer, "compute-sanitizer"), (ncu, "ncu")):
+            if not wanted:
+                (folder / name).unlink()
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
         unset = ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "PYTORCH_NO_CUDA_MEMORY_CACHING")
@@ -110,7 +120,7 @@ def test_a_failure_does_not_keep_the_rest_from_running(run):
     assert status == 1
     assert count(calls, "bench_gpu.py") == 1
     assert [call.split()[2] for call in calls if call.startswith("compute")] == ["racecheck", "memcheck"]
-    assert not any("--kernel-name" in call for call in calls)
+    assert not any("--kernel-name kns" in call for call in calls)
 
 
 @pytest.mark.parametrize("lost", ["139", "3"])
@@ -198,6 +208,32 @@ def test_without_a_sanitizer(run):
     status, text, calls = run(sanitizer=False)
     assert (status, any(call.startswith("compute") for call in calls)) == (0, False)
     assert "not installed: skipped" in text
+
+
+def test_ncu_looks_into_kernels_that_there_are(run, tmp_path):
+    status, _, calls = run()
+    assert (status, count(calls, "ncu --")) == (0, 1)
+    call = next(call for call in calls if call.startswith("ncu"))
+    names = re.search(r"--kernel-name regex:\^\(([a-z_|]+)\)_kernel ", call)[1].split("|")
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cuh"))
+    assert len(names) == 6
+    assert [name for name in names if f" {name}_kernel(" not in sources] == []
+    assert "bench_kernels.py --plain" in call
+    assert len(list((tmp_path / "results").glob("ncu-NAME-*.txt"))) == 1
+
+
+def test_ncu_that_may_not_count_is_no_failure(run):
+    status, text, calls = run(NCU_STATUS="1")
+    assert (status, count(calls, "bench_gpu.py")) == (0, 1)
+    assert "it may not count" in text
+
+
+def test_without_ncu(run):
+    if shutil.which("ncu"):
+        pytest.skip("there is one on PATH")
+    status, text, calls = run(ncu=False)
+    assert (status, count(calls, "ncu --")) == (0, 0)
+    assert "ncu is not installed" in text
 
 
 def test_all_tests_for_a_gpu_are_where_the_script_looks():

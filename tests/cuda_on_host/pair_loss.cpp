@@ -15,6 +15,13 @@ zx::TensorRef ref(const Tensor& t) {
 
 hostcall::Function sum_workspace("sum_workspace", [](Tensor size) { *size.ptr<int64_t>() = zx::kSumWorkspace; });
 
+// out: the units of a tile, and how many tiles there are.
+hostcall::Function tiles("tiles", [](Tensor out, int64_t units, int64_t turn, int64_t grain) {
+  const int64_t size = zx::tile_size(units, turn, grain);
+  out.ptr<int64_t>()[0] = size;
+  out.ptr<int64_t>()[1] = zx::tile_sum(units, size, nullptr, 0, nullptr, 1).tiles;
+});
+
 hostcall::Function pair_loss("pair_loss", [](Tensor pos, Tensor neg, Tensor aux_pos, Tensor aux_neg, Tensor weight,
                                              Tensor value, Tensor grad_pos, Tensor grad_neg, Tensor workspace, int loss,
                                              double a, double b, double c, int reduction, int64_t ticket) {
