@@ -152,6 +152,13 @@ def budget() -> str:
     return f"## What half a minute of training is worth\n\n{where(read(name)['machine'], name)}\n{shown}\n"
 
 
+def instructions() -> str:
+    """Return the part on instructions a triple."""
+    name = "instructions-cpu"
+    text, shown = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    return f"## Instructions a triple\n\n{where(read(name)['machine'], name)}\n{text}\n\n{shown}\n"
+
+
 # The parts of a GPU's file that are shown: how their captions begin.
 GPU_PARTS = ("Sampling", "Full ranking", "Whole epochs", "Losses", "The targets")
 
@@ -171,7 +178,9 @@ def gpu() -> str:
 
 def page() -> str:
     """Return the text of docs/performance.md."""
-    return "\n".join([HEAD, losses(), sampling(), evaluation(), training(), budget(), graphs(), reading(), gpu()])
+    return "\n".join(
+        [HEAD, losses(), sampling(), evaluation(), training(), instructions(), budget(), graphs(), reading(), gpu()]
+    )
 
 
 def reading() -> str:

@@ -54,14 +54,13 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
              "constants must be [I], float32");
   call.require_here(weight, "weight");
   if (weight) check_weight(*weight, samples);
-  p.cosines = normalize;
   check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
   const Optimizer kind = checked_optimizer(optimizer);
   const double* s = data<double>(settings);
 
   StepProblem p;
   p.loss = static_cast<Loss>(loss), p.params = {a, b, c}, p.reduction = static_cast<Reduction>(reduction);
-  p.l2 = l2, p.longest = longest;
+  p.l2 = l2, p.longest = longest, p.cosines = normalize;
   p.user = table_of(call, kind, &user_embedding, user_first, user_second, s);
   p.item = table_of(call, kind, &item_embedding, item_first, item_second, s + 6);
   p.bias = table_of(call, kind, item_bias ? &*item_bias : nullptr, bias_first, bias_second, s + 12);
