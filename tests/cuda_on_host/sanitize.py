@@ -8,7 +8,7 @@ asan   the tests of the kernels (tests/test_cuda_*.py), the kernels compiled und
 tsan   the same tests record their smaller calls, which a program compiled under TSan then replays. clang-14 with
        libclang-rt-14-dev is used where it is installed; gcc's TSan needs far longer for each thread.
 
---short leaves out what takes long: the tests marked slow, of the others all but one in five, and for tsan all but the
+--short leaves out what takes long: the tests marked slow, of the others all but one in eight, and for tsan all but the
 first call of each kind.
 """
 
@@ -61,7 +61,7 @@ BUGS: dict[str, tuple[str, ...]] = {
     "control": (),
 }
 
-SHORT_SHARE = "5"  # of the tests, one in so many
+SHORT_SHARE = "8"  # of the tests, one in so many
 
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",
