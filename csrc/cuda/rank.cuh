@@ -108,8 +108,8 @@ __device__ __forceinline__ void merge_queue(const RankRow<S>& row, const RankLis
     for (int i = threadIdx.x; i < n; i += kRankThreads)
       if (list.queue()[i] > list.best[i]) list.best[i] = list.queue()[i];
     merge_bitonic(list.best, n, n, false);
+    if (threadIdx.x == 0) list.shared->queued = 0;  // (all have read it: there were barriers)
   }
-  if (threadIdx.x == 0) list.shared->queued = 0;
   __syncthreads();
 }
 
