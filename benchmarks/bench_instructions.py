@@ -36,8 +36,7 @@ def epochs(data: str, dim: int) -> Iterator[tuple[str, int, Callable[[], object]
 
     torch.set_num_threads(1)
     train = datasets.load(data).split_random((0.8, 0.1, 0.1), seed=0).train
-    users, items = (t.numpy() for t in train.pairs())
-    matrix = bench_training.csr_of(users, items, train.shape)
+    matrix = bench_training.csr_matrix_of(train)
     for way in WAYS:
         if way in bench_training.PEERS and not importlib.util.find_spec(way):
             continue
@@ -77,8 +76,8 @@ def count(data: str, dim: int, folder: Path) -> None:
         epoch()
         dump()
         files = sorted(folder.glob("out.*"), key=lambda file: int(file.suffix[1:]))
-        total = sum(int(n) for n in re.findall(r"^(?:summary|totals): (\d+)", files[-1].read_text(), re.M)[:1])
-        counts[way] = total / triples
+        total = re.search(r"^(?:summary|totals): (\d+)", files[-1].read_text(), re.MULTILINE)
+        counts[way] = int(total[1]) / triples  # type: ignore[index]
         print(f"{way}: {counts[way]:.0f} instructions a triple", file=sys.stderr, flush=True)
     (folder / "counts.json").write_text(json.dumps(counts))
 

@@ -303,6 +303,12 @@ def peers(matrix: sp.csr_matrix, model: zx.MatrixFactorization, threads: int) ->
     return {name: makers[name](matrix, model, threads) for name in PEERS if importlib.util.find_spec(name)}
 
 
+def csr_matrix_of(x: zx.Interactions) -> sp.csr_matrix:
+    """Interactions as other libraries take them."""
+    users, items = (t.numpy() for t in x.pairs())
+    return csr_of(users, items, x.shape)
+
+
 def csr_of(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
     """float32 values and int32 indices, which both peers take as they are."""
     pointers = np.concatenate(([0], np.bincount(users, minlength=shape[0]).cumsum())).astype(np.int32)
@@ -386,11 +392,10 @@ def engines(name: str, x: zx.Interactions, d: int, threads: int, rounds: int, ba
     torch.set_num_threads(threads)
     before = multiply_adds(threads)
     model = zx.MatrixFactorization(*x.shape, d, seed=0)
-    users, items = (t.numpy() for t in x.pairs())
     methods = {f"hogwild {loss}": ours(x, model, loss, "SGD", 4096, hogwild=True) for loss in ("zerosum", "bpr")}
     methods |= {f"exact zerosum {batch}": ours(x, model, "zerosum", "SGD", batch) for batch in batches}
     methods[f"exact bpr {batches[-1]}"] = ours(x, model, "bpr", "SGD", batches[-1])
-    methods |= peers(csr_of(users, items, x.shape), model, threads)
+    methods |= peers(csr_matrix_of(x), model, threads)
     seconds = paired(methods, rounds, math.inf)
     return {
         "key": ["engines", name, d, threads],
@@ -498,10 +503,9 @@ def large(
     for b in batches[1:]:
         methods[f"eager sparse SGD zerosum {b}"] = eager(x, model, sparse, "SGD", b)
     tables = zx.MatrixFactorization(*small.shape, d, seed=0)
-    pairs = [t.numpy() for t in small.pairs()]
     others = {"hogwild zerosum": ours(small, tables, "zerosum", "SGD", 4096, hogwild=True)}
     others |= {f"exact zerosum {b}": ours(small, tables, "zerosum", "SGD", b) for b in batches}
-    others |= peers(csr_of(pairs[0], pairs[1], small.shape), tables, threads)
+    others |= peers(csr_matrix_of(small), tables, threads)
     whole = {**methods, **{f"{small_name}: {name}": method for name, method in others.items()}}
     for name, method in whole.items():
         if not name.startswith(small_name) and name not in PEERS:

@@ -84,8 +84,7 @@ def ours(
 def implicit(train: zx.Interactions, dim: int, choice: tuple[float, ...], threads: int) -> Way:
     from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-    users, items = (t.numpy() for t in train.pairs())
-    matrix = bench_training.csr_of(users, items, train.shape)
+    matrix = bench_training.csr_matrix_of(train)
     # A generator, which goes on from call to call: a number would mean the same draws in every epoch.
     draws = np.random.default_rng(0)
     peer = BayesianPersonalizedRanking(
@@ -102,17 +101,15 @@ def implicit(train: zx.Interactions, dim: int, choice: tuple[float, ...], thread
 
 
 def cornac(train: zx.Interactions, dim: int, choice: tuple[float, ...], threads: int) -> Way:
-    users, items = (t.numpy() for t in train.pairs())
     model = zx.MatrixFactorization(*train.shape, dim, seed=0)
-    matrix = bench_training.csr_of(users, items, train.shape)
+    matrix = bench_training.csr_matrix_of(train)
     method = bench_training.cornac_bpr(matrix, model, threads, rate=choice[0], l2=L2)
     return Way(model, lambda: method.run(1))
 
 
 def buffalo(train: zx.Interactions, dim: int, choice: tuple[float, ...], threads: int) -> Way:
-    users, items = (t.numpy() for t in train.pairs())
     model = zx.MatrixFactorization(*train.shape, dim, seed=0)
-    matrix = bench_training.csr_of(users, items, train.shape)
+    matrix = bench_training.csr_matrix_of(train)
     peer, epoch = bench_training.buffalo_peer(matrix, model, threads, choice[0], L2, epochs=1_000_000)
     peer.launch_workers()
     return Way(model, epoch, end=peer.join)
@@ -147,7 +144,7 @@ def trained(way: str, split: Any, choice: tuple[float, ...], arguments: argparse
     threads = {} if way.startswith(("hogwild", "fused", "PyTorch")) else {"threads": arguments.threads}
     model, epoch, bring, end = make(split.train, arguments.dim, choice, **threads)
     used, epochs, curve, best, since, state = 0.0, 0, [], -1.0, 0, None
-    wall = time.perf_counter()
+    wall, share = time.perf_counter(), arguments.seconds / arguments.looks
     while used < arguments.seconds and 5 * since < arguments.looks:
         start = time.process_time()
         epoch()
@@ -155,7 +152,6 @@ def trained(way: str, split: Any, choice: tuple[float, ...], arguments: argparse
         if used > arguments.seconds and curve:
             break  # this epoch did not end in time
         epochs += 1
-        share = arguments.seconds / arguments.looks
         if curve and before // share == used // share:
             continue
         bring()

@@ -81,8 +81,7 @@ def implicit(split: zx.data.interactions.Split, rate: float, seed: int, args: ar
     """An epoch a call; its vectors, with the bias as their last number, as a MatrixFactorization."""
     from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-    users, items = (t.numpy() for t in split.train.pairs())
-    matrix = bench_training.csr_of(users, items, split.train.shape)
+    matrix = bench_training.csr_matrix_of(split.train)
     peer = BayesianPersonalizedRanking(
         factors=args.dim,
         learning_rate=rate,

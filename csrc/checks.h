@@ -109,6 +109,9 @@ inline void check_samples(int64_t first, int64_t rows, int64_t total) {
 
 // ---- matrix factorization
 
+// Ids a sample, of [B] or [B, n].
+inline int64_t columns_of(const Tensor& ids) { return ids.dim() == 2 ? ids.size(1) : 1; }
+
 inline void check_ids(const Tensor& ids, int64_t rows, const char* name) {
   ZX_CHECK(ids.scalar_type() == ScalarType::Long && ids.is_contiguous() && (ids.dim() == 1 || ids.dim() == 2) &&
                ids.size(0) == rows,
@@ -156,7 +159,7 @@ inline void check_fold_in_samples(Loss kind, const Tensor& table, const Tensor& 
   ZX_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "the table must be float32 or float64");
   check_mf_tables(table, table);
   const bool planes = shape_of(kind) == Shape::kQuad;
-  const int64_t p = positives.dim() == 2 ? positives.size(1) : 1, k = negatives.dim() == 2 ? negatives.size(1) : 1;
+  const int64_t p = columns_of(positives), k = columns_of(negatives);
   ZX_CHECK(p == (planes ? 2 : 1) && (planes ? k == 2 : k > 0),
            "positives or negatives do not have the shape of this loss");
   for (const auto* each : {&bias, &constants})

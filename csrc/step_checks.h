@@ -12,8 +12,7 @@ inline void check_step(const Tensor& settings, const Tensor& positives, const Te
   ZX_CHECK(loss >= 0 && loss < static_cast<int64_t>(Loss::kCount), "no loss has the number ", loss);
   const Loss kind = static_cast<Loss>(loss);
   const Shape shape = shape_of(kind);
-  const int64_t num_positives = positives.dim() == 2 ? positives.size(1) : 1;
-  const int64_t num_negatives = negatives.dim() == 2 ? negatives.size(1) : 1;
+  const int64_t num_positives = columns_of(positives), num_negatives = columns_of(negatives);
   ZX_CHECK(num_positives == (shape == Shape::kQuad ? 2 : 1) && (shape != Shape::kQuad || num_negatives == 2) &&
                (shape != Shape::kRow || num_negatives > 0),
            "positives or negatives do not have the shape of this loss");

@@ -13,7 +13,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PEERS = ("implicit", "cornac", "buffalo")  # as the first word of a way in training-budget-cpu
 HEAD = """# Performance
 
 Generated from the files in `benchmarks/results` by `python tools/performance.py`. Each part says when and where it was
@@ -26,6 +25,11 @@ def read(name: str) -> dict[str, Any]:
     """Return a file of results."""
     data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return data
+
+
+def paragraphs(name: str) -> list[str]:
+    """Return what a report says below its title and its machine."""
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
 
 
 def number(value: float) -> str:
@@ -146,7 +150,7 @@ def training() -> str:
 def budget() -> str:
     """Return the part on what half a minute of training is worth: the curves, then what the results' file says."""
     name = "training-budget-cpu"
-    text, *tables = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    text, *tables = paragraphs(name)
     picture = "![Validation NDCG@10 over the seconds of training, on three data sets](images/training_budget.png)"
     shown = "\n\n".join([text, picture, *(block.replace("## ", "### ") for block in tables)])
     return f"## What half a minute of training is worth\n\n{where(read(name)['machine'], name)}\n{shown}\n"
@@ -155,7 +159,7 @@ def budget() -> str:
 def instructions() -> str:
     """Return the part on instructions a triple."""
     name = "instructions-cpu"
-    text, shown = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[2:]
+    text, shown = paragraphs(name)
     return f"## Instructions a triple\n\n{where(read(name)['machine'], name)}\n{text}\n\n{shown}\n"
 
 

@@ -92,9 +92,11 @@ ZX_HD uint64_t filter_range(int64_t count, int64_t num_items) {
 }
 
 // An item's bit. (Items that agree in their low 32 bits share it.)
+constexpr uint64_t kFilterFactor = 0x9E3779B1u;
+
 ZX_HD uint64_t filter_bit(uint64_t range, int64_t item) {
   const uint64_t id = static_cast<uint64_t>(item);
-  const uint64_t hash = ((id & 0xffffffffu) * 0x9E3779B1u) & 0xffffffffu;
+  const uint64_t hash = ((id & 0xffffffffu) * kFilterFactor) & 0xffffffffu;
   return range == 0 ? id : (hash * range) >> 32;
 }
 

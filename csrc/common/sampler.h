@@ -121,11 +121,11 @@ struct CandidateItems {
   }
 };
 
-// ---- Complements that were summed beforehand
-// -------------------------------------------------------------------------- The walk along a row takes as long as the
-// row is. Of rows that are drawn for by their complements often, prefix sums are kept: masses[start + j] is the mass
-// outside the row below its item j, masses[start + count] that of the whole complement. A draw is then a search. It
-// finds what the walk finds, and rows without sums are walked along.
+// ---- Complements that were summed beforehand ------------------------------------------------------------------------
+
+// The walk along a row takes as long as the row is. Of rows that are drawn for by their complements often, prefix sums
+// are kept: masses[start + j] is the mass outside the row below its item j, masses[start + count] that of the whole
+// complement. A draw is then a search. It finds what the walk finds, and rows without sums are walked along.
 struct ComplementSums {
   const int64_t* begins;  // where such rows begin in the matrix, ascending
   const int64_t* starts;  // where their sums do

@@ -75,8 +75,8 @@ class Solver {
         moved_(size()),
         new_gradient_(size()),
         step_(size()),
-        steps_(kFoldMemory * size()),
-        changes_(kFoldMemory * size()) {
+        steps_(kSlots * size()),
+        changes_(kSlots * size()) {
     if (settings.kink > 0) params_.b = params_.c = T(0);  // added apart
     in_.user = row_.data();
   }
@@ -115,6 +115,7 @@ class Solver {
 
  private:
   using Vector = std::vector<double>;
+  static constexpr int kSlots = kFoldMemory + 1;  // (a step that is not kept has not overwritten one that is)
 
   size_t size() const { return static_cast<size_t>(in_.dim); }
   double product(const Vector& x, const Vector& y) const { return product(x.data(), y.data()); }
@@ -167,7 +168,7 @@ class Solver {
       add_scaled(step_.data(), share, steps_.data() + at * size(), dim);
     }
   }
-  size_t slot(int age) const { return static_cast<size_t>((known_ - 1 - age) % kFoldMemory); }
+  size_t slot(int age) const { return static_cast<size_t>((known_ - 1 - age) % kSlots); }
 
   // Halves the step until the value falls enough; false if it never does, or nothing moves.
   bool search(double* value) {
@@ -196,7 +197,7 @@ class Solver {
 
   // Keeps the step from p to moved where the curvature along it is positive.
   void remember() {
-    const size_t at = static_cast<size_t>(known_ % kFoldMemory);
+    const size_t at = static_cast<size_t>(known_ % kSlots);
     double *step = steps_.data() + at * size(), *change = changes_.data() + at * size();
     for (int64_t i = 0; i < in_.dim; ++i) step[i] = moved_[i] - p_[i], change[i] = new_gradient_[i] - gradient_[i];
     const double both = product(step, change), squares = product(change, change);
@@ -215,7 +216,7 @@ class Solver {
   std::vector<int64_t> users_;
   std::vector<T> row_, sum_;
   Vector p_, gradient_, moved_, new_gradient_, step_, steps_, changes_;
-  double inverse_[kFoldMemory] = {};
+  double inverse_[kSlots] = {};
   double scale_ = 1;
   int64_t samples_ = 0, known_ = 0, work_ = 0;
   bool stopped_ = false;
@@ -263,8 +264,7 @@ Tensor fold_in(const Tensor& item_embedding, std::optional<Tensor> item_bias, co
     MfInputs<T, T> in = mf_table_inputs<T, T>(item_embedding, item_embedding, item_bias);
     in.constants = data_or_null<T>(constants);
     in.positives = data<int64_t>(positives), in.negatives = data<int64_t>(negatives);
-    in.num_positives = positives.dim() == 2 ? positives.size(1) : 1;
-    in.num_negatives = negatives.dim() == 2 ? negatives.size(1) : 1;
+    in.num_positives = columns_of(positives), in.num_negatives = columns_of(negatives);
     check_numbers(in, indptr, samples, item_embedding.size(0));
     fold_in_typed(in, settings, data<int64_t>(indptr), users, data<T>(rows));
   };

@@ -48,8 +48,7 @@ MfInputs<S, C> mf_inputs(const Tensor& user, const Tensor& item, const std::opti
   check_mf_tensors(user, item, users, positives, negatives);
   MfInputs<S, C> in = mf_table_inputs<S, C>(user, item, bias);
   in.users = data<int64_t>(users), in.positives = data<int64_t>(positives), in.negatives = data<int64_t>(negatives);
-  in.num_positives = positives.dim() == 2 ? positives.size(1) : 1;
-  in.num_negatives = negatives.dim() == 2 ? negatives.size(1) : 1;
+  in.num_positives = columns_of(positives), in.num_negatives = columns_of(negatives);
   return in;
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "common/macros.h"
 #include "cpu/simd.h"
@@ -13,12 +15,11 @@ namespace zx::cpu {
 template <class Index>
 struct AllBelow {
   ZX_HD static bool run(const Index* ids, int64_t n, int64_t bound) {
-    Index least = 0, most = 0;  // (two running numbers: a loop without branches, which SIMD units do)
-    for (int64_t i = 0; i < n; ++i) {
-      least = std::min(least, ids[i]);
-      most = std::max(most, ids[i]);
-    }
-    return least >= 0 && (n <= 0 || static_cast<int64_t>(most) < bound);
+    using Bits = std::make_unsigned_t<Index>;
+    const Bits last = static_cast<Bits>(std::min<int64_t>(bound - 1, std::numeric_limits<Index>::max()));
+    Bits outside = 0;  // (whose highest bit tells: a loop without branches, which SIMD units do)
+    for (int64_t i = 0; i < n; ++i) outside |= static_cast<Bits>(ids[i]) | (last - static_cast<Bits>(ids[i]));
+    return static_cast<Index>(outside) >= 0;
   }
 };
 

@@ -18,6 +18,7 @@ struct RowTile {
   static constexpr int64_t kGroup = 64;  // rows whose values are made together
   // That many at a time; the C library's functions, which double takes, are called for no row that is not there.
   static constexpr int64_t kStep = std::is_same_v<T, float> ? kLanes : 1;
+  static constexpr bool kSums = !Loss::kMean && !Loss::kHardMax;  // the rest counts
 
   // One number a row. level: the logits' largest, or their mean. rest: the sum of e^(logit - level).
   struct Group {
@@ -65,19 +66,13 @@ struct RowTile {
   // K: int64_t, or a constant of that type: each row's loops then have neither beginnings nor ends.
   template <int kBytes, class K>
   ZX_HD static void reduce_rows(Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e) {
-    constexpr bool kSums = !Loss::kMean && !Loss::kHardMax;
-    if (kGrad) {
-      // One pass for all rows after another: a row's maximum is a chain of steps, during which the processor can go on
-      // with the next rows only if they are near.
-      for (int64_t r = 0; r < rows; ++r)
-        reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e + r * k);
-      for (int64_t r = 0; r < rows && kSums; ++r) raise<kBytes>(g, r, k, e + r * k);
-    } else {  // (e is of one row)
-      for (int64_t r = 0; r < rows; ++r) {
-        reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, e);
-        if (kSums) raise<kBytes>(g, r, k, e);
-      }
+    for (int64_t r = 0; r < rows; ++r) {
+      reduce<kBytes>(g, r, n + r * k, x != nullptr ? x + r * k : nullptr, w, k, kGrad ? e + r * k : e);
+      if (kSums && !kGrad) raise<kBytes>(g, r, k, e);  // (e is of one row)
     }
+    // One pass for all rows after another: a row's maximum is a chain of steps, during which the processor can go on
+    // with the next rows only if they are near.
+    for (int64_t r = 0; r < rows && kSums && kGrad; ++r) raise<kBytes>(g, r, k, e + r * k);
   }
   template <int kBytes, class K>
   ZX_HD static void spread_rows(const Group& g, int64_t rows, const T* n, const T* x, const Params<T>& w, K k, T* e,
@@ -128,7 +123,6 @@ struct RowTile {
 
   // The rows' values, and the factors of their derivatives.
   ZX_HD static void finish(Group& g, int64_t rows, T scale, const Params<T>& w, int64_t k, T log_k) {
-    constexpr bool kSums = !Loss::kMean && !Loss::kHardMax;
     const T share = T(1) / static_cast<T>(k);
 #pragma GCC ivdep
     for (int64_t r = 0; r < rows; ++r) {

@@ -77,8 +77,16 @@ ZX_HD void item_lanes(const UniformItems& items, const uint64_t* draw, int n, ui
   }
 }
 
-// What filter_bit multiplies items by: the whole hash of 1.
-ZX_HD uint64_t filter_factor() { return filter_bit(uint64_t{1} << 32, 1); }
+// filter_bit of items of a hashed filter, which begin at `item`.
+template <int kBytes>
+ZX_HD void hashed_bits(const uint64_t* item, const typename Longs<kBytes>::Vector& range,
+                       typename Longs<kBytes>::Vector& bit) {
+  using L = Longs<kBytes>;
+  L::load(bit, item);
+  L::multiply(bit, bit, typename L::Vector{} + kFilterFactor);
+  L::multiply(bit, bit, range);
+  bit >>= 32;
+}
 
 // Where in the filter the items' bits are, as filter_bit says: word[i] from begin[i] on, and the bit in it.
 template <int kBytes>
@@ -86,16 +94,14 @@ ZX_HD void filter_lanes(const int64_t* begin, const uint64_t* range, const uint6
                         uint64_t* bit) {
   using L = Longs<kBytes>;
   using Vector = typename L::Vector;
-  const Vector factor = Vector{} + filter_factor();
   for (int i = 0; i < n; i += L::kWidth) {
     Vector id, r, from, position;
     L::load(id, item + i);
     L::load(r, range + i);
     L::load(from, reinterpret_cast<const uint64_t*>(begin) + i);
-    L::multiply(position, id, factor);
-    L::multiply(position, position, r);
+    hashed_bits<kBytes>(item + i, r, position);
     const Vector exact = (Vector)(r == 0);
-    position = (id & exact) | (position >> 32 & ~exact);
+    position = (id & exact) | (position & ~exact);
     L::store(word + i, from + (position >> 4));
     L::store(bit + i, position & 15);
   }
@@ -299,7 +305,11 @@ struct ManyNegatives {
     if (range == 0)
       for (int t = 0; t < open; ++t) word[t] = item[t];
     else
-      hash<kBytes>(range, item, open, word);
+      for (int t = 0; t < open; t += Longs<kBytes>::kWidth) {
+        typename Longs<kBytes>::Vector bit;
+        hashed_bits<kBytes>(item + t, typename Longs<kBytes>::Vector{} + range, bit);
+        Longs<kBytes>::store(word + t, bit);
+      }
     for (int t = 0; t < open; ++t) word[t] = static_cast<uint64_t>(filter[word[t] >> 4]) >> (word[t] & 15) & 1;
     int hit[kLanes], hits = 0, left = 0;
     for (int t = 0; t < open; ++t) {
@@ -328,20 +338,6 @@ struct ManyNegatives {
     for (int h = 0; h < hits; ++h)
       held[hit[h]] = static_cast<int64_t>(row.items[base[h]]) == static_cast<int64_t>(item[hit[h]]);
   }
-
-  // filter_bit of each item.
-  template <int kBytes>
-  ZX_HD static void hash(uint64_t range, const uint64_t* item, int n, uint64_t* bit) {
-    using L = Longs<kBytes>;
-    const typename L::Vector factor = typename L::Vector{} + filter_factor(), bits = typename L::Vector{} + range;
-    for (int i = 0; i < n; i += L::kWidth) {
-      typename L::Vector v;
-      L::load(v, item + i);
-      L::multiply(v, v, factor);
-      L::multiply(v, v, bits);
-      L::store(bit + i, v >> 32);
-    }
-  }
 };
 
 // Rows [begin, end). Returns the first row whose user is out of range or has no such negative, or whose row of the
@@ -361,7 +357,7 @@ struct NegativeRows {
         __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p.indptr) +
                                                          static_cast<uintptr_t>(users[n + i]) * sizeof(int64_t)));
       RowLanes rows;
-      bool valid = all_exist(p, users, n);
+      bool valid = AllBelow<int64_t>::run(users, n, p.num_users);
       if (valid) {
         int64_t last[kLanes];
         uint64_t unsound = 0;  // (whose highest bit tells)
@@ -418,14 +414,6 @@ struct NegativeRows {
           if (static_cast<uint64_t>(out[i]) >= items) out[i] = -1, failed = std::min(failed, row + i / p.k);
     }
     return failed;
-  }
-
-  // (By the highest bit of all: a loop without branches, which SIMD units do.)
-  ZX_HD static bool all_exist(const NegativeProblem<Items, Index>& p, const int64_t* users, int n) {
-    const uint64_t last = static_cast<uint64_t>(p.num_users) - 1;
-    uint64_t outside = 0;
-    for (int i = 0; i < n; ++i) outside |= static_cast<uint64_t>(users[i]) | (last - static_cast<uint64_t>(users[i]));
-    return static_cast<int64_t>(outside) >= 0;
   }
 
   ZX_HD static bool exists(const NegativeProblem<Items, Index>& p, int64_t user) {
@@ -866,7 +854,7 @@ struct PositiveRows {
       if (!ahead) {
         draw_lanes<kBytes>(p.key, sample, n, Stream::kReplacementPositive, 0, 0, first, second);
         for (int i = 0; i < n; ++i) user[i] = p.active[mulhi64(first[i], static_cast<uint64_t>(p.num_active))];
-        if (!all_below(user, n, p.num_users)) return false;
+        if (!AllBelow<int64_t>::run(user, n, p.num_users)) return false;
         for (int i = 0; i < n; ++i) {
           const int64_t start = p.indptr[user[i]], count = p.indptr[user[i] + 1] - start;
           edge[i] = start + static_cast<int64_t>(mulhi64(second[i], static_cast<uint64_t>(count)));
@@ -875,11 +863,11 @@ struct PositiveRows {
         if (row + n < end) {
           const int more = lanes_from(row + n, end);
           interactions<kBytes>(p, row + n, more, edges[turn ^ 1]);
-          if (all_below(edges[turn ^ 1], more, p.num_entries)) fetch(p, edges[turn ^ 1], more);
+          if (AllBelow<int64_t>::run(edges[turn ^ 1], more, p.num_entries)) fetch(p, edges[turn ^ 1], more);
         }
-        if (!all_below(edge, n, p.num_entries) || !find_owners(p, edge, n, user)) return false;
+        if (!AllBelow<int64_t>::run(edge, n, p.num_entries) || !find_owners(p, edge, n, user)) return false;
       }
-      if (!all_below(edge, n, p.num_entries)) return false;
+      if (!AllBelow<int64_t>::run(edge, n, p.num_entries)) return false;
       for (int i = 0; i < n; ++i) p.out_users[row + i] = user[i];
       int64_t* out = p.out_positives + row * p.positives;
       for (int i = 0; i < n; ++i) out[i * p.positives] = static_cast<int64_t>(p.indices[edge[i]]);
@@ -930,15 +918,6 @@ struct PositiveRows {
     }
   }
 
-  // (By the highest bit of all: a loop without branches, which SIMD units do.)
-  ZX_HD static bool all_below(const int64_t* numbers, int n, int64_t bound) {
-    const uint64_t last = static_cast<uint64_t>(bound) - 1;
-    uint64_t outside = 0;
-    for (int i = 0; i < n; ++i)
-      outside |= static_cast<uint64_t>(numbers[i]) | (last - static_cast<uint64_t>(numbers[i]));
-    return static_cast<int64_t>(outside) >= 0;
-  }
-
   // Consecutive samples are consecutive cells of the permutation's grid: no division for each of them.
   ZX_HD static void shuffle(const Permutation& permutation, const uint64_t* sample, int n, int64_t* edge) {
     const uint32_t columns = permutation.columns;
@@ -983,7 +962,7 @@ struct PositiveRows {
       last[i] = block + 1 < p.hint_size ? p.hint[block + 1] : p.num_users - 1;
       __builtin_prefetch(p.indptr + first[i]);
     }
-    if (!all_below(first, n, p.num_users) || !all_below(last, n, p.num_users)) return false;
+    if (!AllBelow<int64_t>::run(first, n, p.num_users) || !AllBelow<int64_t>::run(last, n, p.num_users)) return false;
     // Mostly the owner is among the next few users: counted without branches. Else what is left is searched.
     constexpr int kNear = 4;
     for (int i = 0; i < n; ++i) {
@@ -993,7 +972,7 @@ struct PositiveRows {
     }
     for (int i = 0; i < n; ++i)
       if (user[i] == first[i] + kNear) user[i] = owner_between(p.indptr, user[i], last[i], edge[i]);
-    if (!all_below(user, n, p.num_users)) return false;
+    if (!AllBelow<int64_t>::run(user, n, p.num_users)) return false;
     bool owns = true;
     for (int i = 0; i < n; ++i) owns &= (p.indptr[user[i]] <= edge[i]) & (edge[i] < p.indptr[user[i] + 1]);
     return owns;

@@ -80,12 +80,6 @@ struct StepArgs {
   bool cosines;
 };
 
-// Scores that an element loss takes; 0 for a loss of a whole row.
-template <class Loss, class = void>
-struct StepScores : std::integral_constant<int, 0> {};
-template <class Loss>
-struct StepScores<Loss, std::void_t<decltype(Loss::kScores)>> : std::integral_constant<int, Loss::kScores> {};
-
 // ---- groups of threads ----------------------------------------------------------------------------------------------
 
 // All lanes of a warp take part in what groups say to each other, with or without work of their own: masks of parts of
@@ -329,7 +323,7 @@ struct RowSums {
 template <class Loss, int N>
 __device__ __forceinline__ float many_negatives(const StepArgs& a, const Group& g, UserRow<N>& user, unsigned sample,
                                                 unsigned positive, float scale, bool live) {
-  constexpr bool kRow = StepScores<Loss>::value == 0;
+  constexpr bool kRow = ElementScores<Loss>::value == 0;
   const unsigned k = a.ids.num_negatives;
   const int own = g.lane % kStepColumns;
   float* const scores = a.coefficient + int64_t{sample} * (k + 1) + 1;
@@ -464,9 +458,9 @@ __device__ __forceinline__ float many_negatives(const StepArgs& a, const Group& 
 
 // kMany: a positive and k negatives; else as many positives as negatives, which the loss looks at together.
 template <class Loss, bool kMany, int N>
-__global__ void __launch_bounds__(kStepThreads, kMany || StepScores<Loss>::value == 4 ? 2 : 3)
+__global__ void __launch_bounds__(kStepThreads, kMany || ElementScores<Loss>::value == 4 ? 2 : 3)
     step_users_kernel(const StepArgs a) {
-  constexpr int kKept = kMany ? 1 : StepScores<Loss>::value;
+  constexpr int kKept = kMany ? 1 : ElementScores<Loss>::value;
   const Group g(a.width);
   const StepSums& side = a.by_user;
   const Chunk chunk(a, side, blockIdx.x * (kStepThreads / a.width) + threadIdx.x / a.width);
@@ -957,7 +951,7 @@ inline int64_t step_words(const StepProblem& p) { return step_layout(p, step_pla
 
 template <class Loss, int N>
 void step_users(const StepArgs& a, bool many, gpuStream stream) {
-  constexpr int kScores = StepScores<Loss>::value;
+  constexpr int kScores = ElementScores<Loss>::value;
   if constexpr (kScores != 0)
     if (!many) GPU_LAUNCH((step_users_kernel<Loss, false, N>), a.partial_count, kStepThreads, 0, stream)(a);
   if constexpr (kScores != 4)
@@ -966,7 +960,7 @@ void step_users(const StepArgs& a, bool many, gpuStream stream) {
 
 template <class Loss>
 void step_users(const StepArgs& a, const StepPlan& plan, gpuStream stream) {
-  const bool many = StepScores<Loss>::value == 0 || (StepScores<Loss>::value == 2 && a.ids.num_negatives != 1);
+  const bool many = ElementScores<Loss>::value == 0 || (ElementScores<Loss>::value == 2 && a.ids.num_negatives != 1);
   if (plan.pack == kStepPack && !plan.wide)
     step_users<Loss, kStepPack>(a, many, stream);
   else

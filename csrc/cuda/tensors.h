@@ -51,6 +51,4 @@ inline void check_mf_tensors(const Call& call, const Tensor& user, const Tensor&
   ZX_CHECK(users.dim() == 1, "users must be [B]");
 }
 
-inline int64_t columns_of(const Tensor& ids) { return ids.dim() == 2 ? ids.size(1) : 1; }
-
 }  // namespace zx::cuda

@@ -8,8 +8,11 @@ copies every bug is there beside the right text, and ``plant(number)`` chooses w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import pytest
 
 import cuda_on_host
 
@@ -67,3 +70,32 @@ def load(topic: str, header: str, bugs: Sequence[Bug]) -> cuda_on_host.Kernels:
         path.write_text(text)
     module = cuda_on_host.build_module(topic, "count", folder)
     return cuda_on_host.Kernels(topic, cuda_on_host.import_module(f"{topic}.planted", module), recorded=False)
+
+
+def kernels_of(topic: str, header: str, bugs: Sequence[Bug]):
+    """A fixture: what :func:`load` returns."""
+
+    @pytest.fixture(scope="module")
+    def wrong():
+        if os.environ.get("CUDA_ON_HOST_SANITIZE"):
+            pytest.skip("planted bugs are for the tests to find: sanitizers look at the kernels that are right")
+        return load(topic, header, bugs)
+
+    return wrong
+
+
+def each_of(bugs: Sequence[Bug]):
+    """Parametrizes a test by ``bug``: None, and each of them."""
+    return pytest.mark.parametrize("bug", [None, *bugs], ids=lambda bug: bug.name if bug else "none")
+
+
+def look_for(
+    bug: Bug | None, bugs: Sequence[Bug], wrong: cuda_on_host.Kernels, battery: Callable[[cuda_on_host.Kernels], None]
+) -> None:
+    """Runs checks of kernels with a bug, which they have to notice, or with none."""
+    wrong.plant(0 if bug is None else 1 + bugs.index(bug))
+    if bug is None:
+        battery(wrong)
+        return
+    with pytest.raises((AssertionError, RuntimeError)):
+        battery(wrong)

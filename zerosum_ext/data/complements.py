@@ -7,6 +7,7 @@ along the user's row; with them it is a search (csrc/common/sampler.h). What is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from torch import Tensor
 from zerosum_ext import _ops
 from zerosum_ext.data.interactions import Interactions
 
-__all__ = ["Complements", "complement_sums"]
+__all__ = ["Complements", "Sums", "complement_sums"]
+
+#: Tables of :func:`complement_sums`, or none.
+Sums: TypeAlias = tuple[Tensor, Tensor] | tuple[None, None]
 
 # Interactions that are looked at together, so that memory beside the result stays below 300 MB.
 _TOGETHER = 1 << 22
@@ -36,10 +40,10 @@ class Complements:
     slots: Tensor | None
     masses: Tensor | None
     draws: int = 0
-    tables: tuple[Tensor, Tensor] | tuple[None, None] = field(default=(None, None))
+    tables: Sums = field(default=(None, None))
     made: bool = False
 
-    def of(self, excluded: Interactions, draws: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def of(self, excluded: Interactions, draws: int) -> Sums:
         """Return the tables, once as many negatives were drawn as make up for the pass that makes them.
 
         While a CUDA graph is captured nothing is made: the size of the tables has to be waited for.

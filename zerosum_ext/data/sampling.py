@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zerosum_ext import _checks, _ops
 from zerosum_ext._types import Strategy
-from zerosum_ext.data.complements import Complements
+from zerosum_ext.data.complements import Complements, Sums
 from zerosum_ext.data.interactions import Interactions
 
 __all__ = ["TripletLoader", "hardest_negatives", "in_batch_mask", "sample_negatives", "shared_samples"]
@@ -152,6 +152,10 @@ def _alias_table(weights: Tensor, slots: int) -> Tensor:
     return threshold << 32 | alias
 
 
+# indptr and indices of what is excluded, its filter, slots, masses and the number of items.
+Source: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int]
+
+
 @dataclass(frozen=True)
 class NegativeSource:
     """Which items are drawn, with which weights, and which ones must be avoided."""
@@ -239,29 +243,30 @@ class NegativeSource:
                     lacking[part] = self.available(part.start, part.stop) < need
         return lacking
 
-    def source(self, lookups: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+    def source(self, lookups: int) -> Source:
         """What the ops draw ``lookups`` negatives from."""
         excluded = self.excluded
         lookup = _filter(excluded, lookups)
         return excluded.indptr, excluded.indices, lookup, self.slots, self.masses, excluded.num_items
 
+    def _tables(self, lookups: int) -> tuple[Source, Sums]:
+        """What so many negatives are drawn from, and the sums by which dense rows are searched."""
+        return self.source(lookups), self.complements.of(self.excluded, lookups)
+
     def draw(
         self, users: Tensor, k: int, seed: int, epoch: int, offset: int, key: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        lookups = users.numel() * k
-        source, sums = self.source(lookups), self.complements.of(self.excluded, lookups)
+        source, sums = self._tables(users.numel() * k)
         return _ops.sample_negatives(users, *source, k, seed, epoch, offset, self.replacement, key, *sums)
 
     def draw_at(self, users: Tensor, numbers: Tensor, k: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Negatives of samples with these numbers, in any order."""
-        lookups = users.numel() * k
-        source, sums = self.source(lookups), self.complements.of(self.excluded, lookups)
+        source, sums = self._tables(users.numel() * k)
         return _ops.sample_negatives_at(users, numbers, *source, k, seed, epoch, self.replacement, None, *sums)
 
     def prepare(self) -> None:
         """Make what speeds drawing up, as before very many draws."""
-        self.source(self.excluded.nnz)
-        self.complements.of(self.excluded, self.excluded.nnz)
+        self._tables(self.excluded.nnz)
 
     def draw_shared(
         self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int, key: Tensor | None = None

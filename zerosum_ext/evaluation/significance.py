@@ -214,10 +214,10 @@ def _lists(values: ArrayLike, name: str, num_items: int) -> np.ndarray:
 
 
 def _p_value(difference: np.ndarray, test: str, resamples: int, seed: int) -> float:
-    from scipy import stats  # half a second: who trains without a comparison does not wait for it
-
     if not difference.any():
         return 1.0
+    from scipy import stats  # half a second: who trains without a comparison does not wait for it
+
     if test == "wilcoxon":
         return float(stats.wilcoxon(difference).pvalue)
     if test == "t":
@@ -234,12 +234,12 @@ def _p_value(difference: np.ndarray, test: str, resamples: int, seed: int) -> fl
 
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
-    from scipy import stats
-
     if values.size < 2:
         return float("nan"), float("nan")
     if np.all(values == values[0]):
         return float(values[0]), float(values[0])
+    from scipy import stats
+
     interval = stats.bootstrap(
         (values,),
         np.mean,
