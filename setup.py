@@ -86,6 +86,28 @@ def default_archs(nvcc: Path) -> str:
     return ";".join(archs) + "+PTX"
 
 
+def chosen_archs(nvcc: Path) -> list[str]:
+    """Returns what torch tells nvcc to compile for, such as ["sm_90", "compute_90"], and sets what torch goes by.
+
+    Ends the build at once where TORCH_CUDA_ARCH_LIST names what torch or this nvcc do not know.
+    """
+    from torch.utils import cpp_extension
+
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or default_archs(nvcc)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = asked
+    said = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = re.findall(r"^compute_(\d+)$", said, re.MULTILINE)
+    try:
+        codes = re.findall(r",code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags()))
+    except (ValueError, IndexError):  # a name that torch does not know; "native" on a machine without a GPU
+        codes = []
+    # (9.0a is an architecture of 9.0's compiler, and not in its list.)
+    if not codes or (known and any(re.sub(r"\D", "", code) not in known for code in codes)):
+        examples = " ".join(f"{n[:-1]}.{n[-1]}" for n in known) or DEFAULT_ARCHS
+        sys.exit(f"setup.py: TORCH_CUDA_ARCH_LIST={asked!r}: torch and {nvcc} know {examples}, and +PTX after one")
+    return codes
+
+
 def needed(library: Path) -> list[str]:
     """Returns the shared libraries that a library asks for."""
     said = subprocess.run(["readelf", "-dW", str(library)], capture_output=True, text=True, check=True).stdout
@@ -171,10 +193,7 @@ def extensions() -> tuple[list, dict]:
     wanted = force_cuda if force_cuda is not None else (cuda_home is not None and torch.version.cuda is not None)
     cuda_sources = sources("cuda", ".cpp", ".cu")
     if wanted and cuda_sources:
-        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            os.environ["TORCH_CUDA_ARCH_LIST"] = default_archs(Path(cuda_home, "bin", "nvcc"))
-        # The library tells what it was compiled for (csrc/cuda/archs.cpp), as torch tells nvcc: sm_90, compute_90, ...
-        archs = ",".join(re.findall(r",code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags())))
+        archs = ",".join(chosen_archs(Path(cuda_home, "bin", "nvcc")))  # (which csrc/cuda/archs.cpp tells)
         # torch looks for CUDA only where it is itself a CUDA build, and takes a script named nvcc for the compiler.
         cpp_extension.CUDA_HOME = cuda_home
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]
