@@ -13,8 +13,11 @@ with CUDA. --device cpu runs the same code on a CPU, which tells whether the scr
 What was measured is kept, whatever comes: results are written after each section, and no section begins once --seconds
 have passed. A method that fails, as one that needs more memory than there is, is left out; a section that fails is told
 of, and the exit status is 1. It is 3 where a failure has cost the process its GPU, and a signal ends a section that
-takes more than --limit seconds (after half of them nothing is compiled any more, which takes peers the longest). Called
-again with the same --begun, which notes the sections that were begun, another process goes on with the rest.
+takes more than --limit seconds. (After half of them nothing is compiled any more, which takes peers the longest. After
+three quarters, or half a minute after --seconds, a section begins no further case, so that it keeps what it has.)
+Called again with the same --begun, which notes the sections that were begun, another process goes on with the rest.
+
+Sections with targets come first, and in each the cases that have one.
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ GRAPH_GOALS = (
     ("direct", "loss_and_grad", {"bpr": 2.3, "zerosum": 2.8, "pos2neg2": 5.0}),
 )
 MOVIELENS, BEYOND_CACHE = (6040, 3706), (1_000_000, 1_000_000)  # rows of tables that lie in L2, and that do not
+# Of a section's limit: as long as something is compiled, and as long as a case is begun.
+COMPILING, CASES = 0.5, 0.75
 Seconds = Mapping[str, np.ndarray]
 # Paragraphs and results of a section.
 Section = tuple[list[str], list[dict[str, Any]]]
@@ -66,10 +71,18 @@ class Setting:
     left_out: list[str] = field(default_factory=list)  # methods, and why
     failed: bool = False  # whether one of them did
     compile_until: float = float("inf")  # time.monotonic() from which on nothing is compiled any more
+    until: float = float("inf")  # and from which on a section begins no further case
 
     @property
     def on_gpu(self) -> bool:
         return _timing.on_gpu(self.device)
+
+    def is_over(self, what: str) -> bool:
+        """Whether a case is left out, as the section's time is over."""
+        over = time.monotonic() > self.until
+        if over:
+            self.left_out.append(f"{what}: no time")
+        return over
 
     def turns(self, what: str, methods: Mapping[str, Method], most: int = 1 << 30) -> dict[str, np.ndarray]:
         """Seconds of each method, in at most so many rounds; of those that do not fail.
@@ -182,9 +195,12 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def bench_losses(s: Setting) -> Section:
     rows, results = [], []
-    for name, (ours, _, eager) in peers.LOSSES.items():
-        functions = {"ours": ours, "eager": eager, "compile": compiled(eager)}
-        for size in (1 << 12, 1 << 14) if s.small else (1 << 12, 1 << 16, 1 << 20, 1 << 24):
+    plain = {name: compiled(eager) for name, (*_, eager) in peers.LOSSES.items()}
+    for size in (1 << 12, 1 << 14) if s.small else (1 << 12, 1 << 24, 1 << 16, 1 << 20):  # those with targets first
+        for name, (ours, _, eager) in peers.LOSSES.items():
+            if s.is_over(f"{name}, {size}"):
+                continue
+            functions = {"ours": ours, "eager": eager, "compile": plain[name]}
             shape = (size, 2) if name == "pos2neg2" else (size,)
             moved = WORDS[name] * size * 4
             inputs = [
@@ -208,6 +224,9 @@ def bench_losses(s: Setting) -> Section:
                 ]
             )
             results.append({"loss": name, "samples": size, "bytes": moved, "seconds": lists(seconds)})
+    order = list(peers.LOSSES)
+    rows.sort(key=lambda row: (order.index(row[0]), row[1]))
+    results.sort(key=lambda result: (order.index(result["loss"]), result["samples"]))
     header = ["loss", "samples", "us", "us in a graph", "us of loss_and_grad in a graph", "GB/s", "of a copy"]
     header += ["eager / ours", "compile / ours", "compile / ours in graphs", "compile / loss_and_grad in graphs"]
     text = (
@@ -305,6 +324,8 @@ def bench_factorization(s: Setting) -> Section:
     for num_users, num_items in shapes(s):
         tables = [torch.randn(n, DIM, device=s.device).mul_(0.1).requires_grad_() for n in (num_users, num_items)]
         for size in sizes(s):
+            if s.is_over(f"{num_users} x {num_items}, {size}"):
+                continue
             batches = triples(num_users, num_items, size, s.device)
 
             def grads(function: Callable[..., Tensor], tables: list[Tensor] = tables) -> Callable[..., Any]:
@@ -386,9 +407,12 @@ def bench_steps(s: Setting) -> Section:
     plain = compiled(eager_factorization)
     in_cache, beyond = shapes(s)
     # Dense optimizers of large tables spend their time on the tables, whoever makes the gradients.
-    cases = [(name, in_cache) for name in OPTIMIZERS] + [("SGD", beyond), ("SparseAdam", beyond)]
+    cases = [("SGD", in_cache), ("SGD", beyond)]  # those with targets first
+    cases += [(name, in_cache) for name in OPTIMIZERS if name != "SGD"] + [("SparseAdam", beyond)]
     for name, shape in cases:
         for size in sizes(s):
+            if s.is_over(f"{name}, {shape[0]} x {shape[1]}, {size}"):
+                continue
             batches = triples(*shape, size, s.device)
             # Indexing has dense gradients alone: no peers for lazy Adam, nor where dense ones would be all that counts.
             sparse = name == "SparseAdam" or shape == beyond
@@ -456,6 +480,8 @@ def bench_negatives(s: Setting) -> Section:
     shape = shapes(s)[0]
     generator = torch.Generator().manual_seed(0)
     for size in (1 << 8,) if s.small else (1 << 12, 1 << 15):
+        if s.is_over(f"softmax, K = {k}, {size}"):
+            continue
         users, positives, _ = triples(*shape, size, s.device)[0]
         negatives = torch.randint(0, shape[1], (size, k), generator=generator).to(s.device)
         methods: dict[str, Method] = {}
@@ -665,16 +691,16 @@ def bench_ranking(s: Setting) -> Section:
 
 # ------------------------------------------------------------------------------------------------------------- report
 
-# Those first in which torch.compile has no part, and which are soon done.
+# Those with targets first: what is soon done, then what torch.compile has a part in.
 SECTIONS: dict[str, Callable[[Setting], Section]] = {
-    "sampling": bench_sampling_ops,
     "evaluation": bench_ranking,
-    "epochs": bench_epochs,
-    "positives": bench_pearson,
+    "sampling": bench_sampling_ops,
     "host": bench_host,
     "losses": bench_losses,
     "steps": bench_steps,
     "negatives": bench_negatives,
+    "epochs": bench_epochs,
+    "positives": bench_pearson,
     "factorization": bench_factorization,
 }
 
@@ -787,10 +813,12 @@ def main() -> None:
                 notes.write(f"{name}\n")
         began = time.monotonic()
         print(f"{name} ...", flush=True)
+        s.until = start + arguments.seconds + 30
         if arguments.limit:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, wherever it hangs
             signal.alarm(arguments.limit)
-            s.compile_until = began + arguments.limit / 2
+            s.compile_until = began + COMPILING * arguments.limit
+            s.until = min(s.until, began + CASES * arguments.limit)
         try:
             text, results[name] = SECTIONS[name](s)
             paragraphs += text

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and within ten minutes: builds the package with CUDA, runs the tests that are
-# marked cuda, profiles the kernels, counts in six of them by ncu and runs compute-sanitizer over the smaller tests (where
-# these are installed), and benchmarks.
+# marked cuda, profiles the kernels, benchmarks, runs compute-sanitizer over the smaller tests and counts in six kernels by
+# ncu (where these are installed). What answers most comes first, in each part too.
 #
 #   benchmarks/gpu_run.sh NAME [PYTHON]
+#   SECONDS_AT_MOST=300 BUILD=0 RESULTS=DIR benchmarks/gpu_run.sh NAME      with libraries that were built elsewhere
 #
 # NAME stands for the machine in the names of the results: RESULTS/gpu-NAME-DATE.{log,md,json}, RESULTS being
 # benchmarks/results where it is not set. PYTHON (default python3) has torch >= 2.11 built for the CUDA version of the
@@ -53,7 +54,7 @@ print("pytest:", importlib.util.find_spec("pytest") is not None, *(f"{x}: {shuti
 assert torch.cuda.is_available(), f"torch {torch.__version__} sees no GPU"
 print(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0))
 PY
-if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
+if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ] && [ "${BUILD:-1}" != 0 ]; then
   TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
   export TORCH_CUDA_ARCH_LIST
 fi
@@ -91,7 +92,7 @@ assert i["loaded"] and not zx._ops.gpu_obstacle(None)' || {
 # another process goes on with the rest.
 echo "== $SECONDS s: tests on the GPU"
 if "$python" -c 'import pytest'; then
-  end=$((SECONDS + $(least 130 "$(left 150)")))
+  end=$((SECONDS + $(least $((most / 4)) "$(left 150)")))
   for _ in 1 2 3 4 5 6 7 8; do
     if [ "$SECONDS" -ge "$end" ]; then break; fi
     result=0
@@ -114,18 +115,24 @@ echo "== $SECONDS s: kernels"
 timeout -k 5 "$(least 75 "$(left 60)")" "$python" benchmarks/bench_kernels.py --seconds 50 \
   --output "$results/kernels-$name-$(date +%F)" || status=1
 
-# What the six kernels wait for that matter most, if ncu is here. Many machines do not let it count: no failure of ours.
-kernels='^(flat_loss|softmax_loss|step_users|step_items|rank|negatives)_kernel'
-if command -v ncu > /dev/null && [ "$(left 200)" -ge 30 ]; then
-  echo "== $SECONDS s: ncu"
-  timeout -k 5 "$(least 75 "$(left 200)")" ncu --target-processes all --kernel-name "regex:$kernels" --launch-count 40 \
-    --section SpeedOfLight --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis \
-    --log-file "$results/ncu-$name-$(date +%F).txt" \
-    "$python" benchmarks/bench_kernels.py --plain --only losses steps ranking draws --seconds 60 ||
-    echo "ncu: not finished, or it may not count; what it has is in $results/ncu-$name-$(date +%F).txt"
-else
-  echo "== ncu is not installed, or there is no time: skipped"
-fi
+# A third of the time that is left, at most three minutes, is kept for what looks for faults.
+kept=0
+if command -v compute-sanitizer > /dev/null || command -v ncu > /dev/null; then kept=$(least 180 $(($(left) / 3))); fi
+echo "== $SECONDS s: benchmarks"
+end=$((SECONDS + $(left $((10 + kept)))))
+third=$(((end - SECONDS) / 3))
+begun=$((end - $(least 60 $((third > 20 ? third : 20))))) # no section begins later
+limit=$(least 120 $(((end - SECONDS) / 2)))               # of a section
+for try in 1 2 3 4; do
+  if [ "$SECONDS" -ge "$begun" ]; then break; fi
+  result=0
+  timeout -k 5 $((end - SECONDS)) "$python" benchmarks/bench_gpu.py --begun "$work/sections" --limit "$limit" \
+    --output "$output$([ "$try" = 1 ] || echo "-$try")" --seconds $((begun - SECONDS)) || result=$?
+  if [ "$result" = 0 ]; then break; fi
+  status=1
+  if [ "$result" = 1 ] || [ "$result" = 124 ]; then break; fi # told, or out of time
+  echo "benchmarks: the process ended with $result; the rest in another one"
+done
 
 # compute-sanitizer TOOL for so many seconds. Each allocation of torch's is one of CUDA's then: within the segments that
 # torch else keeps, memcheck would see no overrun.
@@ -149,9 +156,9 @@ sanitize() {
   return "$result"
 }
 
-# At most half of the time that is left: racecheck, the slower one, has half of it, and memcheck what that leaves.
+# At most three minutes: racecheck, the slower one, has half of them, and memcheck what that leaves.
 if command -v compute-sanitizer > /dev/null; then
-  end=$((SECONDS + $(least 180 $(($(left) / 2)))))
+  end=$((SECONDS + $(least 180 "$(left 10)")))
   echo "== $SECONDS s: compute-sanitizer racecheck"
   sanitize racecheck $(((end - SECONDS) / 2)) || status=1
   echo "== $SECONDS s: compute-sanitizer memcheck"
@@ -160,19 +167,18 @@ else
   echo "== compute-sanitizer is not installed: skipped"
 fi
 
-echo "== $SECONDS s: benchmarks"
-end=$((SECONDS + $(left 10)))
-begun=$((end - 60)) # no section begins later
-for try in 1 2 3 4; do
-  if [ "$SECONDS" -ge "$begun" ]; then break; fi
-  result=0
-  timeout -k 5 $((end - SECONDS)) "$python" benchmarks/bench_gpu.py --begun "$work/sections" --limit 120 \
-    --output "$output$([ "$try" = 1 ] || echo "-$try")" --seconds $((begun - SECONDS)) || result=$?
-  if [ "$result" = 0 ]; then break; fi
-  status=1
-  if [ "$result" = 1 ] || [ "$result" = 124 ]; then break; fi # told, or out of time
-  echo "benchmarks: the process ended with $result; the rest in another one"
-done
+# What the six kernels wait for that matter most, if ncu is here. Many machines do not let it count: no failure of ours.
+kernels='^(flat_loss|softmax_loss|step_users|step_items|rank|negatives)_kernel'
+if command -v ncu > /dev/null && [ "$(left 10)" -ge 30 ]; then
+  echo "== $SECONDS s: ncu"
+  timeout -k 5 "$(least 75 "$(left 10)")" ncu --target-processes all --kernel-name "regex:$kernels" --launch-count 40 \
+    --section SpeedOfLight --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis \
+    --log-file "$results/ncu-$name-$(date +%F).txt" \
+    "$python" benchmarks/bench_kernels.py --plain --seconds 60 ||
+    echo "ncu: not finished, or it may not count; what it has is in $results/ncu-$name-$(date +%F).txt"
+else
+  echo "== ncu is not installed, or there is no time: skipped"
+fi
 
 echo "== $SECONDS s: done, status $status${unfinished:+, NOT FINISHED:$unfinished}; $(ls "$output"* 2> /dev/null | tr '\n' ' ')"
 exit $status
