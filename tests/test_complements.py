@@ -158,6 +158,7 @@ def test_nothing_is_made_while_a_graph_is_captured(monkeypatch):
         nnz, device = 10, torch.device("cuda:0")
 
     monkeypatch.setattr(_ops, "has_op", lambda name, device: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     kept = complements.Complements(None, torch.arange(3))
     assert kept.of(Elsewhere(), 100) == (None, None)

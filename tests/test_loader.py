@@ -17,7 +17,8 @@ import scipy.sparse as sp
 import torch
 from scipy import stats
 
-from zerosum_ext import Interactions, TripletLoader, _ops, sample_negatives
+from zerosum_ext import Interactions, TripletLoader, _ops, datasets, sample_negatives
+from zerosum_ext.data import sampling
 from zerosum_ext.reference import sampling as reference
 
 
@@ -470,3 +471,47 @@ def test_a_loader_in_a_dataloader_says_what_to_do_instead(data, options):
     with pytest.raises(TypeError, match=r"do not wrap it in a DataLoader, and leave it out of accelerator\.prepare"):
         next(iter(torch.utils.data.DataLoader(loader, **options)))
     assert len(list(loader)) == len(loader)  # and the loader itself is iterated over as before
+
+
+def test_what_a_captured_graph_makes_is_not_kept(monkeypatch):
+    """It lies in the graph's memory, and a replay alone writes it: others would take garbage for a filter."""
+    data = Interactions.from_any(datasets.synthetic_triangle(30, 20))
+    loader = TripletLoader(data, 16, seed=1)
+    want = TripletLoader(Interactions.from_any(datasets.synthetic_triangle(30, 20)), 16, seed=1)
+    monkeypatch.setattr(_ops, "capturing", lambda device: True)
+    for got, other in zip(loader, want, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got, other, strict=True))
+    index = sampling._index(data)
+    assert index.hint is None
+    assert index.filter is None
+    assert 16 * index.lookups > data.nnz
+    monkeypatch.undo()
+    next(iter(loader))
+    assert index.hint is not None
+    assert (index.filter is not None) == _ops.has_op("row_filter", data.device)
+
+
+def test_what_is_kept_is_there_for_every_stream(monkeypatch):
+    """Whoever uses a hint or a filter next, on another stream, knows nothing of the one that it was made on."""
+    data = Interactions.from_any(datasets.synthetic_triangle(30, 20))
+    waited = []
+    monkeypatch.setattr(_ops, "finish", waited.append)
+    TripletLoader(data, 16, seed=1, strategy="popularity").prepare()
+    kernels = _ops.has_op("row_filter", data.device)
+    assert waited == [data.device] * (3 if kernels else 2)  # hint, filter, sums
+
+    class Stream:
+        def synchronize(self):
+            waited.append(self)
+
+    waited.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device.index == 3 else None)
+    stream = Stream()
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        _ops.finish(torch.device("cuda", 3))
+        assert waited == ([] if capturing else [stream])
+    _ops.finish(torch.device("cpu"))
+    assert waited == [stream]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -286,6 +288,119 @@ def test_a_state_that_is_loaded(played, graphs, monkeypatch, optimizer):
     assert graphs.captured == 2
 
 
+def test_a_loss_that_changes_between_epochs(played, graphs, monkeypatch):
+    """By a callback: its options lie in the graph, which is captured anew. What is only read anew is no change."""
+
+    def work(run):
+        loss = run.step.loss
+        loss.bpr_weight, loss.reduction = 1.0, "mean"
+        for epoch, (weight, reduction) in enumerate([(1.0, "mean"), (0.4, "mean"), (0.4, "sum"), (0.4, "sum")]):
+            loss.bpr_weight, loss.reduction = weight, reduction
+            run.step.refresh()
+            run.train(epoch)
+
+    both(monkeypatch, graphs, work, optimizer="sgd")
+    assert graphs.captured == 3
+
+
+def test_constants_that_change_between_epochs(played, graphs, monkeypatch):
+    """The graph reads them where they lay when it was captured; others may lie there since."""
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.rand(ITEMS, generator=generator) + 0.5 for _ in range(2)]
+    name = zx.IPWLoss.record.constants.buffer
+
+    def work(run):
+        for epoch, table in enumerate((tables[0], tables[0], tables[1])):
+            if getattr(run.step.loss, name).held is not table:
+                setattr(run.step.loss, name, Played(table))
+            run.step.refresh()
+            run.train(epoch)
+
+    loss = zx.IPWLoss(torch.ones(ITEMS))
+    setattr(loss, name, Played(torch.ones(ITEMS)))
+    both(monkeypatch, graphs, work, optimizer="sgd", loss=loss)
+    assert graphs.captured == 2
+
+
+class Cuda:
+    """CUDA's streams and captures as torch has them, with two GPUs."""
+
+    def __init__(self, monkeypatch):
+        self.device, self.streams, self.ran, self.fails = 0, {}, [], False
+        self.first = None  # the stream of captures that name none
+        replaced = {
+            "device": self.on,
+            "Stream": self.new_stream,
+            "current_stream": lambda: self.streams.setdefault(self.device, ("default", self.device)),
+            "set_stream": self.set_stream,
+            "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: self.ran.append(("replay", self.device))),
+            "graph": self.graph,
+        }
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextlib.contextmanager
+    def on(self, device):
+        before, self.device = self.device, device.index
+        try:
+            yield
+        finally:
+            self.device = before
+
+    def new_stream(self):
+        return object(), self.device
+
+    def set_stream(self, stream):
+        self.device = stream[1]
+        self.streams[self.device] = stream
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream=None, capture_error_mode="global"):
+        self.first = self.first or self.new_stream()
+        device, before = self.device, self.streams.get(self.device, ("default", self.device))
+        self.set_stream(stream or self.first)
+        self.captured_on = self.streams[self.device]
+        try:
+            yield
+        finally:  # torch puts the stream back after this, or not at all
+            if self.fails:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.device = device
+            self.set_stream(before)
+
+
+def test_a_capture_is_one_of_its_own_gpu(monkeypatch):
+    """Torch's own stream of captures belongs to the GPU of the process's first one."""
+    cuda = Cuda(monkeypatch)
+    for index in (0, 1, 0):
+        seen = []
+        replay = fused.capture(
+            lambda seen=seen: seen.append((cuda.device, cuda.captured_on[1])), torch.device("cuda", index)
+        )
+        assert seen == [(index, index)]
+        assert cuda.device == 0
+        replay()
+        assert cuda.ran.pop() == ("replay", index)
+        assert cuda.streams[index] == ("default", index)
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    """And the warning says what failed, not that the capture did."""
+    cuda = Cuda(monkeypatch)
+    cuda.fails, place = True, torch.device("cuda", 1)
+    with cuda.on(place):
+        cuda.set_stream(("mine", 1))
+
+    def work():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="previous error") as caught:
+        fused.capture(work, place)
+    assert cuda.streams[1] == ("mine", 1)
+    assert cuda.device == 0
+    assert str(caught.value.__context__) == "out of memory"
+
+
 def test_steps_between_that_no_graph_does(played, graphs, monkeypatch):
     """Batches by a plain call in between: the numbers on the device are set anew, and the place in the epoch too."""
 
@@ -348,6 +463,18 @@ def test_fit_replays_a_graph(gpu, monkeypatch, optimizer, weights):
         assert losses == results[0][1]
         for got, want in zip(tables, results[0][0], strict=True):
             assert torch.equal(got, want)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_each_gpu_has_its_own_graphs(gpu):
+    """After a capture on one GPU, another one's steps are not done while they are captured, but replayed."""
+    tables = []
+    for place in ("cuda:0", "cuda:1"):
+        model = zx.MatrixFactorization(USERS, ITEMS, 20, seed=1, init_std=0.3)
+        zx.fit(model, interactions(), "zerosum", lr=0.01, epochs=2, batch_size=SIZE, device=place, progress=False)
+        tables.append([p.detach().cpu() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*tables, strict=True))
 
 
 def test_a_graph_has_the_filter_and_the_sums_from_its_first_batch_on(played, graphs):

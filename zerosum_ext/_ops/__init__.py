@@ -1,6 +1,6 @@
 """How tensors reach kernels: one callable per op, compiled where the device has a kernel, else its definition."""
 
-from zerosum_ext._ops.common import GPU_OBSTACLES, KERNELS, REDUCTIONS, gpu_obstacle, has_op
+from zerosum_ext._ops.common import GPU_OBSTACLES, KERNELS, REDUCTIONS, capturing, finish, gpu_obstacle, has_op
 from zerosum_ext._ops.csr import csr_build
 from zerosum_ext._ops.csr_scores import csr_score_moments, csr_weighted_columns
 from zerosum_ext._ops.folding import fold_in
@@ -34,9 +34,11 @@ __all__ = [
     "TIES",
     "best_items",
     "best_of_scores",
+    "capturing",
     "csr_build",
     "csr_score_moments",
     "csr_weighted_columns",
+    "finish",
     "fold_in",
     "gpu_obstacle",
     "graph_dropout",

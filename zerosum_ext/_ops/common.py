@@ -66,6 +66,25 @@ def has_op(name: str, device: torch.device) -> bool:
     return name in KERNELS.get(kind, ()) and (kind != "cuda" or not gpu_obstacle(device.index))
 
 
+def capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured there.
+
+    What is made then must not be kept: it lies in the graph's memory, and only a replay writes its numbers.
+    """
+    # Without CUDA, or before it is used, the tensors are fake and torch cannot answer.
+    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what was begun on a GPU's current stream.
+
+    This is for what is made once and kept where nobody sees it: another stream may be the next one to use it, and does
+    not know whom to wait for.
+    """
+    if device.type == "cuda" and torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()
+
+
 def overload(name: str) -> Callable[..., Any]:
     """Return the compiled op itself. A cached overload saves the dispatcher's look-up: about 1 us a call."""
     if _library.CPU.loaded:

@@ -53,10 +53,11 @@ class Complements:
             return self.tables
         if not _ops.has_op("sample_negatives", excluded.device):
             return self.tables
-        if excluded.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _ops.capturing(excluded.device):
             return self.tables
         self.made = True
         rows, sums = complement_sums(excluded, self.slots, self.masses)
+        _ops.finish(excluded.device)
         if rows.numel():
             self.tables = rows, sums
         return self.tables

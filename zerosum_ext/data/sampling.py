@@ -66,8 +66,10 @@ def _filter(interactions: Interactions, lookups: int) -> Tensor | None:
     """The row filter, once as many memberships were asked for as make up for the pass that makes it."""
     index = _index(interactions)
     index.lookups += lookups
-    if index.filter is None and 16 * index.lookups >= interactions.nnz:
+    enough = 16 * index.lookups >= interactions.nnz
+    if index.filter is None and enough and not _ops.capturing(interactions.device):
         index.filter = _ops.row_filter(interactions.indptr, interactions.indices, interactions.num_items)
+        _ops.finish(interactions.device)
     return index.filter
 
 
@@ -75,7 +77,11 @@ def _hint(interactions: Interactions) -> Tensor:
     index = _index(interactions)
     if index.hint is None:
         starts = torch.arange(0, interactions.nnz, 1 << _HINT_SHIFT, device=interactions.device)
-        index.hint = torch.searchsorted(interactions.indptr, starts, right=True) - 1
+        hint = torch.searchsorted(interactions.indptr, starts, right=True) - 1
+        if _ops.capturing(interactions.device):
+            return hint
+        index.hint = hint
+        _ops.finish(interactions.device)
     return index.hint
 
 

@@ -392,10 +392,7 @@ class FusedStep:
     def _refuse_to_be_captured(self, group: dict[str, Any], table: Tensor) -> None:
         """Raise if a CUDA graph is being captured that would repeat the step of one number at each replay."""
         same = self.kind == 1 and not group["lr_decay"]  # Adagrad's rule then does not depend on it
-        # Without CUDA, or without a driver, the tensors are fake and torch cannot answer.
-        if same or not torch.cuda.is_initialized() or table.device.type != "cuda":
-            return
-        if torch.cuda.is_current_stream_capturing():
+        if not same and _ops.capturing(table.device):
             raise RuntimeError(
                 f"{type(self.optimizer).__name__} counts its steps on the host, and a CUDA graph would repeat one of "
                 "them: expected FusedStep(..., capturable=True)"
@@ -490,7 +487,8 @@ class CapturedSteps:
             try:
                 self.replay = capture(lambda: self._one(groups), self.step.device)
             except RuntimeError as error:
-                first = str(error).partition("\n")[0]
+                # (The end of a capture that failed says no more than that.)
+                first = str(error.__context__ or error).partition("\n")[0]
                 warnings.warn(f"training goes on without a CUDA graph: {first}", RuntimeWarning, stacklevel=2)
                 self.refused = True
                 return done
@@ -533,7 +531,10 @@ class CapturedSteps:
 
     def _identity(self, groups: dict[int, dict[str, Any]]) -> tuple[Any, ...]:
         """Return what a graph keeps of its capture: tensors, and numbers that do not lie in memory."""
-        parts: list[Any] = []
+        step, constants = self.step, self.step.constants
+        # A callback may change the loss between epochs.
+        parts: list[Any] = [(*step.kernel, step.reduction, step.l2, step.max_row_norm, scores_are_cosines(step.model))]
+        parts.append(None if constants is None else (id(constants), constants.data_ptr()))
         for table in self.step._tables():
             if table is None or id(table) not in groups:
                 parts.append(None if table is None else (id(table), table.data_ptr()))
@@ -559,8 +560,15 @@ def capture(work: Callable[[], None], device: torch.device) -> Callable[[], None
     """
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            work()
+        # Without a stream of this GPU torch takes the one of the process's first capture, whichever GPU that was on:
+        # from another one nothing would be captured, and all of it be done instead. Where the capture ends in an error
+        # torch leaves its stream in place, which waits for no other: whatever comes next would run there.
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+                work()
+        finally:
+            torch.cuda.set_stream(before)
 
     def replay() -> None:
         with torch.cuda.device(device):
