@@ -108,6 +108,16 @@ def chosen_archs(nvcc: Path) -> list[str]:
     return codes
 
 
+def compression(nvcc: Path) -> list[str]:
+    """Returns the nvcc option for the smallest kernels, where each driver that can run them can also unpack them.
+
+    By nvcc's documentation drivers older than CUDA 12.4 cannot. They run what CUDA 12 makes, but nothing of CUDA 13.
+    """
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.", said)
+    return ["--compress-mode=size"] if release and int(release[1]) >= 13 else []
+
+
 def needed(library: Path) -> list[str]:
     """Returns the shared libraries that a library asks for."""
     said = subprocess.run(["readelf", "-dW", str(library)], capture_output=True, text=True, check=True).stdout
@@ -194,6 +204,7 @@ def extensions() -> tuple[list, dict]:
     cuda_sources = sources("cuda", ".cpp", ".cu")
     if wanted and cuda_sources:
         archs = ",".join(chosen_archs(Path(cuda_home, "bin", "nvcc")))  # (which csrc/cuda/archs.cpp tells)
+        nvcc_flags = [*NVCC_FLAGS, *compression(Path(cuda_home, "bin", "nvcc")), *(["-lineinfo"] if debug else [])]
         # torch looks for CUDA only where it is itself a CUDA build, and takes a script named nvcc for the compiler.
         cpp_extension.CUDA_HOME = cuda_home
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]
@@ -202,7 +213,7 @@ def extensions() -> tuple[list, dict]:
             cuda_sources,
             extra_compile_args={
                 "cxx": [*flags, *macros, "-DUSE_CUDA", f"-DZX_CUDA_ARCHS={archs}"],
-                "nvcc": [*NVCC_FLAGS, *(["-lineinfo"] if debug else []), *macros, "-DUSE_CUDA"],
+                "nvcc": [*nvcc_flags, *macros, "-DUSE_CUDA"],
             },
             extra_link_args=[*stub, *link_flags],
             **common,

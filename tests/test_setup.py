@@ -19,8 +19,8 @@ KNOWN = {
 
 
 @pytest.fixture
-def archs(monkeypatch, tmp_path):
-    """Runs setup.py beside an nvcc that knows these architectures; what torch and the library are told of them."""
+def cuda_extension(monkeypatch, tmp_path):
+    """Runs setup.py beside an nvcc of this version, which knows these architectures; the extension of the kernels."""
     monkeypatch.chdir(SETUP.parent)
     for name in ("FORCE_CUDA", "ZEROSUM_EXT_PURE"):
         monkeypatch.delenv(name, raising=False)
@@ -28,11 +28,14 @@ def archs(monkeypatch, tmp_path):
     # setup.py makes a library to link against where torch has none.
     monkeypatch.setattr("torch.version.cuda", "13.0")
 
-    def run(known: str) -> tuple[str, str]:
+    def run(known: str, version: str = "13.0") -> setuptools.Extension:
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir()
         lines = "\n".join(f"compute_{n}" for n in known.split())
-        nvcc.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo "{lines}"\n')
+        release = f"Cuda compilation tools, release {version}, V{version}.88"
+        nvcc.write_text(
+            f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo "{lines}"\n[ "$1" = --version ] && echo "{release}"\n'
+        )
         nvcc.chmod(0o755)
         said = {}
         monkeypatch.setattr(setuptools, "setup", said.update)
@@ -40,6 +43,17 @@ def archs(monkeypatch, tmp_path):
         runpy.run_path(str(SETUP))
         cuda = said["ext_modules"][1]
         assert "csrc/cuda/archs.cpp" in cuda.sources
+        return cuda
+
+    return run
+
+
+@pytest.fixture
+def archs(cuda_extension):
+    """Runs setup.py beside an nvcc that knows these architectures; what torch and the library are told of them."""
+
+    def run(known: str) -> tuple[str, str]:
+        cuda = cuda_extension(known)
         macro = next(flag for flag in cuda.extra_compile_args["cxx"] if flag.startswith("-DZX_CUDA_ARCHS="))
         return cpp_extension.os.environ["TORCH_CUDA_ARCH_LIST"], macro.partition("=")[2]
 
@@ -67,7 +81,7 @@ def test_nvcc_is_asked_for_what_it_knows(monkeypatch, archs, version, kept, said
 
 def test_what_the_user_wants_is_left_as_it_is(monkeypatch, archs):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 12.0+PTX")
-    asked, macro = archs(KNOWN["12.6"])
+    asked, macro = archs(KNOWN["12.8"])
     assert asked == "8.6 12.0+PTX"
     assert set(macro.split(",")) == {"sm_86", "sm_120", "compute_120"}
 
@@ -76,3 +90,24 @@ def test_an_nvcc_that_knows_none_of_them(monkeypatch, archs):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     with pytest.raises(SystemExit, match=r"--list-gpu-arch names none of 7\.5;8\.0"):
         archs("35 37")
+
+
+@pytest.mark.parametrize(
+    ("version", "debug", "expected"),
+    [
+        # Drivers that run what CUDA 12 makes may be older than 12.4, whose drivers are the first that unpack it.
+        ("12.6", "", []),
+        ("12.9", "", []),
+        ("13.0", "", ["--compress-mode=size"]),
+        ("14.1", "", ["--compress-mode=size"]),
+        ("13.0", "1", ["--compress-mode=size", "-lineinfo"]),
+        ("unknown", "", []),
+    ],
+)
+def test_kernels_are_packed_as_every_driver_that_runs_them_unpacks_them(
+    monkeypatch, cuda_extension, version, debug, expected
+):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    monkeypatch.setenv("ZEROSUM_EXT_DEBUG", debug)
+    flags = cuda_extension(KNOWN["12.6"], version).extra_compile_args["nvcc"]
+    assert [flag for flag in flags if flag.startswith(("--compress-mode", "-lineinfo"))] == expected

@@ -20,8 +20,10 @@ namespace zx {
 inline namespace GPU_NS {
 
 constexpr int kFoldThreads = 128;
-constexpr int kFoldColumns = 4;   // items whose rows are on their way together
-constexpr int kFoldResident = 4;  // blocks of a multiprocessor: 128 registers are left to a thread
+constexpr int kFoldColumns = 4;  // items whose rows are on their way together
+// Blocks of a multiprocessor: 128 registers are left to a thread, or 168 with numbers of float64, which take two each.
+template <class T>
+constexpr int kFoldResident = sizeof(T) == 8 ? 3 : 4;
 constexpr int kFoldVectors = 5 + 2 * kFoldMemory;
 constexpr int64_t kFoldShared = 40 << 10;  // bytes of a block's vectors that shared memory is asked for
 
@@ -397,7 +399,7 @@ struct FoldSolver {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kFoldThreads, kFoldResident) fold_in_kernel(const FoldInArgs<T> a) {
+__global__ void __launch_bounds__(kFoldThreads, kFoldResident<T>) fold_in_kernel(const FoldInArgs<T> a) {
   GPU_SHARED_DYN(double, shared);
   GPU_SHARED(double, numbers, 2 * kFoldMemory + 1);
   GPU_SHARED(int64_t, taken, 1);
@@ -456,7 +458,7 @@ struct FoldInGrid {
 
 template <class T>
 FoldInGrid fold_in_grid(int64_t users, int64_t dim) {
-  const int64_t most = static_cast<int64_t>(gpu_multiprocessors()) * kFoldResident;
+  const int64_t most = static_cast<int64_t>(gpu_multiprocessors()) * kFoldResident<T>;
   const int64_t blocks = users < most ? users : most, bytes = fold_in_vector_bytes<T>(dim);
   return bytes <= kFoldShared ? FoldInGrid{blocks, bytes, 0} : FoldInGrid{blocks, 0, blocks * bytes};
 }
