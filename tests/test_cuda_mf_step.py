@@ -535,6 +535,30 @@ def test_bytes(counted, optimizer, rows):
     assert budget < 1.35 * (counts.loaded + counts.stored)
 
 
+def test_bytes_of_many_negatives(counted):
+    """With softmax each row of items is read once, for scores and gradient, as ROOFLINE.md has it for 64 negatives.
+
+    Few rows in chunks of 32, as in a large batch: parts of their sums count little.
+    """
+    samples, k, num_users, num_items, dim, chunk = 300, 64, 60, 34, 64, 32
+    ids = draw_ids(samples, k, num_users, num_items, seed=1)
+    step = Step(counted, new_tables(num_users, num_items, dim, bias=False), "sgd", chunks=(0, chunk))
+    with counted.count() as counts:
+        step("sampled_softmax", ids)
+    assert step.plan[1:3].tolist() == [1, chunk]
+    row, entries, passes = 4 * dim, samples * (1 + k), int(step.plan[7])
+    gathers = 2 * entries * row
+    # The users' pass reads an id for the score and again for the coefficient that takes the score's place.
+    scores = entries * (2 * 8 + 3 * 4)
+    sort = (samples + entries) * (16 + 8 + 16 * (passes - 1)) + 10_000 * 5 * passes
+    chunks = samples + -(-entries // chunk)
+    places = (samples + entries) * 40 + 4 * int(step.plan[3]) * 8 * chunks
+    sums = (chunks + num_users + num_items) * row * 3  # a row itself, and its part written and read
+    updates = (num_users + num_items) * row * 2
+    budget = gathers + scores + sort + places + sums + updates
+    assert gathers <= counts.loaded + counts.stored <= budget < 1.15 * (counts.loaded + counts.stored)
+
+
 # ---- what the tests above must notice
 
 
