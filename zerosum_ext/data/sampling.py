@@ -200,9 +200,9 @@ class NegativeSource:
                 tables[alpha] = _popularity_table(interactions.popularity if popularity is None else popularity, alpha)
             slots, masses = tables[alpha]
         if (candidates is None) == (name == "candidates"):
+            expected = "item numbers" if candidates is None else "None, or strategy='candidates' to draw from them,"
             raise ValueError(
-                f"candidates: expected {'item numbers' if candidates is None else 'None'} with strategy={name!r}, got "
-                f"{_checks.describe(candidates)}"
+                f"candidates: expected {expected} with strategy={name!r}, got {_checks.describe(candidates)}"
             )
         if candidates is not None:
             masses = _item_numbers("candidates", candidates, interactions).unique()
