@@ -44,6 +44,22 @@ def test_report(check):
     assert "a_kernel<Bpr, float16>" in check.table([a, b])
 
 
+SYMBOLS = """\
+00000000000000e0 t __device_stub__ZN2zx8a_kernelEv(Args const&)
+                 U cudaLaunchKernel
+0000000000000010 t void zx::cuda_build::a_kernel<zx::Bpr, __half>(Args)
+0000000000000011 t void zx::cuda_build::a_kernel<zx::Bpr, __half>(Args) [clone .cold]
+0000000000000020 t void zx::cuda_build::b_kernel<double>(Args)
+0000000000000030 T zx::cuda_build::plain_kernel(Args, int)
+0000000000000040 T zx::cuda_build::launches_a_kernel_or_two(Args)
+0000000000000050 t void zx::cuda_build::c_kernel<float, 4>(zx::Other<int>)
+"""
+
+
+def test_kernels_that_no_gpu_has(check):
+    assert check.forgotten(SYMBOLS, check.parse(REPORT, "9.0", "x.cu")) == ["c_kernel<float, 4>", "plain_kernel"]
+
+
 @pytest.mark.parametrize(
     ("arch", "registers", "shared", "expected"),
     [

@@ -7,6 +7,7 @@ anything in local memory is an error, except in float64, where no speed is promi
 memory and the occupancy that they allow at 256 threads a block, for the last architecture or, with --all, for each.
 The newest architecture is compiled to PTX as well, as the package is. At last the objects of one architecture are
 linked and loaded against a stub of libtorch_cuda.so: every kernel must register under the schema that _C gives its op.
+A kernel that the host launches and no compilation for a GPU has met is an error too, of which nvcc says nothing.
 """
 
 from __future__ import annotations
@@ -110,6 +111,12 @@ def parse(log: str, arch: str, source: str) -> list[Kernel]:
     return kernels
 
 
+def forgotten(symbols: str, kernels: list[Kernel]) -> list[str]:
+    """Return the kernels that an object's host code launches (``nm -C``), less those that were compiled for the GPU."""
+    found = re.findall(r"^[0-9a-f]+ [tTwW] (?!__)(.*_kernel(?:<.*>)?\(.*\))$", symbols, re.MULTILINE)
+    return sorted({short_name(name) for name in found} - {kernel.name for kernel in kernels})
+
+
 def compile_one(nvcc: str, source: Path, arch: str, includes: list[str], folder: Path) -> list[Kernel]:
     number = arch.replace(".", "")
     object_file = folder / f"{source.stem}-{arch}.o"
@@ -119,7 +126,12 @@ def compile_one(nvcc: str, source: Path, arch: str, includes: list[str], folder:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return parse(done.stdout + done.stderr, arch, source.name)
+    kernels = parse(done.stdout + done.stderr, arch, source.name)
+    symbols = subprocess.run(["nm", "-C", str(object_file)], capture_output=True, text=True, check=True).stdout
+    missing = forgotten(symbols, kernels)
+    if missing:
+        raise RuntimeError(f"{source.name}: launched, but not compiled for the GPU: {', '.join(missing)}")
+    return kernels
 
 
 # Runs in a process of its own: loads the library after the stub, and prints the ops that have a CUDA kernel.

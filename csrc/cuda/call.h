@@ -1,5 +1,9 @@
 // What every op on CUDA tensors begins and ends with: the tensors' device, its current stream, and the error of a
 // launch. Nothing here waits for the GPU, so that every op can be captured in a CUDA graph.
+//
+// nvcc compiles a .cu file once for the host and once for each architecture. To read torch's headers takes two seconds
+// each time, so the ops' half of a file is left out of the latter. What it launches must be known all the same: the
+// launchers that are templates are instantiated before it. (tools/cuda_check.py finds kernels that were forgotten.)
 #pragma once
 
 #include "torch_stable.h"

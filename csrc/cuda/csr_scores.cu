@@ -1,6 +1,19 @@
 // csr_score_moments and csr_weighted_columns on CUDA tensors.
 #include "cuda/csr_scores.cuh"
 
+namespace zx {
+template void csr_moments(CsrArgs<float, int32_t>, gpuStream);
+template void csr_moments(CsrArgs<float, int64_t>, gpuStream);
+template void csr_moments(CsrArgs<double, int32_t>, gpuStream);
+template void csr_moments(CsrArgs<double, int64_t>, gpuStream);
+template void csr_columns(CsrArgs<float, int32_t>, gpuStream);
+template void csr_columns(CsrArgs<float, int64_t>, gpuStream);
+template void csr_columns(CsrArgs<double, int32_t>, gpuStream);
+template void csr_columns(CsrArgs<double, int64_t>, gpuStream);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "checks.h"
@@ -95,3 +108,5 @@ STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("csr_score_moments", ZX_BOX(&zx::cuda::csr_score_moments));
   m.impl("csr_weighted_columns", ZX_BOX(&zx::cuda::csr_weighted_columns));
 }
+
+#endif

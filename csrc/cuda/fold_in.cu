@@ -1,6 +1,13 @@
 // fold_in on CUDA tensors.
 #include "cuda/fold_in.cuh"
 
+namespace zx {
+template void fold_in(FoldInArgs<float>, void*, gpuStream);
+template void fold_in(FoldInArgs<double>, void*, gpuStream);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include "cuda/tensors.h"
 
 namespace zx::cuda {
@@ -49,3 +56,5 @@ Tensor fold_in(const Tensor& item_embedding, std::optional<Tensor> item_bias, co
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("fold_in", ZX_BOX(&zx::cuda::fold_in)); }
+
+#endif

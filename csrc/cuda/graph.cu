@@ -1,6 +1,17 @@
 // graph_propagate and graph_dropout on CUDA tensors.
 #include "cuda/graph.cuh"
 
+namespace zx {
+template void graph_product(GraphArgs<float, int32_t>, gpuStream);
+template void graph_product(GraphArgs<float, int64_t>, gpuStream);
+template void graph_product(GraphArgs<double, int32_t>, gpuStream);
+template void graph_product(GraphArgs<double, int64_t>, gpuStream);
+template void graph_drop(const GraphDropout<int32_t>&, gpuStream);
+template void graph_drop(const GraphDropout<int64_t>&, gpuStream);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "checks.h"
@@ -78,3 +89,5 @@ STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("graph_propagate", ZX_BOX(&zx::cuda::graph_propagate));
   m.impl("graph_dropout", ZX_BOX(&zx::cuda::graph_dropout));
 }
+
+#endif

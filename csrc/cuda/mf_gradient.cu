@@ -1,6 +1,17 @@
 // mf_gradient on CUDA tensors.
 #include "cuda/mf_gradient.cuh"
 
+namespace zx {
+template void gradient_rows(GradientArgs<float>, int64_t, gpuStream);
+template void gradient_rows(GradientArgs<double>, int64_t, gpuStream);
+template void gradient_rows(GradientArgs<__half>, int64_t, gpuStream);
+template void gradient_rows(GradientArgs<__nv_bfloat16>, int64_t, gpuStream);
+template void gradient_atomics(AtomicArgs<float>, gpuStream);
+template void gradient_atomics(AtomicArgs<double>, gpuStream);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "cuda/tensors.h"
@@ -152,3 +163,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mf_gradient(const Tensor& use
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_gradient", ZX_BOX(&zx::cuda::mf_gradient)); }
+
+#endif

@@ -1,6 +1,8 @@
 // mf_loss on CUDA tensors.
 #include "cuda/mf_loss.cuh"
 
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "cuda/tensors.h"
@@ -77,3 +79,5 @@ std::tuple<Tensor, Tensor, Tensor> mf_loss(const Tensor& user_embedding, const T
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_loss", ZX_BOX(&zx::cuda::mf_loss)); }
+
+#endif

@@ -1,6 +1,8 @@
 // mf_step on CUDA tensors.
 #include "cuda/mf_step.cuh"
 
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include "cuda/tensors.h"
 #include "step_checks.h"
 
@@ -99,3 +101,5 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("mf_step", ZX_BOX(&zx::cuda::mf_step)); }
+
+#endif

@@ -1,6 +1,8 @@
 // pair_loss and macr_loss on CUDA tensors.
 #include "cuda/pair_loss.cuh"
 
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 #include <vector>
 
@@ -148,3 +150,5 @@ STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("scale_gradients_", ZX_BOX(&zx::cuda::scale_gradients_));
   m.impl("scale_gradients", ZX_BOX(&zx::cuda::scale_gradients));
 }
+
+#endif

@@ -1,6 +1,15 @@
 // rank_scores on CUDA tensors. (rank_factors makes the scores by a matrix product of torch's, block by block.)
 #include "cuda/rank.cuh"
 
+namespace zx {
+template void rank_scores(RankArgs<float>, gpuStream, int64_t, int64_t);
+template void rank_scores(RankArgs<double>, gpuStream, int64_t, int64_t);
+template void rank_scores(RankArgs<__half>, gpuStream, int64_t, int64_t);
+template void rank_scores(RankArgs<__nv_bfloat16>, gpuStream, int64_t, int64_t);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "cuda/call.h"
@@ -109,3 +118,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_scores(
 }  // namespace zx::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) { m.impl("rank_scores", ZX_BOX(&zx::cuda::rank_scores)); }
+
+#endif

@@ -1,6 +1,8 @@
 // user_metrics and list_metrics on CUDA tensors.
 #include "cuda/rank_metrics.cuh"
 
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <tuple>
 
 #include "checks.h"
@@ -74,3 +76,5 @@ STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("user_metrics", ZX_BOX(&zx::cuda::user_metrics));
   m.impl("list_metrics", ZX_BOX(&zx::cuda::list_metrics));
 }
+
+#endif

@@ -1,6 +1,23 @@
 // The sampling ops on CUDA tensors.
 #include "cuda/sampling.cuh"
 
+namespace zx {
+template void sample_negatives(NegativeArgs<UniformItems, int32_t>, const uint64_t*, int, const int64_t*, int64_t,
+                               gpuStream);
+template void sample_positives(const PositiveArgs<int32_t>&, gpuStream);
+template void row_filter(const int64_t*, int64_t, const int32_t*, int64_t, int64_t, unsigned short*, gpuStream);
+template void has_items(const int64_t*, int64_t, const int64_t*, int64_t, int64_t, const int64_t*, int64_t,
+                        const int32_t*, int64_t, const uint16_t*, int64_t, bool*, gpuStream);
+template void sample_negatives(NegativeArgs<UniformItems, int64_t>, const uint64_t*, int, const int64_t*, int64_t,
+                               gpuStream);
+template void sample_positives(const PositiveArgs<int64_t>&, gpuStream);
+template void row_filter(const int64_t*, int64_t, const int64_t*, int64_t, int64_t, unsigned short*, gpuStream);
+template void has_items(const int64_t*, int64_t, const int64_t*, int64_t, int64_t, const int64_t*, int64_t,
+                        const int64_t*, int64_t, const uint16_t*, int64_t, bool*, gpuStream);
+}  // namespace zx
+
+#ifndef __CUDA_ARCH__  // what follows is compiled once, not for each architecture (cuda/call.h)
+
 #include <algorithm>
 #include <tuple>
 
@@ -197,3 +214,5 @@ STABLE_TORCH_LIBRARY_IMPL(zerosum_ext, CUDA, m) {
   m.impl("row_filter", ZX_BOX(&zx::cuda::row_filter));
   m.impl("has_items", ZX_BOX(&zx::cuda::has_items));
 }
+
+#endif
