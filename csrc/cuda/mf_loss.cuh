@@ -5,10 +5,15 @@
 // A loss costs more instructions than a product of short rows, so that it is not evaluated by all lanes at once for the
 // same sample: each lane keeps the scores of a sample of its own (or, where a sample has K negatives, of a negative of
 // its own) until every lane has some, and then all evaluate together.
+//
+// Which loss it is, kernels find out when they run: that is one jump for the scores of a warp, beside the products of
+// rows. A kernel for each loss took four times as long to compile, and as much room.
 #pragma once
 
 #include "cuda/loss_common.cuh"
 #include "cuda/rows.cuh"
+
+#include "common/csr.h"
 
 namespace zx {
 inline namespace GPU_NS {
@@ -20,6 +25,7 @@ constexpr int kMfColumns = 4;           // negatives whose rows are on their way
 template <class S>
 struct MfArgs {
   using C = arithmetic_t<S>;
+  Loss loss;
   const S *user, *item;  // [num_users, dim], [num_items, dim]
   const S* bias;         // [num_items] or null
   const C* constants;    // [num_items] or null: what a loss takes beside each item
@@ -61,11 +67,29 @@ __device__ __forceinline__ arithmetic_t<S> constant_of(const MfArgs<S>& a, int64
   return a.constants != nullptr && item >= 0 ? a.constants[item] : arithmetic_t<S>(0);
 }
 
-// Element losses with one negative for each positive: J = kScores items a sample.
-template <class Loss, class S>
+// The value of the element loss of so many scores, and its derivatives; x: the items' constants.
+template <int kScores, class C>
+__device__ __forceinline__ C element_loss(Loss loss, const C (&s)[kScores], const C (&x)[kScores],
+                                          const Params<C>& params, C (&d)[kScores]) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type)                                               \
+  case Loss::kind:                                                              \
+    if constexpr (type::kScores == kScores) return type::eval(s, x, params, d); \
+    break;
+    ZX_PAIR_LOSSES(ZX_CASE)
+    ZX_QUAD_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      break;
+  }
+  __builtin_unreachable();
+}
+
+// Element losses with one negative for each positive: kItems scores a sample.
+template <int kItems, class S>
 __global__ void __launch_bounds__(kMfThreads, 3) mf_samples_kernel(const MfArgs<S> a) {
   using C = arithmetic_t<S>;
-  constexpr int kItems = Loss::kScores, kHalf = kItems / 2;  // positives, and negatives
+  constexpr int kHalf = kItems / 2;  // positives, and negatives
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int64_t dim = a.shape.dim, per_block = kMfThreads / width * a.each;
   const Params<C> params{static_cast<C>(a.params.a), static_cast<C>(a.params.b), static_cast<C>(a.params.c)};
@@ -106,13 +130,11 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_samples_kernel(const MfArgs<
       total += a.decay * static_cast<double>(squares);
       if (!live) continue;
 
-      C x[Loss::kAux + 1], d[kItems];
+      C x[kItems], d[kItems];
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) s[j] = score_of(a, s[j], user, items[j]);
-#pragma unroll
-      for (int j = 0; j < Loss::kAux; ++j) x[j] = constant_of(a, items[j]);
+      for (int j = 0; j < kItems; ++j) s[j] = score_of(a, s[j], user, items[j]), x[j] = constant_of(a, items[j]);
       const C w = a.weight != nullptr ? a.weight[mine] : C(1);
-      const C value = w * Loss::eval(s, x, params, d);
+      const C value = w * element_loss(a.loss, s, x, params, d);
       if (a.values != nullptr) static_cast<S*>(a.values)[mine] = narrow<S>(value);
       total += a.scale * static_cast<double>(value);
       if (a.grad) {
@@ -126,13 +148,13 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_samples_kernel(const MfArgs<
   });
 }
 
-// Losses of pairs and of rows with k negatives for a positive, a group to a sample. A lane owns the negatives
+// Losses of pairs, or of rows (kRow), with k negatives for a positive, a group to a sample. A lane owns the negatives
 // number lane, lane + width, ...; what is stored for them, it alone reads again.
-template <class Loss, class S>
+template <bool kRow, class S>
 __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArgs<S> a) {
   using C = arithmetic_t<S>;
-  constexpr bool kRow = ElementScores<Loss>::value == 0;
   const int width = a.shape.width, lane = threadIdx.x % width;
+  if (width > kWarp) __builtin_unreachable();  // code for groups of several warps is left out
   const int64_t dim = a.shape.dim, per_block = kMfThreads / width;
   const Params<C> params{static_cast<C>(a.params.a), static_cast<C>(a.params.b), static_cast<C>(a.params.c)};
   const C scale = static_cast<C>(a.scale);
@@ -187,7 +209,7 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArg
           const C s[2] = {p, score}, x[2] = {x_p, constant_of(a, item)};
           const C w = a.weight != nullptr && a.weight_per_pair ? a.weight[at] : w_row;
           C d[2];
-          const C value = w * Loss::eval(s, x, params, d);
+          const C value = w * element_loss(a.loss, s, x, params, d);
           if (a.values != nullptr) static_cast<S*>(a.values)[at] = narrow<S>(value);
           total += a.scale * static_cast<double>(value);
           d_pos += scale * w * d[0];
@@ -197,17 +219,31 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArg
       total += a.decay * static_cast<double>(squares);
 
       if constexpr (kRow) {
-        const auto logit = [&](int64_t col) {
-          C x = 0;
-          if (a.constants != nullptr) {
-            const int64_t item = a.negatives[sample * a.k + col];
-            x = constant_of(a, static_cast<uint64_t>(item) < static_cast<uint64_t>(a.num_items) ? item : int64_t(-1));
-          }
-          return Loss::logit(p, scores[col], x, params);
+        const auto evaluate = [&](auto loss) {
+          using Type = decltype(loss);
+          const auto logit = [&](int64_t col) {
+            C x = 0;
+            if (a.constants != nullptr) {
+              const int64_t item = a.negatives[sample * a.k + col];
+              x = constant_of(a, is_item(item, a.num_items) ? item : int64_t(-1));
+            }
+            return Type::logit(p, scores[col], x, params);
+          };
+          const auto store = [&](int64_t col, C g) { scores[col] = g; };
+          return evaluate_row<Type>(live ? a.k : int64_t(0), lane, width, logit, p, x_p, scale * w_row,
+                                    static_cast<C>(a.log_cols), params, a.grad, store);
         };
-        const auto store = [&](int64_t col, C g) { scores[col] = g; };
-        const RowResult<C> f = evaluate_row<Loss>(live ? a.k : int64_t(0), lane, width, logit, p, x_p, scale * w_row,
-                                                  static_cast<C>(a.log_cols), params, a.grad, store);
+        RowResult<C> f{};
+        switch (a.loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    f = evaluate(type{});         \
+    break;
+          ZX_ROW_LOSSES(ZX_CASE)
+#undef ZX_CASE
+          default:
+            break;
+        }
         d_pos = f.grad_pos;
         if (live && lane == 0) {
           if (a.values != nullptr) static_cast<S*>(a.values)[sample] = narrow<S>(w_row * f.value);
@@ -244,12 +280,13 @@ struct MfProblem {
 
 inline bool needs_scores(Loss loss, bool grad) { return grad || shape_of(loss) == Shape::kRow; }
 
-template <class Loss, class S>
-void run_mf_loss(const MfProblem& p, gpuStream stream) {
+template <class S>
+void run_mf_loss(Loss loss, const MfProblem& p, gpuStream stream) {
   using C = arithmetic_t<S>;
-  constexpr int kScores = ElementScores<Loss>::value;
-  const bool single = kScores == 4 || (kScores == 2 && p.k == 1);
+  const Shape kind = shape_of(loss);
+  const bool single = kind == Shape::kQuad || (kind == Shape::kPair && p.k == 1);
   MfArgs<S> a{};
+  a.loss = loss;
   a.user = static_cast<const S*>(p.user), a.item = static_cast<const S*>(p.item);
   a.bias = static_cast<const S*>(p.bias), a.constants = static_cast<const C*>(p.constants);
   a.num_users = p.num_users, a.num_items = p.num_items;
@@ -262,7 +299,7 @@ void run_mf_loss(const MfProblem& p, gpuStream stream) {
   a.values = keep ? p.value : nullptr;
   a.params = {p.a, p.b, p.c};
   const double rows = static_cast<double>(p.rows), k = static_cast<double>(p.k);
-  a.scale = loss_scale(p.reduction, kScores == 2 ? rows * k : rows);
+  a.scale = loss_scale(p.reduction, kind == Shape::kPair ? rows * k : rows);
   a.decay = 0.5 * p.l2 * loss_scale(p.reduction, rows);
   a.log_cols = p.k > 0 ? std::log(k) : 0;
   a.failed = p.failed;
@@ -272,25 +309,18 @@ void run_mf_loss(const MfProblem& p, gpuStream stream) {
   const int64_t per_block = kMfThreads / a.shape.width * (single ? a.each : 1);
   a.tile = tile_size(a.rows, per_block, 1);
   a.sum = tile_sum(a.rows, a.tile, keep ? nullptr : p.workspace, p.ticket, p.value, 1.0);
-  if constexpr (kScores != 0)
-    if (single) ZX_LAUNCH_TILES((mf_samples_kernel<Loss, S>), a, stream);
-  if constexpr (kScores != 4)
-    if (!single) ZX_LAUNCH_TILES((mf_negatives_kernel<Loss, S>), a, stream);
+  if (kind == Shape::kQuad)
+    ZX_LAUNCH_TILES((mf_samples_kernel<4, S>), a, stream);
+  else if (single)
+    ZX_LAUNCH_TILES((mf_samples_kernel<2, S>), a, stream);
+  else if (kind == Shape::kPair)
+    ZX_LAUNCH_TILES((mf_negatives_kernel<false, S>), a, stream);
+  else
+    ZX_LAUNCH_TILES((mf_negatives_kernel<true, S>), a, stream);
 }
 
 inline void mf_loss(Element element, Loss loss, const MfProblem& p, gpuStream stream) {
-  with_element(element, [&](auto zero) {
-    using S = decltype(zero);
-    switch (loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    return run_mf_loss<type, S>(p, stream);
-      ZX_ALL_LOSSES(ZX_CASE)
-#undef ZX_CASE
-      default:
-        return;
-    }
-  });
+  with_element(element, [&](auto zero) { run_mf_loss<decltype(zero)>(loss, p, stream); });
 }
 
 }  // namespace GPU_NS
