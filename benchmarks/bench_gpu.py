@@ -781,6 +781,13 @@ def report(s: Setting, output: str | None, paragraphs: Sequence[str], results: M
     return write_results(output, f"Ops on {s.device}", info, paragraphs, results, quiet=True)
 
 
+def require_kernels(device: torch.device) -> None:
+    """End the program with one line where the package has no kernels for a device."""
+    if not _ops.has_op("pair_loss", device):
+        part = zx.build_info()["cuda" if device.type == "cuda" else "cpu"]
+        raise SystemExit(f"no kernels for {device}: {part.get('reason')}. To mend it: {part.get('remedy')}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -792,9 +799,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, metavar="SECONDS", help="a section that takes longer is ended")
     parser.add_argument("--begun", type=Path, metavar="FILE", help="leave out, and note, sections that were begun")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if not _ops.has_op("pair_loss", device):
-        raise SystemExit(f"no kernels for {device}: {zx.build_info()['cuda' if device.type == 'cuda' else 'cpu']}")
+    require_kernels(torch.device(arguments.device))
     start = time.monotonic()
     s = Setting(arguments.device, arguments.rounds, arguments.small)
     s.speed = copy_speed(s)

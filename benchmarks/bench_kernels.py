@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny inputs: does the script run?")
     parser.add_argument("--plain", action="store_true", help="make some calls once, and measure nothing")
     arguments = parser.parse_args()
+    bench_gpu.require_kernels(torch.device(arguments.device))
     s = Setting(arguments.device, rounds=5, small=arguments.small)
     if arguments.plain:
         make_calls(s, arguments.only, arguments.seconds)

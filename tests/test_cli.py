@@ -485,7 +485,9 @@ def test_evaluate(run_folder, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ["bpr"]
     assert "1 rows" in err
-    assert "no user 'nobody'" in one_line_of_error(capsys, ["evaluate", run_folder, "--data", later])
+    refused = one_line_of_error(capsys, ["evaluate", run_folder, "--data", later])
+    assert "no user 'nobody'" in refused
+    assert "--skip-unknown leaves such rows out" in refused
 
 
 def test_evaluating_on_what_was_trained_on_is_said(ratings, run_folder, capsys):
@@ -572,12 +574,13 @@ def test_a_user_who_owns_every_item(tmp_path, capsys):
         (b"\n\n", "has no rows"),
         (b"user,item\n", "a header but no rows"),
         (b"1\n2\n3\n", "at least two columns"),
-        (b"1,2\n3,\n", "bad.csv:2: the item is empty"),
+        (b"1,2\n3,\n", "bad.csv:2: the item is empty. --skip-bad-rows leaves such rows out"),
         (
             b"order,sku\n1,2\n",
             "cannot tell which column holds the users; the header has order, sku. Name it: --user-column",
         ),
         (b"1,2\n3\n", "bad.csv:2: expected 2 fields"),
+        (b"user,item,date\n1,2,13.11.2020\n", "and which the month; --timestamp-column '' reads no times"),
         (b"1,2,4\n1,3,good\n", "bad.csv:2: the rating is 'good', expected a finite number"),
         (b"1,2\n", "left for t"),
         (b"\x00\x01\x02", "not a text file"),
@@ -663,7 +666,40 @@ def test_what_is_damaged_is_named_or_written_anew_on_resuming(ratings, run_folde
     assert "bpr/history.json is damaged" in one_line_of_error(capsys, [*argv, "--quiet"])
     (copy / "bpr" / "history.json").unlink()
     (copy / "bpr" / "checkpoint.pt").write_bytes(b"PK half")
-    assert "bpr/checkpoint.pt' is damaged" in one_line_of_error(capsys, [*argv, "--quiet"])
+    damaged = one_line_of_error(capsys, [*argv, "--quiet"])
+    assert "bpr/checkpoint.pt' is damaged" in damaged
+    assert "remove the file to train from the start" in damaged
+    (copy / "bpr" / "checkpoint.pt").unlink()
+    assert cli.main([str(a) for a in [*argv, "--quiet"]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "there is not enough memory\n"),
+        (MemoryError("Unable to allocate 9 GiB"), "not enough memory: Unable to allocate 9 GiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"), "not enough memory: CUDA out of memory"),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            "there is not enough memory: can't allocate memory: you tried to allocate 9 bytes.",
+        ),
+    ],
+)
+def test_what_needs_too_much_memory(run_folder, capsys, monkeypatch, error, said):
+    def no_memory(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("zerosum_ext.experiments.runs.Run.evaluate", no_memory)
+    assert said in one_line_of_error(capsys, ["evaluate", run_folder])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(run_folder, monkeypatch):
+    def fault(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("zerosum_ext.experiments.runs.Run.evaluate", fault)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["evaluate", str(run_folder)])
 
 
 def test_an_item_out_of_range(tmp_path, capsys):

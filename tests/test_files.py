@@ -124,6 +124,40 @@ def test_a_file_that_is_mapped_on_a_full_disk_does_not_end_the_process(tmp_path)
     assert process.returncode == 0
 
 
+FULL = """
+import ctypes, sys
+import torch
+from zerosum_ext.training.checkpoint import write_checkpoint
+libc = ctypes.CDLL(None)
+if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
+    sys.exit(3)
+if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=300k"):
+    sys.exit(3)
+file = sys.argv[1] + "/run.pt"
+try:
+    write_checkpoint(file, {"table": torch.zeros(1000, 1000)}, {})
+except OSError as error:
+    assert str(error) == f"[Errno 28] No space left on device: {file!r}", error
+    sys.exit(0)
+sys.exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a disk of its own is a thing of Linux")
+def test_torch_on_a_full_disk_says_that_it_is_full(tmp_path):
+    process = start(FULL, tmp_path)
+    if process.wait(60) == 3:
+        pytest.skip("mounting a disk needs root")
+    assert process.returncode == 0
+
+
+def test_a_writer_that_fails_with_room_left_is_quoted(tmp_path):
+    with pytest.raises(OSError, match=r"file cannot be written: ValueError$"), replacing(tmp_path / "file", ValueError):
+        raise ValueError
+    with pytest.raises(OSError, match=r"file cannot be written: the end$"), replacing(tmp_path / "file", ValueError):
+        raise ValueError("a trace\nthe end")
+
+
 def test_a_folder_that_vanished_is_named(tmp_path):
     with pytest.raises(OSError, match="gone") as error, replacing(tmp_path / "gone" / "file"):
         pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import zerosum_ext as zx
+from zerosum_ext._checks import require_device
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,47 @@ def test_scores_have_the_shape_of_items():
     assert scores.shape == (2, 3)
     torch.testing.assert_close(scores[:, 1], model(users, items[:, 1]))
     torch.testing.assert_close(model.score_all_items(users).gather(1, items), scores)
+
+
+@pytest.mark.parametrize("ids", [[0, 4], np.array([0, 4])], ids=["list", "array"])
+def test_ids_that_are_no_tensors(ids):
+    for model in (zx.MatrixFactorization(5, 7, 4), zx.GMF(5, 7, 4)):
+        with pytest.raises(TypeError, match=r"users: expected a tensor, got .*; predict takes lists and arrays"):
+            model(ids, torch.tensor([0, 4]))
+        with pytest.raises(TypeError, match="items: expected a tensor, got"):
+            model(torch.tensor([0, 4]), ids)
+        assert model.predict(ids, ids).shape == (2,)
+
+
+def test_a_function_as_the_loss(triangle):
+    model = zx.MatrixFactorization(*triangle.shape, 4)
+    with pytest.raises(TypeError, match=r"loss: expected a name or an nn\.Module, got function .*; CustomLoss makes"):
+        model.fit(triangle, zx.bpr_loss)
+    with pytest.raises(TypeError, match=r"loss: expected a name or an nn\.Module, got int 3$"):
+        model.fit(triangle, 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_that_are_not_there(triangle, tmp_path):
+    model = zx.MatrixFactorization(*triangle.shape, 4)
+    model.save(tmp_path / "model.safetensors")
+    for call in (
+        lambda device: model.fit(triangle, epochs=0, device=device),
+        lambda device: zx.Recommender.load(tmp_path / "model.safetensors", device),
+        lambda device: zx.runs.Method(device=device),
+    ):
+        with pytest.raises(ValueError, match=r"^device: 'cuda:1' was asked for, but this torch sees no GPU"):
+            call("cuda:1")
+        with pytest.raises(ValueError, match=r"^device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu'"):
+            call("gpu")
+
+
+def test_a_gpu_beyond_the_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert require_device("device", "cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="'cuda:2' was asked for, but the last GPU that this torch sees is 1"):
+        require_device("device", "cuda:2")
 
 
 def test_recommend_leaves_out_and_pads(triangle):

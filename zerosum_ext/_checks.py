@@ -24,6 +24,13 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, which torch raises as a RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def require_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
@@ -38,6 +45,20 @@ def require_floating(name: str, value: Any) -> None:
 def require_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name}: expected a tensor on {other.device}, where {other_name} is, got {describe(value)}")
+
+
+def require_device(name: str, value: Any) -> torch.device:
+    """Return the value as a device, or raise a ValueError if it is none or this torch sees no such GPU."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{name}: expected 'cpu', 'cuda' or 'cuda:N', got {value!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name}: {str(device)!r} was asked for, but this torch sees no GPU")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(f"{name}: {str(device)!r} was asked for, but the last GPU that this torch sees is {last}")
+    return device
 
 
 def require_finite_number(

@@ -29,11 +29,23 @@ try:
 except ImportError:  # Windows: folders are not locked there
     fcntl = None
 
-__all__ = ["LOCK", "check_npz", "flush", "flush_folder", "locked", "read_text", "replacing", "same_name", "write_text"]
+__all__ = [
+    "LOCK",
+    "check_npz",
+    "flush",
+    "flush_folder",
+    "locked",
+    "not_written",
+    "read_text",
+    "replacing",
+    "same_name",
+    "write_text",
+]
 
 #: The file that holds the lock of a folder, while it is locked.
 LOCK = ".lock"
 # How every temporary file ends. What a killed process left is removed by the next one that locks the folder.
+_FULL = 1 << 16  # a disk with fewer bytes left is full: writers keep as much in buffers
 _PART = ".part"
 _locks_of_this_process: set[str] = set()
 _locks_guard = threading.Lock()
@@ -70,13 +82,25 @@ def replacing(path: str | os.PathLike[str], *failures: type[Exception]) -> Itera
         os.replace(part, target)
         flush_folder(folder or ".")
     except BaseException as error:
+        failed = not_written(target, error) if isinstance(error, failures) else None  # looks while the file is there
         with contextlib.suppress(OSError):
             os.unlink(part)
         if isinstance(error, OSError) and error.filename in (None, part) and error.strerror:
             raise OSError(error.errno, error.strerror, target) from error
-        if isinstance(error, failures):
-            raise OSError(f"{target} cannot be written: {error}") from error
+        if failed is not None:
+            raise failed from error
         raise
+
+
+def not_written(target: str | os.PathLike[str], error: BaseException) -> OSError:
+    """Return what to raise where a writer that knows no errno failed: that the disk is full, if it is."""
+    folder = target if os.path.isdir(target) else os.path.dirname(os.path.abspath(target))
+    with contextlib.suppress(OSError, AttributeError):  # statvfs is there on POSIX alone
+        left = os.statvfs(folder)
+        if left.f_bavail * left.f_frsize < _FULL:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(target))
+    said = str(error).strip() or type(error).__name__
+    return OSError(f"{os.fspath(target)} cannot be written: {said.splitlines()[-1]}")
 
 
 def flush(path: str | os.PathLike[str], mode: int | None = None) -> None:

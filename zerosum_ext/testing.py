@@ -25,12 +25,16 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-6, torch.float16: 3e-3, to
 
 
 class Row(NamedTuple):
-    """One comparison: the quantity, the magnitude of the scores, the error, and the largest error allowed."""
+    """One comparison: the quantity, the magnitude of the scores, the error, and the largest error allowed.
+
+    ``form`` names the options that a loss of the package was checked with, if it is checked with several.
+    """
 
     quantity: str
     magnitude: float
     error: float
     tolerance: float
+    form: str = ""
 
     @property
     def passed(self) -> bool:
@@ -54,7 +58,11 @@ class LossReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{self.name:<18}{'scores up to':>14}{'error':>12}{'allowed':>12}"]
+        form = ""
         for row in self.rows:
+            if row.form != form:
+                form = row.form
+                lines.append(f"  {form}:")
             verdict = "ok" if row.passed else "FAILED"
             lines.append(f"  {row.quantity:<16}{row.magnitude:>14g}{row.error:>12.2e}{row.tolerance:>12.2e}  {verdict}")
         return "\n".join(lines)
@@ -251,9 +259,17 @@ def check_named_loss(
     """Check a loss of this package, in all of its forms, against its definition in :mod:`zerosum_ext.reference`."""
     require_choice("loss", name, checked_losses())
     rows: list[Row] = []
-    for case in loss_cases(device):
-        if case.loss == name:
-            # The sum: the mean's small gradients would hide beside the 1 that errors are relative to.
-            function = partial(case.function, reduction="sum")
-            rows += check_loss(function, case.definition, shapes=case.shapes, dtype=dtype, device=device).rows
+    cases = [case for case in loss_cases(device) if case.loss == name]
+    for case in cases:
+        # The sum: the mean's small gradients would hide beside the 1 that errors are relative to.
+        function = partial(case.function, reduction="sum")
+        found = check_loss(function, case.definition, shapes=case.shapes, dtype=dtype, device=device).rows
+        rows += [row._replace(form=_form(case)) for row in found] if len(cases) > 1 else found
     return LossReport(name, tuple(rows))
+
+
+def _form(case: LossCase) -> str:
+    """Return what sets a case apart from the others of its loss: its options, and constants of items if it has some."""
+    options = [f"{option}={value}" for option, value in case.options.items()]
+    constants = "with constants of items" if case.constants else ""
+    return " ".join([*options, constants]).strip() or "default options"

@@ -77,12 +77,26 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        text = _said(error)
+        if text is None:
+            raise
         logging.getLogger(__name__).debug("where the error was raised:", exc_info=True)
-        named = isinstance(error, OSError) and error.filename is not None and error.strerror
-        text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
         print(f"zerosum-ext: error: {arguments.parser.worded(' '.join(text.split()))}", file=sys.stderr)
         return 2
+
+
+def _said(error: Exception) -> str | None:
+    """Return what an error tells the user, or None where it is a fault of the program."""
+    from zerosum_ext._checks import out_of_memory
+
+    if out_of_memory(error):
+        said = str(error).rpartition("CPUAllocator: ")[2]
+        return f"there is not enough memory{': ' if said else ''}{said}"
+    if isinstance(error, RuntimeError):
+        return None
+    named = isinstance(error, OSError) and error.filename is not None and error.strerror
+    return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from zerosum_ext import _ops
+from zerosum_ext._checks import out_of_memory
 from zerosum_ext.data.ids import Coded, code
 from zerosum_ext.data.readers.table import Column, Table
 from zerosum_ext.data.report import Report
@@ -192,8 +193,8 @@ def from_table(source: str, table: Table, plan: Plan) -> tuple[Parts, bool]:
     ids = (vocabulary.user_ids, vocabulary.item_ids)
     try:
         return from_pairs(user, item, vocabulary.shape, columns, ids, report, weights), external
-    except MemoryError:
-        if external or max(vocabulary.shape) <= len(user):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error) or external or max(vocabulary.shape) <= len(user):
             raise
         raise ValueError(too_sparse(vocabulary.shape, len(user))) from None
 

@@ -14,6 +14,9 @@ _COMMAND_LINE: ContextVar[bool] = ContextVar("command_line", default=False)
 _PHRASES: dict[str, tuple[str, str]] = {
     "no header": ("header=False", "--no-header"),
     "skip bad rows": ("skip_bad_rows=True", "--skip-bad-rows"),
+    "no times": ("columns={'timestamp': None}", "--timestamp-column ''"),
+    "skip unknown": ("skip_unknown=True", "--skip-unknown"),
+    "train anew": ("without resume= training starts anew", "remove the file to train from the start"),
     "text ids": ("id_type='str'", "--id-type str"),
     "encoding": ("encoding=", "--encoding"),
     "delimiter": ("delimiter=", "--delimiter"),

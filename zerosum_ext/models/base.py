@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerosum_ext._checks import MOST_K, describe, require_choice, require_ids, require_positive_int
+from zerosum_ext._checks import MOST_K, describe, require_choice, require_device, require_ids, require_positive_int
 from zerosum_ext._inference import inference
 from zerosum_ext.data.interactions import Interactions
 from zerosum_ext.data.vocabulary import Vocabulary
@@ -487,6 +487,7 @@ class Recommender(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file does not hold such a model; the message says what is wrong.
         """
+        place = None if device is None else require_device("device", device)
         name, all_tensors, metadata = files.read(path)
         tensors = {key: value for key, value in all_tensors.items() if not key.startswith(files.PREFIX)}
         kinds = {_format(kind): kind for kind in Recommender._kinds.values() if issubclass(kind, cls)}
@@ -508,7 +509,7 @@ class Recommender(nn.Module):
             raise ValueError(f"{name} is damaged: it lacks {error}") from None
         except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
             raise ValueError(f"{name} is damaged: {error}") from None
-        return model.to(device) if device is not None else model
+        return model if place is None else model.to(place)
 
     def _know(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Take what a file says beside the parameters. Files of before say nothing."""
@@ -924,7 +925,10 @@ def _unit_rows(table: Tensor, largest: Tensor) -> Tensor:
 
 
 def check_pairs(users: Tensor, items: Tensor) -> None:
-    """Raise a ValueError if ``users`` is not [B], or ``items`` is neither [B] nor [B, K]."""
+    """Raise a TypeError if they are no tensors, a ValueError if their shapes are not [B] with [B] or [B, K]."""
+    for name, ids in (("users", users), ("items", items)):
+        if not hasattr(ids, "dim"):  # rather than isinstance, which a tracer's stand-in would not pass
+            raise TypeError(f"{name}: expected a tensor, got {describe(ids)}; predict takes lists and arrays")
     if users.dim() != 1:
         raise ValueError(f"users: expected shape [B], got {list(users.shape)}")
     if items.dim() not in (1, 2) or items.shape[0] != users.shape[0]:

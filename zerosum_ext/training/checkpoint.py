@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zerosum_ext._files import replacing
 from zerosum_ext.data.shards import digest_of
+from zerosum_ext.data.wording import option
 from zerosum_ext.training.engines import Parts
 from zerosum_ext.training.history import History
 from zerosum_ext.training.settings import MOST_EPOCHS, Settings
@@ -135,7 +136,9 @@ def read_state(path: str) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever zipfile, pickle and torch make of bytes that are no checkpoint
         said = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"resume: {path!r} is damaged, or no checkpoint of this program: {said}") from error
+        raise ValueError(
+            f"resume: {path!r} is damaged, or no checkpoint of this program: {said}; {option('train anew')}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"resume: {path!r} is not a checkpoint of this program ({_FORMAT})")
     kinds: dict[str, tuple[type, ...]] = {

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zerosum_ext._checks import describe, require_device
 from zerosum_ext._group import Group, as_group
 from zerosum_ext._types import Strategy
 from zerosum_ext.data.interactions import Interactions
@@ -243,6 +244,7 @@ def _prepare(
     group: Group | None,
 ) -> Parts:
     """Return the parts of a run, checked against each other and on one device."""
+    place = None if device is None else require_device("device", device)
     sharded = is_sharded(model)
     if sharded != isinstance(interactions, ShardedInteractions) or (sharded and group is None):
         raise TypeError(
@@ -263,8 +265,8 @@ def _prepare(
     if hasattr(model, "vocabulary") and (train.user_ids is not None or train.item_ids is not None):
         # The ids that its rows belong to from now on.
         setattr(model, "vocabulary", train.vocabulary)  # noqa: B010  (mypy)
-    if device is not None:
-        model.to(device)
+    if place is not None:
+        model.to(place)
     place = next(iter(model.parameters())).device
     loss_module.to(place)
     train = train.to(place)
@@ -325,7 +327,8 @@ def _loss_module(loss: str | nn.Module, train: Interactions) -> nn.Module:
         known = loss in loss_names() and "popularity" in loss_options(loss)
         module = get_loss(loss, **({"popularity": train.popularity} if known else {}))
     if not isinstance(module, nn.Module):
-        raise TypeError(f"loss: expected a name or an nn.Module, got {type(loss).__name__} {loss!r}")
+        hint = "; CustomLoss makes a module of a function and its derivative" if callable(loss) else ""
+        raise TypeError(f"loss: expected a name or an nn.Module, got {describe(loss)}{hint}")
     if getattr(module, "reduction", "mean") not in ("mean", "sum"):
         raise ValueError(f"loss: expected reduction 'mean' or 'sum', got {module.reduction!r}")
     return module

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerosum_ext._files import replacing
+from zerosum_ext._files import not_written, replacing
 from zerosum_ext._group import Group
 from zerosum_ext.training.checkpoint import check_fingerprint, check_position, read_state, write_checkpoint
 from zerosum_ext.training.engines import Parts
@@ -75,7 +75,7 @@ def write_together(path: str, state: dict[str, Any], written_by: dict[str, Any],
     try:
         _save(_described(tables, model), unfinished, group)
     except failures() as wrong:  # whatever torch makes of a disk that is full
-        error = OSError(f"{folder} cannot be written: {str(wrong).strip().splitlines()[-1]}")
+        error = not_written(folder, wrong)
     group.together(error)
     if group.rank == 0:
         try:

@@ -17,6 +17,7 @@ import torch
 from zerosum_ext import _ops
 from zerosum_ext.data import times
 from zerosum_ext.data.ids import Coded, is_integer, sort_words, text_array
+from zerosum_ext.data.wording import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -393,7 +394,10 @@ def text_times(column: pa.ChunkedArray, what: str, kind: str, bad: Bad) -> np.nd
         if times.number(text) is not None:
             expected = "an ISO 8601 date as in other rows"
         elif re.fullmatch(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}.*", text):
-            expected = "an ISO 8601 date such as 2020-12-31: which of these is the day and which the month"
+            expected = (
+                "an ISO 8601 date such as 2020-12-31: which of these is the day and which the month; "
+                f"{option('no times')} reads no times"
+            )
         return f"the {what} is {text!r}, expected {expected}"
 
     values = _each_word(column, parse, problem, bad)

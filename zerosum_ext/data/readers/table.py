@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from zerosum_ext.data.ids import Coded, join
+from zerosum_ext.data.wording import option
 
 __all__ = ["BadRows", "Column", "Options", "Table", "join_tables"]
 
@@ -122,7 +123,7 @@ class BadRows:
         for line, problem in sorted(self.pending, key=lambda one: one[0]):
             message = f"{self.path}:{line}: {problem}"
             if not self.skip:
-                raise ValueError(message)
+                raise ValueError(f"{message}. {option('skip bad rows')} leaves such rows out")
             if line == last:
                 continue
             last = line

@@ -17,6 +17,7 @@ from zerosum_ext import metrics
 from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
 from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions, Split
+from zerosum_ext.data.wording import option
 from zerosum_ext.evaluation.full import Ranking
 from zerosum_ext.experiments import plots
 from zerosum_ext.experiments.runs.files import read_config, read_history, read_metrics, read_split, write_json
@@ -152,8 +153,8 @@ class Run:
             if not found.all() and not skip_unknown:
                 raise ValueError(
                     f"{data.report.source}: the run knows no {what} {ids[~found][0].item()!r} "
-                    f"({int((~found).sum()):,} of {found.size:,} rows are of unknown {what}s); skip_unknown leaves "
-                    "such rows out"
+                    f"({int((~found).sum()):,} of {found.size:,} rows are of unknown {what}s); "
+                    f"{option('skip unknown')} leaves such rows out"
                 )
             mapped.append(index)
             known &= found

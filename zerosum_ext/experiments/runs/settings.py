@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from zerosum_ext import _legacy, models
-from zerosum_ext._checks import MOST_DIM, describe, require_choice, require_finite_number, require_positive_int
+from zerosum_ext._checks import (
+    MOST_DIM,
+    describe,
+    require_choice,
+    require_device,
+    require_finite_number,
+    require_positive_int,
+)
 from zerosum_ext.data import datasets
 from zerosum_ext.data.interactions import Interactions, Split
 from zerosum_ext.data.sampling import shared_samples
@@ -203,7 +210,7 @@ class Method:
         parse_metric(self.metric)
         if self.bias is not None:
             require_bias("bias", self.bias)
-        self._check_device()
+        require_device("device", self.device)
 
     def _check_numbers(self) -> None:
         # NumPy's integers and fractions become plain ones, which JSON can hold.
@@ -239,14 +246,6 @@ class Method:
             raise ValueError(f"weight: expected none for loss {self.loss!r}, which has no w, got {self.weight}")
         if "w" in self.loss_options:
             raise ValueError(f"loss_options: expected no w beside weight={self.weight}, got {self.loss_options['w']!r}")
-
-    def _check_device(self) -> None:
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {self.device!r}") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: {self.device!r} was asked for, but this torch sees no GPU")
 
     def make_parts(self, train: Interactions) -> models.MethodParts:
         """Return the model to train, its loss, regularizer and inference. Popularities are those of ``train``."""
