@@ -518,6 +518,28 @@ def test_recommend(run_folder, tmp_path, capsys):
     assert len(lines) == 10
 
 
+def test_recommend_for_users_who_are_new(run_folder, tmp_path, capsys):
+    week = tmp_path / "week.csv"
+    week.write_text("Kunde;Artikel\nann;100\nu30;139\nann;103\nbob;7\n")
+    command = ["recommend", str(run_folder), "--history", str(week), "-k", "2"]
+    assert "no item 7" in one_line_of_error(capsys, command)
+    assert cli.main([*command, "--skip-unknown", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 users have no other item, and get no list" in err
+    lists = {one["user"]: one["items"] for one in json.loads(out)}
+    assert set(lists) == {"ann", "u30"}
+    assert not {100, 103} & set(lists["ann"])
+    assert all(100 + 39 - 30 <= item < 139 for item in lists["u30"])
+    assert cli.main([*command, "--skip-unknown", "--user", "ann", "--csv", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(",")[0] for line in out.splitlines()] == ["user", "ann", "ann"]
+    assert err == ""
+    assert "--output" in one_line_of_error(capsys, [*command, "--output", tmp_path / "x.csv"])
+    assert "--history FILE recommends for users who are new" in one_line_of_error(
+        capsys, ["recommend", run_folder, "--user", "ann"]
+    )
+
+
 def test_recommend_all_users_to_a_file(run_folder, tmp_path, capsys):
     import pyarrow.parquet as pq
 

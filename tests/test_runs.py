@@ -125,6 +125,69 @@ def test_recommendations_are_in_external_ids_and_new_to_the_user(finished):
         run.recommend(["u005", "u999"])
 
 
+def test_recommendations_for_users_who_are_new(finished, tmp_path):
+    run = runs.Run.open(finished.folder)
+    file = tmp_path / "week.csv"
+    file.write_text("user,item\nnew,1000\nu030,1099\nnew,1006\nother,1003\n")
+    source = runs.DataSource(str(file))
+    found = {one.user: one for one in run.recommend_by_history(source, 50)}
+    assert set(found) == {"new", "other", "u030"}
+    owned = [1000 + 3 * i for i in np.flatnonzero(zx.datasets.synthetic_triangle(40, 40)[30].toarray()[0])]
+    histories = {"new": [1000, 1006], "other": [1003], "u030": [*owned, 1099]}  # a known user keeps what the run has
+    model, items = run.model(), {name: run.split.train.encode_items(own) for name, own in histories.items()}
+    for name, own in items.items():
+        assert set(found[name].items) == {1000 + 3 * i for i in range(40)} - set(histories[name])
+        row = model.fold_in([own], loss=zx.ZerosumLoss(w=METHOD.weight), l2=0.1)
+        best, scores = model.recommend_for(row, 3, exclude=[own])
+        assert found[name].items[:3] == run.split.train.decode_items(best[0].numpy()).tolist()
+        assert found[name].scores[:3] == pytest.approx(scores[0].tolist())
+    one = run.recommend_by_history(source, 2, users=["other", "new"], method="bpr", include_seen=True)
+    assert [each.user for each in one] == ["other", "new"]
+    assert one[0].items != found["other"].items[:2]
+    with pytest.raises(ValueError, match="user ids: the history has no user 'u001'"):
+        run.recommend_by_history(source, users=["new", "u001"])
+    with pytest.raises(ValueError, match=r"no user 'new' among these 40; recommend_by_history recommends for"):
+        run.recommend(["new"])
+
+
+def test_a_history_with_items_that_are_new(finished, tmp_path):
+    run = runs.Run.open(finished.folder)
+    file, notes = tmp_path / "week.csv", []
+    file.write_text("user,item\nnew,1000\nnew,5\nlost,5\nnew,1003\n")
+    with pytest.raises(ValueError, match=r"no item 5 \(2 of 4 rows .*; skip_unknown=True leaves such rows out"):
+        run.recommend_by_history(runs.DataSource(str(file)))
+    found = run.recommend_by_history(runs.DataSource(str(file)), 3, skip_unknown=True, note=notes.append)
+    assert [one.user for one in found] == ["new"]
+    assert not {1000, 1003} & set(found[0].items)
+    assert notes == [
+        "2 rows are of items that the run does not know, and were left out; 1 users have no other item, and get no list"
+    ]
+    file.write_text("user,item\nlost,5\n")
+    with pytest.raises(ValueError, match="no row is of an item that the run knows"):
+        run.recommend_by_history(runs.DataSource(str(file)), skip_unknown=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"model": "lightgcn"}, ""),
+        ({"loss": "ipw"}, ""),
+        ({"loss": "pos2neg2", "weight": 0.8}, ""),
+        ({"loss": "ease"}, "fold_in: expected a model whose scores are dot products"),
+        ({"loss": "hinge"}, "loss: expected one without kinks"),
+    ],
+)
+def test_models_that_fold_new_users_in_and_models_that_do_not(ratings, tmp_path, settings, refused):
+    method = replace(METHOD, **{"loss": "bpr", "weight": None, "epochs": 1, **settings})
+    run = runs.train(ratings, tmp_path / "run", method, baseline=False, **FAST)
+    week = zx.Interactions.from_arrays(["new", "new"], [1000, 1006], ids=True)
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            run.recommend_by_history(week, 3)
+    else:
+        assert [len(one.items) for one in run.recommend_by_history(week, 3)] == [3]
+
+
 def test_a_user_who_owns_every_item_trains_and_gets_an_empty_list(tmp_path):
     notes = []
     cells = zx.datasets.synthetic_triangle(20, 20).toarray()

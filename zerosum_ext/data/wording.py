@@ -17,6 +17,7 @@ _PHRASES: dict[str, tuple[str, str]] = {
     "no times": ("columns={'timestamp': None}", "--timestamp-column ''"),
     "skip unknown": ("skip_unknown=True", "--skip-unknown"),
     "train anew": ("without resume= training starts anew", "remove the file to train from the start"),
+    "history": ("recommend_by_history", "--history FILE"),
     "text ids": ("id_type='str'", "--id-type str"),
     "encoding": ("encoding=", "--encoding"),
     "delimiter": ("delimiter=", "--delimiter"),

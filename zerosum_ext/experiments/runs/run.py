@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zerosum_ext import metrics
+from zerosum_ext import metrics, models
 from zerosum_ext._checks import MOST_K, require_choice, require_positive_int
 from zerosum_ext._files import replacing
 from zerosum_ext.data.interactions import Interactions, Split
@@ -23,7 +23,6 @@ from zerosum_ext.experiments import plots
 from zerosum_ext.experiments.runs.files import read_config, read_history, read_metrics, read_split, write_json
 from zerosum_ext.experiments.runs.method import measure, popularity_of, read_model
 from zerosum_ext.experiments.runs.settings import DataSource, Method
-from zerosum_ext.models import write_recommendations
 from zerosum_ext.training import History
 
 # Score matrices are drawn up to this many cells. Beyond that a picture shows nothing.
@@ -145,23 +144,29 @@ class Run:
         users, items = (t.numpy() for t in data.pairs())
         train = self.split.train
         mapped, known = [], np.ones(users.size, bool)
-        for what, ids, mine, size in (
-            ("user", data.decode_users(users), train.user_ids, train.num_users),
-            ("item", data.decode_items(items), train.item_ids, train.num_items),
-        ):
-            index, found = _find(ids, mine, size)
-            if not found.all() and not skip_unknown:
-                raise ValueError(
-                    f"{data.report.source}: the run knows no {what} {ids[~found][0].item()!r} "
-                    f"({int((~found).sum()):,} of {found.size:,} rows are of unknown {what}s); "
-                    f"{option('skip unknown')} leaves such rows out"
-                )
+        for what, ids in (("user", data.decode_users(users)), ("item", data.decode_items(items))):
+            index, found = self._find_known(what, data, ids, skip_unknown)
             mapped.append(index)
             known &= found
         if not known.any():
             raise ValueError(f"{data.report.source}: no row is of a user and an item that the run knows")
         test = Interactions.from_arrays(mapped[0][known], mapped[1][known], shape=train.shape)
         return test, int((~known).sum())
+
+    def _find_known(
+        self, what: str, data: Interactions, ids: np.ndarray, skip_unknown: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (the number of each user or item here, whether it is known), or raise if unknown ones are errors."""
+        train = self.split.train
+        mine = (train.user_ids, train.num_users) if what == "user" else (train.item_ids, train.num_items)
+        index, found = _find(ids, *mine)
+        if not found.all() and not skip_unknown:
+            raise ValueError(
+                f"{data.report.source}: the run knows no {what} {ids[~found][0].item()!r} "
+                f"({int((~found).sum()):,} of {found.size:,} rows are of unknown {what}s); "
+                f"{option('skip unknown')} leaves such rows out"
+            )
+        return index, found
 
     def recommend(
         self, users: Sequence[Any], k: int = 10, *, method: str | None = None, include_seen: bool = False
@@ -179,18 +184,92 @@ class Run:
         """
         require_positive_int("k", k, maximum=MOST_K)
         train = self.split.train
-        index = train.encode_users(np.asarray(list(users)))
+        index = self._numbers(users)
         seen = None if include_seen else self.seen()
         items, scores = self.model(method).recommend(index, k, exclude=seen)  # type: ignore[operator]
-        result = []
-        for user, row, values in zip(index, items.cpu().numpy(), scores.cpu().numpy(), strict=True):
-            valid = row >= 0
-            result.append(
-                Recommended(
-                    train.decode_users(user).item(), train.decode_items(row[valid]).tolist(), values[valid].tolist()
-                )
-            )
-        return result
+        return self._recommended(train.decode_users(index), items, scores)
+
+    def recommend_by_history(
+        self,
+        data: DataSource | Interactions,
+        k: int = 10,
+        *,
+        users: Sequence[Any] | None = None,
+        method: str | None = None,
+        include_seen: bool = False,
+        skip_unknown: bool = False,
+        note: Callable[[str], Any] = lambda text: None,
+    ) -> list[Recommended]:
+        """Return the k best items of users by what they have in other interactions, without training.
+
+        Users may be new to the run. One whom the run knows has the interactions of the run too. The row of each is
+        folded in with the loss of the method (see :meth:`zerosum_ext.MatrixFactorization.fold_in`).
+
+        Args:
+            data: interactions with items of the run.
+            k: the number of items for each user.
+            users: external ids of users of ``data``. None: all of them.
+            method: the method whose model recommends, by default the main one.
+            include_seen: recommend items that the user has too.
+            skip_unknown: leave out rows of items that the run does not know, instead of raising.
+            note: called with what was left out.
+
+        Raises:
+            ValueError: an item that the run does not know, a user without interactions in ``data``, or a model that
+                folds nobody in.
+        """
+        require_positive_int("k", k, maximum=MOST_K)
+        name = self._name(method)
+        ids, histories = self._histories(data.read() if isinstance(data, DataSource) else data, skip_unknown, note)
+        if users is not None:
+            place, found = _find(np.asarray(list(users)), ids, len(ids))
+            if not found.all():
+                raise ValueError(f"user ids: the history has no user {list(users)[int(np.argmin(found))]!r}")
+            ids, histories = ids[place], Interactions.from_scipy(histories.to_scipy()[place])
+        model: Any = self.model(name)
+        options: dict[str, Any] = {}
+        if type(model).fold_in is models.DotProductRecommender.fold_in:  # others take no loss, or refuse
+            loss = self.methods[name].make_loss(self.split.train)
+            options = {} if loss is None else {"loss": loss, "l2": models.usual_l2(self.methods[name].loss)}
+        rows = model.fold_in(histories, **options)
+        return self._recommended(ids, *model.recommend_for(rows, k, exclude=None if include_seen else histories))
+
+    def _histories(
+        self, data: Interactions, skip_unknown: bool, note: Callable[[str], Any]
+    ) -> tuple[np.ndarray, Interactions]:
+        """Return the external ids of the users of other interactions, and their items here [n, num_items]."""
+        users, items = (t.numpy() for t in data.pairs())
+        train = self.split.train
+        index, known = self._find_known("item", data, data.decode_items(items), skip_unknown)
+        if not known.any():
+            raise ValueError(f"{data.report.source}: no row is of an item that the run knows")
+        if not known.all():
+            lost = len(np.unique(users)) - len(np.unique(users[known]))
+            rest = f"; {lost:,} users have no other item, and get no list" if lost else ""
+            note(f"{int((~known).sum()):,} rows are of items that the run does not know, and were left out{rest}")
+        numbers, row = np.unique(users[known], return_inverse=True)
+        ids = data.decode_users(numbers)
+        mine, found = _find(ids, train.user_ids, train.num_users)
+        before = self.seen().to_scipy()[mine[found]].tocoo()
+        return ids, Interactions.from_arrays(
+            np.concatenate([row, np.flatnonzero(found)[before.row]]),
+            np.concatenate([index[known], before.col]),
+            shape=(len(ids), train.num_items),
+        )
+
+    def _numbers(self, users: Sequence[Any]) -> np.ndarray:
+        """Return the numbers of external ids of users, or raise and say what serves new ones."""
+        try:
+            return self.split.train.encode_users(np.asarray(list(users)))
+        except ValueError as error:
+            raise ValueError(f"{error}; {option('history')} recommends for users who are new") from None
+
+    def _recommended(self, users: np.ndarray, items: torch.Tensor, scores: torch.Tensor) -> list[Recommended]:
+        """Return lists by external ids, of external ids of users and items and scores [n, k]."""
+        return [
+            Recommended(user, self.split.train.decode_items(row[row >= 0]).tolist(), values[row >= 0].tolist())
+            for user, row, values in zip(users.tolist(), items.cpu().numpy(), scores.cpu().numpy(), strict=True)
+        ]
 
     def write_recommendations(
         self,
@@ -218,11 +297,11 @@ class Run:
             The number of rows.
         """
         train = self.split.train
-        return write_recommendations(
+        return models.write_recommendations(
             self.model(method),  # type: ignore[arg-type]  # of a run it is a Recommender
             path,
             k,
-            users=None if users is None else train.encode_users(np.asarray(list(users))),
+            users=None if users is None else self._numbers(users),
             exclude=None if include_seen else self.seen(),
             vocabulary=train.vocabulary,
             progress=progress,
