@@ -205,6 +205,7 @@ __global__ void __launch_bounds__(kLossThreads, (kResident<Loss, S, true>))
 // ---- losses of a row ------------------------------------------------------------------------------------------------
 
 struct RowArgs {
+  Loss loss;
   int64_t rows, cols;
   LossInput pos, neg, aux_pos, aux_neg, weight;  // of aux and weight, data may be null
   void* grad_pos;                                // [rows], with grad_neg [rows, cols]; null: no derivatives
@@ -217,8 +218,9 @@ struct RowArgs {
   double scale, log_cols;
 };
 
-// Logits are recomputed in each pass, from scores that the first pass left in the L1 cache.
-template <class Loss, class S>
+// Logits are recomputed in each pass, from scores that the first pass left in the L1 cache. Which loss it is, is looked
+// up once a row: the grid has no more blocks than the registers of one kernel for all of them allow.
+template <class S>
 __global__ void __launch_bounds__(kLossThreads, kLossResident) softmax_loss_kernel(const RowArgs a) {
   using C = arithmetic_t<S>;
   const Params<C> params{static_cast<C>(a.a), static_cast<C>(a.b), static_cast<C>(a.c)};
@@ -236,14 +238,27 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident) softmax_loss_kern
       const C p = widen(static_cast<const S*>(a.pos.data)[at * a.pos.row]);
       const C x_p = a.aux_pos.data != nullptr ? static_cast<const C*>(a.aux_pos.data)[at * a.aux_pos.row] : C(0);
       const C w = a.weight.data != nullptr ? static_cast<const C*>(a.weight.data)[at * a.weight.row] : C(1);
-      const auto logit = [&](int64_t col) {
-        return Loss::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
-      };
       S* out = static_cast<S*>(a.grad_neg) + at * a.cols;
       const auto store = [&](int64_t col, C g) { out[col] = narrow<S>(g); };
-      const RowResult<C> f =
-          evaluate_row<Loss>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
-                             static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
+      const auto evaluate = [&](auto loss) {
+        using Type = decltype(loss);
+        const auto logit = [&](int64_t col) {
+          return Type::logit(p, widen(n[col * a.neg.col]), x != nullptr ? x[col * a.aux_neg.col] : C(0), params);
+        };
+        return evaluate_row<Type>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
+                                  static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
+      };
+      RowResult<C> f{};
+      switch (a.loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    f = evaluate(type{});         \
+    break;
+        ZX_ROW_LOSSES(ZX_CASE)
+#undef ZX_CASE
+        default:
+          break;
+      }
       if (mine && lane == 0) {
         total += static_cast<double>(w * f.value);
         if (a.values != nullptr) static_cast<S*>(a.values)[row] = narrow<S>(w * f.value);
@@ -411,9 +426,10 @@ void run_pair_loss(const PairProblem& p, gpuStream stream) {
   run_element_loss<Loss, S>(a, p, stream);
 }
 
-template <class Loss, class S>
-void run_row_loss(const PairProblem& p, gpuStream stream) {
+template <class S>
+void run_row_loss(Loss loss, const PairProblem& p, gpuStream stream) {
   RowArgs a{};
+  a.loss = loss;
   a.rows = p.rows, a.cols = p.cols;
   a.pos = loss_input(p.pos), a.neg = loss_input(p.neg), a.weight = loss_input(p.weight);
   a.aux_pos = loss_input(p.aux_pos), a.aux_neg = loss_input(p.aux_neg);
@@ -425,7 +441,7 @@ void run_row_loss(const PairProblem& p, gpuStream stream) {
   a.width = row_width((a.cols + 3) / 4);
   a.tile = tile_size(a.rows, kLossThreads / a.width, 1);
   set_sum(a, a.rows, p, a.scale);
-  ZX_LAUNCH_TILES((softmax_loss_kernel<Loss, S>), a, stream);
+  ZX_LAUNCH_TILES((softmax_loss_kernel<S>), a, stream);
 }
 
 template <class S>
@@ -446,17 +462,13 @@ void run_macr_loss(const MacrProblem& p, gpuStream stream) {
 
 template <class S>
 void run_loss(Loss loss, const PairProblem& p, gpuStream stream) {
+  if (shape_of(loss) == Shape::kRow) return run_row_loss<S>(loss, p, stream);
   switch (loss) {
 #define ZX_CASE(kind, name, type) \
   case Loss::kind:                \
     return run_pair_loss<type, S>(p, stream);
     ZX_PAIR_LOSSES(ZX_CASE)
     ZX_QUAD_LOSSES(ZX_CASE)
-#undef ZX_CASE
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    return run_row_loss<type, S>(p, stream);
-    ZX_ROW_LOSSES(ZX_CASE)
 #undef ZX_CASE
     default:
       return;
