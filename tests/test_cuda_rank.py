@@ -390,7 +390,9 @@ BUGS = [
     planted.Bug("the list's end is never known", "best[shared->length - 1]", "Entry<T>::none()"),
     planted.Bug("the list's end is taken for its begin", "last().score()", "best[0].score()"),
     planted.Bug("scores that find the queue full are lost", "return notable;", "return 0;"),
-    planted.Bug("packs that found the queue full are counted again", "if (!full) v += turn;", "left = 0;"),
+    planted.Bug(
+        "packs that found the queue full are counted again", "if (full) break;", "if (full) { v -= turn; break; }"
+    ),
     planted.Bug("places that nobody fills keep old entries", "list.queue()[p] = Entry<T>::none();", ";"),
     planted.Bug("excluded items are listed", "!row.is_candidate(e.item())", "false"),
     planted.Bug("excluded items are counted", "counts.take_off(row.score(item));", ";"),

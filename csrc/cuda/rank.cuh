@@ -123,23 +123,73 @@ __device__ __forceinline__ unsigned warp_sum(unsigned v) {
 #endif
 }
 
-// Up to N positives, in the registers of each thread.
-template <int N, class T>
+// Goes on through the packs from v on, a warp's turn each: add() counts its scores. Stops at the first turn with scores
+// that may belong into the list, or may be NaN; returns their bits. At the end it returns 0, and v lies beyond.
+template <class S, class T, class Count>
+__device__ __forceinline__ unsigned scan_on(const RankRow<S>& row, T least, unsigned& v, const Count& add) {
+  const Packs packs = row.user.packs;
+  const S* const scores = row.scores();
+  const unsigned lane = threadIdx.x % kWarp;
+  for (; v < packs.count; v += kRankThreads * kRankLoads) {
+    T s[kRankLoads * kRankPack];
+#pragma unroll
+    for (int u = 0; u < kRankLoads; ++u)
+      packs.load(scores, row.a.column_stride, row.num_items(), v + u * kWarp + lane, s + u * kRankPack);
+    add(s);
+    bool notable = false;  // NaN is, too
+#pragma unroll
+    for (int i = 0; i < kRankLoads * kRankPack; ++i) notable |= !(s[i] < least);
+    if (!__any_sync(kFullWarp, notable)) continue;
+    unsigned left = 0;
+#pragma unroll
+    for (int i = 0; i < kRankLoads * kRankPack; ++i) left |= static_cast<unsigned>(!(s[i] < least)) << i;
+    return left;
+  }
+  return 0;
+}
+
+// Up to kRankRegisters positives, in the registers of each thread. Loops over the scores are compiled for 0, 1, 2, 4
+// and 8 of them; everything else stands once.
+template <class T>
 struct RegisterCounts {
-  T levels[N > 0 ? N : 1];
-  float above[N > 0 ? N : 1];  // whole numbers: the comparison makes 1 or 0 of this type in one instruction
+  T levels[kRankRegisters];
+  float above[kRankRegisters];  // whole numbers: the comparison makes 1 or 0 of this type in one instruction
   RankShared* shared;
+  int taken;  // the least of those numbers that is enough
 
   template <class S>
   __device__ __forceinline__ RegisterCounts(const RankRow<S>& row, RankShared* shared_) : shared(shared_) {
+    const int count = static_cast<int>(row.user.positives.count);
+    taken = count <= 2 ? count : count <= 4 ? 4 : kRankRegisters;
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      levels[j] = j < row.user.positives.count ? row.score(row.positive(j)) : static_cast<T>(NAN);
+    for (int j = 0; j < kRankRegisters; ++j) {
+      levels[j] = j < count ? row.score(row.positive(j)) : static_cast<T>(NAN);
       above[j] = 0;
     }
   }
+  template <int N, class S>
+  __device__ __forceinline__ unsigned scan_with(const RankRow<S>& row, T least, unsigned& v) {
+    return scan_on(row, least, v, [&](const auto& s) {
+      if (__any_sync(kFullWarp, add<N>(s))) level<N>(s);
+    });
+  }
+  template <class S>
+  __device__ __forceinline__ unsigned scan(const RankRow<S>& row, T least, unsigned& v) {
+    switch (taken) {
+      case 0:
+        return scan_with<0>(row, least, v);
+      case 1:
+        return scan_with<1>(row, least, v);
+      case 2:
+        return scan_with<2>(row, least, v);
+      case 4:
+        return scan_with<4>(row, least, v);
+      default:
+        return scan_with<kRankRegisters>(row, least, v);
+    }
+  }
   // Whether a score is level with a positive, which level() then counts: that is seldom.
-  template <int M>
+  template <int N, int M>
   __device__ __forceinline__ bool add(const T (&s)[M]) {
     bool same = false;
 #pragma unroll
@@ -151,7 +201,7 @@ struct RegisterCounts {
       }
     return same;
   }
-  template <int M>
+  template <int N, int M>
   __device__ __forceinline__ void level(const T (&s)[M]) const {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -165,7 +215,7 @@ struct RegisterCounts {
   }
   __device__ __forceinline__ void take_off(T s) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
+    for (int j = 0; j < kRankRegisters; ++j) {
       above[j] -= s > levels[j] ? 1.0f : 0.0f;
       if (s == levels[j]) atomicSub(shared->level + j, 1u);
     }
@@ -173,13 +223,14 @@ struct RegisterCounts {
   template <class S>
   __device__ __forceinline__ void finish(const RankRow<S>& row) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
+    for (int j = 0; j < kRankRegisters; ++j) {
+      if (j >= taken) break;
       const unsigned sum = warp_sum(static_cast<unsigned>(static_cast<int>(above[j])));
       if (threadIdx.x % kWarp == 0) atomicAdd(shared->above + j, sum);
     }
     __syncthreads();
     const int j = threadIdx.x;
-    if (j >= N || j >= row.user.positives.count) return;
+    if (j >= row.user.positives.count) return;
     const int64_t out = row.a.offset[row.user.number];
     row.a.positive_scores[out + j] = row.score(row.positive(j));
     row.a.greater[out + j] = shared->above[j];
@@ -230,14 +281,13 @@ struct SearchCounts {
     const int j = below(s), bin = 2 * j + (j < count && levels[j] == s);
     if (bin > 0) atomicAdd(bins + bin, by);  // nobody asks how many are below all
   }
-  template <int M>
-  __device__ __forceinline__ bool add(const T (&s)[M]) {
+  template <class S>
+  __device__ __forceinline__ unsigned scan(const RankRow<S>& row, T least, unsigned& v) {
+    return scan_on(row, least, v, [&](const auto& s) {
 #pragma unroll
-    for (int i = 0; i < M; ++i) count_one(s[i], 1u);
-    return false;
+      for (const T score : s) count_one(score, 1u);
+    });
   }
-  template <int M>
-  __device__ __forceinline__ void level(const T (&)[M]) const {}
   __device__ __forceinline__ void take_off(T s) { count_one(s, ~0u); }
   template <class S>
   __device__ __forceinline__ void finish(const RankRow<S>& row) {
@@ -306,33 +356,21 @@ __device__ __forceinline__ unsigned consider(const RankRow<S>& row, const RankLi
 
 template <class S, class T, class Counts>
 __device__ __forceinline__ void scan(const RankRow<S>& row, const RankList<T>& list, Counts& counts) {
-  const Packs packs = row.user.packs;
-  const S* const scores = row.scores();
-  const unsigned lane = threadIdx.x % kWarp, turn = kRankThreads * kRankLoads;
+  const unsigned turn = kRankThreads * kRankLoads;
   unsigned v = threadIdx.x / kWarp * (kWarp * kRankLoads);
-  unsigned left = 0;  // of the packs at v, which are counted: scores that found no room in the queue
+  unsigned left = 0;  // of the packs at v, which are counted: scores that are to be looked at, or found no room
   T least = list.length() > 0 ? -static_cast<T>(INFINITY) : static_cast<T>(INFINITY);
   for (;;) {
     bool full = false;
-    if (__any_sync(kFullWarp, left != 0)) {
+    for (;;) {
+      if (!__any_sync(kFullWarp, left != 0)) {
+        left = counts.scan(row, least, v);
+        if (!__any_sync(kFullWarp, left != 0)) break;
+      }
       left = consider(row, list, v, left);
       full = __any_sync(kFullWarp, left != 0);
-      if (!full) v += turn;
-    }
-    for (; !full && v < packs.count; v += full ? 0 : turn) {
-      T s[kRankLoads * kRankPack];
-#pragma unroll
-      for (int u = 0; u < kRankLoads; ++u)
-        packs.load(scores, row.a.column_stride, row.num_items(), v + u * kWarp + lane, s + u * kRankPack);
-      if (__any_sync(kFullWarp, counts.add(s))) counts.level(s);
-      bool notable = false;  // NaN is, too
-#pragma unroll
-      for (int i = 0; i < kRankLoads * kRankPack; ++i) notable |= !(s[i] < least);
-      if (!__any_sync(kFullWarp, notable)) continue;
-#pragma unroll
-      for (int i = 0; i < kRankLoads * kRankPack; ++i) left |= static_cast<unsigned>(!(s[i] < least)) << i;
-      left = consider(row, list, v, left);
-      full = __any_sync(kFullWarp, left != 0);
+      if (full) break;
+      v += turn;
     }
     if (list.length() == 0) return;
     const bool done = __syncthreads_and(!full);
@@ -392,16 +430,8 @@ __global__ void __launch_bounds__(kRankThreads, sizeof(S) == 8 ? 2 : 3) rank_ker
     list.clear();
     __syncthreads();
     const int64_t m = row.user.positives.count;
-    if (m == 0)
-      count_and_list(row, list, RegisterCounts<0, T>(row, shared));
-    else if (m == 1)
-      count_and_list(row, list, RegisterCounts<1, T>(row, shared));
-    else if (m == 2)
-      count_and_list(row, list, RegisterCounts<2, T>(row, shared));
-    else if (m <= 4)
-      count_and_list(row, list, RegisterCounts<4, T>(row, shared));
-    else if (m <= kRankRegisters)
-      count_and_list(row, list, RegisterCounts<kRankRegisters, T>(row, shared));
+    if (m <= kRankRegisters)
+      count_and_list(row, list, RegisterCounts<T>(row, shared));
     else
       for (int64_t first = 0; first < m; first += kRankLevels) {
         if (first > 0 && threadIdx.x == 0) shared->length = 0;  // (nobody looks at it before the next barrier)
