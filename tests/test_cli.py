@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zerosum_ext as zx
-from zerosum_ext import build_info
+from zerosum_ext import _library, build_info
 from zerosum_ext.cli import main as cli
 from zerosum_ext.cli import parser as argument_parser
 from zerosum_ext.cli.tables import comparison
@@ -132,6 +132,22 @@ def test_doctor(capsys):
     for part in (info["cpu"], info["cuda"]):
         if not part["loaded"]:
             assert part["remedy"] in text
+
+
+@pytest.mark.skipif(not build_info()["cpu"]["loaded"], reason="the compiled kernels are not loaded")
+def test_an_instruction_set_that_is_not_there(capsys, monkeypatch):
+    runs = build_info()["isa"]
+    monkeypatch.setenv("ZEROSUM_EXT_ISA", runs)
+    assert _library.isa_obstacle() == ""
+    monkeypatch.setenv("ZEROSUM_EXT_ISA", "sse2")
+    said = f"ZEROSUM_EXT_ISA='sse2': expected one of avx512, avx2, baseline; {runs} runs"
+    with pytest.warns(RuntimeWarning, match=re.escape(said)):
+        _library._load_cpu()
+    assert cli.main(["doctor"]) == 0
+    assert said in capsys.readouterr().out
+    if runs != "avx512":
+        monkeypatch.setenv("ZEROSUM_EXT_ISA", "avx512")
+        assert _library.isa_obstacle() == f"ZEROSUM_EXT_ISA='avx512': this processor does not have it; {runs} runs"
 
 
 def test_doctor_json_as_a_module():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import sys
@@ -145,7 +146,20 @@ def _load_cpu() -> Library:
             RuntimeWarning,
             stacklevel=2,
         )
+    elif told := isa_obstacle():
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
     return library
+
+
+def isa_obstacle() -> str:
+    """Return why the loaded CPU kernels do not run the instruction set that is asked for, or an empty string."""
+    asked = os.environ.get("ZEROSUM_EXT_ISA", "")
+    runs = str(torch.ops.zerosum_ext.cpu_isa()) if asked else ""
+    if asked == runs:
+        return ""
+    known = ("avx512", "avx2", "baseline")
+    why = "this processor does not have it" if asked in known else f"expected one of {', '.join(known)}"
+    return f"ZEROSUM_EXT_ISA={asked!r}: {why}; {runs} runs"
 
 
 def _load_cuda(cpu: Library) -> Library:

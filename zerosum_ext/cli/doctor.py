@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what the import warns of is reported below
-        from zerosum_ext import build_info
+        from zerosum_ext import _library, build_info
     from zerosum_ext.integrations import torchrec
 
     found = torchrec.versions()
@@ -32,11 +32,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(info, indent=2))
     else:
-        print(_describe(info))
+        told = _library.isa_obstacle() if info["cpu"]["loaded"] else ""
+        print(_describe(info, told))
     return 0 if info["cpu"]["loaded"] else 1
 
 
-def _describe(info: dict[str, Any]) -> str:
+def _describe(info: dict[str, Any], isa_obstacle: str) -> str:
     lines = [f"{name:<12} {info[name]}" for name in ("zerosum_ext", "python", "platform", "torch", "threads")]
     for name, what in (("cpu", "CPU kernels"), ("cuda", "CUDA kernels")):
         part = info[name]
@@ -45,6 +46,8 @@ def _describe(info: dict[str, Any]) -> str:
             lines.append(f"{what:<12} loaded{isa} from {part['file']}")
         else:
             lines.append(f"{what:<12} not loaded: {part['reason']}")
+        if name == "cpu" and isa_obstacle:
+            lines.append(f"{'':<12} {isa_obstacle}")
         if part["loaded"] and "reason" in part:
             lines.append(f"{'':<12} plain PyTorch runs in their place: {part['reason']}")
         if "reason" in part:
