@@ -60,6 +60,42 @@ def test_kernels_that_no_gpu_has(check):
     assert check.forgotten(SYMBOLS, check.parse(REPORT, "9.0", "x.cu")) == ["c_kernel<float, 4>", "plain_kernel"]
 
 
+def test_shared_memory_that_a_launch_does_not_get(check):
+    """Static and dynamic together: nvcc sees the one alone, and the host's runner the other."""
+    dynamic = check.DYNAMIC_SHARED["fold_in_kernel"]
+    for name, static, refused in (
+        ("fold_in_kernel", check.UNASKED - dynamic, False),
+        ("fold_in_kernel", check.UNASKED - dynamic + 16, True),
+        ("other_kernel", check.UNASKED, False),
+        ("other_kernel", check.UNASKED + 16, True),
+    ):
+        report = REPORT.replace("b_kernel", name).replace("0 barriers", f"0 barriers, {static} bytes smem")
+        assert [k.refused for k in check.parse(report, "9.0", "x.cu")] == [False, refused]
+
+
+def test_the_dynamic_shared_memory_is_what_launches_have(check):
+    """As the sources compute it: of fold_in and of long lists at most so much, of short lists two entries a place."""
+
+    def constant(name, file):
+        text = (ROOT / "csrc" / "cuda" / file).read_text()
+        return eval(re.search(rf"constexpr \w+ {name} = ([\d<< ]+);", text)[1])
+
+    bits = constant("kSelectBits", "rank_select.cuh")
+    of_select = 4 * (1 << bits) + constant("kSelectBytes", "rank_select.cuh")
+    levels = 2 * (constant("kRankLevels", "rank.cuh") + 1) * (8 + 4)  # float64 has the largest
+    assert {
+        "fold_in_kernel": constant("kFoldShared", "fold_in.cuh"),
+        "rank_select_kernel": of_select,
+        "rank_kernel": 2 * constant("kRankList", "rank.cuh") * 16 + levels,
+    } == check.DYNAMIC_SHARED
+    launched = set()
+    for path in (ROOT / "csrc" / "cuda").glob("*.cuh"):
+        for kernel, arguments in re.findall(r"GPU_LAUNCH\(\((\w+)[^;{]*?\)\s*,([^;]*?)stream\)", path.read_text()):
+            if arguments.rstrip(", \n").rpartition(",")[2].strip() != "0":
+                launched.add(kernel)
+    assert launched == set(check.DYNAMIC_SHARED)
+
+
 @pytest.mark.parametrize(
     ("arch", "registers", "shared", "expected"),
     [

@@ -131,3 +131,15 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
             results.append((*dropped, *product(kernels, users, items, indptr, None, indices, *scales, 0.7)))
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("blocks", [1, 3, 70])
+def test_rows_are_looked_for_by_all_threads(kernels, rows, blocks):
+    """Each chosen row is called for once, by the block whose number it has modulo their number."""
+    for share in (0.0, 0.1, 1.0):
+        chosen = (torch.rand(rows, generator=torch.Generator().manual_seed(rows)) < share).int()
+        calls, block = torch.zeros_like(chosen), torch.full_like(chosen, -1)
+        kernels.chosen_rows(chosen, blocks, calls, block)
+        assert torch.equal(calls, chosen)
+        assert torch.equal(block, torch.where(chosen != 0, torch.arange(rows, dtype=torch.int32) % blocks, -1))

@@ -277,3 +277,23 @@ def test_kernels_use_the_spellings_that_both_compilers_know():
         if path.suffix == ".cuh":
             assert "torch" not in code, f"{path.name}: torch belongs into the .cu"
             assert "GPU_NS" in code, f"{path.name}: kernels belong into inline namespace GPU_NS"
+
+
+def test_kernels_leave_out_what_a_gpu_alone_gets_wrong():
+    """The host has one memory and no caches beside it: it runs right what a GPU would not."""
+    reasons = {
+        "__ldg": "the cache of constant data is not kept right, and many kernels read what others of a launch write",
+        "__restrict__": "so does nvcc with what it may take for constant",
+        "volatile": "blocks tell each other by gpu_load_acquire and gpu_store_release, or their relaxed kin",
+        "__threadfence": "as above",
+        "__activemask": "which lanes are there is the scheduler's affair",
+        "cudaDeviceSynchronize": "nothing waits for the whole device",
+    }
+    for path in (p for s in ("*.cuh", "*.cu", "*.h") for p in (cuda_on_host.CSRC / "cuda").glob(s)):
+        code = re.sub(r"//[^\n]*|/\*.*?\*/|asm volatile", "", path.read_text(), flags=re.DOTALL)
+        for word, reason in reasons.items():
+            assert not re.search(rf"\b{word}\b", code), f"{path.name}: {word}: {reason}"
+        for call in re.findall(r"\b(__(?:shfl|ballot|any|all|match|reduce)\w*_sync)\(([^,)]*)", code):
+            assert call[1] == "kFullWarp", f"{path.name}: {call[0]}: all lanes take part"
+        for condition in re.findall(r"\bwhile \(([^{};]*)\) \{\s*\}", code):
+            assert "gpu_load_" in condition, f"{path.name}: a loop that waits for {condition}"

@@ -3,8 +3,9 @@
     python tools/cuda_check.py [--archs 7.5 9.0] [--jobs 2] [--json FILE] [--all]
 
 No GPU and no CUDA build of torch are needed: the headers of a CPU build do. A kernel that spills registers or keeps
-anything in local memory is an error, except in float64, where no speed is promised. The table holds registers, shared
-memory and the occupancy that they allow at 256 threads a block, for the last architecture or, with --all, for each.
+anything in local memory is an error, except in float64, where no speed is promised. So is one whose static and dynamic
+shared memory together are more than a launch gets unasked. The table holds registers, static shared memory and the
+occupancy that they allow at 256 threads a block, for the last architecture or, with --all, for each.
 The newest architecture is compiled to PTX as well, as the package is. At last the objects of one architecture are
 linked and loaded against a stub of libtorch_cuda.so: every kernel must register under the schema that _C gives its op.
 A kernel that the host launches and no compilation for a GPU has met is an error too, of which nvcc says nothing.
@@ -32,6 +33,9 @@ ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")
 THREADS = 256  # a block of every kernel but these
 THREADS_OF = {"small_sort_kernel": 1024, "rank_select_kernel": 512, "fold_in_kernel": 128}
+# Bytes of dynamic shared memory that these are launched with, at most.
+DYNAMIC_SHARED = {"fold_in_kernel": 40 << 10, "rank_kernel": 28 << 10, "rank_select_kernel": 40 << 10}
+UNASKED = 48 << 10  # bytes of both kinds together that a launch may have without asking (cudaFuncSetAttribute)
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 # Threads, blocks and bytes of shared memory of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
 LIMITS = {
@@ -57,6 +61,11 @@ class Kernel:
     @property
     def local(self) -> bool:
         return self.stack > 0 or self.spills > 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether a launch would fail: there is more shared memory than is granted unasked, and nothing asks."""
+        return self.shared + DYNAMIC_SHARED.get(self.name.partition("<")[0], 0) > UNASKED
 
     @property
     def hot(self) -> bool:
@@ -218,11 +227,14 @@ def main() -> int:
     )
     if bad:
         print(f"local memory or spills in:\n{table(bad)}", file=sys.stderr)
+    refused = [k for k in kernels if k.refused]
+    if refused:
+        print(f"static and dynamic shared memory above {UNASKED} bytes in:\n{table(refused)}", file=sys.stderr)
     declared = {op for s in sources for op in re.findall(r'm\.impl\("(\w+)"', s.read_text())}
     missing = declared - set(loaded) if torch.version.cuda is None else set()
     if missing:
         print(f"not registered after loading: {', '.join(sorted(missing))}", file=sys.stderr)
-    return 1 if bad or missing else 0
+    return 1 if bad or refused or missing else 0
 
 
 if __name__ == "__main__":

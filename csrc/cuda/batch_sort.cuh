@@ -22,6 +22,12 @@ constexpr int kSmallThreads = 1024, kSmallTurns = 16;
 constexpr int64_t kSmallSort = int64_t{kSmallThreads} * kSmallTurns;
 constexpr int kPassThreads = 256, kPassTurns = 16, kPassTile = kPassThreads * kPassTurns;
 constexpr int kPassWarps = kPassThreads / kWarp;
+// Blocks of a multiprocessor that registers are dealt out for. The shared memory of sm_120 holds two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kPassResident = 2;
+#else
+constexpr int kPassResident = 4;
+#endif
 constexpr int kMostPasses = 4;
 constexpr unsigned kDigits = 256;
 static_assert(kDigits == kPassThreads, "a thread looks after a digit");
@@ -259,28 +265,29 @@ struct PassArgs {
   unsigned *new_keys, *new_order;
 };
 
-// How many pairs of this digit the tiles before this one have; publishes the tile's own `count`.
+// How many pairs of this digit the tiles before this one have; publishes the tile's own `count`. A word says all there
+// is to say: no order with other writes is needed.
 __device__ __forceinline__ unsigned look_back(unsigned* published, unsigned tile, unsigned digit, unsigned count) {
   unsigned* const mine = published + tile * int64_t{kDigits} + digit;
   if (tile == 0) {
-    gpu_store_release(mine, kCountSoFar | count);
+    gpu_store_relaxed(mine, kCountSoFar | count);
     return 0;
   }
-  gpu_store_release(mine, kOwnCount | count);
+  gpu_store_relaxed(mine, kOwnCount | count);
   unsigned before = 0;
   for (const unsigned* other = mine;;) {
     other -= kDigits;
     unsigned said;
-    do said = gpu_load_acquire(other);
+    do said = gpu_load_relaxed(other);
     while (said == 0);
     before += said & kCountBits;
     if (said & kCountSoFar) break;
   }
-  gpu_store_release(mine, kCountSoFar | (before + count));
+  gpu_store_relaxed(mine, kCountSoFar | (before + count));
   return before;
 }
 
-__global__ void __launch_bounds__(kPassThreads, 4) sort_pass_kernel(const PassArgs a) {
+__global__ void __launch_bounds__(kPassThreads, kPassResident) sort_pass_kernel(const PassArgs a) {
   GPU_SHARED(unsigned, sorted, kPassTile);
   GPU_SHARED(unsigned, sorted_order, kPassTile);
   GPU_SHARED(unsigned, counts, kPassWarps* kDigits);

@@ -17,6 +17,12 @@ constexpr int kCsrWarps = kCsrThreads / kWarp;
 constexpr int64_t kCsrBlocks = 2048;  // at most: more rows are walked in strides
 constexpr int64_t kCsrLong = 1024;    // entries of a row from which on a block sums it
 constexpr int64_t kCsrLongBlocks = 512;
+// Blocks of a multiprocessor that registers are dealt out for: with one more, sums would be kept in memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kCsrResident = 2;
+#else
+constexpr int kCsrResident = 3;
+#endif
 
 template <class T, class Index>
 struct CsrArgs {
@@ -34,18 +40,38 @@ struct CsrArgs {
   T* out_bias;  // [num_rows]
 };
 
-// The score of an entry, for all lanes of its group; all lanes of the warp must be here. `entry` may be any that
-// exists.
+// Entries of a group whose loads are on their way together: an entry is two loads that wait for each other.
+constexpr int kCsrAtOnce = 4;
+
+// The columns and scores of the entries first, first + step, ... of a row, for all lanes of a group; from `end` on
+// there are none, and what is said of them means nothing. All lanes of the warp must be here, with entries or without,
+// in a row that has any.
 template <class T, class Index>
-__device__ __forceinline__ T csr_score(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t column) {
-  const T* const one[1] = {a.columns + column * a.shape.dim};
-  T product[1];
-  dots<1>(a.shape, lane, a.rows + row * a.shape.dim, one, product);
-  T score = product[0];
-  if (a.row_bias != nullptr) score += a.row_bias[row];
-  if (a.column_bias != nullptr) score += a.column_bias[column];
-  return score;
-}
+struct CsrEntries {
+  int64_t column[kCsrAtOnce];  // 0 where an entry names none; its score is NaN
+  T score[kCsrAtOnce];
+
+  __device__ __forceinline__ CsrEntries(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t first, int64_t step,
+                                        int64_t end) {
+    const T* vectors[kCsrAtOnce];
+    bool named[kCsrAtOnce];
+#pragma unroll
+    for (int m = 0; m < kCsrAtOnce; ++m) {
+      const int64_t at = first + m * step;
+      const int64_t entry = static_cast<int64_t>(a.indices[at < end ? at : end - 1]);
+      named[m] = is_item(entry, a.num_columns);
+      column[m] = named[m] ? entry : 0;
+      vectors[m] = a.columns + column[m] * a.shape.dim;
+    }
+    dots<kCsrAtOnce>(a.shape, lane, a.rows + row * a.shape.dim, vectors, score);
+#pragma unroll
+    for (int m = 0; m < kCsrAtOnce; ++m) {
+      if (a.row_bias != nullptr) score[m] += a.row_bias[row];
+      if (a.column_bias != nullptr) score[m] += a.column_bias[column[m]];
+      if (!named[m]) score[m] = static_cast<T>(NAN);
+    }
+  }
+};
 
 // Where a row's entries begin and end: nowhere, where the row is none or there is no column to name.
 struct CsrRow {
@@ -61,24 +87,22 @@ __device__ __forceinline__ CsrRow csr_row(const CsrArgs<T, Index>& a, int64_t ro
 
 // Sums of s, s^2 and s x, x a constant of the column. They are NaN if the matrix names rows or columns that are none.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads, 4) csr_moments_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, kCsrResident) csr_moments_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   double sums[3] = {};
   for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
     const CsrRow entries = csr_row(a, row);
     if (!entries.sound) sums[0] = sums[1] = sums[2] = static_cast<double>(NAN);
-    for (int64_t first = entries.begin; first < entries.end; first += groups) {
-      const bool live = first + group < entries.end;
-      int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
-      const bool named = is_item(column, a.num_columns);
-      column = named ? column : 0;
-      double s = csr_score(a, lane, row, column);
-      if (!named) s = static_cast<double>(NAN);
-      if (live && lane == 0) {
+    for (int64_t first = entries.begin; first < entries.end; first += kCsrAtOnce * groups) {
+      const CsrEntries<T, Index> some(a, lane, row, first + group, groups, entries.end);
+#pragma unroll
+      for (int m = 0; m < kCsrAtOnce; ++m) {
+        if (lane != 0 || first + group + m * groups >= entries.end) continue;
+        const double s = static_cast<double>(some.score[m]);
         sums[0] += s;
         sums[1] += s * s;
-        sums[2] += s * static_cast<double>(a.column_x[column]);
+        sums[2] += s * static_cast<double>(a.column_x[some.column[m]]);
       }
     }
   }
@@ -95,24 +119,23 @@ template <int N, class T, class Index>
 __device__ __forceinline__ void add_entries(const CsrArgs<T, Index>& a, int lane, int64_t row, int64_t begin,
                                             int64_t end, int group, int groups, int64_t c0, Sums<N, T>& sums,
                                             T& total) {
-  for (int64_t first = begin; first < end; first += groups) {
-    const bool live = first + group < end;
-    int64_t column = static_cast<int64_t>(a.indices[live ? first + group : first]);
-    const bool named = is_item(column, a.num_columns);
-    column = named ? column : 0;
-    T score = csr_score(a, lane, row, column);
-    if (!named) score = static_cast<T>(NAN);
-    if (!live) continue;
-    const T g = a.slope * score + (a.row_x != nullptr ? a.row_x[row] : a.column_x[column]);
-    add_row<N>(a.shape, lane, c0, a.columns + column * a.shape.dim, g, sums);
-    if (lane == 0) total += g;
+  for (int64_t first = begin; first < end; first += int64_t(kCsrAtOnce) * groups) {
+    const CsrEntries<T, Index> some(a, lane, row, first + group, groups, end);
+#pragma unroll
+    for (int m = 0; m < kCsrAtOnce; ++m) {
+      if (first + group + int64_t(m) * groups >= end) continue;
+      const int64_t column = some.column[m];
+      const T g = a.slope * some.score[m] + (a.row_x != nullptr ? a.row_x[row] : a.column_x[column]);
+      add_row<N>(a.shape, lane, c0, a.columns + column * a.shape.dim, g, sums);
+      if (lane == 0) total += g;
+    }
   }
 }
 
 // out[row] = sum over its entries of g times the column vector, out_bias[row] the sum of g, with g = x + slope * score.
 // A warp to a row; rows of more than kCsrLong entries are left to the next kernel.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, kCsrResident) csr_columns_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width, warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / width, groups = kWarp / width;
   for (int64_t row = blockIdx.x * int64_t(kCsrWarps) + warp; row < a.num_rows; row += gridDim.x * int64_t(kCsrWarps)) {
@@ -138,13 +161,16 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_columns_kernel(const CsrAr
 
 // The rows of more entries, a block to each.
 template <class T, class Index>
-__global__ void __launch_bounds__(kCsrThreads, 4) csr_long_columns_kernel(const CsrArgs<T, Index> a) {
+__global__ void __launch_bounds__(kCsrThreads, kCsrResident) csr_long_columns_kernel(const CsrArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x / width, groups = kCsrThreads / width;
-  for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+  const auto is_long = [&](int64_t row) {
+    const CsrRow entries = csr_row(a, row);
+    return entries.end - entries.begin > kCsrLong;
+  };
+  each_chosen_row<kCsrThreads>(a.num_rows, is_long, [&](int64_t row) {
     const CsrRow entries = csr_row(a, row);
     const int64_t begin = entries.begin, end = entries.end;
-    if (end - begin <= kCsrLong) continue;
     T total = 0;
     with_pack<T>(a.shape, [&](auto size) {
       constexpr int N = decltype(size)::value;
@@ -159,7 +185,7 @@ __global__ void __launch_bounds__(kCsrThreads, 4) csr_long_columns_kernel(const 
     });
     total = block_combine<kCsrThreads>(total, Add{});
     if (threadIdx.x == 0) a.out_bias[row] = total;
-  }
+  });
 }
 
 // ---- launching ------------------------------------------------------------------------------------------------------

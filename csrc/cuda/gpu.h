@@ -7,11 +7,13 @@
 //   GPU_LAUNCH((kernel<T, 4>), grid, block, dynamic_shared_bytes, stream)(arguments...)
 // and so do, for the same reason:
 //   GPU_LAUNCH_CLUSTER((kernel<T, 4>), grid, block, cluster, dynamic_shared_bytes, stream)(arguments...)
-//     the same with clusters of so many blocks, up to 8 (sm_90 and later; ask GPU_HAS_CLUSTERS(kernel) first). In the
-//     kernel: gpu_cluster_rank(), gpu_cluster_size(), gpu_cluster_sync(), and gpu_cluster_peer(p, rank), the address of
-//     *p in the shared memory of another block, valid between two calls of gpu_cluster_sync.
+//     the same with clusters of so many blocks, up to 8 (sm_90 and later; ask GPU_HAS_CLUSTERS(kernel, threads, blocks)
+//     first). In the kernel: gpu_cluster_rank(), gpu_cluster_size(), gpu_cluster_sync(), and gpu_cluster_peer(p, rank),
+//     the address of *p in the shared memory of another block, valid between two calls of gpu_cluster_sync.
 //   gpu_load_acquire(p), gpu_store_release(p, v)
 //     flags between blocks. A loop that waits for one needs nothing else to let other threads run.
+//   gpu_load_relaxed(p), gpu_store_relaxed(p, v)
+//     the same for words that are all there is to tell: what was written before does not go with them.
 //   GPU_FILL(memory, byte, bytes, stream)
 //     cudaMemsetAsync, which counts as a launch.
 //   gpu_exp2(x), gpu_reciprocal(x)
@@ -51,21 +53,26 @@
     return gpu_launch_cluster(GPU_UNPAREN_ K, (grid), (block), (cluster), (smem), (stream), arguments_...); \
   }
 #define GPU_FILL(memory, byte, bytes, stream) cudaMemsetAsync((memory), (byte), (bytes), (stream))
-// Whether the code of a kernel that runs on the current device was compiled for sm_90 or later: a newer device may run
-// what an older architecture's PTX became.
-#define GPU_HAS_CLUSTERS(K) gpu_has_clusters<GPU_UNPAREN_ K>()
+// Whether a kernel can be launched in clusters of up to so many blocks of so many threads on the current device.
+#define GPU_HAS_CLUSTERS(K, threads, blocks) gpu_has_clusters<GPU_UNPAREN_ K>((threads), (blocks))
 
 using gpuStream = cudaStream_t;
 
-template <class... Parameters, class... Arguments>
-inline cudaError_t gpu_launch_cluster(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster,
-                                      size_t shared, cudaStream_t stream, Arguments... arguments) {
-  cudaLaunchAttribute attribute;
+// A launch in clusters; `attribute` has to live as long as the result.
+inline cudaLaunchConfig_t gpu_cluster_config(cudaLaunchAttribute& attribute, dim3 grid, dim3 block, unsigned cluster,
+                                             size_t shared, cudaStream_t stream) {
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = cluster, attribute.val.clusterDim.y = 1, attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = 1;
+  return config;
+}
+template <class... Parameters, class... Arguments>
+inline cudaError_t gpu_launch_cluster(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster,
+                                      size_t shared, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = gpu_cluster_config(attribute, grid, block, cluster, shared, stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
@@ -97,15 +104,27 @@ inline int gpu_multiprocessors() {
   }
   return count;
 }
+// Of a kernel one answer is kept: its callers always ask for the same numbers.
+//
+// The code has to have been compiled for sm_90 or later, whatever the device is: a newer one may run what an older
+// architecture's PTX became. And all blocks of a cluster have to be resident together, on multiprocessors that are
+// neighbours: a small part of a GPU (MIG) may not have so many, and the launch would fail.
 template <auto kKernel>
-inline bool gpu_has_clusters() {
+inline bool gpu_has_clusters(unsigned threads, unsigned blocks) {
   static std::atomic<int> known[kGpusRemembered];  // 0: not asked yet, 1: no, 2: yes
   const int device = gpu_current(), slot = device % kGpusRemembered;
   int state = device < kGpusRemembered ? known[slot].load(std::memory_order_relaxed) : 0;
   if (state == 0) {
+    const void* const kernel = reinterpret_cast<const void*>(kKernel);
     cudaFuncAttributes attributes;
-    if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kKernel)) != cudaSuccess) return false;
-    state = attributes.ptxVersion >= 90 ? 2 : 1;
+    int resident = 0;
+    if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90) {
+      cudaLaunchAttribute attribute;
+      const cudaLaunchConfig_t config = gpu_cluster_config(attribute, blocks, threads, blocks, 0, nullptr);
+      if (cudaOccupancyMaxActiveClusters(&resident, kernel, &config) != cudaSuccess) resident = 0;
+    }
+    cudaGetLastError();  // that of a question, which is not the launch's
+    state = resident > 0 ? 2 : 1;
     if (device < kGpusRemembered) known[slot].store(state, std::memory_order_relaxed);
   }
   return state == 2;
@@ -156,6 +175,16 @@ __device__ __forceinline__ void gpu_store_release(unsigned long long* p, unsigne
 __device__ __forceinline__ void gpu_store_release(unsigned* p, unsigned v) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
+// (A release waits until everything that the thread has written is there for the whole GPU, an acquire empties the
+// multiprocessor's cache: at each look.)
+__device__ __forceinline__ unsigned gpu_load_relaxed(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ void gpu_store_relaxed(unsigned* p, unsigned v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
 
 #else
 
@@ -174,7 +203,7 @@ __device__ __forceinline__ void gpu_store_release(unsigned* p, unsigned v) {
     ::cuemu::launch((grid), (block), (cluster), (smem), #K, [=] { (GPU_UNPAREN_ K)(arguments_...); }); \
   }
 #define GPU_FILL(memory, byte, bytes, stream) ((void)(stream), ::cuemu::fill((memory), (byte), (bytes)))
-#define GPU_HAS_CLUSTERS(K) ::cuemu::has_clusters()
+#define GPU_HAS_CLUSTERS(K, threads, blocks) ((void)(threads), (void)(blocks), ::cuemu::has_clusters())
 inline int gpu_multiprocessors() { return ::cuemu::multiprocessors(); }
 #define GPU_ALLOW_SHARED(K, bytes) ::cuemu::allow_shared(#K, (bytes))
 

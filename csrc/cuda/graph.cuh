@@ -111,10 +111,12 @@ template <class T, class Index>
 __global__ void __launch_bounds__(kGraphThreads, 3) graph_long_rows_kernel(const GraphArgs<T, Index> a) {
   const int width = a.shape.width, lane = threadIdx.x % width;
   const int group = threadIdx.x / width, groups = kGraphThreads / width;
-  const int64_t nodes = a.num_users + a.num_items;
-  for (int64_t r = blockIdx.x; r < nodes; r += gridDim.x) {
+  const auto is_long = [&](int64_t r) {
     const GraphRow<T, Index> row(a, r);
-    if (row.end - row.begin <= kGraphLong) continue;
+    return row.end - row.begin > kGraphLong;
+  };
+  each_chosen_row<kGraphThreads>(a.num_users + a.num_items, is_long, [&](int64_t r) {
+    const GraphRow<T, Index> row(a, r);
     with_pack<T>(a.shape, [&](auto size) {
       constexpr int N = decltype(size)::value;
       for (int64_t c0 = 0; c0 < a.shape.dim; c0 += 2 * width * N) {
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(kGraphThreads, 3) graph_long_rows_kernel(const
         if (group == 0) store_row<N>(a, row, lane, c0, sums);
       }
     });
-  }
+  });
 }
 
 // ---- dropped entries ------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ void with_element(Element element, F&& f) {
 // Launches a kernel that takes a.sum among its arguments, in as many blocks as the GPU holds or as there are tiles.
 #define ZX_LAUNCH_TILES(K, a, stream)                                                                             \
   do {                                                                                                            \
-    if ((a).sum.cluster && !GPU_HAS_CLUSTERS(K)) (a).sum.cluster = false;                                         \
+    if ((a).sum.cluster && !GPU_HAS_CLUSTERS(K, kLossThreads, kClusterTiles)) (a).sum.cluster = false;            \
     const unsigned blocks_ = (a).sum.cluster ? static_cast<unsigned>((a).sum.tiles) : tile_blocks((a).sum.tiles); \
     if ((a).sum.cluster)                                                                                          \
       GPU_LAUNCH_CLUSTER(K, blocks_, kLossThreads, blocks_, 0, stream)(a);                                        \

@@ -89,6 +89,29 @@ __device__ __forceinline__ arithmetic_t<S> squared_part(const RowShape& shape, i
   return sum;
 }
 
+// Calls f for the rows of a block, blockIdx.x and every gridDim.x-th after it, for which chosen(row) says so: one after
+// the other, by all threads. Each thread looks whether another row is one. (All of them looking at the same would wait
+// for memory once for each row, and few are chosen.)
+template <int kThreads, class Chosen, class F>
+__device__ __forceinline__ void each_chosen_row(int64_t rows, const Chosen& chosen, const F& f) {
+  constexpr int kWarps = kThreads / kWarp;
+  GPU_SHARED(unsigned, votes, kWarps);
+  const int64_t step = gridDim.x;
+#pragma unroll 1
+  for (int64_t first = blockIdx.x; first < rows; first += step * kThreads) {
+    const int64_t own = first + step * threadIdx.x;
+    const unsigned vote = __ballot_sync(kFullWarp, own < rows && chosen(own));
+    __syncthreads();  // the votes before may still be read
+    if (threadIdx.x % kWarp == 0) votes[threadIdx.x / kWarp] = vote;
+    __syncthreads();
+#pragma unroll 1
+    for (int w = 0; w < kWarps; ++w)
+#pragma unroll 1
+      for (unsigned left = votes[w]; left != 0; left &= left - 1)
+        f(first + step * (w * kWarp + __ffs(static_cast<int>(left)) - 1));
+  }
+}
+
 // ---- weighted sums of rows ------------------------------------------------------------------------------------------
 
 // What a row is multiplied by.

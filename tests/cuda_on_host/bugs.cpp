@@ -194,6 +194,20 @@ __global__ void early_flag(const float* x, float* partial, unsigned* flags, floa
   }
   y[0] = partial[0];
 }
+// The flag is up afterwards, but nothing else need be seen with it.
+__global__ void relaxed_flag(const float* x, float* partial, unsigned* flags, float* y) {
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) {
+      partial[0] = x[0];
+      gpu_store_relaxed(flags, 1u);
+    }
+    return;
+  }
+  if (threadIdx.x != 0) return;
+  while (gpu_load_relaxed(flags) == 0) {
+  }
+  y[0] = partial[0];
+}
 // A block waits for a flag that nobody raises.
 __global__ void lost_flag(unsigned* flags, float* y) {
   while (gpu_load_acquire(flags + 1) == 0) {
@@ -341,6 +355,11 @@ int main(int argc, char** argv) {
       {"early_flag",
        [&] {
          GPU_LAUNCH((early_flag), 2, 32, 0, s)(x, partial.data(), flags, y);
+         return y[0] == x[0];
+       }},
+      {"relaxed_flag",
+       [&] {
+         GPU_LAUNCH((relaxed_flag), 2, 32, 0, s)(x, partial.data(), flags, y);
          return y[0] == x[0];
        }},
       {"lost_flag",

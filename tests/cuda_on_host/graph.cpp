@@ -3,7 +3,28 @@
 
 #include "host_call.h"
 
+namespace zx {
+inline namespace GPU_NS {
+
+// How often a row is called for, and by which block.
+__global__ void chosen_rows_kernel(const int* chosen, int64_t rows, int* calls, int* block) {
+  each_chosen_row<64>(
+      rows, [&](int64_t row) { return chosen[row] != 0; },
+      [&](int64_t row) {
+        __syncthreads();  // all threads are here
+        if (threadIdx.x == 0) ++calls[row], block[row] = static_cast<int>(blockIdx.x);
+      });
+}
+
+}  // namespace GPU_NS
+}  // namespace zx
+
 namespace {
+
+hostcall::Function chosen_rows("chosen_rows", [](Tensor chosen, int64_t blocks, Tensor calls, Tensor block) {
+  GPU_LAUNCH((zx::chosen_rows_kernel), static_cast<unsigned>(blocks), 64, 0, nullptr)
+  (chosen.ptr<int>(), chosen.size(0), calls.ptr<int>(), block.ptr<int>());
+});
 
 hostcall::Function product("graph_product", [](Tensor users, Tensor items, Tensor indptr, Tensor end, Tensor indices,
                                                Tensor row_scale, Tensor column_scale, double factor, Tensor user_out,

@@ -57,6 +57,7 @@ BUGS: dict[str, tuple[str, ...]] = {
     "cluster_block_barrier": ("tsan",),
     "lost_tile": ("plain", "asan", "tsan"),
     "early_flag": ("tsan",),
+    "relaxed_flag": ("tsan",),
     "lost_flag": ("plain", "asan", "tsan"),
     "control": (),
 }
