@@ -169,7 +169,7 @@ hostcall::Function f10("intrinsics", [](Tensor x, Tensor e, Tensor q) {
 });
 hostcall::Function f11("device", [](Tensor out) {
   out.ptr<int>()[0] = gpu_multiprocessors();
-  out.ptr<int>()[1] = GPU_HAS_CLUSTERS((cluster_sum));
+  out.ptr<int>()[1] = GPU_HAS_CLUSTERS((cluster_sum), 1024, 8);
 });
 
 }  // namespace GPU_NS
