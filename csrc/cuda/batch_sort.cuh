@@ -22,8 +22,9 @@ constexpr int kSmallThreads = 1024, kSmallTurns = 16;
 constexpr int64_t kSmallSort = int64_t{kSmallThreads} * kSmallTurns;
 constexpr int kPassThreads = 256, kPassTurns = 16, kPassTile = kPassThreads * kPassTurns;
 constexpr int kPassWarps = kPassThreads / kWarp;
-// Blocks of a multiprocessor that registers are dealt out for. The shared memory of sm_120 holds two.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+// Blocks of a multiprocessor that registers are dealt out for. The shared memory of sm_120 holds two; with three,
+// sm_100's code keeps some registers in memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kPassResident = 2;
 #else
 constexpr int kPassResident = 4;
@@ -173,15 +174,15 @@ __device__ __forceinline__ void exchange_halves(unsigned short* exchange, const 
 }
 
 // 32 KiB of shared memory serve one after another: counts of digits, then pairs on their way from thread to thread.
+// narrow: upper halves of keys are 0, and stay where they are. (The host says so: registers are scarce here.)
 __global__ void __launch_bounds__(kSmallThreads, 1)
-    small_sort_kernel(const BatchKeys ids, unsigned n, int turns, SortPlan plan, unsigned* keys, unsigned* order,
-                      const StepNumbers numbers) {
+    small_sort_kernel(const BatchKeys ids, unsigned n, int turns, SortPlan plan, bool narrow, unsigned* keys,
+                      unsigned* order, const StepNumbers numbers) {
   GPU_SHARED(unsigned short, shared, kSmallSort);
   static_assert(kSmallWarps * kDigits <= kSmallSort);
   begin_step(numbers);
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, mask = (1u << plan.width) - 1;
   const unsigned base = warp * kWarp * turns + lane;
-  const bool narrow = plan.passes * plan.width <= 16;  // upper halves of keys are 0 then, and stay where they are
   unsigned short* const own = shared + warp * kDigits;
   unsigned key[kSmallTurns], position[kSmallTurns];  // (a place besides, in the position's upper bits)
 #pragma unroll
@@ -340,7 +341,7 @@ inline void sort_batch(const BatchKeys& ids, int64_t n, const SortPlan& plan, un
   if (n <= kSmallSort) {
     const int turns = static_cast<int>((n + kSmallThreads - 1) / kSmallThreads);
     GPU_LAUNCH((small_sort_kernel), 1, kSmallThreads, 0, stream)
-    (ids, size, turns, plan, keys[1], order[1], numbers);
+    (ids, size, turns, plan, plan.passes * plan.width <= 16, keys[1], order[1], numbers);
     return;
   }
   const unsigned tiles = static_cast<unsigned>(pass_tiles(n));

@@ -36,12 +36,13 @@ struct ElementArgs {
   C scale;  // of the derivatives: 1, or 1 / samples for the mean
 };
 
-// Blocks of a multiprocessor that the registers must allow. Packs of 8 half floats, sums of rows and five scores take
-// more than 64 registers; of doubles no speed is promised.
+// Blocks of a multiprocessor that the registers must allow. Packs of 8 half floats with constants or with sums of rows,
+// and five scores, take more than 80 registers; other packs of 8, and sums of rows, more than 64. Of doubles no speed
+// is promised.
 template <class Loss, class S, bool kRows>
-constexpr int kResident = sizeof(S) == 8 || Loss::kScores > 4 || (kRows && sizeof(S) == 2) ? 2
-                          : kRows || sizeof(S) == 2                                        ? 3
-                                                                                           : kLossResident;
+constexpr int kResident = sizeof(S) == 8 || Loss::kScores > 4 || (sizeof(S) == 2 && (kRows || Loss::kAux > 0)) ? 2
+                          : kRows || sizeof(S) == 2 ? 3
+                                                    : kLossResident;
 
 // How a loss's scores are laid out in its tensors.
 template <class Loss>
