@@ -170,6 +170,23 @@ def test_a_source_folder_without_a_library_says_how_to_build_it(source_folder):
     assert _library.BUILD_IN_PLACE in said
 
 
+def test_a_package_without_cuda_kernels_that_hides_one_with_them_says_so(tmp_path):
+    here, installed = tmp_path / "sources", tmp_path / "site-packages"
+    for folder in (here, installed):
+        (folder / "zerosum_ext").mkdir(parents=True)
+        (folder / "zerosum_ext" / "_C.abi3.so").touch()
+    path = [str(here), str(installed)]
+    assert _library.explain_missing_cuda(here / "zerosum_ext", path)[0] == "the package was built without CUDA kernels"
+    (installed / "zerosum_ext" / "_C_cuda.so").touch()
+    reason, remedy = _library.explain_missing_cuda(here / "zerosum_ext", path)
+    assert reason == (
+        f"Python runs the package in {here}, which has no CUDA kernels and hides the one in {installed}, which has"
+    )
+    assert "pytest instead of python -m pytest" in remedy
+    reason, remedy = _library.explain_missing_cuda(installed / "zerosum_ext", path[1:])
+    assert "FORCE_CUDA=1" in remedy
+
+
 def test_an_installed_package_without_a_library_says_what_it_needs(tmp_path):
     reason, remedy = _library.explain_missing(tmp_path / "zerosum_ext", [str(tmp_path)])
     assert reason == "the package was installed without its compiled part"

@@ -118,19 +118,41 @@ def explain_missing(package: Path, path: Sequence[str]) -> tuple[str, str]:
     if not ((root / "setup.py").is_file() and (root / "csrc").is_dir()):
         reason = "the package was installed without its compiled part"
         return reason, f"install a C++17 compiler (g++) and run, in the source folder: {REBUILD}"
-    for folder in path:
-        other = Path(folder or ".").resolve() / package.name
-        if other != package.resolve() and any(other.glob("_C.*")):
-            return (
-                f"Python runs the source folder {root}, which has no compiled library and hides the package that is "
-                f"installed in {other.parent}",
-                f"start Python in another folder, or build the library here: {BUILD_IN_PLACE}",
-            )
+    if other := _hidden(package, path, "_C"):
+        return (
+            f"Python runs the source folder {root}, which has no compiled library and hides the package that is "
+            f"installed in {other}",
+            f"start Python in another folder, or build the library here: {BUILD_IN_PLACE}",
+        )
     return (
         f"Python runs the source folder {root}, which has no compiled library",
         f"build it there: {BUILD_IN_PLACE}; or install the package ({REBUILD}) and start Python in another folder, "
         "since the source folder hides an installed package",
     )
+
+
+def explain_missing_cuda(package: Path, path: Sequence[str]) -> tuple[str, str]:
+    """Return why a package has no CUDA kernels, and what to do. The arguments are those of :func:`explain_missing`."""
+    if other := _hidden(package, path, "_C_cuda"):
+        return (
+            f"Python runs the package in {package.parent}, which has no CUDA kernels and hides the one in {other}, "
+            "which has",
+            "start Python in another folder (pytest instead of python -m pytest), or, with nvcc on PATH, build them "
+            f"here: FORCE_CUDA=1 {BUILD_IN_PLACE}",
+        )
+    return (
+        "the package was built without CUDA kernels",
+        f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {REBUILD}",
+    )
+
+
+def _hidden(package: Path, path: Sequence[str], stem: str) -> Path | None:
+    """Return where else on the path the package is installed with this compiled library."""
+    for folder in path:
+        other = Path(folder or ".").resolve() / package.name
+        if other != package.resolve() and any(other.glob(f"{stem}.*")):
+            return other.parent
+    return None
 
 
 def _load_cpu() -> Library:
@@ -165,8 +187,7 @@ def isa_obstacle() -> str:
 def _load_cuda(cpu: Library) -> Library:
     library = Library("_C_cuda")
     if library.file is None:
-        library.reason = "the package was built without CUDA kernels"
-        library.remedy = f"with nvcc on PATH, in the source folder: FORCE_CUDA=1 {REBUILD}"
+        library.reason, library.remedy = explain_missing_cuda(_PACKAGE, sys.path)
     elif torch.version.cuda is None:
         library.reason = f"torch {torch.__version__} is a CPU build"
         library.remedy = "install a CUDA build of torch"
