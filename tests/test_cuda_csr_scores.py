@@ -5,7 +5,8 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of
+from cuda_on_host import planted
+from cuda_on_host.testing import FAR, kernels_of, moved_far
 
 from zerosum_ext import reference
 
@@ -79,7 +80,7 @@ def test_rows_of_every_length(kernels, dtype, index):
     check(kernels, *problem([], 5, 8, dtype, index))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 64, 65, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 63, 64, 65, 255, 256, 257, 520, 1000])
 def test_every_width(kernels, dim):
     for dtype in TOLERANCE:
         problems = problem([7, 0, 40, 1, 13], 50, dim, dtype, seed=dim)
@@ -118,3 +119,65 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kernels):
             )
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_entries_and_columns_that_32_bits_do_not_count(kernels, index, tmp_path):
+    """The rows' entries lie behind 2^31 others, their columns behind 2^31 numbers: the same bits as of these alone."""
+    rows, columns, _, column_x, indptr, indices = problem([3, 0, 40, 1030], 1200, 128, torch.float32, index)
+    before = (1 << 24) + 1  # rows of 128 numbers
+    table = moved_far(tmp_path, columns, before)[0]
+    constants = moved_far(tmp_path, column_x, before)[0]
+    entries = moved_far(tmp_path, indices + before)[0]
+    results = []
+    for t, x, at, of in ((columns, column_x, indptr, indices), (table, constants, indptr + FAR, entries)):
+        results.append(
+            (moments(kernels, rows, t, x, at, of, x), *weighted(kernels, rows, t, None, x, at, of, None, x, 0.3))
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+BUGS = [
+    planted.Bug(
+        "groups without an entry add another", "lane != 0 || first + group + m * groups >= entries.end", "lane != 0"
+    ),
+    planted.Bug("squares are scores", "sums[1] += s * s;", "sums[1] += s;"),
+    planted.Bug("columns have no bias", "if (a.column_bias != nullptr) score[m] += a.column_bias[column[m]];", ";"),
+    planted.Bug(
+        "groups without an entry add its row", "if (first + group + int64_t(m) * groups >= end) continue;", ";"
+    ),
+    planted.Bug("each lane adds a factor", "if (lane == 0) total += g;", "total += g;"),
+    planted.Bug("groups of a warp are not added up", "combine_warp(a.shape, sums);", ";"),
+    planted.Bug("groups of a block are not added up", "combine_groups<kCsrThreads, kRowPack<T>>(a.shape, sums);", ";"),
+    planted.Bug("a popular row's bias is one thread's part", "total = block_combine<kCsrThreads>(total, Add{});", ";"),
+    planted.Bug("a block's part is lost", "total += partials[i];", "total += i > 0 ? partials[i] : 0;"),
+    planted.Bug(
+        "rows of very many entries are left out", "return entries.end - entries.begin > kCsrLong;", "return false;"
+    ),
+]
+wrong = planted.kernels_of("csr_scores", "cuda/csr_scores.cuh", BUGS, kind="plain")
+
+
+def battery(kernels):
+    test_rows_of_every_length(kernels, torch.float32, torch.int32)
+    test_popular_rows(kernels, 65)
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)
+
+
+small_grid = planted.kernels_of(
+    "csr_scores", "cuda/csr_scores.cuh", (), constants={"kCsrBlocks": 2, "kCsrLongBlocks": 1}, kind="plain"
+)
+
+
+@pytest.mark.slow
+def test_more_work_than_a_grid_holds(small_grid):
+    """With a grid of two blocks, which no GPU has: each takes several turns."""
+    battery(small_grid)
+    test_results_do_not_depend_on_the_order_of_threads_and_blocks(small_grid)

@@ -10,7 +10,7 @@ import cuda_on_host
 import pytest
 import torch
 from cuda_on_host import planted
-from cuda_on_host.testing import counted_kernels_of, kernels_of, misaligned
+from cuda_on_host.testing import FAR, counted_kernels_of, far_tensor, kernels_of, misaligned, moved_far
 
 from zerosum_ext import reference
 from zerosum_ext.reference import Kernel
@@ -121,6 +121,11 @@ def test_widths_in_float64(kernels, dim):
         check(kernels, "pos2neg2", case("pos2neg2", 2, dim, torch.float64, sizes=(4, 2)), tolerance=1e-8)
 
 
+@pytest.mark.parametrize("dim", [63, 65, 255, 257, 1000])
+def test_widths_in_float32(kernels, dim):
+    check(kernels, "zerosum", case("zerosum", 2, dim, sizes=(3, 1)), l2=0.5, tolerance=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_vectors_in_global_memory(kernels, dtype):
     """Of long rows nothing but sums fits into shared memory."""
@@ -217,6 +222,24 @@ def test_grid_of_very_many_users(kernels):
         blocks, shared, workspace = grid.tolist()
         assert (blocks, shared) == (4 * resident, 0)
         assert workspace >= 4 * resident * 21 * 8 * (2**31 + 8)
+
+
+def test_samples_and_items_that_32_bits_do_not_count(kernels, tmp_path):
+    """Samples behind 2^31 others, of items behind 2^31 numbers, give the bits that they give elsewhere."""
+    before = (1 << 24) + 1  # rows of 128 numbers
+    item, bias, indptr, positives, negatives, constants = case("ipw", 1, 128, sizes=(3, 0, 5))
+    given = settings("ipw", iterations=3)
+    want = run(kernels, (item, bias, indptr, positives, negatives, constants), *given)
+    table, biases, known = (moved_far(tmp_path, t, before)[0] for t in (item, bias, constants))
+    samples = [moved_far(tmp_path, t.view(-1) + before)[0] for t in (positives, negatives)]
+    kernel, kink, l2, tolerance, iterations = given
+    rows = torch.full((3, 128), torch.nan)
+    scores = [far_tensor(tmp_path, torch.float32, t.numel()) for t in samples]
+    kernels.fold_in(
+        *(table, biases, indptr + FAR, *samples, known, *scores, torch.full((1,), 77), None, rows),
+        *(kernels.loss_names().index(kernel.loss), kernel.a, kernel.b, kernel.c, kink, l2, tolerance, iterations),
+    )
+    assert torch.equal(rows, want)
 
 
 def test_budget(counted):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of, misaligned
+from cuda_on_host import planted
+from cuda_on_host.testing import FAR, kernels_of, misaligned, moved_far
 
 from zerosum_ext.reference import graph as _graph_reference
 
@@ -68,7 +69,7 @@ def test_rows_of_every_length(kernels, dtype, index):
         check(kernels, *vectors(len(counts), num_items, 20, dtype), indptr, None, indices)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 10, 16, 33, 64, 65, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 10, 16, 33, 63, 64, 65, 255, 256, 257, 520, 1000])
 def test_every_width(kernels, dim):
     for dtype in TOLERANCE:
         indptr, indices, _ = lists([7, 0, 40, 1, 13], 50)
@@ -143,3 +144,64 @@ def test_rows_are_looked_for_by_all_threads(kernels, rows, blocks):
         kernels.chosen_rows(chosen, blocks, calls, block)
         assert torch.equal(calls, chosen)
         assert torch.equal(block, torch.where(chosen != 0, torch.arange(rows, dtype=torch.int32) % blocks, -1))
+
+
+def test_entries_that_32_bits_do_not_count(kernels, tmp_path):
+    indptr, indices, _ = lists([3, 0, 40, 1030], 1200, torch.int64)
+    users, items, *scales = vectors(4, 1200, 20, torch.float32)
+    want = product(kernels, users, items, indptr, None, indices, *scales, 1.25)
+    far = moved_far(tmp_path, indices)[0]
+    got = product(kernels, users, items, indptr + FAR, None, far, *scales, 1.25)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    got = product(kernels, users, items, indptr + FAR, indptr[1:] + FAR, far, *scales, 1.25)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+BUGS = [
+    planted.Bug("items are scaled as users", "item ? 0 : a.num_users", "0"),
+    planted.Bug("rows have no scale", "a.factor * a.row_scale[row]", "a.factor"),
+    planted.Bug(
+        "rows end where they ended before the dropout",
+        "a.end != nullptr ? a.end[row] : a.indptr[row + 1]",
+        "a.indptr[row + 1]",
+    ),
+    planted.Bug("groups of a warp are not added up", "combine_warp(a.shape, sums);", ";"),
+    planted.Bug(
+        "groups of a block are not added up", "combine_groups<kGraphThreads, kRowPack<T>>(a.shape, sums);", ";"
+    ),
+    planted.Bug("rows of very many entries are left out", "return row.end - row.begin > kGraphLong;", "return false;"),
+    planted.Bug("two interactions have the word of one", "odd ? words.word[2] : words.word[0]", "words.word[0]"),
+    planted.Bug("an item's row drops what its users' rows drop", "item ? by_its_item : by_user", "by_user"),
+    planted.Bug("the transpose is the matrix", "item ? by_user : by_its_item", "item ? by_its_item : by_user"),
+    planted.Bug("kept entries have one place", "__popc(kept & before)", "0"),
+    planted.Bug("a row's next entries lie over the first", "at += __popc(kept);", "at = begin + __popc(kept);"),
+    planted.Bug(
+        "interactions are numbered by item", "static_cast<int64_t>(a.by_item[e - a.interactions])", "e - a.interactions"
+    ),
+]
+wrong = planted.kernels_of("graph", "cuda/graph.cuh", BUGS, kind="plain")
+
+
+def battery(kernels):
+    test_what_is_dropped_is_what_the_definition_drops(kernels, torch.int32, 0.5, 1)
+    test_popular_rows(kernels, 65)
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)
+
+
+small_grid = planted.kernels_of(
+    "graph", "cuda/graph.cuh", (), constants={"kGraphBlocks": 2, "kGraphLongBlocks": 1}, kind="plain"
+)
+
+
+@pytest.mark.slow
+def test_more_work_than_a_grid_holds(small_grid):
+    """With a grid of two blocks, which no GPU has: each takes several turns."""
+    battery(small_grid)
+    test_rows_of_every_length(small_grid, torch.float32, torch.int64)

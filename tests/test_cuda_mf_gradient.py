@@ -5,7 +5,8 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of
+from cuda_on_host import planted
+from cuda_on_host.testing import far_tensor, kernels_of, moved_far
 
 from zerosum_ext import reference
 
@@ -176,7 +177,7 @@ def test_gradients(kernels, shape, dtype):
     check(kernels, user, item, ids, coefficient, l2=0.3)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 64, 65, 100, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 16, 33, 63, 64, 65, 100, 255, 256, 257, 520, 1000])
 def test_every_width(kernels, dim):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         user, item, ids, coefficient = problem(60, 3, dim, dtype, seed=dim)
@@ -263,3 +264,129 @@ def test_by_atomics_with_ids_out_of_range(kernels):
     spoiled = sorted({int(ids[1][4]), *ids[2][4].tolist()})
     assert out[1].isnan().any(1).nonzero().flatten().tolist() == spoiled
     assert out[2].isnan().nonzero().flatten().tolist() == spoiled
+
+
+def test_tables_that_32_bits_do_not_count(kernels, tmp_path):
+    """Rows behind 2^31 numbers have the gradients that they have elsewhere, to the bit."""
+    before = (1 << 24) + 1  # rows of 128 numbers
+    user, item, ids, coefficient = problem(300, 3, 128, torch.float32, num_items=5)
+    tables = [moved_far(tmp_path, t, before)[0] for t in (user, item)]
+    far_ids = tuple(t + before for t in ids)
+    for by_user in (True, False):
+        own, other = (user, item) if by_user else (item, user)
+        far_own, far_other = tables if by_user else tables[::-1]
+        options = {"dense": False, "bias": not by_user}
+        want = run_side(kernels, own, other, ids, coefficient, 0.5, 0.2, by_user, **options)
+        got = run_side(kernels, far_own, far_other, far_ids, coefficient, 0.5, 0.2, by_user, **options)
+        assert torch.equal(got[0], want[0] + before)
+        assert torch.equal(got[1], want[1])
+        assert by_user or torch.equal(got[2], want[2])
+    out = [far_tensor(tmp_path, torch.float32, t.numel()).view(t.shape) for t in tables]
+    bias = far_tensor(tmp_path, torch.float32, before + len(item))
+    kernels.gradient_atomics(*tables, *far_ids, coefficient, torch.tensor([0.5]), *out, bias, 0.2)
+    for got, want in zip((*out, bias), definition(user, item, ids, coefficient, 0.5, 0.2), strict=True):
+        close(got[before:], want, torch.float32, coefficient.numel() / len(item))
+
+
+@pytest.mark.parametrize("n", [2**31 - 1, 2**31, 2**32 - 3])
+def test_memory_of_the_sort_of_very_many_positions(kernels, n):
+    sizes = torch.zeros(3, dtype=torch.int64)
+    for rows, each in ((5, 1), (n + 7, 64)):
+        kernels.sizes(n, rows, each, sizes)
+        assert sizes.tolist() == [256 * (-(-n // 4096) + 1), min(n, rows) + 1, n * each // 256 + 1]
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+SORT, ROWS = "cuda/sort_rows.cuh", "cuda/rows.cuh"
+BUGS = [
+    planted.Bug(
+        "pairs of a digit change places",
+        "__popc(equals & ((1u << lane) - 1))",
+        "__popc(equals & ~((2u << lane) - 1))",
+        SORT,
+    ),
+    planted.Bug("warps of a tile have one place", "place += count;", ";", SORT),
+    planted.Bug("ids out of range are rows", "static_cast<uint64_t>(id) < static_cast<uint64_t>(rows)", "true", SORT),
+    planted.Bug(
+        "the last row has no end", "starts[number + (first ? 1u : 0u)] = static_cast<unsigned>(i + 1);", ";", SORT
+    ),
+    planted.Bug(
+        "a row begins anew with each tile",
+        "i == 0 || keys[i - 1] != keys[i]",
+        "i % kSortTile == 0 || keys[i - 1] != keys[i]",
+        SORT,
+    ),
+    planted.Bug(
+        "a warp does not count the one before", "if (w < warp) before += sum;", "if (w + 1 < warp) before += sum;", SORT
+    ),
+    planted.Bug(
+        "a digit's count is that of the lanes before",
+        "own[digit] += static_cast<unsigned>(__popc(equals));",
+        "own[digit] += 1;",
+        SORT,
+    ),
+    planted.Bug("the last of the long rows is left out", "i < count", "i + 1 < count"),
+    planted.Bug(
+        "groups of a block are not added up", "combine_groups<kGradientThreads, kRowPack<S>>(a.shape, sums);", ";"
+    ),
+    planted.Bug(
+        "rows have no decay",
+        "if (decay != 0) add_row<N>(a.shape, lane, c0, a.own + row * a.shape.dim, decay, sums);",
+        ";",
+    ),
+    planted.Bug("a bias is one lane's part", "total = warp_combine(total, width, Add{});", ";"),
+    planted.Bug(
+        "a popular item's bias is one thread's part", "total = block_combine<kGradientThreads>(total, Add{});", ";"
+    ),
+    planted.Bug(
+        "a row that does not exist has a factor",
+        "exists ? scale * a.coefficient[at] : static_cast<C>(NAN)",
+        "scale * a.coefficient[at]",
+    ),
+    planted.Bug(
+        "padding has the name of a row", "live ? a.sorted.keys[0][begin] : a.num_own", "a.sorted.keys[0][begin]"
+    ),
+    planted.Bug(
+        "the sum of a term's turn goes on beyond its end",
+        "if (t0 + i < n) add_row<N>(shape, lane, c0, table + row * shape.dim, factor, sums);",
+        "add_row<N>(shape, lane, c0, table + row * shape.dim, factor + (t0 + i < n ? 0 : 1), sums);",
+        ROWS,
+    ),
+    planted.Bug("the last group of a block is lost", "t < kThreads", "t + shape.width < kThreads", ROWS),
+    planted.Bug("items have no decay, by atomics", "f * own + decay * y", "f * own"),
+    planted.Bug("users have no decay, by atomics", "decay * own", "S(0)"),
+]
+wrong = planted.kernels_of("mf_gradient", "cuda/mf_gradient.cuh", BUGS, kind="plain")
+
+
+def battery(kernels):
+    """One case for each thing that can go wrong; of the sort first, as a wrong order would name rows that are none."""
+    for ids, rows in (
+        (torch.randint(0, 70_000, (9000,), generator=generator(1)), 70_000),
+        (torch.arange(9000) // 5000, 99_999),
+    ):
+        check_sort(kernels, ids, None, rows)
+    test_ids_out_of_range_are_sorted_away(kernels)
+    test_gradients(kernels, (37, 5, False), torch.float32)
+    test_popular_rows(kernels, 65)
+    test_ids_out_of_range_spoil_what_they_touch(kernels)
+    test_by_atomics(kernels, 5, torch.float32)
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)
+
+
+small_grid = planted.kernels_of(
+    "mf_gradient", "cuda/mf_gradient.cuh", (), constants={"kGradientBlocks": 2, "kLongBlocks": 1}, kind="plain"
+)
+
+
+@pytest.mark.slow
+def test_more_work_than_a_grid_holds(small_grid):
+    """With a grid of two blocks, which no GPU has: each takes several turns."""
+    battery(small_grid)
+    test_gradients(small_grid, (61, 2, True), torch.float16)

@@ -7,8 +7,9 @@ import itertools
 import cuda_on_host
 import pytest
 import torch
+from cuda_on_host import planted
 from cuda_on_host.losses import CONSTANTS, LOSSES, PAIR, REDUCTIONS, numbers
-from cuda_on_host.testing import kernels_of, misaligned
+from cuda_on_host.testing import kernels_of, misaligned, moved_far
 
 from zerosum_ext import reference
 
@@ -136,7 +137,7 @@ def test_every_loss(kernels, name, dtype):
 
 
 # Rows of one element, odd ones, whole accesses of 16 bytes, more of them than a warp takes at once.
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 16, 31, 33, 64, 65, 100, 129, 256, 257, 520])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 16, 31, 33, 63, 64, 65, 100, 129, 255, 256, 257, 520, 1000])
 def test_every_width(kernels, dim):
     for dtype in (torch.float32, torch.bfloat16):
         for name, k in (("zerosum", 0), ("bpr", 5), ("pos2neg2", 2)):
@@ -225,3 +226,68 @@ def test_more_work_than_blocks(kernels):
     rows = 2048 * 256 + 77  # one thread to a sample
     tables, ids, constants = problem("zerosum", rows, 0, 4, torch.float32)
     check(kernels, "zerosum", tables, ids, constants)
+
+
+def test_tables_that_32_bits_do_not_count(kernels, tmp_path):
+    """Rows behind 2^31 numbers give the bits that they give elsewhere."""
+    before = (1 << 24) + 1  # rows of 128 numbers
+    for name, k in (("pos2neg2", 2), ("zerosum", 1), ("bsl", 5), ("pd", 3)):
+        tables, ids, constants = problem(name, 20, k, 128, torch.float32)
+        moved = [moved_far(tmp_path, t, before)[0] for t in tables]
+        far_constants = None if constants is None else moved_far(tmp_path, constants, before)[0]
+        want = run(kernels, name, tables, ids, constants, l2=0.1)
+        got = run(kernels, name, moved, [t + before for t in ids], far_constants, l2=0.1)
+        assert all(torch.equal(a, b) for a, b in zip(got[:2], want[:2], strict=True))
+        assert got[2] == -1
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+BUGS = [
+    planted.Bug(
+        "all samples of a group have the scores of the last",
+        "if (lane == i) s[j] = products[j];",
+        "s[j] = products[j];",
+    ),
+    planted.Bug(
+        "a negative has its neighbour's score",
+        "if (lane == i + m) score = products[m];",
+        "if (lane == i) score = products[m];",
+    ),
+    planted.Bug("derivatives have no weight", "static_cast<C>(a.scale) * w * d[j]", "static_cast<C>(a.scale) * d[j]"),
+    planted.Bug("a positive's derivative has no weight", "scale * w * d[0]", "scale * d[0]"),
+    planted.Bug("a row's derivatives have no weight", "scale * w_row", "scale"),
+    planted.Bug(
+        "a pair has the weight of its row", "a.weight != nullptr && a.weight_per_pair ? a.weight[at] : w_row", "w_row"
+    ),
+    planted.Bug("samples that are none have a norm", "a.decay != 0 && group + i < end", "a.decay != 0"),
+    planted.Bug("negatives that are none have a norm", "a.decay != 0 && live && i + m < turns", "a.decay != 0 && live"),
+    planted.Bug("an id is told at the place of a positive", "2 * a.rows + at", "a.rows + at"),
+    planted.Bug("all have the constants of the positive", "constant_of(a, items[j])", "constant_of(a, items[0])"),
+    planted.Bug("a positive has one lane's derivative", "d_pos = warp_combine(d_pos, width, Add{});", ";"),
+    planted.Bug(
+        "an id out of range is the first row",
+        "if (user < 0 || item < 0) return static_cast<arithmetic_t<S>>(NAN);",
+        ";",
+    ),
+]
+wrong = planted.kernels_of(
+    "mf_loss",
+    "cuda/mf_loss.cuh",
+    BUGS,
+    losses=("zerosum", "ipw", "pd", "pos2neg2", "bsl", "sampled_softmax"),
+    kind="plain",
+)
+
+
+def battery(kernels):
+    for name in ("zerosum", "ipw", "pos2neg2", "bsl"):
+        test_every_loss(kernels, name, torch.float32)
+    test_samples_of_a_group(kernels, 65, 8)
+    test_ids_out_of_range_are_reported_and_read_nothing(kernels, "zerosum", -1)
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)

@@ -8,6 +8,7 @@ import os
 import cuda_on_host
 import pytest
 import torch
+from cuda_on_host import planted
 from cuda_on_host.losses import LOSSES, NEED_CONSTANTS, PAIR, REDUCTIONS, ROW, numbers
 from cuda_on_host.testing import counted_kernels_of, kernels_of, misaligned
 
@@ -492,3 +493,114 @@ def test_more_work_than_blocks(kernels):
     pos, neg = misaligned(normal(size, torch.float32, 0)), normal(size, torch.float32, 1)
     check(kernels, "zerosum", pos, neg)
     check(kernels, "bpr", normal(2049 * 8, torch.float32, 0), normal((2049 * 8, 31), torch.float32, 1))
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+SUMS = "cuda/loss_common.cuh"
+BUGS = [
+    planted.Bug("what is left of the last pack is lost", "rest + threadIdx.x", "end + threadIdx.x"),
+    planted.Bug("the last pack of a turn is lost", "at < stop", "at + kPack < stop"),
+    planted.Bug("a pack's constants are its first", "x[k] = aux[k].v[i];", "x[k] = aux[k].v[0];"),
+    planted.Bug("a pack's weights are its first", "weighted ? weight.v[i] : C(1)", "weighted ? weight.v[0] : C(1)"),
+    planted.Bug("derivatives have no weight", "a.scale * w * d[k]", "a.scale * d[k]"),
+    planted.Bug("the value has no weight", "w * Loss::eval(s, x, a.params, d)", "Loss::eval(s, x, a.params, d)"),
+    planted.Bug(
+        "two positives are one", "scores[k / kParts].v[i * kParts + k % kParts]", "scores[k / kParts].v[i * kParts]"
+    ),
+    planted.Bug(
+        "a turn's values are added twice",
+        "total += static_cast<double>(some);\n          some = 0;",
+        "total += static_cast<double>(some);",
+    ),
+    planted.Bug(
+        "a positive has the derivative of one lane",
+        "group_combine<kLossThreads>(sums[t], a.width, Add{})",
+        "__shfl_sync(kFullWarp, sums[t], 0, a.width < kWarp ? a.width : kWarp)",
+    ),
+    planted.Bug("a row's weight scales no derivative", "static_cast<C>(a.scale) * w", "static_cast<C>(a.scale)"),
+    planted.Bug(
+        "a row's value has no weight in the sum",
+        "total += static_cast<double>(w * f.value);",
+        "total += static_cast<double>(f.value);",
+    ),
+    planted.Bug("a row's constants are those of the first item", "x[col * a.aux_neg.col]", "x[0]"),
+    # The backward pass.
+    planted.Bug("what is not scaled in place stays unwritten", "a.in_place && factor == C(1)", "factor == C(1)"),
+    planted.Bug("all is in place", "a.in_place &= p.from[t] == p.to[t];", ";"),
+    planted.Bug("the end of a tensor is not scaled", "done = packs * kPack;", "done = a.size[t];"),
+    planted.Bug("packs beyond the grid are not scaled", "i < packs", "i < packs && i < threads"),
+    # Sums over tiles.
+    planted.Bug(
+        "the last tile is lost",
+        "part += sum.partials[tile];",
+        "part += tile + 1 < sum.tiles ? sum.partials[tile] : 0;",
+        SUMS,
+    ),
+    planted.Bug("tiles beyond the grid are lost", "tile += gridDim.x", "tile += sum.tiles", SUMS),
+    planted.Bug("nobody waits for a flag", "gpu_load_acquire(sum.flags + block) != sum.ticket", "false", SUMS),
+    planted.Bug("flags stay up", "sum.flags[block] = 0;", ";", SUMS),
+    planted.Bug(
+        "a flag is raised before the sum is there",
+        "if (sum.partials == nullptr) continue;",
+        "if (sum.partials == nullptr) continue; if (threadIdx.x == 0 && !sum.cluster && blockIdx.x + 1 < gridDim.x) "
+        "gpu_store_release(sum.flags + blockIdx.x, sum.ticket);",
+        SUMS,
+    ),
+    planted.Bug("a cluster's first block adds up its own sum", "*gpu_cluster_peer(mine, threadIdx.x)", "mine[0]", SUMS),
+    planted.Bug("a cluster's last block is lost", "threadIdx.x < sum.tiles", "threadIdx.x + 1 < sum.tiles", SUMS),
+    # Losses of rows.
+    planted.Bug("a row of masked items is shifted by minus infinity", "empty ? C(0) : top", "top", SUMS),
+    planted.Bug("logits are not shifted", "sum += exp_nonpositive(z - shift);", "sum += exp_nonpositive(z);", SUMS),
+    planted.Bug("the last of equal negatives is the hardest", "z == top && col < hardest", "z == top", SUMS),
+    planted.Bug("a mean is a sum", "total * share", "total", SUMS),
+    planted.Bug("a mean's derivatives are a sum's", "scale * f.dl * share", "scale * f.dl", SUMS),
+    planted.Bug("NaN among negatives is no maximum", "z == z ? C(0) : z", "C(0)", SUMS),
+]
+
+wrong = planted.kernels_of(
+    "pair_loss",
+    "cuda/pair_loss.cuh",
+    BUGS,
+    losses=("bpr", "zerosum", "ipw", "pos2neg2", "sampled_softmax", "hardest", "ccl"),
+    kind="plain",
+)
+
+
+def battery(kernels):
+    """One case for each thing that can go wrong."""
+    for dtype in (torch.float32, torch.float16):
+        compute = reference.compute_dtype(dtype)
+        for size in (7, 2051, 5003):
+            pos, neg, aux = normal(size, dtype, 0), normal(size, dtype, 1), constants("ipw", (size,), compute)
+            check(kernels, "ipw", pos, neg, aux=aux, weight=uniform(size, compute, 2))
+    pair = normal((300, 2), torch.float32, 0), normal((300, 2), torch.float32, 1)
+    check(kernels, "pos2neg2", *pair, weight=uniform(300, torch.float32, 2))
+    # Sums of one tile, of a cluster, and through flags, with more tiles than blocks.
+    flags = {"CUEMU_CLUSTERS": "0", "CUEMU_SMS": "1", "CUEMU_RESIDENT": "4"}
+    for settings in ({}, flags, {**flags, "CUEMU_ORDER": "1"}, {**flags, "CUEMU_ORDER": "2", "CUEMU_SEED": "7"}):
+        with cuda_on_host.schedule(settings):
+            check(kernels, "zerosum", normal(6001, torch.float32, 0), normal(6001, torch.float32, 1))
+            pos, neg = normal(300, torch.float32, 0), normal((300, 40), torch.float32, 1)
+            check(kernels, "bpr", pos, neg, weight=uniform((300, 40), torch.float32, 2))
+    long = normal(4, torch.float32, 0), normal((4, 13_000), torch.float32, 1)
+    check(kernels, "zerosum", *long)
+    test_a_graph_repeats_a_launch_with_its_ticket(kernels)
+    for loss in ("sampled_softmax", "hardest", "ccl"):
+        pos, neg = normal(9, torch.float32, 0), normal((9, 21), torch.float32, 1, scale=60.0)
+        aux = uniform(9, torch.float32, 3), uniform((9, 21), torch.float32, 4)
+        check(kernels, loss, pos, neg, aux=aux, weight=uniform(9, torch.float32, 2))
+        test_a_negative_of_minus_infinity_is_masked(kernels, loss, torch.float32)
+    test_the_first_of_equal_negatives_is_the_hardest(kernels)
+    for in_place in (True, False):
+        for factor in (1.0, -0.3):
+            tensors = [normal(40_003, torch.float32, 0), normal(7, torch.float32, 1)]
+            expected = [t * factor for t in tensors]
+            got = scaled(kernels, tensors, torch.tensor(factor), in_place=in_place)
+            assert all(torch.equal(x, y) for x, y in zip(expected, got, strict=True))
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)

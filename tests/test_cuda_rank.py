@@ -241,6 +241,22 @@ def test_rows_that_lie_far_apart(kernels):
         check(kernels, s, held_out((2, 9), 700), k)
 
 
+@pytest.mark.parametrize("num_items", [5, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 2**16 - 1])
+def test_packs_of_rows_of_any_length(kernels, num_items):
+    """By arithmetic: aligned packs lie within the row, and those at its ends are all that is left."""
+    zeros, out = torch.zeros(9, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+    for start in range(4):
+        for number in (0, 7):
+            kernels.rank_packs(1024 + 4 * start, num_items, number, num_items, zeros, out)
+            shift, first, whole, count, last, begins = out.tolist()
+            assert begins == 1024 + 4 * start + 4 * number * num_items
+            assert shift == begins // 4 % 4
+            assert first == (shift > 0)
+            assert 4 * first - shift >= 0
+            assert 4 * (first + whole) - shift <= num_items < 4 * (first + whole + 1) - shift
+            assert 4 * (count - 1) - shift < num_items <= last + 1 == 4 * count - shift < 2**32
+
+
 def test_a_list_is_the_same_by_selection_and_by_queue(kernels):
     args = held_out((3, 1), 2501)
     for ties in (False, True):
@@ -408,6 +424,11 @@ BUGS = [
         "above[j] -= s >= levels[j] ? 1.0f : 0.0f;",
     ),
     planted.Bug("the sums of bins lose what was carried", "sum += carried;", ";"),
+    planted.Bug("a block takes one user", "number += gridDim.x", "number += a.rows"),
+    planted.Bug("an excluded NaN is told of", "!(s == s) && row.is_candidate(item)", "!(s == s)"),
+    planted.Bug("a positive is level with itself", "shared->level[j] - 1", "shared->level[j]"),
+    planted.Bug("excluded items stay level", "if (s == levels[j]) atomicSub(shared->level + j, 1u);", ";"),
+    planted.Bug("a negative zero is less than zero", "score += 0.0f;", ";", ROW),
     # Selection. (No bug here collects more than there is room for in the cases that come to it.)
     planted.Bug("excluded items are selected", "row.is_candidate(number)", "true", SELECT),
     planted.Bug("excluded items stay in their bins", "atomicSub(bins + prefix.digit(bits, number), 1u);", ";", SELECT),
@@ -420,6 +441,16 @@ BUGS = [
     planted.Bug("a merge without its mirror", "compare_down(a, n, size / 2, size - 1);", "__syncthreads();", SELECT),
     planted.Bug("tiles are not merged", "if (higher > lower) put(i, higher), put(j, lower);", ";", SELECT),
     planted.Bug("a distance between tiles is left out", "half >= n", "half >= 2 * n", SELECT),
+    planted.Bug("a block selects for one user", "number += gridDim.x", "number += a.rows", SELECT),
+    planted.Bug(
+        "what lies above the digit is wanted once more",
+        "needed -= shared->better, level = shared->level;",
+        "level = shared->level;",
+        SELECT,
+    ),
+    planted.Bug("too few candidates are taken for enough", "all = shared->total < needed;", "all = false;", SELECT),
+    planted.Bug("minus infinity is listed", "score > -static_cast<T>(INFINITY)", "score == score", SELECT),
+    planted.Bug("the sums of lanes are not carried", "if (lane >= offset) sum += before;", ";", SELECT),
 ]
 
 
@@ -442,6 +473,15 @@ def battery(kernels):
     around = torch.full((3, 70), 9.0)
     around[:, 5:66] = scores(3, 61)
     check(kernels, around[:, 5:66], held_out((3, 0, 12), 61), 4)
+    zeros = torch.zeros(1, 700)
+    zeros[:, ::3] = -0.0
+    zeros[:, ::7] = -torch.inf
+    for k in (9, 600, 690):
+        check(kernels, zeros, held_out((2,), 700), k)
+    args = held_out((1, 0), 40)
+    s = scores(2, 40)
+    s[1, int(args[5][int(args[4][1])])] = torch.nan  # excluded
+    check(kernels, s, args, 3)
     test_budget(kernels)
 
 
@@ -453,6 +493,13 @@ def test_planted_bugs_are_noticed(wrong, bug):
 def test_a_bug_that_has_lost_its_place_is_noticed():
     with pytest.raises(ValueError, match="expected 'nowhere' once, found it 0 times"):
         planted.changed("text", [(1, planted.Bug("lost", "nowhere", "anywhere"))])
+    with pytest.raises(ValueError, match="kNone: expected one constant of this name"):
+        planted.load("rank", "cuda/rank.cuh", (), constants={"kNone": 1})
+    losses = (cuda_on_host.CSRC / planted.LOSSES).read_text()
+    with pytest.raises(ValueError, match="expected a loss of each list, found none"):
+        planted.few_losses(losses, ["bpr", "hardest"])
+    few = planted.few_losses(losses, ["bpr", "pos2neg2", "hardest", "ccl"])
+    assert '_ROW_LOSSES(X) X(kHardest, "hardest", Hardest) X(kCcl, "ccl", Ccl)\n#define ZX_ALL' in few
 
 
 def test_factors_are_ranked_through_scores_where_only_those_have_a_kernel(monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from cuda_on_host.testing import kernels_of
+from cuda_on_host import planted
+from cuda_on_host.testing import FAR, far_tensor, kernels_of
 
 from zerosum_ext import _ops
 from zerosum_ext.reference import ranking as _ranking_reference
@@ -99,3 +100,71 @@ def test_list_metrics(kernels, users, width, kinds):
     torch.testing.assert_close(sums, want[0], rtol=1e-12, atol=1e-12)
     assert torch.equal(lengths, want[1])
     assert torch.equal(exposure, want[2])
+
+
+def test_lists_that_32_bits_do_not_reach(kernels, tmp_path):
+    """The second list begins behind 2^31 places of the first one."""
+    lists = far_tensor(tmp_path, torch.int64, 2 * FAR).view(2, FAR)
+    lists[:, :10] = -1
+    lists[0, :2], lists[1, :3] = torch.tensor([4, 2]), torch.tensor([1, 0, 3])
+    values, cutoffs = torch.randn(1, 5, dtype=torch.float64), torch.tensor([2, 10])
+    sums, lengths = torch.full((1, 2, 2), torch.nan, dtype=torch.float64), torch.full((2, 2), -9)
+    exposure = torch.zeros(2, 5, dtype=torch.int64)
+    kernels.list_metrics(lists, values, cutoffs, sums, lengths, exposure)
+    want = _ranking_reference.list_metrics(lists[:, :10], values, cutoffs)
+    torch.testing.assert_close(sums, want[0])
+    assert torch.equal(lengths, want[1])
+    assert torch.equal(exposure, want[2])
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+BUGS = [
+    planted.Bug("level positives share a number", "other == above && j <= i", "other == above"),
+    planted.Bug("a positive is above itself", "before += other < above;", "before += other <= above;"),
+    planted.Bug("level negatives are below", "right + level / 2", "right"),
+    planted.Bug("positives among the level are negatives", "all - m", "all"),
+    planted.Bug(
+        "a place is that of the first of its level",
+        "static_cast<double>(before) + (m + 1) / 2",
+        "static_cast<double>(before) + 1",
+    ),
+    planted.Bug(
+        "the last place that counts does not",
+        "rank <= static_cast<double>(cutoff)",
+        "rank < static_cast<double>(cutoff)",
+    ),
+    planted.Bug("the ideal has a place for each cut-off", "n < cutoff ? n : cutoff", "cutoff"),
+    planted.Bug("precision is that of the first", "static_cast<double>(a.number[first + i]) / rank", "1 / rank"),
+    planted.Bug("a gain is one lane's", "warp_combine(gain, kWarp, Add{})", "gain"),
+    planted.Bug("an item is shown twice", "1ull", "2ull"),
+    planted.Bug("the most popular is the last of the list", "before + nth == 1", "before + nth == n"),
+]
+wrong = planted.kernels_of("rank_metrics", "cuda/rank_metrics.cuh", BUGS, kind="plain")
+
+
+def battery(kernels):
+    for ties in _ops.TIES:
+        for sizes in ("few", "around a warp"):
+            test_user_metrics(kernels, sizes, ties)
+    test_a_user_without_positives_has_no_values(kernels)
+    test_list_metrics(kernels, 37, 10, 3)
+
+
+@pytest.mark.slow
+@planted.each_of(BUGS)
+def test_planted_bugs_are_noticed(wrong, bug):
+    planted.look_for(bug, BUGS, wrong, battery)
+
+
+small_grid = planted.kernels_of(
+    "rank_metrics", "cuda/rank_metrics.cuh", (), constants={"kMetricBlocks": 2}, kind="plain"
+)
+
+
+@pytest.mark.slow
+def test_more_work_than_a_grid_holds(small_grid):
+    """With a grid of two blocks, which no GPU has: each takes several turns."""
+    battery(small_grid)
+    test_user_metrics(small_grid, "many users", "average")
+    test_list_metrics(small_grid, 300, 25, 3)

@@ -6,7 +6,7 @@ import cuda_on_host
 import pytest
 import torch
 from cuda_on_host import planted
-from cuda_on_host.testing import counted_kernels_of, kernels_of
+from cuda_on_host.testing import FAR, counted_kernels_of, kernels_of, moved_far
 
 import zerosum_ext as zx
 from zerosum_ext import _ops
@@ -210,6 +210,44 @@ def test_budget_of_negatives(counted):
     assert (len(counts.nodes), counts.loaded, counts.stored) == (1, 40 * 8, 40 * 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_interactions_that_32_bits_do_not_count(kernels, dtype, tmp_path):
+    """The rows lie behind 2^31 interactions, of nobody: results are those of the rows alone."""
+    x = matrix()
+    indptr, indices = x.indptr + FAR, moved_far(tmp_path, x.indices.to(dtype))[0]
+    filters = [build_filter(kernels, x, x.indices)]
+    filters.append(moved_far(tmp_path, filters[0])[0])
+    users, items = torch.arange(x.num_users), torch.arange(x.num_items)
+    for strategy in strategies(x):
+        sums = (None, None)
+        if strategy.masses is not None:
+            sums = complements.complement_sums(x, strategy.slots, strategy.masses)
+        results = []
+        for moved in (False, True):
+            matrix_of = (indptr, indices) if moved else (x.indptr, x.indices.to(dtype))
+            rows = None if sums[0] is None else torch.stack((sums[0][0] + FAR * moved, sums[0][1]))
+            for lookup in (None, filters[moved]):
+                out, failed = torch.full((users.numel(), 3), -9), torch.full((1,), -1)
+                kernels.sample_negatives(
+                    *(users, None, *matrix_of, lookup, strategy.slots, strategy.masses, rows, sums[1], None),
+                    *(out, failed, x.num_items, 5, 6, 7, strategy.replacement),
+                )
+                results.append((out, failed))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    want = _sampling_reference.has_items(users, items, x.indptr, x.indices, None, x.num_items)
+    for lookup in (None, filters[1]):
+        out = torch.zeros(want.shape, dtype=torch.bool)
+        kernels.has_items(users, items, indptr, indices, lookup, out, x.num_items)
+        assert torch.equal(out, want)
+    total, shift = FAR + x.nnz, 12
+    hint = torch.zeros(((total - 1) >> shift) + 1, dtype=torch.int64)  # of the last block: its first user
+    assert FAR >> shift == (total - 1) >> shift
+    got = torch.full((x.nnz,), -9), torch.full((x.nnz,), -9)
+    kernels.sample_positives(*(indptr, indices, hint, None, None, None, *got, shift, 0, total, total, FAR, 1, 1))
+    assert all(torch.equal(g, w) for g, w in zip(got, (x.pairs()[0], x.indices.long()), strict=True))
+
+
 def like_movielens(users=900, num_items=900):
     """Users of sizes like MovieLens-1M's: most have a few hundredths of the items, one has more than half."""
     generator = torch.Generator().manual_seed(4)
@@ -270,6 +308,12 @@ BUGS = [
     ),
     planted.Bug("samples with numbers are counted", "numbers != nullptr ? numbers[row] : first + row", "first + row"),
     planted.Bug("cells outside are undone like others", "is_item(cell, total)", "is_item(cell, total + 3)"),
+    planted.Bug("a bit of the filter is lost where the word has others", "if (before == seen) break;", "break;"),
+    planted.Bug("a replay goes on beyond the epoch", "number < total ? number : number % total", "number"),
+    planted.Bug("the epoch begins where the host said", "device != nullptr ? device[2] : offset", "offset"),
+    planted.Bug("an interaction has one draw", "if (a.total > a.kept) edge %= a.kept;", ";"),
+    planted.Bug("the second positive is one's neighbour", "at.edge - at.begin", "0"),
+    planted.Bug("owners are looked for in one block of the hint", "a.hint[block + 1]", "a.hint[block]"),
     # What rows' sums are searched by, which the CPU shares.
     planted.Bug(
         "an empty row takes the next one's sums",
@@ -318,6 +362,9 @@ def battery(kernels):
     kernels.unshuffle(cells, None, got, 10, 3, 4)
     want = _sampling_reference.unshuffle(cells[1:11], 10, 3, 4)
     assert got.tolist() == [-1, *want.tolist(), -1, -1]
+    few = matrix()
+    assert torch.equal(build_filter(kernels, few, few.indices), _ops.row_filter(few.indptr, few.indices, few.num_items))
+    test_samples_beyond_the_epoch_are_those_of_its_start(kernels, 1, 3)
     # Nearly as many of them as there are items: of users without a row some are drawn from complements too.
     few = zx.Interactions.from_arrays([1] * 34, list(range(34)), shape=(3, 40))
     strategy = sampling.NegativeSource.of(few, "candidates", None, 1.0, torch.arange(40), False)
@@ -337,6 +384,19 @@ def battery(kernels):
 @planted.each_of(BUGS)
 def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
+
+
+small_grid = planted.kernels_of("sampling", "cuda/sampling.cuh", (), constants={"kSampleBlocks": 2}, kind="plain")
+
+
+@pytest.mark.slow
+def test_more_work_than_a_grid_holds(small_grid):
+    """With a grid of two blocks, which no GPU has: each takes several turns."""
+    battery(small_grid)
+    test_negatives(small_grid, 5, SEEDS[1], torch.int32)
+    test_unshuffle(small_grid, 5001)
+    test_positives(small_grid, 3, 1, 2, torch.int32)
+    test_row_filter(small_grid, torch.int32, {})
 
 
 def test_nobody_asks(kernels):

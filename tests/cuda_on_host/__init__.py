@@ -174,10 +174,11 @@ def build_module(topic: str, kind: str, headers: Path | None = None) -> Path:
 
     # (A header of csrc/common names its neighbours without their folder.)
     changed = () if headers is None else (f"-iquote{headers}", f"-iquote{CSRC / 'common'}")
+    names = changed if headers is not None and (headers / "common" / "losses.h").exists() else ()
     python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}")
     objects = [
         _object("cuda_emulator.cpp", ("-O2", *EMULATOR_FLAGS[kind])),
-        _object("module.cpp", ("-O1", *(EMULATOR_FLAGS[kind] if kind == "count" else ())), python),
+        _object("module.cpp", ("-O1", *(EMULATOR_FLAGS[kind] if kind == "count" else ())), (*python, *names)),
         _object(f"{topic}.cpp", KERNEL_FLAGS[kind], changed),
     ]
     sanitizers = [f for f in KERNEL_FLAGS[kind] if f.startswith("-fsanitize")]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -52,13 +54,52 @@ def changed(text: str, bugs: Sequence[tuple[int, Bug]]) -> str:
     return "#pragma once\n#include <cstdint>\n" + known + text
 
 
-def load(topic: str, header: str, bugs: Sequence[Bug]) -> cuda_on_host.Kernels:
-    """Compiles the launchers of a topic with the bugs in ``csrc/<header>`` and theirs; their bytes are counted."""
+LOSSES = "common/losses.h"
+
+
+def few_losses(text: str, names: Sequence[str]) -> str:
+    """Returns common/losses.h with these losses alone in its lists, so that compiling takes seconds."""
+    for group in ("PAIR", "QUAD", "ROW"):
+        head = f"#define ZX_{group}_LOSSES(X)"
+        begin = text.index(head)
+        lines = re.compile(r"(?:.*\\\n)*.*\n").match(text, begin)[0]
+        kept = [entry for entry, name in re.findall(r'(X\(\w+, "(\w+)", \w+\))', lines) if name in names]
+        if not kept:
+            raise ValueError(f"expected a loss of each list, found none in {lines}")
+        text = text.replace(lines, f"{head} {' '.join(kept)}\n")
+    return text
+
+
+def load(
+    topic: str,
+    header: str,
+    bugs: Sequence[Bug],
+    *,
+    losses: Sequence[str] = (),
+    constants: Mapping[str, int] | None = None,
+    kind: str = "count",
+) -> cuda_on_host.Kernels:
+    """Compiles the launchers of a topic with the bugs in ``csrc/<header>`` and theirs.
+
+    Args:
+        topic: the name of a source here.
+        header: that of its kernels.
+        bugs: what is planted.
+        losses: those that are compiled; all of them where there are none. One of each list at least.
+        constants: other values for constants of the header.
+        kind: "count" counts bytes; "plain" is faster.
+    """
     numbered = [(number, bug, bug.header or header) for number, bug in enumerate(bugs, 1)]
     texts = {
         name: changed((cuda_on_host.CSRC / name).read_text(), [(n, bug) for n, bug, its in numbered if its == name])
         for name in dict.fromkeys([header, *(its for _, _, its in numbered)])
     }
+    for name, value in (constants or {}).items():
+        texts[header], found = re.subn(rf"(constexpr \w+ {name} =)[^;]+;", rf"\1 {value};", texts[header])
+        if found != 1:
+            raise ValueError(f"{name}: expected one constant of this name in {header}, found {found}")
+    if losses:
+        texts[LOSSES] = few_losses((cuda_on_host.CSRC / LOSSES).read_text(), losses)
     plant = 'static hostcall::Function plant_("plant", [](int64_t number) { zx::planted = number; });\n'
     texts[header] += '#include "host_call.h"\n' + plant
     # The name stands for the text, as what is compiled is kept by its command.
@@ -68,18 +109,18 @@ def load(topic: str, header: str, bugs: Sequence[Bug]) -> cuda_on_host.Kernels:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    module = cuda_on_host.build_module(topic, "count", folder)
-    return cuda_on_host.Kernels(topic, cuda_on_host.import_module(f"{topic}.planted", module), recorded=False)
+    module = cuda_on_host.build_module(topic, kind, folder)
+    return cuda_on_host.Kernels(topic, cuda_on_host.import_module(f"{topic}.planted-{digest}", module), recorded=False)
 
 
-def kernels_of(topic: str, header: str, bugs: Sequence[Bug]):
+def kernels_of(topic: str, header: str, bugs: Sequence[Bug], **options: Any):
     """A fixture: what :func:`load` returns."""
 
     @pytest.fixture(scope="module")
     def wrong():
         if os.environ.get("CUDA_ON_HOST_SANITIZE"):
             pytest.skip("planted bugs are for the tests to find: sanitizers look at the kernels that are right")
-        return load(topic, header, bugs)
+        return load(topic, header, bugs, **options)
 
     return wrong
 

@@ -24,6 +24,22 @@ void run(const Tensor& scores, const Tensor& users, const Tensor& offset, const 
   zx::rank_scores(a, nullptr, blocks, longest);
 }
 
+// How a row is read that begins at `address` plus `number` times `stride` scores: shift, first, whole, count, the last
+// item of the last pack, and where the row begins. Nothing is read of it.
+hostcall::Function packs("rank_packs", [](int64_t address, int64_t stride, int64_t number, int64_t num_items,
+                                          Tensor zeros, Tensor out) {
+  zx::RankArgs<float> a{};
+  a.scores = reinterpret_cast<const float*>(address), a.row_stride = stride, a.column_stride = 1;
+  a.num_items = num_items, a.users = a.positive_indptr = zeros.ptr<int64_t>();
+  zx::RankUser user{};
+  zx::describe_user(a, number, user);
+  const zx::RankRow<float> row{a, user};
+  int64_t* const p = out.ptr<int64_t>();
+  p[0] = user.packs.shift, p[1] = user.packs.first, p[2] = user.packs.whole, p[3] = user.packs.count;
+  p[4] = user.packs.item(user.packs.count - 1, zx::kRankPack - 1);
+  p[5] = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row.scores()));
+});
+
 hostcall::Function rank_scores("rank_scores", [](Tensor scores, Tensor users, Tensor offset, Tensor indptr,
                                                  Tensor indices, Tensor excluded_indptr, Tensor excluded_indices,
                                                  Tensor positive_scores, Tensor greater, Tensor equal,

@@ -1,12 +1,13 @@
 """Runs the CUDA kernels on the host under AddressSanitizer + UBSan and under ThreadSanitizer.
 
-    python tests/cuda_on_host/sanitize.py [--short] [bugs] [asan] [tsan]
+    python tests/cuda_on_host/sanitize.py [--short] [--calls N] [bugs] [asan] [tsan]
 
 bugs   the planted bugs of bugs.cpp in all three builds: each must be caught where the table says so, and the
        control must pass everywhere. What catches nothing proves nothing.
 asan   the tests of the kernels (tests/test_cuda_*.py), the kernels compiled under ASan and UBSan.
-tsan   the same tests record their smaller calls, which a program compiled under TSan then replays. clang-14 with
-       libclang-rt-14-dev is used where it is installed; gcc's TSan needs far longer for each thread.
+tsan   the same tests record their smaller calls, which a program compiled under TSan then replays: the first N (3) of
+       each launcher with the same dtypes. clang-14 with libclang-rt-14-dev is used where it is installed; gcc's TSan
+       needs far longer for each thread. With clang --calls 60 takes half an hour.
 
 --short leaves out what takes long: the tests marked slow, of the others all but one in eight, and for tsan all but the
 first call of each kind.
@@ -161,14 +162,16 @@ def check_asan(short: bool) -> list[str]:
     return [f"the kernels' tests under ASan + UBSan ended with {status}"] if status else []
 
 
-def check_tsan(short: bool) -> list[str]:
+def check_tsan(short: bool, calls_of_a_kind: int) -> list[str]:
     failures = []
     with tempfile.TemporaryDirectory(prefix="cuda_on_host_") as folder:
-        env = {**os.environ, "CUDA_ON_HOST_RECORD": folder}
-        options = []
-        if short:
-            env["CUDA_ON_HOST_RECORD_PER_KIND"] = "1"
-            options = ["-m", "not slow"]
+        env = {
+            **os.environ,
+            "CUDA_ON_HOST_RECORD": folder,
+            "CUDA_ON_HOST_RECORD_PER_KIND": "1" if short else str(calls_of_a_kind),
+        }
+        # Kernels with planted bugs are not recorded, and take long to compile.
+        options = ["-k", "not planted", *(["-m", "not slow"] if short else [])]
         status = run_kernel_tests(env, *options)
         if status:
             failures.append(f"the kernels' tests ended with {status} while recording")
@@ -197,6 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="bugs, asan, tsan (default: all)")
     parser.add_argument("--short", action="store_true", help="leave out what takes long")
+    parser.add_argument("--calls", type=int, default=3, metavar="N", help="of a kind that TSan replays (default 3)")
     args = parser.parse_args()
     what = args.what or ["bugs", "asan", "tsan"]
     if unknown := set(what) - {"bugs", "asan", "tsan"}:
@@ -207,7 +211,7 @@ def main() -> int:
     checks = {
         "bugs": check_bugs,
         "asan": lambda: check_asan(args.short),
-        "tsan": lambda: check_tsan(args.short),
+        "tsan": lambda: check_tsan(args.short, args.calls),
     }
     failures = []
     for name in what:
