@@ -154,10 +154,11 @@ def test_how_measures_are_written():
     assert arp.label("arp@10", long=True) == "ARP@10 (average popularity of what is recommended)"
     assert measure_of("pop_q_at_1").label("pop_q_at_1", long=True) == "PopQ@1 (popularity quantile of the top item)"
     assert tail.write(0.1234) == "12.3 %"
-    assert [arp.write(x) for x in (None, math.nan, 0.12345, 12.345, 123.45)] == [
+    assert [arp.write(x) for x in (None, math.nan, 0.12345, 12.345, 17.0, 123.45)] == [
         *["no value"] * 2,
         "0.123",
         "12.3",
+        "17.0",
         "123",
     ]
     assert tail.describe().startswith("Long-tail share: mean share")

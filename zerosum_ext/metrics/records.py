@@ -81,7 +81,7 @@ class Measure:
             return "no value"
         if self.percent:
             return f"{100 * value:.1f} %"
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
     def describe(self) -> str:
         """Return a sentence: what the measure is, and what would be ideal."""
