@@ -15,7 +15,8 @@ import pytest
 import zerosum_ext as zx
 from zerosum_ext.cli import main as cli
 from zerosum_ext.experiments import runs
-from zerosum_ext.experiments.report import read_names, svg
+from zerosum_ext.experiments.report import UserLists, read_names, svg
+from zerosum_ext.experiments.report import page as report_page
 
 # Names that would run, break out of an element or an attribute, or break the page's encoding.
 HOSTILE = (
@@ -151,6 +152,20 @@ def test_the_lists_are_those_that_are_recommended(run):
         block = listed[listed.index({"bpr": "BPR", "zerosum": "Zerosum"}[method]) :][:2000]
         shown = [item for item in expected if item in block]
         assert shown[0] == expected[0]
+
+
+def test_what_is_known_of_a_user_says_how_much_is_left_out(compared):
+    told = re.findall(
+        r"<h3>User (\d+)</h3><p>Known of this user: ([\d, ]*\d)(?: and (\d+) more)?</p>", page_of(compared.run)
+    )
+    counts = compared.run.split.train.user_counts
+    assert len(told) == 5
+    for user, known, more in told:
+        assert len(known.split(", ")) == min(8, counts[int(user)])
+        assert len(known.split(", ")) + int(more or 0) == counts[int(user)]
+    page = report_page._users([UserLists("a", [], {}), UserLists("b", ["x", "y"], {})])
+    assert "Known of this user: nothing</p>" in page
+    assert "Known of this user: x, y</p>" in page
 
 
 def test_the_comparison_has_its_front_and_what_was_not_tried(compared):

@@ -28,11 +28,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class UserLists:
-    """A user's lists: what is known of the user, and what each method recommends."""
+    """A user's lists: items known of the user and how many more there are, and what each method recommends."""
 
     user: str
     known: Sequence[str]
     lists: Mapping[str, Sequence[Listed]]
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,9 @@ def _users(users: Sequence[UserLists]) -> str:
             )
             lists.append(f"<div><h4>{escape(name)}</h4><ol>{entries}</ol></div>")
         known = ", ".join(escape(name) for name in one.known) or "nothing"
+        known += f" and {one.more:,} more" if one.more else ""
         shown.append(
-            f'<div class="user"><h3>User {escape(one.user)}</h3><p>Known of this user, among others: {known}</p>'
+            f'<div class="user"><h3>User {escape(one.user)}</h3><p>Known of this user: {known}</p>'
             f'<div class="lists">{"".join(lists)}</div></div>'
         )
     return (

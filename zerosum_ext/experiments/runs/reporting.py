@@ -392,5 +392,6 @@ def _users(
             lists[method_label(name)] = [
                 Listed(named(i), int(count[i]), i in held_out) for i in items.tolist() if i >= 0
             ]
-        found.append(UserLists(str(train.decode_users(user).item()), [named(int(i)) for i in known], lists))
+        name = str(train.decode_users(user).item())
+        found.append(UserLists(name, [named(int(i)) for i in known], lists, len(own) - len(known)))
     return found
