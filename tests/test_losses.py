@@ -510,7 +510,7 @@ def test_custom_loss_equals_the_fused_one():
         (lambda p, n: zx.bpr_loss(p, n, sample_weight=p[:1]), ValueError, "sample_weight: expected shape"),
         (lambda p, n: zx.zerosum_loss(p, n, w=1.5), ValueError, r"w: expected a number in \[0, 1\], got 1.5"),
         (lambda p, n: zx.zerosum_loss(p, n, w=0.5, reg_weight=2.0), ValueError, "not both"),
-        (lambda p, n: zx.pos2neg2_loss(p, n), ValueError, r"pos: expected two scores.*\[B, 2\]"),
+        (lambda p, n: zx.pos2neg2_loss(p, n), ValueError, r"pos: expected two scores.*\[B, 2\], as of .*positives=2"),
         (lambda p, n: zx.psl_loss(p, n, temperature=0.0), ValueError, "temperature: expected a number > 0"),
         (lambda p, n: zx.bpr_loss(p, n.to("meta")), ValueError, "neg: expected a tensor on cpu"),
     ],

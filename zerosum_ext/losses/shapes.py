@@ -121,7 +121,10 @@ def quad_inputs(pos: Tensor, neg: Tensor, sample_weight: Tensor | None, reductio
     pos, neg = common_scores(pos, neg, reduction)
     for name, scores in (("pos", pos), ("neg", neg)):
         if scores.dim() != 2 or scores.shape[1] != 2:
-            raise ValueError(f"{name}: expected two scores of each user, shape [B, 2], got {describe(scores)}")
+            raise ValueError(
+                f"{name}: expected two scores of each user, shape [B, 2], as of what TripletLoader(positives=2, "
+                f"negatives=2) draws, got {describe(scores)}"
+            )
     if pos.shape != neg.shape:
         raise ValueError(f"neg: expected the shape of pos, {tuple(pos.shape)}, got {describe(neg)}")
     if sample_weight is not None:
