@@ -534,6 +534,21 @@ def test_recommend(run_folder, tmp_path, capsys):
     assert len(lines) == 10
 
 
+def test_several_files_as_a_pattern(ratings, run_folder, tmp_path, capsys, monkeypatch):
+    lines = ratings.read_text().splitlines(keepends=True)
+    (tmp_path / "part-1.tsv").write_text("".join(lines[:400]))
+    (tmp_path / "part-2.tsv").write_text("".join(lines[400:]))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "part-*.tsv", "--quiet", "--no-figures", *SMALL]) == 0
+    one, several = runs.Run.open(run_folder), runs.Run.open(tmp_path / "runs" / "part-zerosum")
+    assert several.metrics == one.metrics
+    assert cli.main(["evaluate", str(run_folder), "--data", "part-*.tsv", "--quiet"]) == 0
+    assert "no file fits this pattern" in one_line_of_error(capsys, ["train", "none-*.tsv"])
+    assert "say which column has them: --timestamp-column" in one_line_of_error(
+        capsys, ["train", "part-*.tsv", "--split", "time", "--output", "timed", "--quiet", *SMALL]
+    )
+
+
 def test_recommend_for_users_who_are_new(run_folder, tmp_path, capsys):
     week = tmp_path / "week.csv"
     week.write_text("Kunde;Artikel\nann;100\nu30;139\nann;103\nbob;7\n")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ def add_data_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "data",
         metavar="FILE",
-        help="text with one interaction in each row, .npz or parquet; or a name in $ZEROSUM_EXT_DATA",
+        help="text with one interaction in each row, .npz or parquet; several as a pattern in quotes, such as "
+        "'part-*.csv'; or a name in $ZEROSUM_EXT_DATA",
     )
 
 
@@ -32,7 +34,10 @@ def run_folder(arguments: argparse.Namespace, purpose: str) -> str:
     """
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite: expected one of them")
-    return arguments.output or f"runs/{Path(arguments.data).name.split('.')[0]}-{purpose}"
+    name = Path(arguments.data).name.split(".")[0]
+    if set(name) & set("*?[]"):  # a pattern of files
+        name = re.sub(r"[*?\[\]]", "", name).strip("-_ ") or "files"
+    return arguments.output or f"runs/{name}-{purpose}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ of yours.
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
@@ -127,12 +128,13 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Interaction
 
 
 def find(source: str | os.PathLike[str]) -> Path:
-    """The path of a file of interactions, given as such or as the name of a data set that :func:`load` knows.
+    """Return the path of a file, a pattern of several, or a data set that :func:`load` knows by name.
 
-    Raises FileNotFoundError where it is neither.
+    Raises:
+        FileNotFoundError: it is none of these.
     """
     path = Path(source)
-    if path.exists():
+    if path.exists() or glob.has_magic(str(source)):  # whether files fit a pattern is seen when they are read
         return path
     folder = os.environ.get("ZEROSUM_EXT_DATA")
     if path.name == str(source) and folder:

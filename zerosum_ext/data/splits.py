@@ -11,6 +11,7 @@ import numpy as np
 
 from zerosum_ext import _checks
 from zerosum_ext._types import InteractionRows
+from zerosum_ext.data.wording import column_option
 
 __all__ = ["balanced", "by_column", "by_time", "folds", "from_end", "last", "last_share", "random"]
 
@@ -175,7 +176,9 @@ def by_time(
         raise ValueError("ratios, cuts: expected one of them")
     name = by or next((name for name in ("timestamp", "order") if name in data.columns), None)
     if name is None:
-        raise ValueError("by: these interactions have no times; expected a column timestamp")
+        raise ValueError(
+            f"these interactions have no times to split by; say which column has them: {column_option('timestamp')}"
+        )
     _, values, _ = _order_column(data, name)
     if values.dtype.kind not in "iufM":
         raise ValueError(f"by: expected times as numbers, column {name!r} holds text")
