@@ -63,13 +63,20 @@ STABLE_TORCH_LIBRARY(zerosum_ext, m) {
   // gradients are scaled down to this norm, if it is > 0. total: one float64 number, to which the loss summed over the
   // samples is added. weight [B]: of each sample, float32. normalize: scores are cosines. Returns the reduced loss,
   // float64.
+  //
+  // lists [L, K]: share samples in succession have the same K items, of list number (start + sample) / share; start is
+  // one number, and there must be as many lists as any start asks for. held [B, K]: whether the user has the list's
+  // item. Where he has, the sample takes the next one around the list that he does not have; where he has all, its row
+  // of negatives. alone [B]: how many samples up to this one have their row of negatives.
   m.def(
       "mf_step(Tensor(a!) user_embedding, Tensor(b!) item_embedding, Tensor(c!)? item_bias, Tensor(d!)? user_first, "
       "Tensor(e!)? user_second, Tensor(f!)? item_first, Tensor(g!)? item_second, Tensor(h!)? bias_first, "
       "Tensor(i!)? bias_second, Tensor users, Tensor positives, Tensor negatives, Tensor? constants, Tensor settings, "
       "Tensor? user_lr, Tensor(j!)? user_step, Tensor? item_lr, Tensor(k!)? item_step, Tensor? bias_lr, "
       "Tensor(l!)? bias_step, Tensor(m!)? total, int optimizer, int loss, float a, float b, float c, float l2, "
-      "float longest, int reduction, Tensor? weight=None, bool normalize=False) -> Tensor");
+      "float longest, int reduction, Tensor? weight=None, bool normalize=False, Tensor? lists=None, Tensor? "
+      "start=None, "
+      "Tensor? held=None, Tensor? alone=None, int share=0) -> Tensor");
   // Steps on consecutive batches of batch_size samples, all tables and their optimizer's state in place. settings
   // [3, 6], of users, items and biases: whether it is trained, lr, x, y, eps, and the number of the first step (from
   // 1). longest: rows of gradients are scaled down to this norm, if it is > 0. Returns the loss of each step;

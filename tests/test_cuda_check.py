@@ -68,6 +68,8 @@ def test_shared_memory_that_a_launch_does_not_get(check):
         ("fold_in_kernel", check.UNASKED - dynamic + 16, True),
         ("other_kernel", check.UNASKED, False),
         ("other_kernel", check.UNASKED + 16, True),
+        ("step_block_kernel", 2304, False),
+        ("step_block_kernel", check.MOST_SHARED - check.DYNAMIC_SHARED["step_block_kernel"] + 16, True),
     ):
         report = REPORT.replace("b_kernel", name).replace("0 barriers", f"0 barriers, {static} bytes smem")
         assert [k.refused for k in check.parse(report, "9.0", "x.cu")] == [False, refused]
@@ -87,13 +89,16 @@ def test_the_dynamic_shared_memory_is_what_launches_have(check):
         "fold_in_kernel": constant("kFoldShared", "fold_in.cuh"),
         "rank_select_kernel": of_select,
         "rank_kernel": 2 * constant("kRankList", "rank.cuh") * 16 + levels,
+        "step_block_kernel": 3 * 4 * constant("kTile", "mf_shared.cuh") * constant("kTileRow", "mf_shared.cuh"),
     } == check.DYNAMIC_SHARED
-    launched = set()
+    launched, asking = set(), set()
     for path in (ROOT / "csrc" / "cuda").glob("*.cuh"):
+        asking |= set(re.findall(r"GPU_ALLOW_SHARED\(\((\w+)", path.read_text()))
         for kernel, arguments in re.findall(r"GPU_LAUNCH\(\((\w+)[^;{]*?\)\s*,([^;]*?)stream\)", path.read_text()):
             if arguments.rstrip(", \n").rpartition(",")[2].strip() != "0":
                 launched.add(kernel)
     assert launched == set(check.DYNAMIC_SHARED)
+    assert asking == check.ASKING
 
 
 @pytest.mark.parametrize(

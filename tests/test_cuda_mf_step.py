@@ -125,19 +125,34 @@ class Step:
         self.plan = torch.zeros(8, dtype=torch.int64)
 
     def __call__(
-        self, loss, ids, constants=None, *, l2=0.0, longest=0.0, reduction="mean", wanted=(1, 1, 1), weight=None
+        self,
+        loss,
+        ids,
+        constants=None,
+        *,
+        l2=0.0,
+        longest=0.0,
+        reduction="mean",
+        wanted=(1, 1, 1),
+        weight=None,
+        shared=None,
     ):
         of_tables = torch.tensor(
             [[float(w), -1.0 if self.lr is not None else LR, self.x, self.y, EPS, self.number] for w in wanted],
             dtype=torch.float64,
         )
         options = torch.tensor(
-            [self.kind, *numbers(self.kernels, loss), REDUCTIONS[reduction], l2, longest, *self.chunks, self.cosines],
+            [self.kind, *numbers(self.kernels, loss), REDUCTIONS[reduction], l2, longest, *self.chunks, self.cosines]
+            + [shared.size if shared else 1],
             dtype=torch.float64,
         )
         value = torch.full((), torch.nan, dtype=torch.float64)
         tables = [t for table, state in zip(self.tables, self.state, strict=True) for t in (table, *state)]
+        if shared is not None:
+            ids = (*ids[:2], shared.own)
+        parts = (None,) * 4 if shared is None else (shared.lists, shared.start, shared.held, shared.alone)
         arguments = (*tables, *ids, constants, of_tables, self.lr, *self.steps, options, value, self.total, weight)
+        arguments = (*arguments, *parts)
         self.kernels.mf_step(*arguments, None, self.plan)
         # As the op finds it: full of something, and of the exact size.
         memory = torch.full((int(self.plan[0]),), -7, dtype=torch.int32)
@@ -193,9 +208,10 @@ def check(
     wanted=(1, 1, 1),
     rtol=2e-4,
     weights=None,
+    shared=None,
     **options,
 ):
-    """Steps on some batches, against torch.optim in float64. weights: of the samples of each batch."""
+    """Steps on some batches, against torch.optim in float64. weights, shared: of the samples of each batch."""
     start = new_tables(num_users, num_items, dim, bias)
     constants = new_constants(loss, num_items)
     step = Step(kernels, start, optimizer, **options)
@@ -228,6 +244,7 @@ def check(
         if torchs is not None:
             torchs.step()
         settings = {"l2": l2, "longest": longest, "reduction": reduction, "wanted": wanted}
+        settings["shared"] = None if shared is None else shared[number]
         got = step(loss, ids, constants, weight=weight, **settings)
         want = float(value.detach()) if len(ids[0]) else 0.0
         assert float(got) == pytest.approx(want, rel=2e-5, abs=1e-6)
@@ -490,10 +507,10 @@ def test_memory_of_very_large_steps(kernels, optimizer):
         table = like(rows, dim)
         plan, ids = torch.zeros(8, dtype=torch.int64), [like(count, dtype=torch.int64)] * 3
         of_tables = torch.tensor([[1.0, LR, 0.5, 0.5, EPS, 1.0]] * 3, dtype=torch.float64)
-        options = torch.tensor([kind, *numbers(kernels, "bpr"), 2, 0.0, 0.0, 0, 0, 0], dtype=torch.float64)
+        options = torch.tensor([kind, *numbers(kernels, "bpr"), 2, 0.0, 0.0, 0, 0, 0, 1], dtype=torch.float64)
         number = torch.zeros((), dtype=torch.float64)
         tables = (table, table, table, table, table, table, like(rows), like(rows), like(rows))
-        kernels.mf_step(*tables, *ids, None, of_tables, *[None] * 4, options, number, number, None, None, plan)
+        kernels.mf_step(*tables, *ids, None, of_tables, *[None] * 4, options, number, number, *[None] * 6, plan)
         words, user_chunk, item_chunk, width, wide, stored, _, passes = plan.tolist()
         assert (user_chunk, item_chunk) == ((16, 32) if count == samples else (1, 1))
         assert (width, wide, passes) == ((32, dim > 64, 4) if dim > 1 else (1, 0, 4))
@@ -506,6 +523,189 @@ def test_memory_of_very_large_steps(kernels, optimizer):
         sort = 2 * positions if positions <= 1 << 14 else 4 * positions + passes * 256 * (-(-positions // 4096) + 1)
         maps = 2 * rows if optimizer == "adam" else 0
         assert floats + sort + maps <= words <= floats + sort + maps + 200 + chunks[0]
+
+
+# ---- samples that share lists of negatives
+
+
+class Shared:
+    """A batch whose samples share lists, drawn as if users had items of theirs at random.
+
+    ``ids`` has the negatives one by one, by the rule of docs/training.md. One sample in ten shares nothing.
+    """
+
+    def __init__(self, rows, k, size, num_users=23, num_items=31, *, start=0, alone=0.1, items=None, seed=0):
+        g = generator(seed)
+        self.size, self.start = size, torch.tensor([start])
+        lists = (rows + size - 2) // size + 1
+        self.lists = torch.randint(0, items or num_items, (lists, k), generator=g)
+        self.held = torch.rand(rows, k, generator=g) < 0.3
+        self.held[torch.rand(rows, generator=g) < alone] = True
+        self.own = torch.randint(0, num_items, (rows, k), generator=g)
+        self.users, self.positives = (torch.randint(0, n, (rows,), generator=g) for n in (num_users, num_items))
+
+    @property
+    def alone(self):
+        return self.held.all(1).cumsum(0)
+
+    @property
+    def ids(self):
+        negatives = self.own.clone()
+        for i, held in enumerate(self.held.tolist()):
+            row, k = self.lists[(int(self.start) + i) // self.size].tolist(), len(held)
+            if not all(held):
+                free = [p for p in range(2 * k) if not held[p % k]]
+                negatives[i] = torch.tensor([row[next(p for p in free if p >= j) % k] for j in range(k)])
+        return self.users, self.positives, negatives
+
+
+def check_shared(kernels, loss, optimizer, batches, **options):
+    return check(kernels, loss, optimizer, [b.ids for b in batches], shared=batches, **options)
+
+
+# Samples and items off every multiple, one list and several, pieces of lists, of rows and of both.
+SHARED_SIZES = [(50, 5, 16, 8), (70, 64, 64, 64), (90, 70, 33, 5), (67, 33, 100, 100), (40, 1, 7, 12), (1, 3, 4, 4)]
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "pos2neg2"])
+def test_shared_losses(kernels, loss):
+    for rows, k, size, dim in SHARED_SIZES:
+        batches = [Shared(rows, k, size, start=3, seed=s) for s in range(2)]
+        check_shared(kernels, loss, "sgd", batches, dim=dim, l2=0.3)
+        options = {"bias": False, "reduction": "sum", "rtol": 2e-3, "weights": weights_of([batches[0].ids])}
+        check_shared(kernels, loss, "sgd", batches[:1], dim=dim, **options)
+
+
+@pytest.mark.parametrize("wanted", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 0, 0)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_shared_with_every_optimizer(kernels, optimizer, wanted):
+    """Lists of few items name them again and again, and so do positives."""
+    for items, chunks in ((None, (0, 0)), (4, (4, 8))):
+        batches = [Shared(75, 9, 16, start=5, items=items, seed=s) for s in range(2)]
+        options = {"wanted": wanted, "chunks": chunks}
+        check_shared(kernels, "zerosum", optimizer, batches, l2=0.4, longest=0.05, dim=20, **options)
+        check_shared(kernels, "bpr", optimizer, batches, dim=8, move=misaligned, **options)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("dim", [1, 33, 65, 256, 300])
+def test_shared_rows_of_every_width(kernels, optimizer, dim):
+    for cosines in (False, True):
+        if not cosines or dim <= 64 or dim in (128, 256):
+            batches = [Shared(45, 70, 70, start=59, seed=s) for s in range(1 + (dim < 65))]
+            check_shared(
+                *(kernels, "sampled_softmax", optimizer, batches),
+                dim=dim,
+                l2=0.3,
+                longest=0.2,
+                cosines=cosines,
+                rtol=1e-3,
+            )
+
+
+def test_shared_lists_that_nobody_can_use(kernels):
+    """An item that all samples of its list have is not named; who has all items shares nothing."""
+    for held, alone in ((slice(2, 5), 0.0), (slice(None), 1.0)):
+        batch = Shared(60, 8, 20, start=7, alone=alone, seed=3)
+        batch.held[:, held] = True
+        for optimizer in ("lazy_adam", "adam", "adagrad"):
+            check_shared(kernels, "sampled_softmax", optimizer, [batch] * 2, l2=0.2)
+    nobody = Shared(60, 8, 20, alone=0.0)
+    nobody.held[:] = False
+    check_shared(kernels, "sampled_softmax", "lazy_adam", [nobody] * 2, l2=0.2)
+
+
+def test_shared_positives_that_are_negatives_of_others(kernels):
+    batch = Shared(80, 6, 40, seed=2)
+    batch.positives[:] = batch.lists[0, 1]
+    batch.lists[1, :] = batch.lists[0, 2]
+    for optimizer in ("sgd", "adam"):
+        check_shared(kernels, "bpr", optimizer, [batch] * 2, l2=0.1)
+
+
+@pytest.mark.parametrize(("optimizer", "alone"), [("sgd", 0.0), ("sgd", 0.1), ("adam", 1.0)])
+def test_shared_batches_of_many_positions(kernels, optimizer, alone):
+    """How many positions there are the sort finds out: one tile of it, or several."""
+    batch = Shared(3000, 8, 100, 400, 300, start=99, alone=alone)
+    options = {"num_users": 400, "num_items": 300, "dim": 4, "rtol": 1e-3}
+    check_shared(kernels, "zerosum", optimizer, [batch], l2=0.3, **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_shared_numbers_in_memory_and_empty_batches(kernels, optimizer):
+    batches = [Shared(40, 5, 8, start=s, seed=s) for s in range(3)]
+    batches.insert(1, Shared(0, 5, 8))
+    if optimizer == "lazy_adam":  # (torch's definition takes no empty gradient)
+        del batches[1]
+    check_shared(kernels, "sampled_softmax", optimizer, batches, in_memory=True)
+
+
+@pytest.mark.parametrize("settings", cuda_on_host.SCHEDULES[1:], ids=str)
+@pytest.mark.parametrize("loss", ["zerosum", "sampled_softmax", "hardest", "ccl"])
+def test_shared_bits_are_the_same_in_any_schedule(kernels, settings, loss):
+    results = []
+    for environment in ({}, settings):
+        with cuda_on_host.schedule(environment):
+            step = Step(kernels, new_tables(19, 23, 12), "adagrad", chunks=(2, 4), cosines=loss == "ccl")
+            for seed in range(2):
+                batch = Shared(90, 70, 70, 19, 23, start=11, seed=seed)
+                step(loss, batch.ids, l2=0.1, longest=0.5, shared=batch)
+            results.append([*step.tables, *[t for s in step.state for t in s if t is not None], step.total])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_shared_ids_out_of_range_spoil_what_they_touch(kernels):
+    for optimizer in ("sgd", "adam"):
+        batch = Shared(40, 6, 16, alone=0.0, seed=1)
+        batch.held[:, 0] = False
+        batch.users[4], batch.lists[1, 2], batch.positives[39], batch.held[20, 2] = 23, -1, 1 << 40, True
+        users, positives, negatives = batch.ids
+        touched = torch.zeros(40, dtype=torch.bool)
+        touched[4], touched[39] = True, True
+        touched |= (negatives < 0).any(1)
+        step = Step(kernels, new_tables(23, 31, 8), optimizer)
+        assert step("sampled_softmax", batch.ids, shared=batch).isnan()
+        spoiled = {i for i in [*positives[touched].tolist(), *negatives[touched].flatten().tolist()] if 0 <= i < 31}
+        assert set(step.tables[0].isnan().any(1).nonzero().flatten().tolist()) == set(users[touched].tolist()) - {23}
+        assert set(step.tables[1].isnan().any(1).nonzero().flatten().tolist()) == spoiled
+
+
+def test_shared_parts_that_make_no_sense_are_not_followed(kernels):
+    """Starts and counts from nowhere: whatever is trained, nothing is read or written that is not there."""
+    for start, alone in ((-1, 0), (1 << 40, 1 << 40), (16, -5)):
+        batch = Shared(40, 6, 16, seed=1)
+        ids, batch.start = batch.ids, torch.tensor([start])
+        step = Step(kernels, new_tables(23, 31, 8), "adagrad")
+        made = type("Made", (), {**vars(batch), "alone": torch.full((40,), alone)})
+        step("bpr", ids, shared=made)
+
+
+def test_shared_and_one_by_one_are_the_same_samples(kernels):
+    """The pass over shared negatives and that over samples differ in the order of their sums alone."""
+    batch = Shared(200, 20, 64, seed=5)
+    steps = [Step(kernels, new_tables(23, 31, 32), "adagrad") for _ in range(2)]
+    values = [step("psl_tanh", batch.ids, l2=0.1, shared=s) for step, s in zip(steps, (None, batch), strict=True)]
+    assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-6)
+    for one, other in zip(steps[0].tables, steps[1].tables, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_launches_of_shared_negatives(kernels, optimizer):
+    """At most 9 nodes, or one more where the tables have so many rows that the sort takes four passes."""
+    for rows, k, tables in ((50, 5, (50, 60)), (2000, 16, (50, 60)), (2000, 16, (70_000, 90))):
+        step = Step(kernels, new_tables(*tables, 1), optimizer)
+        batch = Shared(rows, k, 64, *tables)
+        with kernels.count() as counts:
+            step("bpr", batch.ids, shared=batch)
+        names = [node.kernel for node in counts.nodes]
+        large = 2 * rows + (len(batch.lists) + rows) * k > 1 << 14
+        memset = ["memset"] if large or optimizer == "adam" else []
+        sort = ["digits", *["sort_pass"] * int(step.plan[7])] if large else ["small_sort"]
+        wanted = [*memset, "step_block", *sort, "step_items", "step_end"]
+        assert len(names) == len(wanted) <= 9
+        assert all(part in name for part, name in zip(wanted, names, strict=True))
 
 
 # ---- the budget of launches and bytes
@@ -600,6 +800,38 @@ def test_bytes_of_many_negatives(counted):
     assert gathers <= counts.loaded + counts.stored <= budget < 1.15 * (counts.loaded + counts.stored)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lazy_adam"])
+def test_bytes_of_shared_negatives(counted, optimizer):
+    """The arithmetic of benchmarks/ROOFLINE.md: a row of a list is read once a block, and not once a sample."""
+    rows, k, size, num_users, num_items, dim = 384, 64, 64, 300, 200, 64
+    batch = Shared(rows, k, size, num_users, num_items, alone=0.0)
+    moved, nodes = {}, {}
+    for shared in (None, batch):
+        step = Step(counted, new_tables(num_users, num_items, dim, bias=False), optimizer)
+        with counted.count() as counts:
+            step("sampled_softmax", batch.ids, shared=shared)
+        moved[shared is not None], nodes[shared is not None] = counts.loaded + counts.stored, counts.nodes
+    row, lists = 4 * dim, rows // size * k
+    states = {"sgd": 0, "lazy_adam": 2}[optimizer]
+    users, items = len(batch.users.unique()), len(torch.cat([batch.positives, batch.lists.flatten()]).unique())
+    # The pass: a user's row for the positive's score and as a tile, a positive's for its score and the user's
+    # derivative, each row of a list once; derivatives in users and in lists are written.
+    block = (4 * rows + lists + rows + lists) * row
+    # Their sums: rows that were left, and users' rows for positives. (There is one more list than this batch needs.)
+    positions = 2 * rows + lists + k
+    # A chunk has one position here, so that each row's sum is written and read in parts.
+    sums = 3 * positions * row + (users + items) * row * 2 * (1 + states)
+    # What users hold is looked at for each pair where scores are replaced and put back, and where uses are counted.
+    held = 8 * rows * k
+    # How many positions there are is read by each thread of the last two kernels, and of the sort's.
+    asked = 8 * sum(node.grid[0] * node.block[0] for node in nodes[True] if node.kernel != "memset")
+    sort = positions * 60 + 10_000 * 5 * int(step.plan[7])
+    edges = positions * 4 * int(step.plan[3]) * 6
+    budget = block + sums + held + asked + sort + edges
+    assert moved[True] <= budget < 1.25 * moved[True]
+    assert moved[False] > 5 * moved[True]
+
+
 # ------------------------------------------------------------------------------------------------------ planted bugs
 
 SORT = "cuda/batch_sort.cuh"
@@ -635,7 +867,9 @@ BUGS = [
     ),
     planted.Bug("parts of two rows have one place", "came_in ? 0 : 1", "0"),
     planted.Bug(
-        "rows of very many chunks are left out", "if (sum.row != kNone) finish_long<kKind, N>(a, g, users, sum);", ";"
+        "rows of very many chunks are left out",
+        "if (sum.row != kNone) finish_long<kKind, N>(a, side, g, users, sum);",
+        ";",
     ),
     planted.Bug("parts are added by two groups", "i += stride", "i += stride - stride / 2"),
     planted.Bug(
@@ -643,8 +877,8 @@ BUGS = [
     ),
     planted.Bug(
         "the end comes first",
-        "if (p.samples > 0) step_users(p.loss, a, plan, stream);",
-        "if (p.samples > 0) step_users(p.loss, a, plan, stream); step_end<kStepPack>(p.kind(), a, layout, stream);",
+        "if (p.samples > 0 && !p.shared()) step_users(p.loss, a, plan, stream);",
+        "step_users(p.loss, a, plan, stream); step_end<kStepPack>(p.kind(), a, layout, stream);",
     ),
     planted.Bug(
         "dense Adam leaves rows without gradients alone",
@@ -688,7 +922,7 @@ BUGS = [
     planted.Bug("scores are taken for coefficients", "scores[at] = factor;", "scores[at] = score;"),
     # Rows that do not fit into registers.
     planted.Bug("a wide row's sum is not begun anew", "user.fresh ? 0.0f : user.sum[c]", "user.sum[c]"),
-    planted.Bug("of a wide row the first piece alone is summed", "kStored && a.item.wanted && c0 < a.dim", "false"),
+    planted.Bug("of a wide row the first piece alone is summed", "kStored && table.wanted && c0 < a.dim", "false"),
     planted.Bug(
         "a wide row's product ends with the first turn",
         "sum += user.values[c] * row[c];",
@@ -701,8 +935,10 @@ BUGS = [
     planted.Bug(
         "users are no directions", "if (begins) scale_piece<N>(user.p, scale_now), user.scale = scale_now;", ";"
     ),
-    planted.Bug("users' lengths are forgotten", "factor * a.user_scale[sample]", "factor"),
-    planted.Bug("the derivative in a bias is that in a direction", "a.cosines ? g.get(factor, i0 + m) : f", "f"),
+    planted.Bug("users' lengths are forgotten", "slope * a.user_scale[sample]", "slope"),
+    planted.Bug(
+        "the derivative in a bias is that in a direction", "a.cosines || kShared ? g.get(entry.bias, i0 + m) : f", "f"
+    ),
     planted.Bug("L2 is that of a direction", "decay / user.scale", "decay"),
     planted.Bug("derivatives along an item stay", "add_piece<N>(sum, -along_row(product, scale), own);", ";"),
     planted.Bug(
@@ -762,3 +998,42 @@ def battery(kernels):
 @planted.each_of(BUGS)
 def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
+
+
+# Of shared negatives.
+SHARED_BUGS = [
+    planted.Bug("the first list", "a.ids.lists[b.list * k + k0 + j]", "a.ids.lists[k0 + j]"),
+    planted.Bug("a batch begins with a list", "int64_t{b.list} * a.size - start", "int64_t{b.list} * a.size"),
+    planted.Bug("a list has one tile", "int64_t{b.tile % a.ids.tiles_each} * kTile", "int64_t{0}"),
+    planted.Bug("replaced slots have no derivative", "row[j] += row[slot], row[slot] = 0.0f", "row[slot] = 0.0f"),
+    planted.Bug("replaced slots are not those of the place", "slot != place && held[slot]", "false"),
+    planted.Bug("the place before", "place = place + 1 == k ? 0 : place + 1", "place = place == 0 ? k - 1 : place - 1"),
+    planted.Bug("a score is replaced too late", "__syncwarp(kFullWarp);", ";"),
+    planted.Bug("uses are samples", "uses += 1", "uses += 0"),
+    planted.Bug("an unused item is named", "uses[at] == 0", "false", "cuda/batch_sort.cuh"),
+    planted.Bug("the next one is alone", "count_alone(middle) > n", "count_alone(middle) >= n", "cuda/batch_sort.cuh"),
+    planted.Bug("nobody is alone", "tiles + count_alone(samples - 1)", "tiles", "cuda/batch_sort.cuh"),
+    planted.Bug("a piece of columns is left out", "tile_depth(a.dim - c0)", "c0 > 0 ? 0 : kTile"),
+    planted.Bug("a piece of the list is left out", "tile_depth(int64_t{k} - k0)", "k0 > 0 ? 0 : kTile"),
+    planted.Bug("a positive is no direction", "s.slope[i] * s.positive_scale[i]", "s.slope[i]"),
+    planted.Bug("a bias is that of one sample", "sum += b.scores[i * kTileRow + j];", "sum = b.scores[i];"),
+]
+
+wrong_shared = planted.kernels_of(
+    "mf_step", "cuda/mf_shared.cuh", SHARED_BUGS, losses=("zerosum", "sampled_softmax"), kind="plain"
+)
+
+
+def shared_battery(kernels):
+    for loss in ("zerosum", "sampled_softmax"):
+        for rows, k, size, dim in ((90, 70, 33, 70), (75, 9, 70, 12), (40, 5, 8, 8)):
+            batches = [Shared(rows, k, size, start=size - 3, seed=s) for s in range(2)]
+            batches[0].held[:, 2] = True
+            check_shared(kernels, loss, "lazy_adam", batches, dim=dim, l2=0.3)
+    check_shared(kernels, "zerosum", "sgd", [Shared(75, 9, 70, start=5)], cosines=True, chunks=(2, 4))
+
+
+@pytest.mark.slow
+@planted.each_of(SHARED_BUGS)
+def test_planted_bugs_of_shared_negatives_are_noticed(wrong_shared, bug):
+    planted.look_for(bug, SHARED_BUGS, wrong_shared, shared_battery)

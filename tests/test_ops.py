@@ -105,6 +105,9 @@ def mf_step_arguments() -> Iterator[tuple[Any, ...]]:
         yield user, item, bias, *states, *samples(), None, settings, *numbers, total, optimizer, *losses
     weight = torch.arange(samples()[0].numel(), dtype=torch.float32)
     yield user, item, bias, *nothing, *samples(), None, settings, *nothing, None, 0, *losses, weight, True
+    held = torch.tensor([[False, True], [False, False], [True, True], [False, False]])
+    shared = ids([[1, 2], [7, 8], [0, 5]]), ids([1]), held, ids([0, 0, 1, 1]), 3
+    yield user, item, bias, *nothing, *samples(), None, settings, *nothing, None, 0, *losses, None, False, *shared
 
 
 def mf_train_arguments() -> Iterator[tuple[Any, ...]]:

@@ -496,8 +496,8 @@ def test_a_graph_has_the_filter_and_the_sums_from_its_first_batch_on(played, gra
     assert not any("row_filter" in str(function) for function, *_ in graphs.graph.calls)
 
 
-@pytest.mark.parametrize("shared", [1, 10, 64, 100])
-def test_negatives_that_samples_share(played, graphs, monkeypatch, shared):
+@pytest.mark.parametrize(("shared", "negatives"), [(1, 5), (10, 5), (64, 5), (100, 5), (64, 16), (37, 64), (100, 20)])
+def test_negatives_that_samples_share(played, graphs, monkeypatch, shared, negatives):
     """Blocks begin within batches, or go on beyond them; nobody is asked where."""
 
     def work(run):
@@ -506,6 +506,27 @@ def test_negatives_that_samples_share(played, graphs, monkeypatch, shared):
         run.train(1)
         assert played.asked == []
 
-    run = both(monkeypatch, graphs, work, loss=zx.SampledSoftmaxLoss(), negatives=5, shared=shared)
+    run = both(monkeypatch, graphs, work, loss=zx.SampledSoftmaxLoss(), negatives=negatives, shared=shared)
+    assert fused.shares_lists(run.loader) == (min(shared, 64) * negatives >= 1024)
     assert graphs.captured == 1
     assert graphs.replayed >= 2 * (run.loader.num_samples // SIZE) - 2
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("kind", "normalize"), [("softmax", False), ("bpr", True)])
+def test_lists_make_the_samples_that_they_stand_for(played, graphs, monkeypatch, optimizer, kind, normalize):
+    """Steps on lists, on their samples one by one, and on those that the CPU's engine draws by itself."""
+    loss = {"softmax": zx.SampledSoftmaxLoss(), "bpr": zx.BPRLoss()}[kind]
+    options = {"optimizer": optimizer, "loss": loss, "negatives": 30, "shared": 40, "normalize": normalize}
+    options["weights"] = kind == "bpr"
+    runs = [Run(**options), Run(**options), Run(**options, device=torch.device("cpu"))]
+    assert fused.shares_lists(runs[0].loader)
+    alone = runs[0].loader.lists_between(0, 300, 0)[3][3]
+    assert kind == "bpr" or 0 < int(_held(alone)[-1]) < 300
+    for run, lists in zip(runs, (True, False, False), strict=True):
+        monkeypatch.setattr(fused, "shares_lists", lambda loader, lists=lists: lists)
+        run.train(0, begin=7)
+        run.train(1)
+    same(*runs[:2])
+    for name, value in runs[2].everything().items():
+        torch.testing.assert_close(runs[0].everything()[name], value, rtol=1e-4, atol=1e-5, msg=name)

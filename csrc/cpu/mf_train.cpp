@@ -236,6 +236,26 @@ Tensor mf_train_sampled(Tensor user_embedding, Tensor item_embedding, MaybeTenso
                });
 }
 
+// The negatives of samples that share lists, one by one.
+Tensor expand_shared(const Tensor& lists, const Tensor& start, const Tensor& held, int64_t share, const Tensor& own) {
+  const int64_t samples = own.size(0), k = lists.size(1);
+  const int64_t *items = data<int64_t>(lists), *others = data<int64_t>(own);
+  const bool* taken = data<bool>(held);
+  const int64_t given = *data<int64_t>(start), first = given >= 0 && given < share ? given : 0;
+  Tensor out = new_tensor(own, {samples, k}, ScalarType::Long);
+  int64_t* to = data<int64_t>(out);
+  for (int64_t i = 0; i < samples; ++i, taken += k, others += k, to += k) {
+    const int64_t* list = items + (first + i) / share * k;
+    const bool alone = std::all_of(taken, taken + k, [](bool t) { return t; });
+    for (int64_t j = 0; j < k; ++j) {
+      int64_t place = j;
+      while (!alone && taken[place]) place = place + 1 == k ? 0 : place + 1;
+      to[j] = alone ? others[j] : list[place];
+    }
+  }
+  return out;
+}
+
 // One step, with numbers that may lie in memory.
 Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bias, MaybeTensor user_first,
                MaybeTensor user_second, MaybeTensor item_first, MaybeTensor item_second, MaybeTensor bias_first,
@@ -243,7 +263,8 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
                MaybeTensor constants, const Tensor& settings, MaybeTensor user_lr, MaybeTensor user_step,
                MaybeTensor item_lr, MaybeTensor item_step, MaybeTensor bias_lr, MaybeTensor bias_step,
                MaybeTensor total, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
-               double longest, int64_t reduction, MaybeTensor weight, bool normalize) {
+               double longest, int64_t reduction, MaybeTensor weight, bool normalize, MaybeTensor lists,
+               MaybeTensor start, MaybeTensor held, MaybeTensor alone, int64_t share) {
   check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
   Tensor now = new_tensor(settings, {3, 6}, ScalarType::Double), value = new_tensor(settings, {}, ScalarType::Double);
   std::copy_n(data<double>(settings), 18, data<double>(now));
@@ -251,7 +272,9 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
   *sum = 0;
   const int64_t samples = users.size(0);
   if (weight) check_weight(*weight, samples);
+  const bool shared = check_shared(lists, start, held, alone, share, positives, negatives, samples);
   if (samples == 0) return value;
+  ZX_CHECK(!shared || (negatives.size(0) == samples && negatives.is_contiguous()), "negatives must be [B, K]");
   const MaybeTensor* rates[3] = {&user_lr, &item_lr, &bias_lr};
   MaybeTensor* steps[3] = {&user_step, &item_step, &bias_step};
   for (int64_t t = 0; t < 3; ++t) {
@@ -259,32 +282,33 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
     line[1] = number_of(*rates[t], line[1], "lr").read();
     if (*steps[t]) line[5] = number_of(*steps[t], 0, "step").read() + 1;
   }
-  const Tensor losses = train_on({user_embedding,
-                                  item_embedding,
-                                  item_bias,
-                                  user_first,
-                                  user_second,
-                                  item_first,
-                                  item_second,
-                                  bias_first,
-                                  bias_second,
-                                  constants,
-                                  now,
-                                  optimizer,
-                                  loss,
-                                  a,
-                                  b,
-                                  c,
-                                  l2,
-                                  longest,
-                                  reduction,
-                                  samples,
-                                  false,
-                                  normalize,
-                                  nullptr,
-                                  {},
-                                  data_or_null<float>(weight)},
-                                 users, positives, negatives);
+  const Tensor losses =
+      train_on({user_embedding,
+                item_embedding,
+                item_bias,
+                user_first,
+                user_second,
+                item_first,
+                item_second,
+                bias_first,
+                bias_second,
+                constants,
+                now,
+                optimizer,
+                loss,
+                a,
+                b,
+                c,
+                l2,
+                longest,
+                reduction,
+                samples,
+                false,
+                normalize,
+                nullptr,
+                {},
+                data_or_null<float>(weight)},
+               users, positives, shared ? expand_shared(*lists, *start, *held, share, negatives) : negatives);
   for (int64_t t = 0; t < 3; ++t) {
     if (!*steps[t]) continue;
     Tensor& step = **steps[t];

@@ -55,11 +55,20 @@ inline Divider divider_of(unsigned divisor) {
 // The ids of a batch, and the keys of its positions: users [0, U), U for one out of range; then items, and U + 1 + I
 // for one out of range. Positions: the samples, then the items of sample after sample, positives first. So places
 // [0, samples) of the sorted batch are users, and the rest are items, whatever the ids.
+//
+// Of samples that share lists of negatives (mf_shared.cuh) the positions of items are the positives, the items of the
+// lists, once for each tile of samples, and at last the negatives of samples that share nothing. How many of these
+// there are the device alone knows. An item of a list that no sample uses has the key of one out of range.
+constexpr unsigned kNone = ~0u;  // no row
 struct BatchKeys {
   const int64_t *users, *positives, *negatives;
   unsigned samples, num_positives, num_negatives;
   unsigned num_users, num_items;
-  Divider items;  // of a sample
+  Divider items;               // of a sample; of a list, where they are shared
+  const int64_t* lists;        // [lists, num_negatives], or null where nothing is shared
+  const int64_t* alone;        // [samples]: how many samples up to this one share nothing
+  const unsigned* uses;        // [tiles, num_negatives]: by how many slots each item of a list is used
+  unsigned tiles, tiles_each;  // in all, and of each list
 
   __device__ __forceinline__ int64_t item_id(unsigned sample, unsigned j) const {
     return j < num_positives ? positives[sample * num_positives + j]
@@ -69,10 +78,40 @@ struct BatchKeys {
   static __device__ __forceinline__ unsigned in_range(int64_t id, unsigned rows) {
     return static_cast<uint64_t>(id) < rows ? static_cast<unsigned>(id) : rows;
   }
+  __device__ __forceinline__ unsigned count_alone(unsigned sample) const { return in_range(alone[sample], samples); }
+  __device__ __forceinline__ bool is_alone(unsigned sample) const {
+    return alone[sample] != (sample > 0 ? alone[sample - 1] : 0);
+  }
+  // The sample that is number n of those that share nothing. (Few ask: the others' registers are not to pay for it.)
+  __device__ __attribute__((noinline)) unsigned find_alone(unsigned n) const {
+    unsigned low = 0, high = samples - 1;
+    while (low < high) {
+      const unsigned middle = low + (high - low) / 2;
+      if (count_alone(middle) > n)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return low;
+  }
+  // Positions, of `most` that there may be.
+  __device__ __forceinline__ unsigned count(unsigned most) const {
+    if (lists == nullptr) return most;
+    return 2 * samples + (tiles + count_alone(samples - 1)) * num_negatives;
+  }
+  // The row of a position of shared items, counted from the first of them.
+  __device__ __forceinline__ unsigned shared_item(unsigned at) const {
+    if (at < samples) return in_range(positives[at], num_items);
+    at -= samples;
+    const unsigned row = items.divide(at), j = at - row * num_negatives;
+    if (row >= tiles) return in_range(negatives[find_alone(row - tiles) * num_negatives + j], num_items);
+    return uses[at] == 0 ? num_items : in_range(lists[row / tiles_each * num_negatives + j], num_items);
+  }
   __device__ __forceinline__ unsigned key(unsigned position) const {
     if (position < samples) return in_range(users[position], num_users);
     const unsigned at = position - samples, sample = items.divide(at);
-    return num_users + 1 + in_range(item_id(sample, at - sample * items.divisor), num_items);
+    return num_users + 1 +
+           (lists != nullptr ? shared_item(at) : in_range(item_id(sample, at - sample * items.divisor), num_items));
   }
 };
 
@@ -87,9 +126,10 @@ inline SortPlan sort_plan(int64_t num_users, int64_t num_items) {
   return {passes, (bits + passes - 1) / passes};
 }
 inline int64_t pass_tiles(int64_t n) { return (n + kPassTile - 1) / kPassTile; }
-// Words that a sort of n positions wants as zeros: how often each digit occurs, the tickets, what tiles publish.
+// Words that a sort of n positions wants as zeros: how often each digit occurs, the tickets, how many positions there
+// are, what tiles publish.
 inline int64_t sort_zeros(int64_t n, const SortPlan& plan) {
-  return n <= kSmallSort ? 0 : plan.passes * int64_t{kDigits} + kMostPasses + plan.passes * pass_tiles(n) * kDigits;
+  return n <= kSmallSort ? 0 : plan.passes * int64_t{kDigits} + kMostPasses + 1 + plan.passes * pass_tiles(n) * kDigits;
 }
 
 // What the first kernel of a step does beside sorting: it moves the steps' numbers on that lie in memory, and works
@@ -176,7 +216,7 @@ __device__ __forceinline__ void exchange_halves(unsigned short* exchange, const 
 // 32 KiB of shared memory serve one after another: counts of digits, then pairs on their way from thread to thread.
 // narrow: upper halves of keys are 0, and stay where they are. (The host says so: registers are scarce here.)
 __global__ void __launch_bounds__(kSmallThreads, 1)
-    small_sort_kernel(const BatchKeys ids, unsigned n, int turns, SortPlan plan, bool narrow, unsigned* keys,
+    small_sort_kernel(const BatchKeys ids, unsigned most, int turns, SortPlan plan, bool narrow, unsigned* keys,
                       unsigned* order, const StepNumbers numbers) {
   GPU_SHARED(unsigned short, shared, kSmallSort);
   static_assert(kSmallWarps * kDigits <= kSmallSort);
@@ -190,7 +230,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
     if (t >= turns) break;
     // Behind the end are keys that are no smaller than any other in each digit: they stay there.
     position[t] = base + t * kWarp;
-    key[t] = position[t] < n ? ids.key(position[t]) : narrow ? 0xffffu : ~0u;
+    key[t] = position[t] < ids.count(most) ? ids.key(position[t]) : narrow ? 0xffffu : ~0u;
   }
   for (int pass = 0; pass < plan.passes; ++pass) {
     const int shift = pass * plan.width;
@@ -224,7 +264,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
 #pragma unroll
   for (int t = 0; t < kSmallTurns; ++t) {
     const unsigned to = base + t * kWarp;
-    if (t >= turns || to >= n) break;
+    if (t >= turns || to >= ids.count(most)) break;
     keys[to] = key[t];
     order[to] = position[t];
   }
@@ -232,12 +272,15 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
 
 // ---- large ones -----------------------------------------------------------------------------------------------------
 
-// How often each digit occurs, for all passes at once: counts [passes, kDigits], zeros beforehand.
+// The keys, how often each of their digits occurs, for all passes at once (counts [passes, kDigits], zeros beforehand),
+// and how many there are.
 __global__ void __launch_bounds__(kPassThreads)
-    batch_digits_kernel(const BatchKeys ids, unsigned n, SortPlan plan, unsigned* counts, const StepNumbers numbers) {
+    batch_digits_kernel(const BatchKeys ids, unsigned most, SortPlan plan, unsigned* counts, unsigned* keys,
+                        unsigned* size, const StepNumbers numbers) {
   GPU_SHARED(unsigned, own, kMostPasses* kDigits);
   begin_step(numbers);
-  const unsigned mask = (1u << plan.width) - 1;
+  const unsigned n = ids.count(most), mask = (1u << plan.width) - 1;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *size = n;
   for (unsigned i = threadIdx.x; i < kMostPasses * kDigits; i += kPassThreads) own[i] = 0;
   __syncthreads();
   const unsigned begin = blockIdx.x * unsigned(kPassTile);
@@ -245,6 +288,7 @@ __global__ void __launch_bounds__(kPassThreads)
     const unsigned i = begin + turn * kPassThreads + threadIdx.x;
     if (i >= n) break;
     const unsigned key = ids.key(i);
+    keys[i] = key;
     for (int pass = 0; pass < plan.passes; ++pass)
       atomicAdd(own + pass * kDigits + (key >> (pass * plan.width) & mask), 1u);
   }
@@ -253,10 +297,9 @@ __global__ void __launch_bounds__(kPassThreads)
     if (own[i] != 0) atomicAdd(counts + i, own[i]);
 }
 
-// What one pass reads and writes. keys is null in the first one, which makes them.
+// What one pass reads and writes. In the first one order is null: positions are in order.
 struct PassArgs {
-  BatchKeys ids;
-  unsigned n;
+  const unsigned* size;  // [1]
   int shift;
   unsigned mask;
   const unsigned* counts;  // of the digits [kDigits]
@@ -293,12 +336,13 @@ __global__ void __launch_bounds__(kPassThreads, kPassResident) sort_pass_kernel(
   GPU_SHARED(unsigned, sorted_order, kPassTile);
   GPU_SHARED(unsigned, counts, kPassWarps* kDigits);
   GPU_SHARED(unsigned, offset, kDigits);  // from a pair's place in the tile to that in the batch
-  GPU_SHARED(unsigned, taken, 1);
-  if (threadIdx.x == 0) taken[0] = atomicAdd(a.ticket, 1u);
+  GPU_SHARED(unsigned, taken, 2);         // the tile, and where the positions end
+  if (threadIdx.x == 0) taken[0] = atomicAdd(a.ticket, 1u), taken[1] = *a.size;
   for (unsigned i = threadIdx.x; i < kPassWarps * kDigits; i += kPassThreads) counts[i] = 0;
   __syncthreads();
   const unsigned tile = taken[0], begin = tile * unsigned(kPassTile);
-  const unsigned here = a.n - begin < unsigned(kPassTile) ? a.n - begin : unsigned(kPassTile);
+  if (begin >= taken[1]) return;
+  const unsigned here = taken[1] - begin < unsigned(kPassTile) ? taken[1] - begin : unsigned(kPassTile);
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned base = warp * kWarp * kPassTurns + lane;
   unsigned* const own = counts + warp * kDigits;
@@ -306,7 +350,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassResident) sort_pass_kernel(
 #pragma unroll
   for (int t = 0; t < kPassTurns; ++t) {
     const unsigned i = base + t * kWarp;
-    key[t] = i >= here ? 0 : a.keys != nullptr ? a.keys[begin + i] : a.ids.key(begin + i);
+    key[t] = i >= here ? 0 : a.keys[begin + i];
   }
 #pragma unroll
   for (int t = 0; t < kPassTurns; ++t) rank[t] = rank_in_warp(own, key[t] >> a.shift & a.mask, base + t * kWarp < here);
@@ -318,10 +362,10 @@ __global__ void __launch_bounds__(kPassThreads, kPassResident) sort_pass_kernel(
 #pragma unroll
   for (int t = 0; t < kPassTurns; ++t) {
     const unsigned i = base + t * kWarp;
-    if (i >= here) break;
+    if (i >= here) continue;  // (after a break sm_100 would spill)
     const unsigned to = own[key[t] >> a.shift & a.mask] + rank[t];
     sorted[to] = key[t];
-    sorted_order[to] = a.keys != nullptr ? a.order[begin + i] : begin + i;
+    sorted_order[to] = a.order != nullptr ? a.order[begin + i] : begin + i;
   }
   __syncthreads();
   for (unsigned i = threadIdx.x; i < here; i += kPassThreads) {
@@ -347,15 +391,16 @@ inline void sort_batch(const BatchKeys& ids, int64_t n, const SortPlan& plan, un
   const unsigned tiles = static_cast<unsigned>(pass_tiles(n));
   unsigned* const counts = zeros;
   unsigned* const tickets = counts + plan.passes * kDigits;
-  unsigned* const published = tickets + kMostPasses;
-  GPU_LAUNCH((batch_digits_kernel), tiles, kPassThreads, 0, stream)(ids, size, plan, counts, numbers);
+  unsigned *const count = tickets + kMostPasses, *const published = count + 1;
+  unsigned* const made = keys[1 - plan.passes % 2];
+  GPU_LAUNCH((batch_digits_kernel), tiles, kPassThreads, 0, stream)(ids, size, plan, counts, made, count, numbers);
   for (int pass = 0; pass < plan.passes; ++pass) {
     const int to = (plan.passes - pass) % 2;  // the last one writes into [1]
     PassArgs a{};
-    a.ids = ids, a.n = size, a.shift = pass * plan.width, a.mask = (1u << plan.width) - 1;
+    a.size = count, a.shift = pass * plan.width, a.mask = (1u << plan.width) - 1;
     a.counts = counts + pass * kDigits, a.ticket = tickets + pass;
     a.published = published + pass * int64_t(tiles) * kDigits;
-    a.keys = pass == 0 ? nullptr : keys[1 - to], a.order = pass == 0 ? nullptr : order[1 - to];
+    a.keys = keys[1 - to], a.order = pass == 0 ? nullptr : order[1 - to];
     a.new_keys = keys[to], a.new_order = order[to];
     GPU_LAUNCH((sort_pass_kernel), tiles, kPassThreads, 0, stream)(a);
   }

@@ -39,7 +39,8 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
                MaybeTensor constants, const Tensor& settings, MaybeTensor user_lr, MaybeTensor user_step,
                MaybeTensor item_lr, MaybeTensor item_step, MaybeTensor bias_lr, MaybeTensor bias_step,
                MaybeTensor total, int64_t optimizer, int64_t loss, double a, double b, double c, double l2,
-               double longest, int64_t reduction, MaybeTensor weight, bool normalize) {
+               double longest, int64_t reduction, MaybeTensor weight, bool normalize, MaybeTensor lists,
+               MaybeTensor start, MaybeTensor held, MaybeTensor alone, int64_t share) {
   const Call call(user_embedding);
   check_mf_tensors(call, user_embedding, item_embedding, users, positives, negatives);
   call.require_here(item_bias, "item_bias");
@@ -57,6 +58,10 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
   call.require_here(weight, "weight");
   if (weight) check_weight(*weight, samples);
   check_step(settings, positives, negatives, constants.has_value(), loss, reduction);
+  const std::pair<const MaybeTensor*, const char*> parts[] = {
+      {&lists, "lists"}, {&start, "start"}, {&held, "held"}, {&alone, "alone"}};
+  for (const auto& [part, name] : parts) call.require_here(*part, name);
+  const bool shared = check_shared(lists, start, held, alone, share, positives, negatives, samples);
   const Optimizer kind = checked_optimizer(optimizer);
   const double* s = data<double>(settings);
 
@@ -71,8 +76,13 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
   p.weight = weight ? data<float>(*weight) : nullptr;
   p.users = data<int64_t>(users), p.positives = data<int64_t>(positives), p.negatives = data<int64_t>(negatives);
   p.samples = samples, p.num_positives = columns_of(positives), p.num_negatives = columns_of(negatives);
+  if (shared) {
+    p.lists = data<int64_t>(*lists), p.start = data<int64_t>(*start), p.alone = data<int64_t>(*alone);
+    p.held = static_cast<const uint8_t*>(held->data_ptr()), p.num_lists = lists->size(0), p.share = share;
+  }
   ZX_CHECK(p.positions() <= kMostPositions, "a batch must have fewer than 2^30 users and items, got ", p.positions());
   ZX_CHECK(p.num_users + p.num_items < (int64_t{1} << 32) - 2, "the tables must have fewer than 2^32 - 2 rows");
+  ZX_CHECK(!shared || p.num_users + p.positions() < (int64_t{1} << 32) - 2, "tables and batch are too large together");
   ZX_CHECK(p.dim < (int64_t{1} << 30), "rows must have fewer than 2^30 elements");
   const MaybeTensor* rates[3] = {&user_lr, &item_lr, &bias_lr};
   const MaybeTensor* steps[3] = {&user_step, &item_step, &bias_step};

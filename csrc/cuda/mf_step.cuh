@@ -19,11 +19,14 @@
 //
 // Dense Adam moves all rows: its items' pass keeps the sums, and the end goes through the tables. So do rows too long
 // for a group's registers.
+//
+// Samples that share lists of negatives have a pass of their own in the place of the users' (mf_shared.cuh), before the
+// sort. It leaves derivatives in rows, and the pass that follows sums those of users and of items at once.
 #pragma once
 
 #include "common/cosines.h"
 #include "cuda/batch_sort.cuh"
-#include "cuda/loss_common.cuh"
+#include "cuda/mf_shared.cuh"
 #include "cuda/rows.cuh"
 
 namespace zx {
@@ -35,7 +38,6 @@ constexpr int kStepPack = 4;                // elements of an access where rows 
 constexpr unsigned kMostChunk = 32;         // positions of a chunk
 constexpr int64_t kEnoughChunks = 1 << 12;  // below which they are made shorter
 constexpr unsigned kLongParts = 64;         // parts of a row's sum from which on a whole block adds them up
-constexpr unsigned kNone = ~0u;             // no row
 
 struct StepTable {
   float *values, *m, *v;  // [rows, dim]; m and v are null where the optimizer has no such state
@@ -48,13 +50,20 @@ struct StepSums {
   float* whole;    // [slots, dim], of rows within a chunk
   float* parts;    // [chunks, 2, dim]: of the row that came in from the chunk before, and of the one that goes on
   bool by_row;     // whether a slot is a row of the table, or the sorted position where the row begins
-  unsigned chunk;  // positions of a chunk
+  unsigned chunk;  // positions of a chunk; 0 where their number decides, which the device alone knows
   unsigned first;  // where this side begins among the sorted positions
-  unsigned size;   // positions
+  unsigned size;   // positions, or as many as there may be
   unsigned first_key;
   unsigned* begins;  // [rows], dense Adam alone: 1 + the row's first place on this side, or 0
 
   ZX_HD unsigned chunks() const { return (size + chunk - 1) / chunk; }
+};
+
+// What the pass over shared negatives leaves, as BlockArgs names it; coefficient is then of what samples do not share.
+struct SharedLeft {
+  const float* positive;
+  float* rows;  // derivatives in users, then those in lists' items
+  const float* list_bias;
 };
 
 struct StepArgs {
@@ -68,8 +77,9 @@ struct StepArgs {
   float *bias_whole, *bias_parts;  // as by_item's, of one element
   float* coefficient;              // [samples, J]
   float* user_scale;               // [samples], of cosines: what the user's row is multiplied by
-  const UpdateRule* rules;         // [3]
-  double* partials;                // of the users' pass, a block each
+  SharedLeft shared;
+  const UpdateRule* rules;  // [3]
+  double* partials;         // of the users' pass, a block each
   unsigned partial_count;
   double *value, *total;  // one number each: the reduced loss, and what its sum over samples is added to, or null
   Params<float> params;
@@ -79,6 +89,23 @@ struct StepArgs {
   bool wide;    // rows do not fit into a group's registers
   bool cosines;
 };
+
+// Positions of a chunk: a power of two, so many that there are enough chunks, and that it has no more than kMostChunk
+// rows to read.
+ZX_HD unsigned chunk_of(int64_t positions, int64_t rows_each) {
+  unsigned chunk = 1;
+  while (2 * chunk * rows_each <= kMostChunk && positions >= 2 * kEnoughChunks * chunk) chunk *= 2;
+  return chunk;
+}
+
+// A side, with the number of its positions.
+__device__ __forceinline__ StepSums side_of(const StepArgs& a, bool users) {
+  StepSums side = users ? a.by_user : a.by_item;
+  if (users || a.ids.lists == nullptr) return side;
+  side.size = a.ids.count(0) - a.ids.samples;
+  if (side.chunk == 0) side.chunk = chunk_of(side.size, 1);
+  return side;
+}
 
 // ---- groups of threads ----------------------------------------------------------------------------------------------
 
@@ -547,61 +574,104 @@ __global__ void __launch_bounds__(kStepThreads, kMany || ElementScores<Loss>::va
 
 // ---- the items' pass ------------------------------------------------------------------------------------------------
 
+// What a position adds to its row: a factor times a row, which is a user's or (from num_users on) one that the pass
+// over shared negatives has left; to the bias; and how many gathered rows it stands for.
+struct StepEntry {
+  float factor, bias, count;
+  unsigned row;
+};
+
+// Of the user `user`'s sample, whose derivative in the score is `slope`.
+__device__ __forceinline__ StepEntry entry_of_user(const StepArgs& a, unsigned sample, float slope) {
+  const unsigned user = BatchKeys::in_range(a.ids.users[sample], a.user.rows);
+  if (user >= a.user.rows) return {NAN, NAN, 1.0f, 0};
+  // Of cosines the factor is what the user's row as it is in memory is multiplied by.
+  return {a.cosines ? slope * a.user_scale[sample] : slope, slope, 1.0f, user};
+}
+
+template <bool kShared>
+__device__ __forceinline__ StepEntry entry_of(const StepArgs& a, bool users, unsigned position) {
+  const unsigned samples = a.ids.samples;
+  if (kShared && users) return {1.0f, 0.0f, 1.0f, a.user.rows + position};
+  unsigned at = position - samples;
+  if constexpr (!kShared) {
+    return entry_of_user(a, a.ids.items.divide(at), a.coefficient[at]);
+  } else {
+    if (at < samples) return entry_of_user(a, at, a.shared.positive[at]);
+    at -= samples;
+    const unsigned k = a.ids.num_negatives, row = a.ids.items.divide(at);
+    if (row >= a.ids.tiles) {
+      const unsigned sample = a.ids.find_alone(row - a.ids.tiles);
+      return entry_of_user(a, sample, a.coefficient[sample * k + (at - row * k)]);
+    }
+    const float bias = a.shared.list_bias != nullptr ? a.shared.list_bias[at] : 0.0f;
+    return {1.0f, bias, static_cast<float>(a.ids.uses[at]), a.user.rows + samples + at};
+  }
+}
+
+template <bool kShared>
+__device__ __forceinline__ const float* row_of_entry(const StepArgs& a, unsigned row) {
+  if (!kShared || row < a.user.rows) return a.user.values + int64_t{row} * a.dim;
+  return a.shared.rows + int64_t{row - a.user.rows} * a.dim;
+}
+
 // kStored: sums are kept for the end (of rows in one piece or several), else rows within a chunk are updated.
-template <Optimizer kKind, bool kStored, int N>
-__global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepArgs a) {
+// kShared: of shared negatives; the first blocks then have users, whose sums are kept.
+template <Optimizer kKind, bool kStored, bool kShared, int N>
+__global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepArgs a, unsigned user_blocks) {
   const Group g(a.width);
-  const StepSums& side = a.by_item;
-  const Chunk chunk(a, side, blockIdx.x * (kStepThreads / a.width) + threadIdx.x / a.width);
+  const bool users = kShared && blockIdx.x < user_blocks, stored = kStored || users;
+  const StepSums side = side_of(a, users);
+  const StepTable& table = users ? a.user : a.item;
+  const bool biased = a.bias.wanted && !users;
+  const unsigned block = kShared && !users ? blockIdx.x - user_blocks : blockIdx.x;
+  const Chunk chunk(a, side, block * (kStepThreads / a.width) + threadIdx.x / a.width);
   const bool comes_in = chunk.comes_in(), goes_on = chunk.goes_on(side);
   const unsigned last_key = chunk.end > 0 ? chunk.keys[chunk.end - 1] : 0;
   int c0 = 0;
   do {
     Piece<N> sum = {};
-    float factors = 0;
+    float factors = 0, counted = 0;
     unsigned first = chunk.begin;
     for (unsigned o = 0; o < side.chunk; o += g.width) {
       // A lane reads what one position adds, for all.
       const unsigned base = chunk.begin + o;
-      unsigned key = 0, next = kNone, user = 0;
-      float factor = 0, of_row = 0;  // of cosines: of_row is what the user's row as it is in memory is multiplied by
+      unsigned key = 0, next = kNone;
+      StepEntry entry{};
       if (base + g.lane < chunk.end) {
-        const unsigned i = base + g.lane, at = a.order[side.first + i] - a.ids.samples;
+        const unsigned i = base + g.lane;
         key = chunk.keys[i];
         if (i + 1 < chunk.end) next = chunk.keys[i + 1];
-        factor = a.coefficient[at];
-        const unsigned sample = a.ids.items.divide(at);
-        user = BatchKeys::in_range(a.ids.users[sample], a.user.rows);
-        if (user >= a.user.rows) user = 0, factor = NAN;
-        of_row = a.cosines ? factor * a.user_scale[sample] : factor;
+        entry = entry_of<kShared>(a, users, a.order[side.first + i]);
       }
       const unsigned count = side.chunk - o < unsigned(g.width) ? side.chunk - o : g.width;
       for (unsigned i0 = 0; i0 < count; i0 += kStepColumns) {
         Piece<N> p[kStepColumns];
-        if (a.item.wanted) {
+        if (table.wanted) {
 #pragma unroll
           for (int m = 0; m < kStepColumns; ++m) {
-            const unsigned row = g.get(user, i0 + m);
+            const unsigned row = g.get(entry.row, i0 + m);
             p[m] = {};
             if (i0 + m < count && base + i0 + m < chunk.end)
-              p[m] = load_piece<N>(g, a.dim, a.user.values + int64_t{row} * a.dim, c0);
+              p[m] = load_piece<N>(g, a.dim, row_of_entry<kShared>(a, row), c0);
           }
         }
 #pragma unroll
         for (int m = 0; m < kStepColumns; ++m) {
           if (i0 + m >= count) break;
-          const float f = g.get(of_row, i0 + m);
+          const float f = g.get(entry.factor, i0 + m);
           const unsigned its_key = g.get(key, i0 + m), its_next = g.get(next, i0 + m), at = base + i0 + m;
-          factors += a.cosines ? g.get(factor, i0 + m) : f;
-          if (a.item.wanted) add_piece<N>(sum, f, p[m]);
+          factors += a.cosines || kShared ? g.get(entry.bias, i0 + m) : f;
+          if constexpr (kShared) counted += g.get(entry.count, i0 + m);
+          if (table.wanted) add_piece<N>(sum, f, p[m]);
           const bool ends = at < chunk.end && its_next != its_key;
-          const unsigned row = ends ? row_of(side, a.item, its_key) : kNone;
+          const unsigned row = ends ? row_of(side, table, its_key) : kNone;
           const bool in = first == chunk.begin && comes_in, on = goes_on && its_key == last_key;
           const bool whole = row != kNone && !in && !on;
-          const float decay = a.decay * static_cast<float>(at + 1 - first);
+          const float decay = a.decay * (kShared ? counted : static_cast<float>(at + 1 - first));
           Piece<N> own = {};
-          if (a.item.wanted && row != kNone && (a.cosines || decay != 0 || (!kStored && whole)))
-            own = load_piece<N>(g, a.dim, a.item.values + int64_t{row} * a.dim, c0);
+          if (table.wanted && row != kNone && (a.cosines || decay != 0 || (!stored && whole)))
+            own = load_piece<N>(g, a.dim, table.values + int64_t{row} * a.dim, c0);
           if (a.cosines && __any_sync(kFullWarp, row != kNone)) {
             const float scale = inverse_length(g.sum(dot_piece<N>(own, own)));
             const float product = g.sum(dot_piece<N>(sum, own));
@@ -610,22 +680,22 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepA
           }
           if (row != kNone && decay != 0) add_piece<N>(sum, decay, own);
           if constexpr (!kStored) {
-            if (a.longest > 0) {
+            if (a.longest > 0 && !users) {
               const float clip = clip_factor(g.sum(dot_piece<N>(sum, sum)), a.longest);
               if (whole) scale_piece<N>(sum, clip);
             }
           }
           if (row != kNone) {
             if (side.begins != nullptr && !in && g.lane == 0) side.begins[row] = first + 1;
-            if (a.item.wanted) {
+            if (table.wanted) {
               if (!whole)
                 store_piece<N>(g, a.dim, side.parts + part_of(chunk.number, in) * a.dim, sum, c0);
-              else if constexpr (kStored)
+              else if (stored)
                 store_piece<N>(g, a.dim, side.whole + slot_of(side, row, first) * a.dim, sum, c0);
-              else
+              else if constexpr (!kStored)
                 update_piece<kKind, N>(g, a.dim, a.rules[1], a.item, row, sum, own);
             }
-            if (a.bias.wanted && c0 == 0 && g.lane == 0) {
+            if (biased && c0 == 0 && g.lane == 0) {
               if (!whole)
                 a.bias_parts[part_of(chunk.number, in)] = factors;
               else if constexpr (kStored)
@@ -635,14 +705,14 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_items_kernel(const StepA
             }
           }
           if (ends) {
-            sum = {}, factors = 0;
+            sum = {}, factors = 0, counted = 0;
             first = at + 1;
           }
         }
       }
     }
     c0 += piece_size<N>(g);
-  } while (kStored && a.item.wanted && c0 < a.dim);
+  } while (kStored && table.wanted && c0 < a.dim);
 }
 
 // ---- the end --------------------------------------------------------------------------------------------------------
@@ -713,9 +783,8 @@ __device__ __forceinline__ void finish_row(const StepArgs& a, const Group& g, co
 // Finishes the rows of the groups of a warp (those without one have row kNone). One whose sum has very many parts is
 // left to the block as a whole.
 template <Optimizer kKind, int N>
-__device__ __forceinline__ void finish_rows(const StepArgs& a, const Group& g, bool users, RowSum sum,
-                                            RowSum* long_sums) {
-  const StepSums& side = users ? a.by_user : a.by_item;
+__device__ __forceinline__ void finish_rows(const StepArgs& a, const StepSums& side, const Group& g, bool users,
+                                            RowSum sum, RowSum* long_sums) {
   const StepTable& table = users ? a.user : a.item;
   if (sum.row != kNone && sum.parts > kLongParts) {
     if (g.lane == 0) long_sums[threadIdx.x / g.width] = sum;
@@ -734,8 +803,8 @@ __device__ __forceinline__ void finish_rows(const StepArgs& a, const Group& g, b
 
 // A whole block adds up one row's sum.
 template <Optimizer kKind, int N>
-__device__ __forceinline__ void finish_long(const StepArgs& a, const Group& g, bool users, const RowSum& sum) {
-  const StepSums& side = users ? a.by_user : a.by_item;
+__device__ __forceinline__ void finish_long(const StepArgs& a, const StepSums& side, const Group& g, bool users,
+                                            const RowSum& sum) {
   const StepTable& table = users ? a.user : a.item;
   const unsigned group = threadIdx.x / g.width, groups = kStepThreads / g.width;
   const RowShape shape{a.dim, g.width, N > 1};
@@ -756,15 +825,14 @@ __device__ __forceinline__ void finish_long(const StepArgs& a, const Group& g, b
 // Turns that a group takes at the end: dense Adam's groups have one row of the table each, others have a chunk, of
 // which one row may be left to finish (items), or all that begin in it.
 template <Optimizer kKind>
-__device__ __forceinline__ unsigned end_turns(const StepArgs& a, bool users) {
-  if (kKind == Optimizer::kAdam || (!users && !a.stored)) return 1;
-  return users ? a.by_user.chunk : a.by_item.chunk;
+__device__ __forceinline__ unsigned end_turns(const StepArgs& a, const StepSums& side, bool users) {
+  return kKind == Optimizer::kAdam || (!users && !a.stored) ? 1 : side.chunk;
 }
 
 // The row that a group finishes in this turn.
 template <Optimizer kKind>
-__device__ __forceinline__ RowSum row_of_turn(const StepArgs& a, bool users, const Chunk& chunk, unsigned turn) {
-  const StepSums& side = users ? a.by_user : a.by_item;
+__device__ __forceinline__ RowSum row_of_turn(const StepArgs& a, const StepSums& side, bool users, const Chunk& chunk,
+                                              unsigned turn) {
   const StepTable& table = users ? a.user : a.item;
   const RowSum none{kNone, 0, 0, 0};
   if constexpr (kKind == Optimizer::kAdam) {
@@ -806,16 +874,17 @@ __global__ void __launch_bounds__(kStepThreads, 2) step_end_kernel(const StepArg
   if (threadIdx.x < groups) long_sums[threadIdx.x].row = kNone;
   __syncthreads();
   const unsigned block = users ? blockIdx.x : blockIdx.x - user_blocks;
-  const Chunk chunk(a, users ? a.by_user : a.by_item, block * groups + threadIdx.x / a.width);
-  const unsigned turns = end_turns<kKind>(a, users);
+  const StepSums side = side_of(a, users);
+  const Chunk chunk(a, side, block * groups + threadIdx.x / a.width);
+  const unsigned turns = end_turns<kKind>(a, side, users);
   for (unsigned turn = 0; turn < turns; ++turn) {
-    const RowSum sum = row_of_turn<kKind>(a, users, chunk, turn);
-    if (__any_sync(kFullWarp, sum.row != kNone)) finish_rows<kKind, N>(a, g, users, sum, long_sums);
+    const RowSum sum = row_of_turn<kKind>(a, side, users, chunk, turn);
+    if (__any_sync(kFullWarp, sum.row != kNone)) finish_rows<kKind, N>(a, side, g, users, sum, long_sums);
   }
   __syncthreads();
   for (unsigned i = 0; i < groups; ++i) {
     const RowSum sum = long_sums[i];
-    if (sum.row != kNone) finish_long<kKind, N>(a, g, users, sum);
+    if (sum.row != kNone) finish_long<kKind, N>(a, side, g, users, sum);
   }
 }
 
@@ -832,13 +901,22 @@ struct StepProblem {
   const float *constants = nullptr, *weight = nullptr;
   const int64_t *users = nullptr, *positives = nullptr, *negatives = nullptr;
   int64_t samples = 0, num_positives = 1, num_negatives = 1;
+  // Of samples that share lists of negatives (BlockArgs), `negatives` are those of the samples that share nothing.
+  const int64_t *lists = nullptr, *start = nullptr, *alone = nullptr;
+  const uint8_t* held = nullptr;
+  int64_t num_lists = 0, share = 1;
   StepNumbers numbers{};
   double *value = nullptr, *total = nullptr;
   bool cosines = false;                     // of rows that are not wide (step_plan)
   unsigned user_chunk = 0, item_chunk = 0;  // 0: by the numbers of samples and items
 
+  bool shared() const { return lists != nullptr && samples > 0; }
   int64_t items() const { return num_positives + num_negatives; }
-  int64_t positions() const { return samples * (1 + items()); }
+  int64_t tiles_each() const { return (share + kTile - 1) / kTile; }
+  int64_t tiles() const { return shared() ? num_lists * tiles_each() : 0; }
+  // Positions of items, or as many as there may be.
+  int64_t entries() const { return samples * items() + tiles() * num_negatives; }
+  int64_t positions() const { return samples + entries(); }
   bool items_wanted() const { return item.wanted || bias.wanted; }
   Optimizer kind() const { return numbers.kind; }
 };
@@ -851,14 +929,6 @@ struct StepPlan {
   SortPlan sort;
 };
 
-// Positions of a chunk: a power of two, so many that there are enough chunks, and that it has no more than kMostChunk
-// rows to read.
-inline unsigned chunk_of(int64_t positions, int64_t rows_each) {
-  unsigned chunk = 1;
-  while (2 * chunk * rows_each <= kMostChunk && positions >= 2 * kEnoughChunks * chunk) chunk *= 2;
-  return chunk;
-}
-
 inline StepPlan step_plan(const StepProblem& p) {
   StepPlan plan{};
   bool packed = p.dim % kStepPack == 0;
@@ -870,8 +940,8 @@ inline StepPlan step_plan(const StepProblem& p) {
   while (plan.width < kWarp && 2 * plan.width * plan.pack < p.dim) plan.width *= 2;
   plan.wide = 2 * plan.width * plan.pack < p.dim;
   plan.stored = plan.wide || p.kind() == Optimizer::kAdam;
-  plan.user_chunk = p.user_chunk > 0 ? p.user_chunk : chunk_of(p.samples, p.items());
-  plan.item_chunk = p.item_chunk > 0 ? p.item_chunk : chunk_of(p.samples * p.items(), 1);
+  plan.user_chunk = p.user_chunk > 0 ? p.user_chunk : chunk_of(p.samples, p.shared() ? 1 : p.items());
+  plan.item_chunk = p.item_chunk > 0 || p.shared() ? p.item_chunk : chunk_of(p.entries(), 1);
   plan.sort = sort_plan(p.num_users, p.num_items);
   return plan;
 }
@@ -900,7 +970,16 @@ struct StepLayout {
   UpdateRule* rules;
   int64_t zero_words, words;
   unsigned user_blocks = 0, item_blocks = 0;
+  int64_t item_chunks = 0;  // or as many as there may be
+  BlockArgs block{};        // of shared negatives
 };
+
+// Chunks of up to so many positions, if `chunk` is 0 those of chunk_of.
+inline int64_t most_chunks(int64_t positions, int64_t chunk) {
+  if (chunk > 0) return (positions + chunk - 1) / chunk;
+  const int64_t longest = (positions + kMostChunk - 1) / kMostChunk, most = 2 * kEnoughChunks;
+  return longest > most ? longest : positions < most ? positions : most;
+}
 
 inline unsigned step_blocks(int64_t groups, int width) {
   return static_cast<unsigned>((groups * width + kStepThreads - 1) / kStepThreads);
@@ -911,7 +990,7 @@ inline StepLayout step_layout(const StepProblem& p, const StepPlan& plan, unsign
   StepArgs& a = out.args;
   StepMemory from(memory);
   const bool adam = p.kind() == Optimizer::kAdam;
-  const int64_t n = p.positions(), entries = p.samples * p.items();
+  const int64_t n = p.positions(), entries = p.entries(), lists = p.tiles() * p.num_negatives;
   out.zeros = from.take<unsigned>(sort_zeros(n, plan.sort));
   a.by_user.begins = adam ? from.take<unsigned>(p.num_users) : nullptr;
   a.by_item.begins = adam ? from.take<unsigned>(p.num_items) : nullptr;
@@ -922,26 +1001,34 @@ inline StepLayout step_layout(const StepProblem& p, const StepPlan& plan, unsign
     out.order[i] = from.take<unsigned>(i == 0 && small ? 0 : n);
   }
   out.rules = from.take<UpdateRule>(3);
-  a.coefficient = from.take<float>(entries);
+  a.coefficient = from.take<float>(p.shared() ? p.samples * p.num_negatives : entries);
   a.user_scale = from.take<float>(p.cosines ? p.samples : 0);
+  if (p.shared()) {
+    out.block.uses = from.take<unsigned>(lists);
+    out.block.list_bias = p.bias.wanted ? from.take<float>(lists) : nullptr;
+    out.block.positive = from.take<float>(p.samples);
+    out.block.users = from.take<float>((p.samples + lists) * p.dim);
+    out.block.items = out.block.users == nullptr ? nullptr : out.block.users + p.samples * p.dim;
+  }
   const auto side = [&](StepSums& s, int64_t first, int64_t size, int64_t rows, int64_t first_key, unsigned chunk,
                         bool kept, int64_t dim) {
     s.first = static_cast<unsigned>(first), s.size = static_cast<unsigned>(size), s.chunk = chunk;
     s.first_key = static_cast<unsigned>(first_key), s.by_row = rows <= size;
     s.whole = from.take<float>(kept ? (rows <= size ? rows : size) * dim : 0);
-    s.parts = from.take<float>(2 * int64_t{s.chunks()} * dim);
+    s.parts = from.take<float>(2 * most_chunks(size, chunk) * dim);
   };
   side(a.by_user, 0, p.samples, p.num_users, 0, plan.user_chunk, p.user.wanted, p.user.wanted ? p.dim : 0);
   side(a.by_item, p.samples, entries, p.num_items, p.num_users + 1, plan.item_chunk, plan.stored,
        p.item.wanted ? p.dim : 0);
   const int64_t biases = p.bias.wanted ? 1 : 0;
   a.bias_whole = from.take<float>(plan.stored ? biases * (p.num_items <= entries ? p.num_items : entries) : 0);
-  a.bias_parts = from.take<float>(biases * 2 * int64_t{a.by_item.chunks()});
+  out.item_chunks = most_chunks(entries, plan.item_chunk);
+  a.bias_parts = from.take<float>(biases * 2 * out.item_chunks);
   const int64_t chunks = a.by_user.chunks();
-  a.partial_count = step_blocks(chunks, plan.width);
+  a.partial_count = p.shared() ? static_cast<unsigned>(p.tiles()) : step_blocks(chunks, plan.width);
   a.partials = from.take<double>(a.partial_count);
   if (p.user.wanted) out.user_blocks = step_blocks(adam ? p.num_users : chunks, plan.width);
-  if (p.items_wanted()) out.item_blocks = step_blocks(adam ? p.num_items : a.by_item.chunks(), plan.width);
+  if (p.items_wanted()) out.item_blocks = step_blocks(adam ? p.num_items : out.item_chunks, plan.width);
   out.words = from.used();
   return out;
 }
@@ -994,17 +1081,21 @@ void with_optimizer(Optimizer kind, const F& f) {
   }
 }
 
-template <int N>
-void step_items(Optimizer kind, const StepArgs& a, gpuStream stream) {
-  const unsigned blocks = step_blocks(a.by_item.chunks(), a.width);
+template <bool kShared, int N>
+void step_items(Optimizer kind, const StepArgs& a, const StepLayout& layout, gpuStream stream) {
+  // Dense Adam's end has a block for rows, not for chunks.
+  const unsigned users = kShared && a.user.wanted ? step_blocks(a.by_user.chunks(), a.width) : 0;
+  const bool items = a.item.wanted || a.bias.wanted;
+  const unsigned blocks = users + (items ? step_blocks(layout.item_chunks, a.width) : 0);
+  if (blocks == 0) return;
   if (a.stored) {
-    GPU_LAUNCH((step_items_kernel<Optimizer::kSgd, true, N>), blocks, kStepThreads, 0, stream)(a);
+    GPU_LAUNCH((step_items_kernel<Optimizer::kSgd, true, kShared, N>), blocks, kStepThreads, 0, stream)(a, users);
     return;
   }
   with_optimizer(kind, [&](auto constant) {
     constexpr Optimizer kKind = decltype(constant)::value;
     if constexpr (kKind != Optimizer::kAdam)
-      GPU_LAUNCH((step_items_kernel<kKind, false, N>), blocks, kStepThreads, 0, stream)(a);
+      GPU_LAUNCH((step_items_kernel<kKind, false, kShared, N>), blocks, kStepThreads, 0, stream)(a, users);
   });
 }
 
@@ -1015,6 +1106,22 @@ void step_end(Optimizer kind, const StepArgs& a, const StepLayout& layout, gpuSt
     GPU_LAUNCH((step_end_kernel<kKind, N>), layout.user_blocks + layout.item_blocks + 1, kStepThreads, 0, stream)
     (a, layout.user_blocks);
   });
+}
+
+// What the pass over shared negatives takes, and what others take from it.
+inline void share_negatives(const StepProblem& p, const StepPlan& plan, StepLayout& layout) {
+  StepArgs& a = layout.args;
+  BlockArgs& b = layout.block;
+  a.ids.lists = p.lists, a.ids.alone = p.alone, a.ids.uses = b.uses;
+  a.ids.tiles = static_cast<unsigned>(p.tiles()), a.ids.tiles_each = static_cast<unsigned>(p.tiles_each());
+  a.shared = {b.positive, b.users, b.list_bias};
+  b.loss = p.loss, b.user = p.user.values, b.item = p.item.values, b.bias = p.bias.values;
+  b.constants = p.constants, b.weight = p.weight;
+  b.ids = a.ids, b.size = static_cast<unsigned>(p.share), b.start = p.start, b.held = p.held;
+  b.dim = a.dim, b.packed = plan.pack == kStepPack, b.cosines = p.cosines;
+  b.users_wanted = p.user.wanted, b.items_wanted = p.item.wanted;
+  b.scores = a.coefficient, b.user_scale = a.user_scale, b.partials = a.partials;
+  b.params = a.params, b.scale = a.scale, b.log_cols = a.log_cols;
 }
 
 // A step. memory: step_words(p) words.
@@ -1035,7 +1142,7 @@ inline void mf_step(const StepProblem& p, unsigned* memory, gpuStream stream) {
   a.ids.num_positives = static_cast<unsigned>(p.num_positives);
   a.ids.num_negatives = static_cast<unsigned>(p.num_negatives);
   a.ids.num_users = a.user.rows, a.ids.num_items = a.item.rows;
-  a.ids.items = divider_of(static_cast<unsigned>(p.items()));
+  a.ids.items = divider_of(static_cast<unsigned>(p.shared() ? p.num_negatives : p.items()));
   a.keys = layout.keys[1], a.order = layout.order[1], a.rules = layout.rules;
   a.value = p.value, a.total = p.total;
   a.params = {static_cast<float>(p.params.a), static_cast<float>(p.params.b), static_cast<float>(p.params.c)};
@@ -1047,16 +1154,19 @@ inline void mf_step(const StepProblem& p, unsigned* memory, gpuStream stream) {
   a.decay = static_cast<float>(p.l2 * loss_scale(p.reduction, samples));
   a.longest = static_cast<float>(p.longest);
   a.log_cols = p.num_negatives > 0 ? static_cast<float>(std::log(k)) : 0.0f;
+  if (p.shared()) share_negatives(p, plan, layout);
   StepNumbers numbers = p.numbers;
   numbers.rules = layout.rules;
   if (layout.zero_words > 0) GPU_FILL(layout.zeros, 0, layout.zero_words * 4, stream);
+  if (p.shared()) step_shared(layout.block, stream);  // (whose uses of items the sort wants to know)
   sort_batch(a.ids, p.positions(), plan.sort, layout.keys, layout.order, layout.zeros, numbers, stream);
-  if (p.samples > 0) step_users(p.loss, a, plan, stream);
-  if (p.samples > 0 && p.items_wanted()) {
+  if (p.samples > 0 && !p.shared()) step_users(p.loss, a, plan, stream);
+  if (p.samples > 0) {
     if (plan.pack == kStepPack)
-      step_items<kStepPack>(p.kind(), a, stream);
+      p.shared() ? step_items<true, kStepPack>(p.kind(), a, layout, stream)
+                 : step_items<false, kStepPack>(p.kind(), a, layout, stream);
     else
-      step_items<1>(p.kind(), a, stream);
+      p.shared() ? step_items<true, 1>(p.kind(), a, layout, stream) : step_items<false, 1>(p.kind(), a, layout, stream);
   }
   if (plan.pack == kStepPack)
     step_end<kStepPack>(p.kind(), a, layout, stream);

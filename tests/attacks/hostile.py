@@ -176,8 +176,9 @@ def base(op: str) -> dict[str, Any]:
         "mf_step": lambda: {
             **train,
             **ids,
-            **dict.fromkeys(("total", "weight")),
+            **dict.fromkeys(("total", "weight", "lists", "start", "held", "alone")),
             "normalize": False,
+            "share": 0,
             **dict.fromkeys(f"{of}_{n}" for of in ("user", "item", "bias") for n in ("lr", "step")),
         },
         "mf_train": lambda: {**train, **ids, **ways},
@@ -257,6 +258,13 @@ def each(name: str, values: Any) -> list[Call]:
 def made(said: str, **values: Any) -> Call:
     """Return one call."""
     return said, lambda: values
+
+
+def shared(**values: Any) -> dict[str, Any]:
+    """Return a sound batch of two samples that share a list of one negative, but for these arguments."""
+    held = torch.tensor([[False], [True]])
+    sound = {"lists": ints(0, 1).view(2, 1), "start": ints(0), "held": held, "alone": ints(0, 1), "share": 2}
+    return sound | values
 
 
 def bad_ids(*names: str) -> list[Call]:
@@ -465,6 +473,14 @@ def attacks() -> dict[str, list[Call]]:
             made("one weight too few", weight=torch.ones(1)),
             made("weights of float64", weight=torch.ones(2).double()),
             made("weights without memory", weight=gone(2)),
+            made("lists alone", lists=ints(0, 1).view(2, 1), share=2),
+            *[made(f"lists shared by {share}", **shared(share=share)) for share in (-1, 0, 4097, 2**31, TOP)],
+            *[made(f"lists with items {i}", **shared(lists=ints(0, i).view(2, 1))) for i in (-1, 4, TOP)],
+            *[made(f"lists from {start} on", **shared(start=ints(start))) for start in (-1, 2, TOP)],
+            made("one list too few", **shared(lists=ints(0).view(1, 1))),
+            made("counts of nothing", **shared(alone=ints(-1, TOP))),
+            made("lists without memory", **shared(lists=gone(2, 1, dtype=torch.int64))),
+            made("samples held too few", **shared(held=torch.zeros(1, 1, dtype=torch.bool))),
         ],
         "mf_train": [
             *bad_ids("users", "positives", "negatives"),

@@ -49,9 +49,10 @@ struct Problem {
   Tensor user, user_m, user_v, item, item_m, item_v, bias, bias_m, bias_v, users, positives, negatives, constants;
   Tensor numbers;                              // f64 [3, 6]: wanted, lr, x, y, eps, step
   Tensor lr, user_step, item_step, bias_step;  // or None
-  // f64 [11]: optimizer, loss, a, b, c, reduction, l2, longest, chunks of users, of items (or 0), cosines
+  // f64 [12]: optimizer, loss, a, b, c, reduction, l2, longest, chunks of users, of items (or 0), cosines, samples that
+  // share a list
   Tensor options;
-  Tensor value, total, weight;
+  Tensor value, total, weight, lists, start, held, alone;
 
   zx::StepProblem problem() const {
     const double *n = numbers.ptr<double>(), *o = options.ptr<double>();
@@ -71,6 +72,8 @@ struct Problem {
     }
     p.user_chunk = unsigned(o[8]), p.item_chunk = unsigned(o[9]);
     p.cosines = o[10] != 0;
+    p.lists = lists.ptr<int64_t>(), p.start = start.ptr<int64_t>(), p.alone = alone.ptr<int64_t>();
+    p.held = held.ptr<uint8_t>(), p.num_lists = lists ? lists.size(0) : 0, p.share = int64_t(o[11]);
     p.value = value.ptr<double>(), p.total = total.ptr<double>();
     return p;
   }
@@ -80,10 +83,12 @@ hostcall::Function step("mf_step", [](Tensor user, Tensor user_m, Tensor user_v,
                                       Tensor item_v, Tensor bias, Tensor bias_m, Tensor bias_v, Tensor users,
                                       Tensor positives, Tensor negatives, Tensor constants, Tensor numbers, Tensor lr,
                                       Tensor user_step, Tensor item_step, Tensor bias_step, Tensor options,
-                                      Tensor value, Tensor total, Tensor weight, Tensor memory, Tensor words) {
+                                      Tensor value, Tensor total, Tensor weight, Tensor lists, Tensor start,
+                                      Tensor held, Tensor alone, Tensor memory, Tensor words) {
   const zx::StepProblem p =
-      Problem{user,      user_m,    user_v,  item, item_m,    item_v,    bias,      bias_m,  bias_v, users, positives,
-              negatives, constants, numbers, lr,   user_step, item_step, bias_step, options, value,  total, weight}
+      Problem{user,    user_m,    user_v,    item,      item_m,  item_v, bias,      bias_m,    bias_v,
+              users,   positives, negatives, constants, numbers, lr,     user_step, item_step, bias_step,
+              options, value,     total,     weight,    lists,   start,  held,      alone}
           .problem();
   if (words) {  // what memory it wants, and how it is dealt out
     const zx::StepPlan plan = zx::step_plan(p);

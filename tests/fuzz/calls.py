@@ -138,6 +138,8 @@ def _sound(op: str, seed: int) -> list[Any]:
     pairs = f32(9), f32(9), None, None, None, pick(*of_a_pair), 1.0, 1.0, 1.0, pick(0, 1, 2), True
     rows = f32(9), f32(9, 4), None, None, None, pick(*of_rows), 1.0, 1.0, 1.0, pick(0, 1, 2), True
     samples = ids(9, USERS), ids(9, ITEMS), ids(9, ITEMS)
+    held = f32(9, 1) > 0
+    lists = ids((4, 1), ITEMS), torch.tensor([pick(0, 2)]), held, held[:, 0].cumsum(0), 3
     slots, masses = _alias(ITEMS)
     strategy = pick((None, None), (slots, masses), (None, torch.arange(0, ITEMS, 2)))
     matrix = w["indptr"], w["indices"]
@@ -168,7 +170,7 @@ def _sound(op: str, seed: int) -> list[Any]:
         "mf_step": lambda: (
             *(*_training(w, optimizer), *samples, None, _settings(), *(pick(None, torch.tensor(0.01)), None) * 3),
             *(pick(None, torch.zeros((), dtype=torch.float64)), optimizer, 1, 1.0, 1.0, 1.0, 0.01, 0.0, 2),
-            *(pick(None, f32(9).abs()), pick(False, True)),
+            *(pick(None, f32(9).abs()), pick(False, True), *pick((*(None,) * 4, 0), lists)),
         ),
         "mf_train": lambda: (*_training(w, optimizer), *samples, None, _settings(), *steps, pick(False, True)),
         "mf_train_sampled": lambda: (

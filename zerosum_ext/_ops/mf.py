@@ -65,7 +65,7 @@ def mf_loss(
     return value, coefficient, failed
 
 
-# Two arguments above the limit, as of mf_train.
+# Three arguments above the limit: the op takes 36, which are grouped here.
 def mf_step(
     tables: Sequence[Tensor | None],
     states: Sequence[tuple[Tensor | None, Tensor | None]],
@@ -81,6 +81,7 @@ def mf_step(
     reduction: str,
     weight: Tensor | None = None,
     normalize: bool = False,
+    shared: tuple[Tensor, Tensor, Tensor, Tensor, int] | None = None,
 ) -> Tensor:
     """Train on one batch, in place, and return its reduced loss without L2, a float64 scalar.
 
@@ -97,12 +98,15 @@ def mf_step(
         weight: float32 [B], of each sample.
         normalize: scores are cosines; on a GPU of rows of at most 256 numbers, or of 64 where rows do not begin at
             multiples of 16 bytes.
+        shared: lists of negatives, start, held, alone and the number of samples that share a list
+            (csrc/library.cpp). The negatives of ``samples`` are then those of samples that share nothing.
     """
     name, a, b, c = kernel
     tensors = (*tables, *(t for state in states for t in state), *samples, constants, settings)
     of_each = (t for pair in numbers for t in pair)
     constant = (optimizer, loss_number(name), a, b, c, l2, longest, REDUCTIONS[reduction])
-    value: Tensor = _mf_step(*tensors, *of_each, total, *constant, weight, normalize)
+    parts = (None, None, None, None, 0) if shared is None else shared
+    value: Tensor = _mf_step(*tensors, *of_each, total, *constant, weight, normalize, *parts)
     return value
 
 

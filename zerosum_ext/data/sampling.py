@@ -30,6 +30,9 @@ POSITIVES = ("epoch", "interactions", "users", "weights")
 _ENTRY_SEED = 0x5851F42D4C957F2D
 MAX_NEGATIVES = 1 << 16  # their number is 16 bits of the counter
 
+#: Lists of negatives, [lists, k]; how many samples of the first list come before, int64 [1]; which items of its list
+#: each sample's user has, bool [n, k]; how many samples up to each one share nothing, int64 [n]; how many share a list.
+SharedLists: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, int]
 #: Samples of a block, with ``negatives_shared=True``, and the most that can be asked for.
 SHARED_SAMPLES, MOST_SHARED = 64, 4096
 # The lists of blocks are those of samples with numbers from here on: an epoch's are less.
@@ -274,6 +277,31 @@ class NegativeSource:
         """Make what speeds drawing up, as before very many draws."""
         self._tables(self.excluded.nnz)
 
+    def draw_lists(
+        self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int, key: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The lists that ``size`` samples in succession share, [lists, k], and what :meth:`draw_shared` makes of them.
+
+        There are as many lists as any first sample asks for. With them come the number of samples of the first list
+        that are before these, int64 [1], each sample's list, [n, k], and which of its items the user has, bool [n, k].
+        """
+        excluded, n = self.excluded, users.numel()
+        nobody, nothing = users.new_zeros(2), excluded.indices[:0]
+        from_all = (nobody, nothing, None, self.slots, self.masses, excluded.num_items, k)
+        most = (n + size - 2) // size + 1
+        if key is None:
+            numbers = (seed, epoch, _SHARED_NUMBERS + offset // size, True, None)
+            lists, _ = _ops.sample_negatives(users.new_zeros(most), *from_all, *numbers)
+            start = users.new_full((1,), offset % size)
+        else:  # where in its block the first sample is, nobody knows here
+            at = _SHARED_NUMBERS + key[2] // size + torch.arange(most, device=users.device)
+            lists, _ = _ops.sample_negatives_at(torch.zeros_like(at), at, *from_all, 0, 0, True, key)
+            start = (key[2] % size).reshape(1)
+        items = lists[(start + torch.arange(n, device=users.device)) // size]
+        lookup = _filter(excluded, n * k)
+        held = _ops.has_items(users, items, excluded.indptr, excluded.indices, lookup, excluded.num_items)
+        return lists, start, items, held
+
     def draw_shared(
         self, users: Tensor, k: int, seed: int, epoch: int, offset: int, size: int, key: Tensor | None = None
     ) -> Tensor:
@@ -283,25 +311,9 @@ class NegativeSource:
         on and around the end, that the user does not have. A user who has them all has the negatives of ``draw``.
         ``key`` holds seed, epoch and offset in place of the numbers, as for ``draw``.
         """
-        excluded, n = self.excluded, users.numel()
-        if n == 0:
+        if users.numel() == 0:
             return users.new_empty((0, k))
-        nobody, nothing = users.new_zeros(2), excluded.indices[:0]
-        from_all = (nobody, nothing, None, self.slots, self.masses, excluded.num_items, k)
-        samples = torch.arange(n, device=users.device)
-        if key is None:
-            first, start = offset // size, offset % size
-            blocks = (start + n - 1) // size + 1
-            numbers = (seed, epoch, _SHARED_NUMBERS + first, True, None)
-            lists, _ = _ops.sample_negatives(users.new_zeros(blocks), *from_all, *numbers)
-            items = lists[(start + samples) // size]
-        else:  # where in its block the first sample is, nobody knows here: as many lists as may be needed
-            most = torch.arange((n + size - 2) // size + 1, device=users.device)
-            at = _SHARED_NUMBERS + key[2] // size + most
-            lists, _ = _ops.sample_negatives_at(torch.zeros_like(most), at, *from_all, 0, 0, True, key)
-            items = lists[(key[2] % size + samples) // size]
-        lookup = _filter(excluded, n * k)
-        held = _ops.has_items(users, items, excluded.indptr, excluded.indices, lookup, excluded.num_items)
+        _, _, items, held = self.draw_lists(users, k, seed, epoch, offset, size, key)
         place = torch.arange(k, device=users.device)
         free = torch.where(held, 3 * k, place)
         there = torch.cat((free, free + k), 1).flip(1).cummin(1).values.flip(1)[:, :k] % k
@@ -758,19 +770,34 @@ class TripletLoader:
         is read when the kernels run, so that a captured CUDA graph draws anew at each replay.
         """
         seed = self._signed_seed
-        if self.draws_by_weight:
-            if key is not None:
-                raise ValueError("key: expected None with positive_strategy='weights'")
-            users, positives = self._weighted_positives(begin, end, epoch)
-        else:
-            source = (*self._positives_source(begin, end), seed, epoch, key)
-            users, positives = _ops.sample_positives(*source)
+        users, positives = self._positives_between(begin, end, epoch, key)
         if self.negatives_shared:
             size = self.negatives_shared
             negatives = self._strategy.draw_shared(users, self.negatives, seed, epoch, begin, size, key)
         else:
             negatives = self._strategy.draw(users, self.negatives, seed, epoch, begin, key)[0]
         return users, positives, negatives[:, 0] if self.negatives == 1 else negatives
+
+    def lists_between(
+        self, begin: int, end: int, epoch: int, key: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, SharedLists]:
+        """Return these samples with the lists of negatives that they share, as the op ``mf_step`` takes them.
+
+        The negatives, [n, k], are those of samples that share nothing; the others' have no meaning.
+        """
+        size, k, seed = self.negatives_shared, self.negatives, self._signed_seed
+        users, positives = self._positives_between(begin, end, epoch, key)
+        lists, start, _, held = self._strategy.draw_lists(users, k, seed, epoch, begin, size, key)
+        own, _ = self._strategy.draw(users, k, seed, epoch, begin, key)
+        return users, positives, own, (lists, start, held, held.all(1).cumsum(0), size)
+
+    def _positives_between(self, begin: int, end: int, epoch: int, key: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not self.draws_by_weight:
+            source = (*self._positives_source(begin, end), self._signed_seed, epoch, key)
+            return _ops.sample_positives(*source)
+        if key is not None:
+            raise ValueError("key: expected None with positive_strategy='weights'")
+        return self._weighted_positives(begin, end, epoch)
 
     def prepare(self) -> None:
         """Make now what speeds up drawing an epoch, and is made after some batches otherwise."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zerosum_ext import _ops
 from zerosum_ext._checks import describe
-from zerosum_ext.data.sampling import TripletLoader
+from zerosum_ext.data.sampling import SharedLists, TripletLoader
 from zerosum_ext.losses import Loss, compiled_loss
 from zerosum_ext.reference import SHAPES
 from zerosum_ext.training.weights import PairWeights
@@ -266,8 +266,31 @@ class FusedStep:
             if self.graph is None or self.graph.loader is not loader:
                 self.graph = CapturedSteps(self, loader)
             begin += size * self.graph.run(begin, (end - begin) // size, epoch, total)
-            return total + self(*loader.samples_between(begin, end, epoch), size) if begin < end else total
+            if not shares_lists(loader):
+                return total + self(*loader.samples_between(begin, end, epoch), size) if begin < end else total
+            for first in range(begin, end, size):
+                self.train_drawn(loader, first, min(first + size, end), epoch, total)
+            return total
         return self._train(loader.sample_source(begin, end, epoch), True, end - begin, size, self._groups())
+
+    def train_drawn(
+        self,
+        loader: TripletLoader,
+        begin: int,
+        end: int,
+        epoch: int,
+        total: Tensor,
+        key: Tensor | None = None,
+        held: HeldNumbers | None = None,
+    ) -> None:
+        """Draw a batch, do a step on it, and add its summed loss to ``total``. ``key``: as for the loader."""
+        if shares_lists(loader):
+            users, positives, negatives, shared = loader.lists_between(begin, end, epoch, key)
+        else:
+            (users, positives, negatives), shared = loader.samples_between(begin, end, epoch, key), None
+        if SHAPES[self.kernel.loss] == "row" and negatives.dim() == 1:
+            negatives = negatives.unsqueeze(1)
+        self._one(users, positives, negatives.contiguous(), self._groups(), total, held, shared)
 
     def _train(
         self,
@@ -323,6 +346,7 @@ class FusedStep:
         groups: dict[int, dict[str, Any]],
         total: Tensor | None = None,
         held: HeldNumbers | None = None,
+        shared: SharedLists | None = None,
     ) -> Tensor:
         """Do one step and return its loss without L2. What ``held`` holds is not counted on the host."""
         tables = self._tables()
@@ -365,6 +389,7 @@ class FusedStep:
             self.reduction,
             None if self.weights is None else self.weights(users, positives),
             scores_are_cosines(self.model),
+            shared,
         )
 
     def _state(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -476,7 +501,7 @@ class CapturedSteps:
         if not self.warm:
             # One step as usual: what is made at first use, such as the optimizer's state, is made outside of the graph.
             self.loader.prepare()
-            total += self.step(*self.loader.samples_between(begin, begin + size, epoch), size)
+            self.step.train_drawn(self.loader, begin, begin + size, epoch, total)
             self.warm, done = True, 1
         if done == batches:
             return done
@@ -485,7 +510,7 @@ class CapturedSteps:
         counted = self._put(begin + done * size, epoch, groups)
         if self.replay is None or identity != self.captured_with:
             try:
-                self.replay = capture(lambda: self._one(groups), self.step.device)
+                self.replay = capture(self._one, self.step.device)
             except RuntimeError as error:
                 # (The end of a capture that failed says no more than that.)
                 first = str(error.__context__ or error).partition("\n")[0]
@@ -503,13 +528,10 @@ class CapturedSteps:
         self.held.total.zero_()
         return batches
 
-    def _one(self, groups: dict[int, dict[str, Any]]) -> None:
+    def _one(self) -> None:
         """Draw a batch, train on it, and go on to the next one: what the graph does."""
-        users, positives, negatives = self.loader.samples_between(0, self.loader.batch_size, 0, self.held.key)
-        if SHAPES[self.step.kernel.loss] == "row" and negatives.dim() == 1:
-            negatives = negatives.unsqueeze(1)
-        samples = (users, positives, negatives.contiguous())
-        self.step._one(*samples, groups, self.held.total, self.held)
+        held = self.held
+        self.step.train_drawn(self.loader, 0, self.loader.batch_size, 0, held.total, held.key, held)
         self.held.key.add_(self.by_batch)
 
     def _put(self, begin: int, epoch: int, groups: dict[int, dict[str, Any]]) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -545,6 +567,16 @@ class CapturedSteps:
             parts.append([(id(t), t.data_ptr()) for t in tensors if isinstance(t, Tensor) and t.device == table.device])
             parts.append(_constants(group))
         return tuple(map(repr, parts))
+
+
+# Pairs of a tile of samples (csrc/cuda/mf_shared.cuh) from which on its products cost less than to read each row once a
+# sample: the arithmetic is in benchmarks/ROOFLINE.md.
+_TILE, _ENOUGH_PAIRS = 64, 1024
+
+
+def shares_lists(loader: TripletLoader) -> bool:
+    """Return whether a step on a GPU takes the lists that samples share, rather than each sample's negatives."""
+    return min(loader.negatives_shared, _TILE) * min(loader.negatives, _TILE) >= _ENOUGH_PAIRS
 
 
 def can_capture(device: torch.device) -> bool:
