@@ -18,7 +18,7 @@ constexpr int64_t kCsrBlocks = 2048;  // at most: more rows are walked in stride
 constexpr int64_t kCsrLong = 1024;    // entries of a row from which on a block sums it
 constexpr int64_t kCsrLongBlocks = 512;
 // Blocks of a multiprocessor that registers are dealt out for: with one more, sums would be kept in memory.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kCsrResident = 2;
 #else
 constexpr int kCsrResident = 3;
