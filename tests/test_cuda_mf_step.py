@@ -1020,7 +1020,7 @@ SHARED_BUGS = [
 ]
 
 wrong_shared = planted.kernels_of(
-    "mf_step", "cuda/mf_shared.cuh", SHARED_BUGS, losses=("zerosum", "sampled_softmax"), kind="plain"
+    "mf_step", "cuda/mf_shared.cuh", SHARED_BUGS, losses=("zerosum", "pos2neg2", "sampled_softmax"), kind="plain"
 )
 
 
