@@ -184,12 +184,14 @@ def _sound(op: str, seed: int) -> list[Any]:
             *(0.1, 1e-4, pick(0, 1, 50)),
         ),
         "sample_negatives": lambda: (
-            *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True), None),
+            *(ids(9, USERS), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, 0, pick(False, True)),
+            *(None, None, None),
         ),
         "sample_negatives_at": lambda: (
             *(ids(9, USERS), ids(9, 1000), *matrix, lookup, *strategy, ITEMS, pick(1, 3), 5, 1, pick(False, True)),
+            *(None, None, None),
         ),
-        "unshuffle": lambda: (ids(9, w["size"]), w["size"], 5, 1),
+        "unshuffle": lambda: (ids(9, w["size"]), w["size"], 5, 1, None),
         "sample_positives": lambda: (*matrix, *epoch, 0, w["size"], pick(1, 2), 5, 1, None),
         "row_filter": lambda: (*matrix, ITEMS),
         "csr_build": lambda: (ids(9, USERS), ids(9, ITEMS), USERS, ITEMS),
