@@ -468,47 +468,89 @@ def eager_softmax(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, 
     return (torch.cat([positive, negative], 1).logsumexp(1) - positive.squeeze(1)).mean()
 
 
-def many_negatives_bytes(shape: tuple[int, int], samples: int, k: int) -> int:
-    """Of a fused SGD step at most: each row of items and of users is read once an item, every row updated once."""
-    return samples * (8 * DIM * (1 + k) + 64 * (2 + k)) + 8 * DIM * sum(shape)
+def eager_shared_softmax(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, lists: Tensor) -> Tensor:
+    """The same of lists of negatives, [L, K], each of which users.numel() / L samples in succession share."""
+    rows = user[users]
+    positive = (rows * item[positives]).sum(1, keepdim=True)
+    negative = torch.bmm(rows.view(len(lists), -1, rows.shape[1]), item[lists].transpose(1, 2))
+    logits = torch.cat([positive, negative.reshape(len(users), -1)], 1)
+    return (logits.logsumexp(1) - positive.squeeze(1)).mean()
+
+
+def many_negatives_bytes(shape: tuple[int, int], samples: int, k: int, share: int) -> int:
+    """Of a fused SGD step, every row of the tables updated once: what no cache can save it.
+
+    A row of items and one of users is read for each item of a sample. Of lists that ``share`` samples share (0: none)
+    the rows of users, positives and the list are read once; derivatives are written and read for users and the list;
+    and users' rows are read for the positives.
+    """
+    if share:
+        samples_bytes = samples // share * 4 * DIM * (5 * share + 3 * k) + samples * k
+    else:
+        samples_bytes = samples * (8 * DIM * (1 + k) + 64 * (2 + k))
+    return samples_bytes + 8 * DIM * sum(shape)
+
+
+def softmax_methods(s: Setting, shape: tuple[int, int], size: int, k: int, share: int) -> dict[str, Method]:
+    """Ways to do one step with k negatives: of each sample its own, or in lists that so many samples share."""
+    generator = torch.Generator().manual_seed(0)
+    eager = eager_shared_softmax if share else eager_softmax
+    users, positives, _ = triples(*shape, size, s.device)[0]
+    negatives = torch.randint(0, shape[1], (size // share if share else size, k), generator=generator).to(s.device)
+    methods: dict[str, Method] = {}
+    for label in ("fused", "eager", "compile"):
+        model = zx.MatrixFactorization(*shape, DIM, seed=0, init_std=0.1, device=s.device)
+        optimizer = OPTIMIZERS["SGD"](model.parameters())
+        if label != "fused":
+            step = trained(model, optimizer, compiled(eager) if label == "compile" else eager)
+            methods[label] = functools.partial(step, users, positives, negatives)
+            continue
+        fused = FusedStep(model, zx.SampledSoftmaxLoss(), optimizer, capturable=s.on_gpu)
+        run: Method = functools.partial(fused, users, positives, negatives)
+        if share:  # nobody has an item of a list; an op wants one more, as the first sample may not begin a list
+            one_more = torch.cat([negatives, negatives[:1]])
+            nobody = torch.zeros(size, k, dtype=torch.bool, device=s.device)
+            shared = (one_more, users.new_zeros(1), nobody, users.new_zeros(size), share)
+            own, groups = users.new_zeros(size, k), fused._groups()
+            run = functools.partial(fused._one, users, positives, own, groups, shared=shared)
+        methods["fused"] = run
+        if s.on_gpu:
+            methods["fused, graph"] = captured(run)
+    return methods
 
 
 def bench_negatives(s: Setting) -> Section:
     """Training steps with sampled softmax over K = 64 negatives: the fused one, and eager compiled and not."""
     rows, results, k = [], [], 64
-    plain = compiled(eager_softmax)
     shape = shapes(s)[0]
-    generator = torch.Generator().manual_seed(0)
     for size in (1 << 8,) if s.small else (1 << 12, 1 << 15):
-        if s.is_over(f"softmax, K = {k}, {size}"):
-            continue
-        users, positives, _ = triples(*shape, size, s.device)[0]
-        negatives = torch.randint(0, shape[1], (size, k), generator=generator).to(s.device)
-        methods: dict[str, Method] = {}
-        for label in ("fused", "eager", "compile"):
-            model = zx.MatrixFactorization(*shape, DIM, seed=0, init_std=0.1, device=s.device)
-            optimizer = OPTIMIZERS["SGD"](model.parameters())
-            if label == "fused":
-                step: Any = FusedStep(model, zx.SampledSoftmaxLoss(), optimizer, capturable=s.on_gpu)
-            else:
-                step = trained(model, optimizer, plain if label == "compile" else eager_softmax)
-            methods[label] = functools.partial(step, users, positives, negatives)
-            if label == "fused" and s.on_gpu:
-                methods["fused, graph"] = captured(step, (users, positives, negatives))
-        seconds = s.turns(f"softmax, K = {k}, {size}", methods)
-        if "fused" not in seconds:
-            continue
-        moved = many_negatives_bytes(shape, size, k)
-        best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
-        rows.append(
-            [
-                *(size, microseconds(seconds, "fused"), microseconds(seconds, "fused, graph")),
-                *(spread(size * k / seconds[best] * 1e-9), *ratios(seconds, ("eager", "compile"), best)),
-            ]
-        )
-        results.append({"samples": size, "negatives": k, "bytes": moved, "seconds": lists(seconds)})
-    header = ["samples", "us", "us in a graph", "1e9 pairs a second", "eager / fused", "compile / fused"]
+        for share in (0, 64):
+            what = f"softmax, K = {k}, {size}" + (f", {share} share a list" if share else "")
+            if s.is_over(what):
+                continue
+            seconds = s.turns(what, softmax_methods(s, shape, size, k, share))
+            if "fused" not in seconds:
+                continue
+            best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
+            rows.append(
+                [
+                    *(size, share or 1, microseconds(seconds, "fused"), microseconds(seconds, "fused, graph")),
+                    *(spread(size * k / seconds[best] * 1e-9), *ratios(seconds, ("eager", "compile"), best)),
+                ]
+            )
+            moved = many_negatives_bytes(shape, size, k, share)
+            results.append({"samples": size, "negatives": k, "share": share, "bytes": moved, "seconds": lists(seconds)})
+    header = [
+        "samples",
+        "share a list",
+        "us",
+        "us in a graph",
+        "1e9 pairs a second",
+        "eager / fused",
+        "compile / fused",
+    ]
     text = f"Training steps, sampled softmax with {k} negatives, {shape[0]} x {shape[1]} rows, d = {DIM}, SGD."
+    text += " Peers of shared lists share them too, by a product of matrices."
     return [text, table(header, rows)], results
 
 
@@ -749,6 +791,8 @@ def targets(results: Mapping[str, Any]) -> list[list[str]]:
         if "compile" in r["seconds"]:
             times = fastest(r["seconds"], "compile") / fastest(r["seconds"], "fused", "fused, graph")
             what = f"softmax step, K = {r['negatives']}, {r['samples']} samples"
+            if r.get("share"):
+                what += f", {r['share']} share a list"
             judge(what, "5 x torch.compile", f"{times:.2f} x", times >= 5)
     for r in results.get("steps", ()):
         if r["optimizer"] == "SGD" and r["samples"] == 1 << 12 and (r["users"], r["items"]) == MOVIELENS:

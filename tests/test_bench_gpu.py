@@ -132,7 +132,7 @@ def test_every_section_as_on_a_gpu(bench, played_gpu, monkeypatch, tmp_path):
     timed = [v for s in seconds for v in (s.values() if isinstance(s, dict) else [s])]
     assert all(len(v) == 2 and min(v) > 0 for v in timed)
     # Three in each of the six rows of losses, one in each row of steps, of many negatives and of factorizations.
-    assert Graph.captured == 18 + 6 + 1 + 2
+    assert Graph.captured == 18 + 6 + 2 + 2
     methods = {"ours", "direct", "eager", "compile", "ours, graph", "direct, graph", "compile, graph"}
     assert methods == set(found["losses"][0]["seconds"])
     assert "implicit" in [r["what"] for r in found["epochs"]]
@@ -153,6 +153,27 @@ def test_the_peer_of_many_negatives_is_the_loss(bench):
     user, item = torch.randn(3, 6), torch.randn(5, 6)
     want = zx.mf_loss(user, item, users, positives, negatives, loss="sampled_softmax")
     torch.testing.assert_close(bench.eager_softmax(user, item, users, positives, negatives), want)
+    users, positives, lists = users.repeat(2)[:4], positives.repeat(2)[:4], negatives[:2]
+    want = zx.mf_loss(user, item, users, positives, lists.repeat_interleave(2, 0), loss="sampled_softmax")
+    torch.testing.assert_close(bench.eager_shared_softmax(user, item, users, positives, lists), want)
+
+
+def test_ways_to_share_lists_train_alike(bench):
+    """What is timed against each other does the same: a step on lists, and eager PyTorch's."""
+    setting = bench.Setting("cpu", 1, True)
+    made = []
+    keep = zx.MatrixFactorization
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(zx, "MatrixFactorization", lambda *a, **o: made.append(keep(*a, **o)) or made[-1])
+        patched.setattr(bench, "compiled", lambda function: function)
+        methods = bench.softmax_methods(setting, (70, 50), 128, 16, 64)
+    before = [p.detach().clone() for p in made[0].parameters()]
+    for name in ("fused", "eager", "compile"):
+        methods[name]()
+    for model in made:
+        for got, want, was in zip(model.parameters(), made[1].parameters(), before, strict=True):
+            torch.testing.assert_close(got, want)
+            assert not torch.equal(got, was)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -377,7 +398,8 @@ def test_verdicts(bench):
         "negatives": [
             {"samples": n, "negatives": 64, "seconds": {"fused": [1.0], "fused, graph": [0.5], "compile": [compiled]}}
             for n, compiled in ((4096, 2.6), (32768, 2.4))
-        ],
+        ]
+        + [{"samples": 4096, "negatives": 64, "share": 64, "seconds": {"fused": [1.0], "compile": [4.9]}}],
         "sampling": [
             {"what": "negatives, uniform", "samples": 10**10, "seconds": [0.9, 0.8, 2.0]},
             {"what": "negatives, popularity", "samples": 10**10, "seconds": [1.9]},
@@ -401,6 +423,7 @@ def test_verdicts(bench):
         "bpr loss, host's time of a call": "**missed**",
         "softmax step, K = 64, 4096 samples": "met",
         "softmax step, K = 64, 32768 samples": "**missed**",
+        "softmax step, K = 64, 4096 samples, 64 share a list": "**missed**",
         "fused step, SGD, 4096 triples": "met",
         "uniform negatives": "met",
         "negatives by popularity": "**missed**",
