@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "common/losses.h"
+#include "common/shared_negatives.h"
 
 namespace zx {
 
@@ -35,7 +36,6 @@ inline void check_weight(const Tensor& weight, int64_t samples) {
 
 // Lists of negatives that samples share, as csrc/library.cpp names their parts; returns whether there are any. `own`
 // are the negatives of samples that share nothing.
-constexpr int64_t kMostSharing = 4096;
 inline bool check_shared(const std::optional<Tensor>& lists, const std::optional<Tensor>& start,
                          const std::optional<Tensor>& held, const std::optional<Tensor>& alone, int64_t share,
                          const Tensor& positives, const Tensor& own, int64_t samples) {
@@ -44,7 +44,7 @@ inline bool check_shared(const std::optional<Tensor>& lists, const std::optional
   const int64_t k = own.dim() == 2 ? own.size(1) : 1;
   ZX_CHECK(positives.dim() == 1 || positives.size(1) == 1, "samples that share negatives have one positive");
   ZX_CHECK(k > 0, "samples that share negatives must have some");
-  ZX_CHECK(share >= 1 && share <= kMostSharing, "share must be 1 to ", kMostSharing, ", got ", share);
+  ZX_CHECK(share >= 1 && share <= kMostShared, "share must be 1 to ", kMostShared, ", got ", share);
   const auto is = [](const Tensor& t, ScalarType dtype) { return t.scalar_type() == dtype && t.is_contiguous(); };
   ZX_CHECK(is(*lists, ScalarType::Long) && lists->dim() == 2 && lists->size(1) == k &&
                lists->size(0) >= (samples + share - 2) / share + (samples > 0 ? 1 : 0),

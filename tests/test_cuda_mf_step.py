@@ -1007,7 +1007,12 @@ SHARED_BUGS = [
     planted.Bug("a list has one tile", "int64_t{b.tile % a.ids.tiles_each} * kTile", "int64_t{0}"),
     planted.Bug("replaced slots have no derivative", "row[j] += row[slot], row[slot] = 0.0f", "row[slot] = 0.0f"),
     planted.Bug("replaced slots are not those of the place", "slot != place && held[slot]", "false"),
-    planted.Bug("the place before", "place = place + 1 == k ? 0 : place + 1", "place = place == 0 ? k - 1 : place - 1"),
+    planted.Bug(
+        "the place before",
+        "place = place + 1 == k ? 0 : place + 1",
+        "place = place == 0 ? k - 1 : place - 1",
+        "common/shared_negatives.h",
+    ),
     planted.Bug("a score is replaced too late", "__syncwarp(kFullWarp);", ";"),
     planted.Bug("uses are samples", "uses += 1", "uses += 0"),
     planted.Bug("an unused item is named", "uses[at] == 0", "false", "cuda/batch_sort.cuh"),

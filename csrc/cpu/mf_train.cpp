@@ -247,11 +247,7 @@ Tensor expand_shared(const Tensor& lists, const Tensor& start, const Tensor& hel
   for (int64_t i = 0; i < samples; ++i, taken += k, others += k, to += k) {
     const int64_t* list = items + (first + i) / share * k;
     const bool alone = std::all_of(taken, taken + k, [](bool t) { return t; });
-    for (int64_t j = 0; j < k; ++j) {
-      int64_t place = j;
-      while (!alone && taken[place]) place = place + 1 == k ? 0 : place + 1;
-      to[j] = alone ? others[j] : list[place];
-    }
+    for (int64_t j = 0; j < k; ++j) to[j] = alone ? others[j] : list[place_of(taken, k, j)];
   }
   return out;
 }
@@ -282,33 +278,33 @@ Tensor mf_step(Tensor user_embedding, Tensor item_embedding, MaybeTensor item_bi
     line[1] = number_of(*rates[t], line[1], "lr").read();
     if (*steps[t]) line[5] = number_of(*steps[t], 0, "step").read() + 1;
   }
-  const Tensor losses =
-      train_on({user_embedding,
-                item_embedding,
-                item_bias,
-                user_first,
-                user_second,
-                item_first,
-                item_second,
-                bias_first,
-                bias_second,
-                constants,
-                now,
-                optimizer,
-                loss,
-                a,
-                b,
-                c,
-                l2,
-                longest,
-                reduction,
-                samples,
-                false,
-                normalize,
-                nullptr,
-                {},
-                data_or_null<float>(weight)},
-               users, positives, shared ? expand_shared(*lists, *start, *held, share, negatives) : negatives);
+  const Tensor own = shared ? expand_shared(*lists, *start, *held, share, negatives) : negatives;
+  const Tensor losses = train_on({user_embedding,
+                                  item_embedding,
+                                  item_bias,
+                                  user_first,
+                                  user_second,
+                                  item_first,
+                                  item_second,
+                                  bias_first,
+                                  bias_second,
+                                  constants,
+                                  now,
+                                  optimizer,
+                                  loss,
+                                  a,
+                                  b,
+                                  c,
+                                  l2,
+                                  longest,
+                                  reduction,
+                                  samples,
+                                  false,
+                                  normalize,
+                                  nullptr,
+                                  {},
+                                  data_or_null<float>(weight)},
+                                 users, positives, own);
   for (int64_t t = 0; t < 3; ++t) {
     if (!*steps[t]) continue;
     Tensor& step = **steps[t];

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "common/shared_negatives.h"
 #include "cpu/mf_inputs.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling.h"
@@ -15,7 +16,6 @@
 namespace zx::cpu {
 
 constexpr int64_t kSharedNumbers = int64_t{1} << 62;  // of samples: those of an epoch are less
-constexpr int64_t kMostShared = 4096;                 // samples of a block
 
 // A slot of a sample that has the item in another place of the block's list: both as numbers in [samples, K].
 struct Replaced {

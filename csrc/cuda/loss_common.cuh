@@ -227,6 +227,20 @@ __device__ __forceinline__ RowResult<C> evaluate_row(int64_t cols, int lane, int
   return {f.value, scale * f.dp - through_logits};
 }
 
+// f(type{}) of a loss of rows that is known when the kernel runs.
+template <class C, class F>
+__device__ __forceinline__ RowResult<C> with_row_loss(Loss loss, const F& f) {
+  switch (loss) {
+#define ZX_CASE(kind, name, type) \
+  case Loss::kind:                \
+    return f(type{});
+    ZX_ROW_LOSSES(ZX_CASE)
+#undef ZX_CASE
+    default:
+      return {};
+  }
+}
+
 // ---- launching ------------------------------------------------------------------------------------------------------
 
 enum class Element { kFloat, kDouble, kHalf, kBFloat16 };

@@ -233,17 +233,7 @@ __global__ void __launch_bounds__(kMfThreads, 3) mf_negatives_kernel(const MfArg
           return evaluate_row<Type>(live ? a.k : int64_t(0), lane, width, logit, p, x_p, scale * w_row,
                                     static_cast<C>(a.log_cols), params, a.grad, store);
         };
-        RowResult<C> f{};
-        switch (a.loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    f = evaluate(type{});         \
-    break;
-          ZX_ROW_LOSSES(ZX_CASE)
-#undef ZX_CASE
-          default:
-            break;
-        }
+        const RowResult<C> f = with_row_loss<C>(a.loss, evaluate);
         d_pos = f.grad_pos;
         if (live && lane == 0) {
           if (a.values != nullptr) static_cast<S*>(a.values)[sample] = narrow<S>(w_row * f.value);

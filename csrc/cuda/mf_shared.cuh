@@ -17,6 +17,7 @@
 #pragma once
 
 #include "common/cosines.h"
+#include "common/shared_negatives.h"
 #include "cuda/batch_sort.cuh"
 #include "cuda/loss_common.cuh"
 
@@ -154,14 +155,7 @@ __device__ __forceinline__ int tile_depth(int64_t left) {
   return left < kTile ? (static_cast<int>(left) + kTileSide - 1) / kTileSide * kTileSide : kTile;
 }
 
-// The place of a list that a slot has: the first one from its own on and around the end that is not held. (The user
-// has not all of them; else this ends as well.)
-__device__ __forceinline__ unsigned place_of(const uint8_t* held, unsigned k, unsigned slot) {
-  unsigned place = slot;
-  for (unsigned tries = 1; held[place] && tries < k; ++tries) place = place + 1 == k ? 0 : place + 1;
-  return place;
-}
-// Calls f(slot) for the other slots that have this place, which is not held.
+// Calls f(slot) for the other slots that have this place (place_of), which is not held.
 template <class F>
 __device__ __forceinline__ void for_replaced(const uint8_t* held, unsigned k, unsigned place, const F& f) {
   for (unsigned slot = place == 0 ? k - 1 : place - 1; slot != place && held[slot]; slot = slot == 0 ? k - 1 : slot - 1)

@@ -581,7 +581,7 @@ struct StepEntry {
   unsigned row;
 };
 
-// Of the user `user`'s sample, whose derivative in the score is `slope`.
+// What the user of a sample adds to an item in whose score the derivative is `slope`.
 __device__ __forceinline__ StepEntry entry_of_user(const StepArgs& a, unsigned sample, float slope) {
   const unsigned user = BatchKeys::in_range(a.ids.users[sample], a.user.rows);
   if (user >= a.user.rows) return {NAN, NAN, 1.0f, 0};

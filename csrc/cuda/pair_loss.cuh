@@ -249,17 +249,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossResident) softmax_loss_kern
         return evaluate_row<Type>(mine ? a.cols : 0, lane, a.width, logit, p, x_p, static_cast<C>(a.scale) * w,
                                   static_cast<C>(a.log_cols), params, a.grad_pos != nullptr, store);
       };
-      RowResult<C> f{};
-      switch (a.loss) {
-#define ZX_CASE(kind, name, type) \
-  case Loss::kind:                \
-    f = evaluate(type{});         \
-    break;
-        ZX_ROW_LOSSES(ZX_CASE)
-#undef ZX_CASE
-        default:
-          break;
-      }
+      const RowResult<C> f = with_row_loss<C>(a.loss, evaluate);
       if (mine && lane == 0) {
         total += static_cast<double>(w * f.value);
         if (a.values != nullptr) static_cast<S*>(a.values)[row] = narrow<S>(w * f.value);
