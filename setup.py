@@ -73,30 +73,26 @@ def find_cuda_home() -> str | None:
     return str(Path(top[1]).resolve()) if top else None
 
 
-def default_archs(nvcc: Path) -> str:
-    """Those of DEFAULT_ARCHS that this nvcc knows, and PTX of the highest, for GPUs that are newer."""
-    said = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-    numbers = re.findall(r"^compute_(\d+)$", said.stdout, re.MULTILINE)
-    archs = [arch for arch in DEFAULT_ARCHS.split(";") if arch.replace(".", "") in numbers]
-    if not archs:
-        sys.exit(
-            f"setup.py: {nvcc} --list-gpu-arch names none of {DEFAULT_ARCHS}, but {said.stdout.split()} {said.stderr}: "
-            "set TORCH_CUDA_ARCH_LIST to what it compiles for, or FORCE_CUDA=0"
-        )
-    return ";".join(archs) + "+PTX"
-
-
 def chosen_archs(nvcc: Path) -> list[str]:
     """Returns what torch tells nvcc to compile for, such as ["sm_90", "compute_90"], and sets what torch goes by.
 
-    Ends the build at once where TORCH_CUDA_ARCH_LIST names what torch or this nvcc do not know.
+    Without TORCH_CUDA_ARCH_LIST these are those of DEFAULT_ARCHS that this nvcc knows, and PTX of the highest, for GPUs
+    that are newer. What torch or this nvcc do not know ends the build at once.
     """
     from torch.utils import cpp_extension
 
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or default_archs(nvcc)
+    said = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    known = re.findall(r"^compute_(\d+)$", said.stdout, re.MULTILINE)
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not asked:
+        archs = [arch for arch in DEFAULT_ARCHS.split(";") if arch.replace(".", "") in known]
+        if not archs:
+            sys.exit(
+                f"setup.py: {nvcc} --list-gpu-arch names none of {DEFAULT_ARCHS}, but {said.stdout.split()} "
+                f"{said.stderr}: set TORCH_CUDA_ARCH_LIST to what it compiles for, or FORCE_CUDA=0"
+            )
+        asked = ";".join(archs) + "+PTX"
     os.environ["TORCH_CUDA_ARCH_LIST"] = asked
-    said = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-    known = re.findall(r"^compute_(\d+)$", said, re.MULTILINE)
     try:
         codes = re.findall(r",code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags()))
     except (ValueError, IndexError):  # a name that torch does not know; "native" on a machine without a GPU
@@ -203,8 +199,9 @@ def extensions() -> tuple[list, dict]:
     wanted = force_cuda if force_cuda is not None else (cuda_home is not None and torch.version.cuda is not None)
     cuda_sources = sources("cuda", ".cpp", ".cu")
     if wanted and cuda_sources:
-        archs = ",".join(chosen_archs(Path(cuda_home, "bin", "nvcc")))  # (which csrc/cuda/archs.cpp tells)
-        nvcc_flags = [*NVCC_FLAGS, *compression(Path(cuda_home, "bin", "nvcc")), *(["-lineinfo"] if debug else [])]
+        nvcc = Path(cuda_home, "bin", "nvcc")
+        archs = ",".join(chosen_archs(nvcc))  # (which csrc/cuda/archs.cpp tells)
+        nvcc_flags = [*NVCC_FLAGS, *compression(nvcc), *(["-lineinfo"] if debug else [])]
         # torch looks for CUDA only where it is itself a CUDA build, and takes a script named nvcc for the compiler.
         cpp_extension.CUDA_HOME = cuda_home
         stub = [] if torch.version.cuda else [f"-L{stub_cuda_library()}"]

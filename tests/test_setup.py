@@ -79,11 +79,27 @@ def test_nvcc_is_asked_for_what_it_knows(monkeypatch, archs, version, kept, said
     assert sorted(macro.split(",")) == sorted([f"sm_{n}" for n in numbers] + [f"compute_{numbers[-1]}"])
 
 
-def test_what_the_user_wants_is_left_as_it_is(monkeypatch, archs):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 12.0+PTX")
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("8.6 12.0+PTX", ["compute_120", "sm_120", "sm_86"]),
+        ("7.5 9.0+PTX", ["compute_90", "sm_75", "sm_90"]),
+        ("9.0a", ["sm_90a"]),
+    ],
+)
+def test_what_the_user_wants_is_left_as_it_is(monkeypatch, archs, wanted, told):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
     asked, macro = archs(KNOWN["12.8"])
-    assert asked == "8.6 12.0+PTX"
-    assert set(macro.split(",")) == {"sm_86", "sm_120", "compute_120"}
+    assert asked == wanted
+    assert sorted(macro.split(",")) == told
+
+
+@pytest.mark.parametrize("wanted", ["7.0", "sm90", "native", "9.0;13.7", ";"])
+def test_architectures_that_cannot_be_compiled_for_end_the_build_at_once(monkeypatch, archs, wanted):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    with pytest.raises(SystemExit, match=rf"TORCH_CUDA_ARCH_LIST={wanted!r}.*know 7\.5 9\.0"):
+        archs("75 90")
 
 
 def test_an_nvcc_that_knows_none_of_them(monkeypatch, archs):
