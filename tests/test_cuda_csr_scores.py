@@ -171,9 +171,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
 
 
-small_grid = planted.kernels_of(
-    "csr_scores", "cuda/csr_scores.cuh", (), constants={"kCsrBlocks": 2, "kCsrLongBlocks": 1}, kind="plain"
-)
+small_grid = planted.small_grid_of("csr_scores", kCsrBlocks=2, kCsrLongBlocks=1)
 
 
 @pytest.mark.slow

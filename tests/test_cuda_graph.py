@@ -195,9 +195,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
 
 
-small_grid = planted.kernels_of(
-    "graph", "cuda/graph.cuh", (), constants={"kGraphBlocks": 2, "kGraphLongBlocks": 1}, kind="plain"
-)
+small_grid = planted.small_grid_of("graph", kGraphBlocks=2, kGraphLongBlocks=1)
 
 
 @pytest.mark.slow

@@ -380,9 +380,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
 
 
-small_grid = planted.kernels_of(
-    "mf_gradient", "cuda/mf_gradient.cuh", (), constants={"kGradientBlocks": 2, "kLongBlocks": 1}, kind="plain"
-)
+small_grid = planted.small_grid_of("mf_gradient", kGradientBlocks=2, kLongBlocks=1)
 
 
 @pytest.mark.slow

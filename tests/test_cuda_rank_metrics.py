@@ -157,9 +157,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
 
 
-small_grid = planted.kernels_of(
-    "rank_metrics", "cuda/rank_metrics.cuh", (), constants={"kMetricBlocks": 2}, kind="plain"
-)
+small_grid = planted.small_grid_of("rank_metrics", kMetricBlocks=2)
 
 
 @pytest.mark.slow

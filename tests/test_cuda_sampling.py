@@ -386,7 +386,7 @@ def test_planted_bugs_are_noticed(wrong, bug):
     planted.look_for(bug, BUGS, wrong, battery)
 
 
-small_grid = planted.kernels_of("sampling", "cuda/sampling.cuh", (), constants={"kSampleBlocks": 2}, kind="plain")
+small_grid = planted.small_grid_of("sampling", kSampleBlocks=2)
 
 
 @pytest.mark.slow

@@ -93,15 +93,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, limit):
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-MAPPED = """
+# Mounts a disk of argv[2] bytes at argv[1]. What follows fills it, and ends with 0 if the error is the right one.
+OWN_DISK = """
 import ctypes, sys
-from zerosum_ext.training import parts
-import torch
 libc = ctypes.CDLL(None)
 if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
     sys.exit(3)
-if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=64k"):
+if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=" + sys.argv[2].encode()):
     sys.exit(3)
+"""
+MAPPED = """
+from zerosum_ext.training import parts
+import torch
 with open(sys.argv[1] + "/before", "w") as file:
     file.write("before")
 try:
@@ -114,25 +117,9 @@ except OSError as error:
     sys.exit(0)
 sys.exit(1)
 """
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a disk of its own is a thing of Linux")
-def test_a_file_that_is_mapped_on_a_full_disk_does_not_end_the_process(tmp_path):
-    process = start(MAPPED, tmp_path)
-    if process.wait(60) == 3:
-        pytest.skip("mounting a disk needs root")
-    assert process.returncode == 0
-
-
-FULL = """
-import ctypes, sys
+BY_TORCH = """
 import torch
 from zerosum_ext.training.checkpoint import write_checkpoint
-libc = ctypes.CDLL(None)
-if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
-    sys.exit(3)
-if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=300k"):
-    sys.exit(3)
 file = sys.argv[1] + "/run.pt"
 try:
     write_checkpoint(file, {"table": torch.zeros(1000, 1000)}, {})
@@ -144,8 +131,9 @@ sys.exit(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a disk of its own is a thing of Linux")
-def test_torch_on_a_full_disk_says_that_it_is_full(tmp_path):
-    process = start(FULL, tmp_path)
+@pytest.mark.parametrize(("code", "size"), [(MAPPED, "64k"), (BY_TORCH, "300k")], ids=["mapped", "by torch"])
+def test_a_full_disk_does_not_end_the_process_and_is_said_to_be_full(code, size, tmp_path):
+    process = start(OWN_DISK + code, tmp_path, size)
     if process.wait(60) == 3:
         pytest.skip("mounting a disk needs root")
     assert process.returncode == 0

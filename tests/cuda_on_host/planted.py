@@ -119,10 +119,15 @@ def kernels_of(topic: str, header: str, bugs: Sequence[Bug], **options: Any):
     @pytest.fixture(scope="module")
     def wrong():
         if os.environ.get("CUDA_ON_HOST_SANITIZE"):
-            pytest.skip("planted bugs are for the tests to find: sanitizers look at the kernels that are right")
+            pytest.skip("changed kernels are for the tests to look at: sanitizers are given those of the package")
         return load(topic, header, bugs, **options)
 
     return wrong
+
+
+def small_grid_of(topic: str, **constants: int):
+    """A fixture: the kernels of a topic with a grid of so few blocks that each takes several turns."""
+    return kernels_of(topic, f"cuda/{topic}.cuh", (), constants=constants, kind="plain")
 
 
 def each_of(bugs: Sequence[Bug]):
