@@ -140,6 +140,11 @@ def ratios(seconds: Seconds, names: Sequence[str], base: str) -> list[str]:
     return [str(ratio(seconds, name, base)) if name in seconds and base in seconds else "-" for name in names]
 
 
+def faster(seconds: Seconds, *names: str) -> str:
+    """The method that takes the least time, of those that were timed."""
+    return min((name for name in names if name in seconds), key=lambda name: np.median(seconds[name]))
+
+
 def lists(seconds: Seconds) -> dict[str, list[float]]:
     return {name: list(values) for name, values in seconds.items()}
 
@@ -435,7 +440,7 @@ def bench_steps(s: Setting) -> Section:
             if "fused" not in seconds:
                 continue
             moved = step_bytes(name, shape, batches[0])
-            best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
+            best = faster(seconds, "fused", "fused, graph")
             rows.append(
                 [
                     *(name, "{} x {}".format(*shape), size),
@@ -531,7 +536,7 @@ def bench_negatives(s: Setting) -> Section:
             seconds = s.turns(what, softmax_methods(s, shape, size, k, share))
             if "fused" not in seconds:
                 continue
-            best = min(("fused", "fused, graph"), key=lambda x: np.median(seconds[x]) if x in seconds else np.inf)
+            best = faster(seconds, "fused", "fused, graph")
             rows.append(
                 [
                     *(size, share or 1, microseconds(seconds, "fused"), microseconds(seconds, "fused, graph")),
