@@ -45,8 +45,8 @@ __all__ = [
 #: The file that holds the lock of a folder, while it is locked.
 LOCK = ".lock"
 # How every temporary file ends. What a killed process left is removed by the next one that locks the folder.
-_FULL = 1 << 16  # a disk with fewer bytes left is full: writers keep as much in buffers
 _PART = ".part"
+_FULL = 1 << 16  # a disk with fewer bytes left is full: writers keep as much in buffers
 _locks_of_this_process: set[str] = set()
 _locks_guard = threading.Lock()
 

@@ -81,7 +81,7 @@ def finish(device: torch.device) -> None:
     This is for what is made once and kept where nobody sees it: another stream may be the next one to use it, and does
     not know whom to wait for.
     """
-    if device.type == "cuda" and torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and torch.cuda.is_initialized() and not capturing(device):
         torch.cuda.current_stream(device).synchronize()
 
 
